@@ -1,0 +1,172 @@
+//! Settings as the master uses them: absolute, defaulted, checked. Made from `file::File` by `resolve`; nothing
+//! else in the project reads a file or an environment variable for settings.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use forkmaster_wire::message::{Application, LogLevel, Probe};
+
+/// One reading of the configuration: what a generation is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    pub name: String,
+    pub app: App,
+    pub server: Server,
+    pub reload: Reload,
+    pub http: Http,
+    pub log: Log,
+    pub control: Control,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct App {
+    pub application: Application,
+    /// The real directory: no symlink is left in it.
+    pub release: PathBuf,
+    pub interpreter: Interpreter,
+    pub preload: bool,
+    /// Absolute.
+    pub pythonpath: Vec<PathBuf>,
+    pub imports: Vec<String>,
+    pub probe: Option<Probe>,
+    /// The whole environment of the generation's processes: start environment without the supervisor's protocol
+    /// variables, then env_file, then `[env]`, then VIRTUAL_ENV, PATH, PWD and the user's HOME, USER, LOGNAME.
+    pub environment: Vec<(OsString, OsString)>,
+}
+
+/// Which Python runs the generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interpreter {
+    /// What is exec'ed: in a venv `<real venv>/bin/python`, the last part unresolved.
+    pub executable: PathBuf,
+    /// The resolved venv directory, if it is one.
+    pub venv: Option<PathBuf>,
+    /// Why this one, for the log: `venv in the release`, `[app] python`, `python3 on PATH`.
+    pub chosen_by: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Server {
+    pub bind: Vec<Bind>,
+    pub backlog: u32,
+    pub socket: SocketFile,
+    pub workers: u32,
+    pub threads: u32,
+    pub connections: u32,
+    /// None: stay who we are (not configured, or already so).
+    pub identity: Option<Identity>,
+    /// None: inherit.
+    pub umask: Option<u32>,
+    pub pidfile: Option<PathBuf>,
+    /// 0: never.
+    pub max_requests: u64,
+    pub max_requests_jitter: u64,
+    pub max_lifetime: Option<Duration>,
+    pub max_rss: Option<u64>,
+    pub boot_timeout: Duration,
+    /// None: disabled.
+    pub request_timeout: Option<Duration>,
+    /// Path prefix and limit, longest prefix first.
+    pub request_timeouts: Vec<(String, Option<Duration>)>,
+    pub graceful_timeout: Duration,
+    pub shutdown_delay: Duration,
+    /// Directories to try, in order.
+    pub temp_dirs: Vec<PathBuf>,
+    pub temp_limit: u64,
+    pub response_buffer: u64,
+}
+
+/// An address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Bind {
+    Inet(SocketAddr),
+    /// Absolute; its directory is not resolved.
+    Unix(PathBuf),
+    /// A listening socket that the supervisor handed over.
+    Fd(i32),
+    // `systemd:NAME` comes with a later version; until then it is refused with that sentence.
+}
+
+/// Mode and owner of Unix socket files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketFile {
+    pub mode: u32,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+}
+
+/// Who the template and its workers are. Looked up before any fork.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub uid: u32,
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// None for a numeric id without a passwd entry.
+    pub name: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reload {
+    pub max_surge: Surge,
+    pub max_unavailable: u32,
+    pub drain_timeout: Duration,
+    pub keep_previous: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surge {
+    Workers(u32),
+    /// `"100%"`: all new workers wait paused and take over in one step.
+    All,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Http {
+    pub keepalive_timeout: Duration,
+    pub header_timeout: Duration,
+    pub body_timeout: Duration,
+    pub write_timeout: Duration,
+    pub limit_request_line: u32,
+    pub limit_request_fields: u32,
+    pub limit_request_field_size: u32,
+    pub limit_request_head: u32,
+    pub body_memory: u64,
+    pub max_body: u64,
+    pub forwarded_allow_ips: Vec<String>,
+    pub forwarded_headers: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    pub level: LogLevel,
+    pub error: LogTarget,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTarget {
+    Stderr,
+    File(PathBuf),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Control {
+    pub socket: ControlSocket,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlSocket {
+    /// Candidates, first one that works; a client tries the same list. The last is an abstract name.
+    Auto(Vec<ControlAddress>),
+    Path(PathBuf),
+    Off,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlAddress {
+    Path(PathBuf),
+    /// Without the leading NUL.
+    Abstract(String),
+}

@@ -1,0 +1,1 @@
+# Written by the worker crate's author; see inherit.rs.

@@ -1,0 +1,251 @@
+//! The messages between the master and its templates and workers. Every type that crosses a process border
+//! is in this file. File descriptors travel beside a message, in the order its documentation gives.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// A generation, numbered from 1 over the life of the master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct GenerationId(pub u32);
+
+/// One worker process, unique over the life of the master (pids are not).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct WorkerId(pub u64);
+
+/// A seat in a generation; outlives its workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SlotIndex(pub u32);
+
+/// A listener, numbered over the life of the master: the same address keeps its number over reloads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ListenerId(pub u32);
+
+macro_rules! display_number {
+    ($($name:ident)*) => {$(
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    )*};
+}
+display_number!(GenerationId WorkerId SlotIndex ListenerId);
+
+/// Master to template.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToTemplate {
+    /// The first message; it waits in the channel before the interpreter has even started.
+    Boot(Box<Boot>),
+    /// Fork one worker. File descriptors: the worker's end of its channel, the scoreboard, the write end of
+    /// the pipe for faulthandler's stack dumps, then one per entry of `listeners`.
+    Spawn(Spawn),
+    /// Answered with `Pong` by a template that can fork.
+    Ping { id: u64 },
+    /// End: close the channel and exit 0.
+    Stop,
+}
+
+/// Template to master.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromTemplate {
+    /// The interpreter runs and the library is loaded; nothing of the application is imported.
+    Hello(Hello),
+    /// Ready to fork. With `preload` the application is imported and its imports and URLconf are proved.
+    Loaded(Loaded),
+    /// The application could not be imported (with `preload`). The template exits after sending it.
+    Failed(Failure),
+    /// The fork itself failed; the worker will never introduce itself.
+    SpawnFailed { worker: WorkerId, reason: String },
+    Pong { id: u64 },
+    /// Forking failed twice in a row (a middle process hung): this template must be replaced.
+    Broken { reason: String },
+}
+
+/// Master to worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// Begin, or after a Drain begin again, to accept. Answered with `Serving` once listeners are registered.
+    Serve,
+    /// Finish what was begun, accept nothing new, then exit 0. Answered with `Draining` once the listeners
+    /// are out of the epoll set. Listeners in `keep` are still accepted from, until `CloseListeners`: the next
+    /// generation does not have them, so nobody else would.
+    Drain { keep: Vec<ListenerId> },
+    /// Accept until EAGAIN, then close these.
+    CloseListeners { listeners: Vec<ListenerId> },
+    /// The whole service stops: every answer says `Connection: close`, all listeners are accepted until
+    /// EAGAIN and closed, idle connections are closed after `idle_ms`, running requests finish; then exit 0.
+    Stop { idle_ms: u64 },
+    /// This worker will be killed: take nothing new; requests that no thread has started get 503 and close;
+    /// the others may finish; then exit 0.
+    Retire,
+    /// Answer with `Stacks`: the Python stacks of all threads.
+    Stacks { id: u64 },
+}
+
+/// Worker to master, on the worker's own channel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromWorker {
+    /// Sent by the middle process, which knows the pid first.
+    Forked { pid: i32 },
+    /// The worker has introduced itself; nothing of the application is imported yet (without `preload`).
+    Hello { pid: i32 },
+    /// The application is there and proved, app threads are running; the worker waits for `Serve`.
+    Ready,
+    /// Import or proof failed; the worker exits after sending it.
+    Failed(Failure),
+    /// A `Serve` has been carried out.
+    Serving,
+    /// A `Drain`, `Stop` or `Retire` has been carried out as far as accepting is concerned.
+    Draining,
+    /// `Spawn::max_requests` is reached; the worker goes on serving until it is told to drain.
+    RequestsServed,
+    /// The application ended itself (SystemExit or KeyboardInterrupt outside a request, or TERM sent to the
+    /// worker): it stops accepting by itself and drains; the slot needs a new worker.
+    Leaving { reason: String },
+    Stacks { id: u64, text: String },
+}
+
+/// What a template and its workers must know; fixed for the life of a generation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Boot {
+    pub generation: GenerationId,
+    /// The instance's name, for process titles.
+    pub name: String,
+    /// The resolved release directory: cwd and `sys.path[0]`.
+    pub release: PathBuf,
+    /// Further entries of `sys.path`, after the release.
+    pub pythonpath: Vec<PathBuf>,
+    pub application: Application,
+    pub preload: bool,
+    /// Modules that must import before the release counts as proved.
+    pub imports: Vec<String>,
+    pub probe: Option<Probe>,
+    pub threads: u32,
+    /// Configured workers (for `wsgi.multiprocess`).
+    pub workers: u32,
+    pub http: Http,
+    pub log_level: LogLevel,
+}
+
+/// `shop.wsgi:application`, `shop:api.app`, `shop:create_app('prod')`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Application {
+    pub module: String,
+    /// Attributes to follow from the module; at least one.
+    pub attributes: Vec<String>,
+    /// For a factory: what stands between the parentheses, literals only (checked by `ast` in the worker).
+    pub call: Option<String>,
+}
+
+/// A request that the release must answer before it counts as proved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Path and query.
+    pub path: String,
+    pub host: String,
+    pub scheme: String,
+    /// Accepted status codes; empty: any 2xx.
+    pub status: Vec<u16>,
+}
+
+/// The settings of `[http]` and their neighbours that the serving loop needs. Times in milliseconds, sizes in
+/// bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Http {
+    pub connections: u32,
+    pub keepalive_timeout_ms: u64,
+    pub header_timeout_ms: u64,
+    pub body_timeout_ms: u64,
+    pub write_timeout_ms: u64,
+    pub limit_request_line: u32,
+    pub limit_request_fields: u32,
+    pub limit_request_field_size: u32,
+    pub limit_request_head: u32,
+    pub body_memory: u64,
+    pub max_body: u64,
+    /// Directories to try for temporary files, first writable wins.
+    pub temp_dirs: Vec<PathBuf>,
+    pub temp_limit: u64,
+    pub response_buffer: u64,
+    pub forwarded_allow_ips: Vec<String>,
+    pub forwarded_headers: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// One worker to fork.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Spawn {
+    pub worker: WorkerId,
+    pub slot: SlotIndex,
+    /// The worker's cell of the scoreboard.
+    pub cell: u32,
+    /// Size of the scoreboard that travels along.
+    pub cells: u32,
+    pub listeners: Vec<Listener>,
+    /// The release must prove itself in this worker. On a later respawn a failing probe is only logged: a
+    /// database outage must not empty the slots.
+    pub prove: bool,
+    /// Send `RequestsServed` after so many requests (jitter included); None: never.
+    pub max_requests: Option<u64>,
+}
+
+/// A listener, as a worker needs to know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    pub id: ListenerId,
+    /// As configured and bound, for log lines: `127.0.0.1:8000`, `unix:/run/shop.sock`.
+    pub address: String,
+}
+
+/// The interpreter, as it found itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    pub wire_hash: u64,
+    pub executable: PathBuf,
+    pub prefix: PathBuf,
+    /// `3.12.1`
+    pub version: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loaded {
+    /// How long the import took (0 without `preload`).
+    pub import_ms: u64,
+    /// Names of the threads that the import left running, besides the main thread (`preload` only).
+    pub threads: Vec<String>,
+}
+
+/// Why a release was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub stage: Stage,
+    /// One line: `ModuleNotFoundError: No module named 'dep'`.
+    pub reason: String,
+    /// The Python traceback or other details; may be empty, at most `channel::TEXT_BYTES_MAX`.
+    pub details: String,
+}
+
+/// What the release was doing when it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// The interpreter or our library did not come up.
+    Start,
+    /// Importing the application or finding the callable.
+    Import,
+    /// A module of `[app] imports`.
+    Imports,
+    /// Django's URLconf.
+    Urlconf,
+    Probe,
+}

@@ -1,0 +1,300 @@
+//! The scoreboard: one memfd a generation, mapped by the master and its workers, a cell a process. Atomics only:
+//! nobody waits, and a process that dies in the middle of a write leaves at worst a torn text, which the
+//! sequence number betrays.
+//!
+//! The memfd is sealed against resizing, since a worker that shrank it would kill the master with SIGBUS. A
+//! worker may be hostile all the same: the master checks every value it reads.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{fence, AtomicU32, AtomicU64, AtomicU8, Ordering};
+
+use nix::fcntl::{fcntl, FcntlArg, SealFlag};
+use nix::sys::memfd::{memfd_create, MFdFlags};
+use nix::sys::mman::{mmap, munmap, MapFlags, ProtFlags};
+
+/// Method and path of a running request, without query: enough to name it in a log line.
+pub const REQUEST_TEXT_BYTES_MAX: usize = 256;
+
+/// Buckets of the latency histogram; bucket i counts requests below 2^i * 0.1 ms, the last one all others.
+pub const LATENCY_BUCKETS: usize = 20;
+
+/// What one process says of itself. Written by its owner, read by the master.
+#[repr(C, align(64))]
+pub struct Cell {
+    /// CLOCK_MONOTONIC in nanoseconds of the event loop's latest turn (at least once a second).
+    pub beat_ns: AtomicU64,
+    /// Requests answered by the application.
+    pub requests: AtomicU64,
+    /// Connections accepted.
+    pub accepted: AtomicU64,
+    /// Exceptions that left the application.
+    pub errors: AtomicU64,
+    /// Open client connections.
+    pub connections: AtomicU32,
+    /// App threads inside the application.
+    pub busy: AtomicU32,
+    pub latency: [AtomicU64; LATENCY_BUCKETS],
+}
+
+/// One app thread of a process.
+#[repr(C, align(64))]
+pub struct ThreadCell {
+    /// Even: stable; odd: being written. Guards `text`.
+    sequence: AtomicU32,
+    text_bytes: AtomicU32,
+    /// Number of the running request within its worker; tells a request from the next one.
+    request: AtomicU64,
+    /// CLOCK_MONOTONIC in nanoseconds: when the request was dispatched; 0: no request.
+    started_ns: AtomicU64,
+    /// When application code was last entered (called, or asked for the next piece); 0: not in application code,
+    /// for example waiting for the client. `request_timeout` counts from here.
+    entered_ns: AtomicU64,
+    text: [AtomicU8; REQUEST_TEXT_BYTES_MAX],
+}
+
+/// A running request as the master sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Running {
+    pub request: u64,
+    pub started_ns: u64,
+    /// 0: the application waits for the client.
+    pub entered_ns: u64,
+    /// `GET /reports/2024`, cut, lossy.
+    pub text: String,
+}
+
+pub struct Scoreboard {
+    memory: NonNull<u8>,
+    bytes: NonZeroUsize,
+    cells: u32,
+    threads: u32,
+    fd: OwnedFd,
+}
+
+// SAFETY: the mapping is shared memory that is only ever accessed through atomics.
+unsafe impl Send for Scoreboard {}
+// SAFETY: as above.
+unsafe impl Sync for Scoreboard {}
+
+impl Scoreboard {
+    /// Makes a board for `cells` processes of `threads` app threads each. The memory is sparse: cells that are
+    /// never used cost nothing.
+    pub fn create(cells: u32, threads: u32) -> io::Result<Scoreboard> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let fd = memfd_create(c"forkmaster-scoreboard", flags).map_err(io::Error::from)?;
+        let bytes = board_bytes(cells, threads);
+        nix::unistd::ftruncate(&fd, bytes.get() as libc::off_t).map_err(io::Error::from)?;
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(io::Error::from)?;
+        Self::map(fd, cells, threads)
+    }
+
+    /// Maps a board that another process made, with the numbers it was made with.
+    pub fn open(fd: OwnedFd, cells: u32, threads: u32) -> io::Result<Scoreboard> {
+        let size = nix::sys::stat::fstat(&fd).map_err(io::Error::from)?.st_size;
+        if size as u64 != board_bytes(cells, threads).get() as u64 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the scoreboard has another size than announced"));
+        }
+        Self::map(fd, cells, threads)
+    }
+
+    fn map(fd: OwnedFd, cells: u32, threads: u32) -> io::Result<Scoreboard> {
+        let bytes = board_bytes(cells, threads);
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a fresh shared mapping of a file of exactly this size, whose size is sealed.
+        let memory = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, &fd, 0) }.map_err(io::Error::from)?;
+        Ok(Scoreboard { memory: memory.cast(), bytes, cells, threads, fd })
+    }
+
+    pub fn cells(&self) -> u32 {
+        self.cells
+    }
+
+    pub fn threads(&self) -> u32 {
+        self.threads
+    }
+
+    pub fn cell(&self, index: u32) -> &Cell {
+        assert!(index < self.cells, "cell {index} of {}", self.cells);
+        // SAFETY: within the mapping (asserted), aligned by construction, all fields are atomics, and the
+        // zeroed memory of a new memfd is a valid Cell.
+        unsafe { &*self.memory.as_ptr().add(cell_offset(index, self.threads)).cast::<Cell>() }
+    }
+
+    pub fn thread(&self, index: u32, thread: u32) -> &ThreadCell {
+        assert!(index < self.cells && thread < self.threads, "cell {index}, thread {thread}");
+        let offset = cell_offset(index, self.threads) + size_of::<Cell>() + thread as usize * size_of::<ThreadCell>();
+        // SAFETY: as in `cell`.
+        unsafe { &*self.memory.as_ptr().add(offset).cast::<ThreadCell>() }
+    }
+
+    /// Makes a cell ready for its next process. Only when the previous one has been reaped.
+    pub fn clear(&self, index: u32) {
+        let cell = self.cell(index);
+        cell.beat_ns.store(0, Ordering::Relaxed);
+        cell.requests.store(0, Ordering::Relaxed);
+        cell.accepted.store(0, Ordering::Relaxed);
+        cell.errors.store(0, Ordering::Relaxed);
+        cell.connections.store(0, Ordering::Relaxed);
+        cell.busy.store(0, Ordering::Relaxed);
+        for bucket in &cell.latency {
+            bucket.store(0, Ordering::Relaxed);
+        }
+        for thread in 0..self.threads {
+            let thread = self.thread(index, thread);
+            thread.started_ns.store(0, Ordering::Relaxed);
+            thread.entered_ns.store(0, Ordering::Relaxed);
+            // A process that died while writing left an odd number.
+            thread.sequence.store(0, Ordering::Release);
+        }
+    }
+}
+
+impl AsFd for Scoreboard {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Scoreboard {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `map`; every reference into it borrows self.
+        let _ = unsafe { munmap(self.memory.cast(), self.bytes.get()) };
+    }
+}
+
+impl Cell {
+    /// Counts one finished request.
+    pub fn finished(&self, latency_ns: u64) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let tenths = latency_ns / 100_000;
+        let bucket = (u64::BITS - tenths.leading_zeros()) as usize;
+        self.latency[bucket.min(LATENCY_BUCKETS - 1)].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl ThreadCell {
+    /// A request goes to the application. Called before the GIL is taken: waiting for it counts.
+    pub fn begin(&self, request: u64, now_ns: u64, method: &[u8], path: &[u8]) {
+        self.sequence.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::Release);
+        let text = method.iter().chain(b" ").chain(path);
+        let mut bytes = 0;
+        for (at, byte) in self.text.iter().zip(text) {
+            at.store(*byte, Ordering::Relaxed);
+            bytes += 1;
+        }
+        self.text_bytes.store(bytes, Ordering::Relaxed);
+        self.request.store(request, Ordering::Relaxed);
+        self.started_ns.store(now_ns, Ordering::Relaxed);
+        self.entered_ns.store(now_ns, Ordering::Relaxed);
+        self.sequence.fetch_add(1, Ordering::Release);
+    }
+
+    /// Application code is entered (again).
+    pub fn enter(&self, now_ns: u64) {
+        self.entered_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    /// Application code has been left: the thread waits for the client, or writes.
+    pub fn leave(&self) {
+        self.entered_ns.store(0, Ordering::Relaxed);
+    }
+
+    pub fn end(&self) {
+        self.entered_ns.store(0, Ordering::Relaxed);
+        self.started_ns.store(0, Ordering::Release);
+    }
+
+    /// The running request, if there is one; for the master.
+    pub fn running(&self) -> Option<Running> {
+        // A writer finishes within microseconds; a hostile or dead one never: give up after a few rounds.
+        for _ in 0..16 {
+            let before = self.sequence.load(Ordering::Acquire);
+            let started_ns = self.started_ns.load(Ordering::Relaxed);
+            if started_ns == 0 {
+                return None;
+            }
+            let request = self.request.load(Ordering::Relaxed);
+            let entered_ns = self.entered_ns.load(Ordering::Relaxed);
+            let bytes = (self.text_bytes.load(Ordering::Relaxed) as usize).min(REQUEST_TEXT_BYTES_MAX);
+            let text: Vec<u8> = self.text[..bytes].iter().map(|byte| byte.load(Ordering::Relaxed)).collect();
+            fence(Ordering::Acquire);
+            if before % 2 == 0 && self.sequence.load(Ordering::Relaxed) == before {
+                let text = String::from_utf8_lossy(&text).chars().map(printable).collect();
+                return Some(Running { request, started_ns, entered_ns, text });
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+}
+
+/// The text goes into log lines: nothing in it may start a new one.
+fn printable(character: char) -> char {
+    if character.is_control() {
+        '?'
+    } else {
+        character
+    }
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, the clock of every time on the board.
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid pointer; the clock exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+fn cell_offset(index: u32, threads: u32) -> usize {
+    index as usize * cell_bytes(threads)
+}
+
+fn cell_bytes(threads: u32) -> usize {
+    size_of::<Cell>() + threads as usize * size_of::<ThreadCell>()
+}
+
+fn board_bytes(cells: u32, threads: u32) -> NonZeroUsize {
+    NonZeroUsize::new(cells as usize * cell_bytes(threads)).expect("a scoreboard has at least one cell")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_see_the_same_cells() {
+        let master = Scoreboard::create(4, 2).unwrap();
+        let worker = Scoreboard::open(master.as_fd().try_clone_to_owned().unwrap(), 4, 2).unwrap();
+        assert_eq!(master.thread(3, 1).running(), None);
+        worker.thread(3, 1).begin(7, 1000, b"GET", b"/a\nb");
+        let running = master.thread(3, 1).running().unwrap();
+        assert_eq!((running.request, running.started_ns, running.text.as_str()), (7, 1000, "GET /a?b"));
+        worker.thread(3, 1).leave();
+        assert_eq!(master.thread(3, 1).running().unwrap().entered_ns, 0);
+        worker.thread(3, 1).end();
+        assert_eq!(master.thread(3, 1).running(), None);
+        worker.cell(3).finished(150_000);
+        assert_eq!(master.cell(3).latency[1].load(Ordering::Relaxed), 1);
+        master.clear(3);
+        assert_eq!(worker.cell(3).requests.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_worker_cannot_shrink_the_board() {
+        let board = Scoreboard::create(1, 1).unwrap();
+        assert_eq!(nix::unistd::ftruncate(board.as_fd(), 0), Err(nix::errno::Errno::EPERM));
+    }
+
+    #[test]
+    fn a_writer_that_died_does_not_hang_the_reader() {
+        let board = Scoreboard::create(1, 1).unwrap();
+        board.thread(0, 0).begin(1, 1, b"GET", b"/");
+        board.thread(0, 0).sequence.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(board.thread(0, 0).running(), None);
+    }
+}
