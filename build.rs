@@ -1,1 +1,66 @@
-fn main(){}
+//! Builds the worker library and tells the master where it is, so that `cargo build`, `cargo test` and
+//! `cargo install` all make the one file to deploy. A build of its own, since cargo cannot yet embed another
+//! package's cdylib (artifact dependencies are unstable), in a target directory of its own, since the outer
+//! cargo holds the lock of the outer one.
+//!
+//! `FORKMASTER_WORKER_LIB=/path/to/lib_forkmaster.so` takes a library that was built before.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn main() {
+    // What the library is made of. Without this list a change in it would leave a stale one embedded.
+    for source in ["src/worker", "src/wire", "src/http", "Cargo.toml", "Cargo.lock", "build.rs"] {
+        println!("cargo:rerun-if-changed={source}");
+    }
+    println!("cargo:rerun-if-env-changed=FORKMASTER_WORKER_LIB");
+    let library = match env::var_os("FORKMASTER_WORKER_LIB") {
+        Some(path) => {
+            println!("cargo:rerun-if-changed={}", Path::new(&path).display());
+            PathBuf::from(path)
+        }
+        None => build(),
+    };
+    match library.canonicalize() {
+        Ok(library) => println!("cargo:rustc-env=FORKMASTER_WORKER_LIB_PATH={}", library.display()),
+        Err(error) => panic!("the worker library {} cannot be read: {error}", library.display()),
+    }
+}
+
+fn build() -> PathBuf {
+    let root = PathBuf::from(set_by_cargo("CARGO_MANIFEST_DIR"));
+    let target = set_by_cargo("TARGET");
+    let directory = PathBuf::from(set_by_cargo("OUT_DIR")).join("worker");
+    // PROFILE is `debug` or `release` also for custom profiles: it names the one they inherit from.
+    let (profile, profile_directory) = match set_by_cargo("PROFILE").as_str() {
+        "release" => ("release", "release"),
+        _debug => ("dev", "debug"),
+    };
+    let mut cargo = Command::new(set_by_cargo("CARGO"));
+    cargo
+        .args(["build", "--lib", "--manifest-path"])
+        .arg(root.join("src/worker/Cargo.toml"))
+        .args(["--profile", profile, "--target", &target])
+        .arg("--target-dir")
+        .arg(&directory);
+    if root.join("Cargo.lock").exists() {
+        cargo.arg("--locked");
+    }
+    // The one library serves every CPython from 3.9 on; whatever Python is on this machine says nothing.
+    cargo.env("PYO3_NO_PYTHON", "1");
+    // `cargo clippy` sets its driver as the compiler of the workspace's packages.
+    for variable in ["RUSTC_WORKSPACE_WRAPPER", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR"] {
+        cargo.env_remove(variable);
+    }
+    match cargo.status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => panic!("building the worker library failed: {status}"),
+        Err(error) => panic!("building the worker library failed: {error}"),
+    }
+    directory.join(target).join(profile_directory).join("lib_forkmaster.so")
+}
+
+fn set_by_cargo(variable: &str) -> String {
+    env::var(variable).unwrap_or_else(|_| panic!("cargo sets {variable} for build scripts"))
+}

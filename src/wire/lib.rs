@@ -7,6 +7,7 @@ pub mod channel;
 pub mod inherit;
 pub mod message;
 pub mod scoreboard;
+pub mod timestamp;
 
 /// A hash of this crate's sources, sent in `Hello`: a master never talks to a worker library that was built
 /// from other messages (possible after an upgrade in place, or with `FORKMASTER_WORKER_LIB`).

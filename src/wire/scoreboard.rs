@@ -13,7 +13,7 @@ use std::sync::atomic::{fence, AtomicU32, AtomicU64, AtomicU8, Ordering};
 
 use nix::fcntl::{fcntl, FcntlArg, SealFlag};
 use nix::sys::memfd::{memfd_create, MFdFlags};
-use nix::sys::mman::{mmap, munmap, MapFlags, ProtFlags};
+use nix::sys::mman::{mmap, mmap_anonymous, munmap, MapFlags, ProtFlags};
 
 /// Method and path of a running request, without query: enough to name it in a log line.
 pub const REQUEST_TEXT_BYTES_MAX: usize = 256;
@@ -151,6 +151,16 @@ impl Scoreboard {
             thread.sequence.store(0, Ordering::Release);
         }
     }
+
+    /// In a child that the application forked: what this process writes from now on is seen by nobody. The
+    /// memory stays where it is, since references into it live on.
+    pub fn forget_in_child(&self) -> io::Result<()> {
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED;
+        // SAFETY: replaces exactly the mapping made in `map`; zeroed memory is a valid board.
+        unsafe { mmap_anonymous(Some(self.memory.addr()), self.bytes, protection, flags) }.map_err(io::Error::from)?;
+        Ok(())
+    }
 }
 
 impl AsFd for Scoreboard {
@@ -282,6 +292,16 @@ mod tests {
         assert_eq!(master.cell(3).latency[1].load(Ordering::Relaxed), 1);
         master.clear(3);
         assert_eq!(worker.cell(3).requests.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_forked_child_writes_for_itself_only() {
+        let master = Scoreboard::create(2, 1).unwrap();
+        let child = Scoreboard::open(master.as_fd().try_clone_to_owned().unwrap(), 2, 1).unwrap();
+        child.forget_in_child().unwrap();
+        child.cell(1).finished(0);
+        assert_eq!(master.cell(1).requests.load(Ordering::Relaxed), 0);
+        assert_eq!(child.cell(1).requests.load(Ordering::Relaxed), 1);
     }
 
     #[test]

@@ -1,1 +1,42 @@
+//! The Python side of forkmaster: a library that the release's own interpreter loads (see wire's `bootstrap.py`).
+//! Here is all the pyo3 there is; the master knows no Python, and the http crate neither.
+//!
+//! `run` is the life of a process: first of a template, which forks; in its forks that of a worker.
 
+mod application;
+mod failure;
+mod fork;
+mod guard;
+mod link;
+mod logger;
+mod probe;
+mod signals;
+mod stacks;
+mod startup;
+mod tempdir;
+mod template;
+mod title;
+mod worker;
+mod wsgi;
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn _forkmaster(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(run, module)?)
+}
+
+/// Called by the bootstrap with the inherited file descriptors. Returns in a worker that has ended well, so that
+/// the interpreter ends as it does for every Python program: `atexit` runs, threads are joined.
+#[pyfunction]
+fn run(py: Python<'_>, channel: RawFd, library: RawFd, lifeline: RawFd) -> PyResult<()> {
+    // The library's file stays open at its number for the life of the process: its path names it.
+    let _stays_open = library;
+    // SAFETY: the master made this descriptor for us; the bootstrap gives it away with this call.
+    let channel = unsafe { OwnedFd::from_raw_fd(channel) };
+    // SAFETY: as above.
+    let lifeline = unsafe { OwnedFd::from_raw_fd(lifeline) };
+    template::run(py, channel.into(), lifeline)
+}

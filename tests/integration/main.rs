@@ -1,1 +1,26 @@
+//! The integration tests: one binary, a module per topic. They act as an operator does, see `harness`.
 
+mod harness;
+
+// A bad release cannot take the service down.
+mod broken;
+// What a generation's processes see: environment, user, umask, file systems.
+mod environment;
+// Workers and templates that die, hang or grow.
+mod healing;
+// Addresses, bound once and kept.
+mod listeners;
+// A generation is one thing, whatever happens to symlinks and files meanwhile.
+mod pin;
+// A reload loses nothing.
+mod reload;
+// Frameworks, clients and threads.
+mod serving;
+// The configuration file: what is refused and with which words.
+mod settings;
+// Signals to the master, its workers and its terminal.
+mod signals;
+// The end: TERM, a second TERM, a killed master.
+mod stop;
+// The rules of the house that a program can check.
+mod tidy;

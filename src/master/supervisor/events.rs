@@ -122,7 +122,7 @@ impl Supervisor {
         let (state, slot, before) = (worker.state.clone(), worker.slot, worker.clone());
         use WorkerState as S;
         match (state, event) {
-            (state, WorkerEvent::Forked { pid } | WorkerEvent::Hello { pid }) => {
+            (state, WorkerEvent::Forked { pid }) => {
                 if worker.pid.replace(pid).is_none() {
                     let line = format!("{} -> starting", self.name(at, id));
                     self.log(Level::Info, line);

@@ -266,6 +266,7 @@ impl Supervisor {
         &self.generations
     }
 
+    #[cfg(test)]
     pub fn generation(&self, id: GenerationId) -> Option<&Generation> {
         self.generations.iter().find(|generation| generation.id == id)
     }
@@ -284,6 +285,7 @@ impl Supervisor {
         self.generations.iter().find(|generation| matches!(generation.state, State::Proving | State::Rolling { .. }))
     }
 
+    #[cfg(test)]
     pub fn worker(&self, id: WorkerId) -> Option<(&Generation, &Worker)> {
         self.generations.iter().find_map(|generation| Some((generation, generation.worker(id)?)))
     }
@@ -574,13 +576,17 @@ impl Supervisor {
     }
 
     /// How many workers a generation should have.
-    pub fn wanted(&self, at: usize) -> u32 {
-        match self.generations[at].state {
+    pub fn wanted_of(&self, generation: &Generation) -> u32 {
+        match generation.state {
             State::Proving | State::Rolling { .. } | State::Serving => {
-                (self.generations[at].plan.workers as i64 + self.extra as i64).max(1) as u32
+                (i64::from(generation.plan.workers) + i64::from(self.extra)).max(1) as u32
             }
             State::Draining | State::Abandoned => 0,
         }
+    }
+
+    fn wanted(&self, at: usize) -> u32 {
+        self.wanted_of(&self.generations[at])
     }
 
     fn others(&self, at: usize) -> impl Iterator<Item = &Worker> {

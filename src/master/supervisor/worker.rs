@@ -61,11 +61,8 @@ pub enum Stuck {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// The middle process told the pid.
+    /// The middle process, or the worker itself, told the pid.
     Forked {
-        pid: i32,
-    },
-    Hello {
         pid: i32,
     },
     Ready,

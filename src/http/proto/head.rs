@@ -1,0 +1,498 @@
+//! Request heads (RFC 9112 sections 2 to 5): found line by line as bytes arrive, then read once as a whole.
+//!
+//! `Scanner` finds the head's end, looks at every byte once, and enforces what concerns lines: CRLF only, no
+//! folding, the limits. Every bound is a position in the stream, so how the bytes were split changes nothing.
+//! `Head` then reads the complete head with httparse and adds the checks that httparse leaves to its caller.
+
+use std::mem::MaybeUninit;
+
+use memchr::memchr;
+
+use super::framing::{Claims, Framing};
+use super::refusal::{self, Refusal};
+use super::{syntax, target, Version};
+
+/// RFC 9112 section 2.2 asks to ignore at least one empty line before a request.
+const BLANK_LINES_MAX: u32 = 2;
+
+/// Fields whose parsing needs no allocation; the default limit is 100.
+const FIELDS_ON_STACK: usize = 128;
+
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Without its CRLF, as the next one. 414 above.
+    pub request_line: usize,
+    /// Name, colon and value of one field. 431 above, as for the next two.
+    pub field_size: usize,
+    pub fields: usize,
+    /// From the first byte of the request line to the empty line.
+    pub head: usize,
+}
+
+/// A range in the connection's buffer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// Where `part`, a slice of `whole`, is in it.
+    fn locate(whole: &[u8], part: &[u8]) -> Span {
+        let start = (part.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
+        debug_assert!(part.is_empty() || start + part.len() <= whole.len());
+        Span { start: start as u32, end: (start + part.len()) as u32 }
+    }
+
+    pub fn of<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        bytes.get(self.start as usize..self.end as usize).unwrap_or_default()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scan {
+    More,
+    /// The head is `bytes[start..end]`, its empty line included.
+    Complete { start: usize, end: usize },
+}
+
+/// Looks for the end of a head in a buffer that grows at its end.
+#[derive(Clone, Debug, Default)]
+pub struct Scanner {
+    /// Where the request line begins: after empty lines.
+    start: usize,
+    /// Where the current line begins.
+    line: usize,
+    /// Up to here there is no LF in the current line.
+    seen: usize,
+    blank_lines: u32,
+    /// None: the current line is the request line.
+    fields: Option<usize>,
+}
+
+impl Scanner {
+    /// Whether anything but empty lines has come.
+    pub fn has_begun(&self, bytes: &[u8]) -> bool {
+        bytes.len() > self.start
+    }
+
+    pub fn scan(&mut self, bytes: &[u8], limits: &Limits) -> Result<Scan, Refusal> {
+        loop {
+            if let Some(&first) = bytes.get(self.line) {
+                self.check_first(first)?;
+            }
+            let (line_limit, line_refusal) = match self.fields {
+                None => (limits.request_line, refusal::REQUEST_LINE_LONG),
+                Some(_) => (limits.field_size, refusal::FIELD_LONG),
+            };
+            let line_bound = self.line + line_limit + 2;
+            let head_bound = self.start + limits.head;
+            let bound = line_bound.min(head_bound);
+            let window = bytes.len().min(bound);
+            let Some(found) = memchr(b'\n', bytes.get(self.seen..window).unwrap_or_default()) else {
+                if bytes.len() >= bound {
+                    return Err(if line_bound <= head_bound { line_refusal } else { refusal::HEAD_LONG });
+                }
+                self.seen = window;
+                return Ok(Scan::More);
+            };
+            let lf = self.seen + found;
+            let line = bytes[self.line..lf].strip_suffix(b"\r").ok_or(refusal::BARE_LF)?;
+            if memchr(b'\r', line).is_some() {
+                return Err(refusal::BARE_CR);
+            }
+            let next = lf + 1;
+            match self.fields {
+                None if line.is_empty() => {
+                    self.blank_lines += 1;
+                    if self.blank_lines > BLANK_LINES_MAX {
+                        return Err(refusal::BLANK_LINES);
+                    }
+                    self.start = next;
+                }
+                None => self.fields = Some(0),
+                Some(_) if line.is_empty() => return Ok(Scan::Complete { start: self.start, end: next }),
+                Some(count) if count == limits.fields => return Err(refusal::FIELDS_MANY),
+                Some(count) => self.fields = Some(count + 1),
+            }
+            self.line = next;
+            self.seen = next;
+        }
+    }
+
+    /// What a line's first byte gives away, so that TLS on a plain port is answered at once.
+    fn check_first(&self, first: u8) -> Result<(), Refusal> {
+        match (self.fields, first) {
+            (_, b'\r') => Ok(()),
+            (_, b'\n') => Err(refusal::BARE_LF),
+            (None, byte) if syntax::is_token_byte(byte) => Ok(()),
+            (None, _) => Err(refusal::NOT_HTTP),
+            (Some(_), b' ' | b'\t') => Err(refusal::FOLDED),
+            (Some(_), byte) if syntax::is_token_byte(byte) => Ok(()),
+            (Some(_), _) => Err(refusal::FIELD_NAME),
+        }
+    }
+}
+
+/// A head that was read. It owns no bytes: spans point into the buffer the head lies in.
+#[derive(Clone, Debug)]
+pub struct Head {
+    pub version: Version,
+    pub framing: Framing,
+    /// The client would like the connection to stay (RFC 9112 section 9.3).
+    pub keep_alive: bool,
+    /// The client waits for 100 before it sends the body (RFC 9110 section 10.1.1).
+    pub expects_continue: bool,
+    method: Span,
+    target: Span,
+    /// None: `/`, where the target has none.
+    path: Option<Span>,
+    query: Span,
+    /// Of an absolute-form target without a Host field beside it (HTTP/1.0).
+    host: Option<Span>,
+    fields: Vec<(Span, Span)>,
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Head {
+            version: Version::Http11,
+            framing: Framing::None,
+            keep_alive: false,
+            expects_continue: false,
+            method: Span::default(),
+            target: Span::default(),
+            path: None,
+            query: Span::default(),
+            host: None,
+            fields: Vec::new(),
+        }
+    }
+}
+
+impl Head {
+    /// Reads the complete head that `bytes` begin with at `start` and end with at `end`. Spans are of `bytes`.
+    pub fn read(&mut self, bytes: &[u8], start: usize, end: usize, limits: &Limits) -> Result<(), Refusal> {
+        let whole = &bytes[..end];
+        if limits.fields <= FIELDS_ON_STACK {
+            let mut fields = [const { MaybeUninit::uninit() }; FIELDS_ON_STACK];
+            self.read_with(whole, start, &mut fields)
+        } else {
+            let mut fields = vec![MaybeUninit::uninit(); limits.fields];
+            self.read_with(whole, start, &mut fields)
+        }
+    }
+
+    fn read_with<'b>(
+        &mut self,
+        whole: &'b [u8],
+        start: usize,
+        storage: &mut [MaybeUninit<httparse::Header<'b>>],
+    ) -> Result<(), Refusal> {
+        let bytes = &whole[start..];
+        let mut request = httparse::Request::new(&mut []);
+        match httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut request, bytes, storage) {
+            Ok(httparse::Status::Complete(_)) => {}
+            // The scanner saw the empty line, so httparse took some line for something else.
+            Ok(httparse::Status::Partial) => return Err(refusal::REQUEST_LINE),
+            Err(error) => return Err(translate(error, bytes)),
+        }
+        let (Some(method), Some(uri), Some(minor)) = (request.method, request.path, request.version) else {
+            return Err(refusal::REQUEST_LINE);
+        };
+        let (method, uri) = (method.as_bytes(), uri.as_bytes());
+        self.version = if minor == 0 { Version::Http10 } else { Version::Http11 };
+        self.method = Span::locate(whole, method);
+        self.target = Span::locate(whole, uri);
+
+        let mut claims = Claims::default();
+        let mut connection = ConnectionOptions::default();
+        let mut host = None;
+        let mut expect = Expect::Nothing;
+        self.fields.clear();
+        for field in request.headers.iter() {
+            let (name, value) = (field.name.as_bytes(), field.value);
+            if !syntax::is_token(name) {
+                return Err(refusal::FIELD_NAME);
+            }
+            if !value.iter().all(|&byte| syntax::is_value_byte(byte)) {
+                return Err(refusal::FIELD_VALUE);
+            }
+            let value = syntax::trim(value);
+            match name.len() {
+                4 if name.eq_ignore_ascii_case(b"host") => {
+                    if host.replace(self.fields.len()).is_some() {
+                        return Err(refusal::HOST_REPEATED);
+                    }
+                    if !target::is_host(value) {
+                        return Err(refusal::HOST_INVALID);
+                    }
+                }
+                6 if name.eq_ignore_ascii_case(b"expect") => expect.add(value),
+                10 if name.eq_ignore_ascii_case(b"connection") => connection.add(value),
+                14 if name.eq_ignore_ascii_case(b"content-length") => claims.content_length(value)?,
+                17 if name.eq_ignore_ascii_case(b"transfer-encoding") => claims.transfer_encoding(value),
+                _ => {}
+            }
+            self.fields.push((Span::locate(whole, name), Span::locate(whole, value)));
+        }
+
+        // RFC 9112 section 3.2: HTTP/1.1 without Host is 400, also for absolute-form.
+        if host.is_none() && self.version == Version::Http11 {
+            return Err(refusal::HOST_MISSING);
+        }
+        let target = target::parse(method, uri)?;
+        // The `*` of an absolute OPTIONS is not in the buffer; the target's end is as good as any place to say so.
+        self.path = match target.path {
+            Some(b"*") if uri != b"*" => Some(ASTERISK),
+            Some(path) => Some(Span::locate(whole, path)),
+            None => None,
+        };
+        self.query = if target.query.is_empty() { Span::default() } else { Span::locate(whole, target.query) };
+        // Section 3.2.2: the target's authority replaces what Host says.
+        self.host = target.authority.map(|authority| Span::locate(whole, authority));
+        if let (Some(authority), Some(index)) = (self.host, host) {
+            self.fields[index].1 = authority;
+            self.host = None;
+        }
+        self.framing = claims.framing(self.version)?;
+        self.keep_alive = connection.keeps_alive(self.version);
+        self.expects_continue = match (expect, self.version) {
+            // RFC 9110 section 10.1.1: an expectation in HTTP/1.0 is ignored.
+            (Expect::Nothing, _) | (_, Version::Http10) => false,
+            (Expect::Continue, Version::Http11) => true,
+            (Expect::Unknown, Version::Http11) => return Err(refusal::EXPECTATION),
+        };
+        Ok(())
+    }
+
+    pub fn method<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        self.method.of(bytes)
+    }
+
+    pub fn target<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        self.target.of(bytes)
+    }
+
+    /// Still percent-encoded.
+    pub fn path<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        match self.path {
+            None => b"/",
+            Some(ASTERISK) => b"*",
+            Some(span) => span.of(bytes),
+        }
+    }
+
+    /// Without the `?`.
+    pub fn query<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        self.query.of(bytes)
+    }
+
+    /// Field lines in order, values trimmed; Host is the authority that counts.
+    pub fn fields<'a>(&'a self, bytes: &'a [u8]) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+        let host = self.host.map(|authority| (&b"Host"[..], authority.of(bytes)));
+        host.into_iter().chain(self.fields.iter().map(|(name, value)| (name.of(bytes), value.of(bytes))))
+    }
+}
+
+/// Stands for a path that the buffer does not hold.
+const ASTERISK: Span = Span { start: u32::MAX, end: u32::MAX };
+
+fn translate(error: httparse::Error, bytes: &[u8]) -> Refusal {
+    match error {
+        httparse::Error::HeaderName => refusal::FIELD_NAME,
+        httparse::Error::HeaderValue => refusal::FIELD_VALUE,
+        httparse::Error::TooManyHeaders => refusal::FIELDS_MANY,
+        httparse::Error::Version if names_a_version(bytes) => refusal::VERSION,
+        // The scanner has checked every line's end, so NewLine is about what stands before it.
+        httparse::Error::Token | httparse::Error::Version | httparse::Error::Status | httparse::Error::NewLine => {
+            refusal::REQUEST_LINE
+        }
+    }
+}
+
+/// Whether the request line ends with `HTTP/` digit `.` digit, so that 505 is the honest answer.
+fn names_a_version(bytes: &[u8]) -> bool {
+    let line = bytes.split(|&byte| byte == b'\r').next().unwrap_or_default();
+    let last = line.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
+    match last {
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] => major.is_ascii_digit() && minor.is_ascii_digit(),
+        _ => false,
+    }
+}
+
+#[derive(Default)]
+struct ConnectionOptions {
+    close: bool,
+    keep_alive: bool,
+}
+
+impl ConnectionOptions {
+    fn add(&mut self, value: &[u8]) {
+        for option in syntax::list(value) {
+            self.close |= option.eq_ignore_ascii_case(b"close");
+            self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+        }
+    }
+
+    /// RFC 9112 section 9.3.
+    fn keeps_alive(&self, version: Version) -> bool {
+        match version {
+            Version::Http11 => !self.close,
+            Version::Http10 => self.keep_alive && !self.close,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Expect {
+    Nothing,
+    Continue,
+    Unknown,
+}
+
+impl Expect {
+    fn add(&mut self, value: &[u8]) {
+        *self = match (*self, value.eq_ignore_ascii_case(b"100-continue")) {
+            (Expect::Nothing | Expect::Continue, true) => Expect::Continue,
+            (Expect::Unknown, true) | (_, false) => Expect::Unknown,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub fn limits() -> Limits {
+        Limits { request_line: 100, field_size: 100, fields: 5, head: 400 }
+    }
+
+    fn read(bytes: &[u8]) -> Result<Option<Head>, Refusal> {
+        let mut head = Head::default();
+        match Scanner::default().scan(bytes, &limits())? {
+            Scan::More => Ok(None),
+            Scan::Complete { start, end } => head.read(bytes, start, end, &limits()).map(|()| Some(head)),
+        }
+    }
+
+    fn accepted(bytes: &[u8]) -> Head {
+        read(bytes).unwrap_or_else(|refusal| panic!("{bytes:?}: {refusal:?}")).expect("complete")
+    }
+
+    #[test]
+    fn a_plain_request() {
+        let bytes = b"\r\nGET /a?b=c HTTP/1.1\r\nHost: h\r\nX: \t v w \t\r\nEmpty:\r\n\r\nrest";
+        let head = accepted(bytes);
+        assert_eq!(head.method(bytes), b"GET");
+        assert_eq!(head.target(bytes), b"/a?b=c");
+        assert_eq!(head.path(bytes), b"/a");
+        assert_eq!(head.query(bytes), b"b=c");
+        let fields: Vec<_> = head.fields(bytes).collect();
+        assert_eq!(fields, [(&b"Host"[..], &b"h"[..]), (b"X", b"v w"), (b"Empty", b"")]);
+        assert!(head.keep_alive);
+        assert_eq!(head.framing, Framing::None);
+    }
+
+    #[test]
+    fn the_targets_authority_replaces_host() {
+        let bytes = b"GET http://a:1/p HTTP/1.1\r\nA: b\r\nHost: other\r\n\r\n";
+        let head = accepted(bytes);
+        assert_eq!(head.fields(bytes).collect::<Vec<_>>(), [(&b"A"[..], &b"b"[..]), (b"Host", b"a:1")]);
+        let bytes = b"GET http://a HTTP/1.0\r\n\r\n";
+        let head = accepted(bytes);
+        assert_eq!(head.fields(bytes).collect::<Vec<_>>(), [(&b"Host"[..], &b"a"[..])]);
+        assert_eq!(head.path(bytes), b"/");
+        let bytes = b"OPTIONS http://a HTTP/1.0\r\n\r\n";
+        assert_eq!(accepted(bytes).path(bytes), b"*");
+    }
+
+    #[test]
+    fn keep_alive_by_version() {
+        for (text, expected) in [
+            ("GET / HTTP/1.1\r\nHost: h\r\n\r\n", true),
+            ("GET / HTTP/1.1\r\nHost: h\r\nConnection: x, Close\r\n\r\n", false),
+            ("GET / HTTP/1.0\r\n\r\n", false),
+            ("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", true),
+            ("GET / HTTP/1.0\r\nConnection: keep-alive\r\nConnection: close\r\n\r\n", false),
+        ] {
+            assert_eq!(accepted(text.as_bytes()).keep_alive, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn expectations() {
+        assert!(accepted(b"PUT / HTTP/1.1\r\nHost: h\r\nExpect: 100-Continue\r\n\r\n").expects_continue);
+        assert!(!accepted(b"PUT / HTTP/1.0\r\nExpect: 100-continue\r\n\r\n").expects_continue);
+        assert!(!accepted(b"PUT / HTTP/1.0\r\nExpect: magic\r\n\r\n").expects_continue);
+        assert_eq!(read(b"PUT / HTTP/1.1\r\nHost: h\r\nExpect: magic\r\n\r\n").err(), Some(refusal::EXPECTATION));
+    }
+
+    #[test]
+    fn refused() {
+        let with = |fields: &str| format!("GET / HTTP/1.1\r\nHost: h\r\n{fields}\r\n\r\n");
+        let cases: Vec<(String, Refusal)> = vec![
+            ("\x16\x03\x01".into(), refusal::NOT_HTTP),
+            ("\r\n\r\n\r\n".into(), refusal::BLANK_LINES),
+            ("\nGET / HTTP/1.1\r\n".into(), refusal::BARE_LF),
+            ("GET / HTTP/1.1\n".into(), refusal::BARE_LF),
+            ("GET / HTTP/1.1\r\nHost: h\n".into(), refusal::BARE_LF),
+            ("GET / HTTP/1.1\r\r\n".into(), refusal::BARE_CR),
+            (with("A: b\rc"), refusal::BARE_CR),
+            (with("A: b\r\n c"), refusal::FOLDED),
+            (with(" A: b"), refusal::FOLDED),
+            (with("A : b"), refusal::FIELD_NAME),
+            (with("A\u{e9}: b"), refusal::FIELD_NAME),
+            (with(": b"), refusal::FIELD_NAME),
+            (with("A b"), refusal::FIELD_NAME),
+            (with("A"), refusal::FIELD_NAME),
+            (with("A: \0"), refusal::FIELD_VALUE),
+            (with("A: \x1b"), refusal::FIELD_VALUE),
+            (with("A: \x7f"), refusal::FIELD_VALUE),
+            ("GET / HTTP/2.0\r\nHost: h\r\n\r\n".into(), refusal::VERSION),
+            ("GET / HTTP/1.2\r\nHost: h\r\n\r\n".into(), refusal::VERSION),
+            ("GET / HTTP/1.10\r\nHost: h\r\n\r\n".into(), refusal::REQUEST_LINE),
+            ("GET / http/1.1\r\nHost: h\r\n\r\n".into(), refusal::REQUEST_LINE),
+            ("GET /\r\nHost: h\r\n\r\n".into(), refusal::REQUEST_LINE),
+            ("GET  / HTTP/1.1\r\nHost: h\r\n\r\n".into(), refusal::REQUEST_LINE),
+            ("GET /  HTTP/1.1\r\nHost: h\r\n\r\n".into(), refusal::REQUEST_LINE),
+            ("GET\t/ HTTP/1.1\r\nHost: h\r\n\r\n".into(), refusal::REQUEST_LINE),
+            ("GET / HTTP/1.1 \r\nHost: h\r\n\r\n".into(), refusal::REQUEST_LINE),
+            ("GET a HTTP/1.1\r\nHost: h\r\n\r\n".into(), refusal::TARGET),
+            ("CONNECT a:1 HTTP/1.1\r\nHost: h\r\n\r\n".into(), refusal::CONNECT),
+            ("GET / HTTP/1.1\r\n\r\n".into(), refusal::HOST_MISSING),
+            ("GET http://h/ HTTP/1.1\r\n\r\n".into(), refusal::HOST_MISSING),
+            (with("Host: h"), refusal::HOST_REPEATED),
+            ("GET / HTTP/1.1\r\nHost:\r\n\r\n".into(), refusal::HOST_INVALID),
+            ("GET / HTTP/1.0\r\nHost: a b\r\n\r\n".into(), refusal::HOST_INVALID),
+            (with("Content-Length: 1\r\nContent-Length: 1"), refusal::LENGTH_REPEATED),
+            (with("Content-Length: 1x"), refusal::LENGTH_INVALID),
+            (with("Content-Length: 1\r\nTransfer-Encoding: chunked"), refusal::LENGTH_AND_CODING),
+            (format!("GET /{} HTTP/1.1\r\n", "a".repeat(87)), refusal::REQUEST_LINE_LONG),
+            ("G".repeat(102), refusal::REQUEST_LINE_LONG),
+            (with(&format!("A: {}", "b".repeat(98))), refusal::FIELD_LONG),
+            (with(&"A: b\r\n".repeat(5)), refusal::FIELDS_MANY),
+            (with(&format!("A: {}\r\n", "b".repeat(95)).repeat(4)), refusal::HEAD_LONG),
+        ];
+        for (text, expected) in cases {
+            let bytes: Vec<u8> = text.chars().map(|c| c as u8).collect();
+            assert_eq!(read(&bytes).err(), Some(expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn limits_are_exact() {
+        let line = format!("GET /{} HTTP/1.1", "a".repeat(100 - 14));
+        assert_eq!(line.len(), 100);
+        accepted(format!("{line}\r\nHost: h\r\n\r\n").as_bytes());
+        accepted(format!("GET / HTTP/1.1\r\nHost: h\r\nA: {}\r\n\r\n", "b".repeat(97)).as_bytes());
+        accepted(format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n", "A: b\r\n".repeat(4)).as_bytes());
+        assert_eq!(read(&b"G".repeat(101)), Ok(None).map_err(|(): ()| refusal::NOT_HTTP).map(|_: Option<()>| None));
+    }
+
+    impl PartialEq for Head {
+        fn eq(&self, other: &Head) -> bool {
+            self.fields == other.fields
+        }
+    }
+}

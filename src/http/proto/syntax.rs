@@ -1,0 +1,84 @@
+//! Character classes and small grammars that several parts need (RFC 9110 section 5, RFC 9112 section 2.2).
+
+/// `tchar` of RFC 9110 section 5.6.2.
+const TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let b = byte as u8;
+        table[byte] = b.is_ascii_alphanumeric()
+            || matches!(
+                b,
+                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+            );
+        byte += 1;
+    }
+    table
+};
+
+pub fn is_token_byte(byte: u8) -> bool {
+    TOKEN[usize::from(byte)]
+}
+
+pub fn is_token(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(|&byte| is_token_byte(byte))
+}
+
+/// A byte of a field value: visible, SP, HTAB or obs-text; never CR, LF, NUL or another control byte.
+pub fn is_value_byte(byte: u8) -> bool {
+    byte == b'\t' || (byte >= 0x20 && byte != 0x7f)
+}
+
+/// OWS is SP and HTAB and nothing else (CVE-2019-16789: `\x0b` and friends are not white space here).
+pub fn trim(text: &[u8]) -> &[u8] {
+    let space = |byte: &u8| *byte == b' ' || *byte == b'\t';
+    let start = text.iter().position(|byte| !space(byte)).unwrap_or(text.len());
+    let end = text.iter().rposition(|byte| !space(byte)).map_or(start, |last| last + 1);
+    &text[start..end]
+}
+
+/// The elements of a comma-separated list, trimmed, empty ones included.
+pub fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&byte| byte == b',').map(trim)
+}
+
+/// A length as RFC 9110 section 8.6 has it: digits only. No sign, no space, no list, and no more than fits.
+pub fn length(text: &[u8]) -> Option<u64> {
+    if text.is_empty() {
+        return None;
+    }
+    text.iter().try_fold(0u64, |sum, &byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        sum.checked_mul(10)?.checked_add(digit)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_are_digits_only() {
+        assert_eq!(length(b"0"), Some(0));
+        assert_eq!(length(b"007"), Some(7));
+        assert_eq!(length(b"18446744073709551615"), Some(u64::MAX));
+        for bad in [&b""[..], b"+1", b"-1", b" 1", b"1 ", b"1,1", b"0x1", b"1_0", b"18446744073709551616", b"\xb2"] {
+            assert_eq!(length(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn only_space_and_tab_are_trimmed() {
+        assert_eq!(trim(b" \t a b \t"), b"a b");
+        assert_eq!(trim(b"\x0ba\x0c"), b"\x0ba\x0c");
+        assert_eq!(trim(b"  "), b"");
+    }
+
+    #[test]
+    fn tokens() {
+        assert!(is_token(b"X-Name_1"));
+        for bad in [&b""[..], b"a b", b"a:", b"a\0", b"\xe9", b"(a)"] {
+            assert!(!is_token(bad), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! An answer in the making: its head, its framing once decided, and what has become of its body.
+
+use std::cell::Cell;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::proto::response::{Asked, Framing, Head};
+use crate::proto::{date, refusal};
+
+use super::settings::BUFFER_KEPT_BYTES;
+
+/// What the loop does with the connection after the answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum After {
+    /// The next request.
+    #[default]
+    KeepAlive,
+    /// The client said that it sends no more: close when all is sent.
+    Close,
+    /// The client may still send: FIN, read for a while, close (RFC 9112 section 9.6).
+    Linger,
+    /// The answer's end cannot be told by its framing: RST.
+    Reset,
+}
+
+#[derive(Debug, Default)]
+pub struct Answer {
+    pub head: Head,
+    /// None: the head has not gone out.
+    pub framing: Option<Framing>,
+    pub keep: bool,
+    /// Body bytes that went out, without chunk lines.
+    pub sent: u64,
+    /// The application wrote more than it declared.
+    pub excess: bool,
+    /// The application wrote before it said what status.
+    pub unstarted: bool,
+    pub after: After,
+}
+
+impl Answer {
+    /// Sets the head of a plain error answer and returns its body. Allocates: errors may.
+    pub fn refuse(&mut self, status: u16, reason: &str, asked: Asked) -> String {
+        let phrase = refusal::phrase(status);
+        let body = if reason.is_empty() { format!("{phrase}\n") } else { format!("{phrase}: {reason}\n") };
+        let fields: [(&[u8], &[u8]); 1] = [(b"Content-Type", b"text/plain; charset=utf-8")];
+        let line = format!("{status} {phrase}");
+        let valid = self.head.set(line.as_bytes(), &fields);
+        debug_assert!(valid.is_ok(), "{valid:?}");
+        let asked = Asked { keep_alive: false, ..asked };
+        let (framing, keep) = self.head.complete(asked, Some(body.len() as u64), &date_now());
+        self.framing = Some(framing);
+        self.keep = keep;
+        match framing {
+            Framing::None => String::new(),
+            Framing::Length(_) | Framing::Chunked | Framing::UntilClose => body,
+        }
+    }
+
+    pub fn clear(&mut self) {
+        self.head.clear();
+        self.head.shrink(BUFFER_KEPT_BYTES);
+        self.framing = None;
+        self.keep = false;
+        self.sent = 0;
+        self.excess = false;
+        self.unstarted = false;
+        self.after = After::KeepAlive;
+    }
+}
+
+thread_local! {
+    /// The Date field of the second that is: formatted once a second for each thread, without a lock.
+    static DATE: Cell<(u64, [u8; date::LENGTH])> = const { Cell::new((u64::MAX, [0; date::LENGTH])) };
+}
+
+pub fn date_now() -> [u8; date::LENGTH] {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+    DATE.with(|cached| {
+        let (second, text) = cached.get();
+        if second == now {
+            return text;
+        }
+        let text = date::format(now);
+        cached.set((now, text));
+        text
+    })
+}

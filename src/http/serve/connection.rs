@@ -1,0 +1,350 @@
+//! One connection's reading side: bytes from the socket become a complete request. The connection is owned
+//! either by the loop or, while its request is answered, by the app side; never by both.
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+use crate::proto::chunked::{Decoder, Piece};
+use crate::proto::framing::Framing;
+use crate::proto::head::{Head, Limits, Scan, Scanner};
+use crate::proto::refusal::{self, Refusal};
+
+use super::answer::Answer;
+use super::budget::{Budget, Charge};
+use super::epoll::Token;
+use super::outbox::Link;
+use super::settings::{Settings, BUFFER_KEPT_BYTES, READ_BODY_BYTES, READ_HEAD_BYTES, TURN_BYTES_MAX};
+use super::socket;
+use super::spool::{Failed, Spool, TempFiles};
+use super::timers::Kind;
+use super::{Local, Peer};
+
+/// What reading needs to know and may use.
+#[derive(Debug)]
+pub struct Rules {
+    pub settings: Settings,
+    pub limits: Limits,
+    pub temp: TempFiles,
+    pub memory: Arc<Budget>,
+}
+
+#[derive(Debug)]
+pub struct Connection {
+    pub token: Token,
+    pub link: Arc<Link>,
+    pub peer: Peer,
+    pub local: Arc<Local>,
+    pub head: Head,
+    pub body: RequestBody,
+    pub answer: Answer,
+    /// The head at the front, then what has not been looked at.
+    pub input: Vec<u8>,
+    head_end: usize,
+    phase: Phase,
+    scanner: Scanner,
+    /// The socket may hold bytes: an edge was seen, and no read came short since.
+    may_hold: bool,
+    /// FIN, HUP or ERR was seen: only a read of nothing says that all was read.
+    read_on: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Head,
+    Length { left: u64 },
+    Chunked(Decoder),
+    Complete,
+}
+
+/// What a round of reading came to.
+#[derive(Debug)]
+pub enum Received {
+    /// The socket is empty; this timer runs until more comes.
+    Waiting(Kind),
+    /// As `Waiting`, but this turn's share was used up before the socket was empty.
+    Again(Kind),
+    Complete,
+    Refused(Refusal),
+    /// The client sends no more and what it sent is no request.
+    Ended { in_the_middle: bool },
+}
+
+impl Connection {
+    pub fn new(token: Token, link: Arc<Link>, local: Arc<Local>, memory: Charge) -> Connection {
+        Connection {
+            token,
+            link,
+            peer: Peer::Unix,
+            local,
+            head: Head::default(),
+            body: RequestBody { present: false, memory: Vec::new(), charge: memory, file: None, length: 0 },
+            answer: Answer::default(),
+            input: Vec::new(),
+            head_end: 0,
+            phase: Phase::Head,
+            scanner: Scanner::default(),
+            may_hold: false,
+            read_on: false,
+        }
+    }
+
+    /// Another client takes the slot.
+    pub fn open(&mut self, token: Token, peer: Peer, local: Arc<Local>) {
+        self.token = token;
+        self.peer = peer;
+        self.local = local;
+        self.input.clear();
+        self.may_hold = true;
+        self.read_on = false;
+        self.begin();
+    }
+
+    /// The request was answered; what was read beyond it is the beginning of the next.
+    pub fn next_request(&mut self) {
+        self.input.drain(..self.head_end);
+        self.begin();
+    }
+
+    fn begin(&mut self) {
+        if self.input.capacity() > BUFFER_KEPT_BYTES {
+            self.input.shrink_to(BUFFER_KEPT_BYTES);
+        }
+        self.head_end = 0;
+        self.phase = Phase::Head;
+        self.scanner = Scanner::default();
+        self.body.clear();
+        self.answer.clear();
+    }
+
+    /// The client's bytes are no longer of interest; gives the buffers back.
+    pub fn forget(&mut self) {
+        self.input.clear();
+        self.begin();
+    }
+
+    /// An event said that there is something to read.
+    pub fn wake(&mut self, half_closed: bool) {
+        self.may_hold = true;
+        self.read_on |= half_closed;
+    }
+
+    /// Something lies unread here or, as far as is known, in the socket.
+    pub fn has_unread(&self) -> bool {
+        self.input.len() > self.head_end || self.may_hold
+    }
+
+    /// Whether a head was read: then method and fields can be looked at.
+    pub fn has_head(&self) -> bool {
+        self.head_end > 0
+    }
+
+    /// Reads and parses until a request is complete or the socket is empty.
+    pub fn receive(&mut self, rules: &Rules) -> Received {
+        let mut share = TURN_BYTES_MAX;
+        loop {
+            match self.parse(rules) {
+                Ok(true) => return Received::Complete,
+                Ok(false) => {}
+                Err(refusal) => return Received::Refused(refusal),
+            }
+            if !self.may_hold {
+                return Received::Waiting(self.waits_for());
+            }
+            if share == 0 {
+                return Received::Again(self.waits_for());
+            }
+            let want = match self.phase {
+                Phase::Head | Phase::Complete => READ_HEAD_BYTES,
+                Phase::Length { .. } | Phase::Chunked(_) => READ_BODY_BYTES,
+            };
+            self.input.reserve(want);
+            let room = self.input.spare_capacity_mut().len();
+            match socket::receive(self.link.fd(), &mut self.input, room) {
+                Ok(0) => return Received::Ended { in_the_middle: self.waits_for() != Kind::Keepalive },
+                Ok(length) => {
+                    // A stream socket that gave less than was asked for is empty (epoll(7), "Q9").
+                    self.may_hold = length == room || self.read_on;
+                    share = share.saturating_sub(length);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.may_hold = false,
+                Err(_) => return Received::Ended { in_the_middle: self.waits_for() != Kind::Keepalive },
+            }
+        }
+    }
+
+    fn waits_for(&self) -> Kind {
+        match self.phase {
+            Phase::Head if self.scanner.has_begun(&self.input) => Kind::Header,
+            Phase::Head | Phase::Complete => Kind::Keepalive,
+            Phase::Length { .. } | Phase::Chunked(_) => Kind::Body,
+        }
+    }
+
+    /// Goes on with what was read; true when the request is complete.
+    fn parse(&mut self, rules: &Rules) -> Result<bool, Refusal> {
+        if let Phase::Head = self.phase {
+            let Scan::Complete { start, end } = self.scanner.scan(&self.input, &rules.limits)? else { return Ok(false) };
+            self.head.read(&self.input, start, end, &rules.limits)?;
+            self.head_end = end;
+            self.begin_body(rules)?;
+        }
+        let mut rest = &self.input[self.head_end..];
+        match &mut self.phase {
+            Phase::Head | Phase::Complete => {}
+            Phase::Length { left } => {
+                let length = usize::try_from(*left).map_or(rest.len(), |left| left.min(rest.len()));
+                let (bytes, tail) = rest.split_at(length);
+                self.body.append(bytes, rules)?;
+                rest = tail;
+                *left -= length as u64;
+                if *left == 0 {
+                    self.phase = Phase::Complete;
+                }
+            }
+            Phase::Chunked(decoder) => loop {
+                match decoder.next(&mut rest)? {
+                    Piece::Data(data) => {
+                        if self.body.length + data.len() as u64 > rules.settings.max_body {
+                            return Err(refusal::BODY_LONG);
+                        }
+                        self.body.append(data, rules)?;
+                    }
+                    Piece::More => break,
+                    Piece::End => {
+                        self.phase = Phase::Complete;
+                        break;
+                    }
+                }
+            },
+        }
+        let used = self.input.len() - self.head_end - rest.len();
+        if used > 0 {
+            self.input.drain(self.head_end..self.head_end + used);
+        }
+        Ok(matches!(self.phase, Phase::Complete))
+    }
+
+    /// Everything that can be refused before the body comes is refused here, so that a client that waits for 100
+    /// never sends a body in vain.
+    fn begin_body(&mut self, rules: &Rules) -> Result<(), Refusal> {
+        self.phase = match self.head.framing {
+            Framing::None => Phase::Complete,
+            Framing::Length(length) => {
+                self.body.expect(length, rules)?;
+                if length == 0 {
+                    Phase::Complete
+                } else {
+                    Phase::Length { left: length }
+                }
+            }
+            Framing::Chunked => {
+                self.body.present = true;
+                Phase::Chunked(Decoder::default())
+            }
+        };
+        let waits = self.head.expects_continue && self.input.len() == self.head_end;
+        if waits && !matches!(self.phase, Phase::Complete) {
+            self.send_continue();
+        }
+        Ok(())
+    }
+
+    /// Earlier answers of this connection have gone out, so the socket takes these few bytes; where it does not,
+    /// the client sends after a while without having seen them (RFC 9110 section 10.1.1).
+    fn send_continue(&self) {
+        const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+        if let Ok(length) = socket::send(self.link.fd(), &[IoSlice::new(CONTINUE)], false) {
+            if length < CONTINUE.len() {
+                self.link.leave();
+            }
+        }
+    }
+}
+
+/// A request's body: memory first, then a file.
+#[derive(Debug)]
+pub struct RequestBody {
+    present: bool,
+    memory: Vec<u8>,
+    charge: Charge,
+    file: Option<Spool>,
+    length: u64,
+}
+
+impl RequestBody {
+    /// None: the request has no body.
+    pub fn length(&self) -> Option<u64> {
+        self.present.then_some(self.length)
+    }
+
+    pub fn memory(&self) -> &[u8] {
+        &self.memory
+    }
+
+    pub fn file(&self) -> Option<&Spool> {
+        self.file.as_ref()
+    }
+
+    fn clear(&mut self) {
+        self.present = false;
+        self.length = 0;
+        self.file = None;
+        self.charge.clear();
+        self.memory.clear();
+        if self.memory.capacity() > BUFFER_KEPT_BYTES {
+            self.memory = Vec::new();
+        }
+    }
+
+    /// A body of this length will come: finds its place or refuses it.
+    fn expect(&mut self, length: u64, rules: &Rules) -> Result<(), Refusal> {
+        if length > rules.settings.max_body {
+            return Err(refusal::BODY_LONG);
+        }
+        self.present = true;
+        if length <= rules.settings.body_memory && self.charge.grow(length) {
+            return Ok(());
+        }
+        self.open_file(length, length > rules.settings.body_memory, rules)
+    }
+
+    fn open_file(&mut self, bytes: u64, too_long: bool, rules: &Rules) -> Result<(), Refusal> {
+        if !rules.temp.available() {
+            return Err(if too_long { refusal::BODY_NO_TEMP_DIR } else { refusal::TEMP_FULL });
+        }
+        self.file = Some(rules.temp.create(bytes).map_err(translate)?);
+        Ok(())
+    }
+
+    fn append(&mut self, bytes: &[u8], rules: &Rules) -> Result<(), Refusal> {
+        let length = self.length + bytes.len() as u64;
+        if self.file.is_none() && length > self.charge.bytes() {
+            // A chunked body: its length was not known.
+            let fits = length <= rules.settings.body_memory && self.charge.grow(length - self.charge.bytes());
+            if !fits {
+                self.open_file(length, length > rules.settings.body_memory, rules)?;
+                if let Some(file) = &mut self.file {
+                    file.append(&self.memory).map_err(translate)?;
+                }
+                self.memory = Vec::new();
+                self.charge.clear();
+            }
+        }
+        match &mut self.file {
+            Some(file) => file.append(bytes).map_err(translate)?,
+            None => self.memory.extend_from_slice(bytes),
+        }
+        self.length = length;
+        Ok(())
+    }
+}
+
+fn translate(failed: Failed) -> Refusal {
+    match failed {
+        Failed::Full => refusal::TEMP_FULL,
+        Failed::Io(error) => {
+            log::warn!("temporary file for a request body: {error}");
+            refusal::TEMP_FAILED
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! mio's epoll, and raw `epoll_ctl` on its descriptor: mio knows edge-triggered interest only, listeners need
+//! level-triggered, and connections are registered by number without a mio source of their own.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+const _: () = assert!(usize::BITS == 64, "a token holds an index and a generation");
+
+/// What an event belongs to. Connections carry a generation, so that an event that was fetched before its
+/// connection was closed cannot reach the next one in the same slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    pub index: u32,
+    pub generation: u32,
+}
+
+impl Token {
+    /// No connection ever has this generation.
+    const LISTENERS: u32 = u32::MAX;
+
+    pub const WAKE: Token = Token { index: u32::MAX, generation: Token::LISTENERS };
+
+    pub fn listener(index: usize) -> Token {
+        Token { index: index as u32, generation: Token::LISTENERS }
+    }
+
+    pub fn as_listener(self) -> Option<usize> {
+        (self.generation == Token::LISTENERS && self != Token::WAKE).then_some(self.index as usize)
+    }
+
+    /// The generation after this one.
+    pub fn next_generation(self) -> u32 {
+        match self.generation.wrapping_add(1) {
+            Token::LISTENERS => 0,
+            generation => generation,
+        }
+    }
+
+    fn to_u64(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.index)
+    }
+
+    fn from_u64(number: u64) -> Token {
+        Token { index: number as u32, generation: (number >> 32) as u32 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// Level-triggered: a listener, or the eventfd.
+    Listen,
+    /// A listener that nobody wants to hear of for now.
+    Masked,
+    /// Edge-triggered, with RDHUP: a connection, or the eventfd.
+    Read,
+    ReadWrite,
+}
+
+impl Interest {
+    fn bits(self) -> u32 {
+        let bits = match self {
+            Interest::Listen => libc::EPOLLIN,
+            Interest::Masked => 0,
+            Interest::Read => libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET,
+            Interest::ReadWrite => libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET,
+        };
+        bits as u32
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Event {
+    pub token: Token,
+    pub readable: bool,
+    pub writable: bool,
+    /// The peer sends no more (FIN); it may still read.
+    pub half_closed: bool,
+    /// The connection is gone.
+    pub gone: bool,
+}
+
+/// The poll, its fetched events, and how far they were handled: all of it moves together, because
+/// edge-triggered events that were fetched are never reported again.
+pub struct Epoll {
+    poll: mio::Poll,
+    events: mio::Events,
+    fetched: Vec<Event>,
+    cursor: usize,
+}
+
+/// A batch; the connections of one are handled before the next is fetched.
+const EVENTS_MAX: usize = 256;
+
+impl Epoll {
+    pub fn new() -> io::Result<Epoll> {
+        let poll = mio::Poll::new()?;
+        let events = mio::Events::with_capacity(EVENTS_MAX);
+        Ok(Epoll { poll, events, fetched: Vec::with_capacity(EVENTS_MAX), cursor: 0 })
+    }
+
+    /// Fetches a batch of events; none if a signal came first.
+    pub fn wait(&mut self, timeout: Duration) -> io::Result<()> {
+        debug_assert!(self.cursor == self.fetched.len(), "events of the last batch are lost");
+        self.cursor = 0;
+        self.fetched.clear();
+        match self.poll.poll(&mut self.events, Some(timeout)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        self.fetched.extend(self.events.iter().map(|event| Event {
+            token: Token::from_u64(event.token().0 as u64),
+            readable: event.is_readable(),
+            writable: event.is_writable(),
+            half_closed: event.is_read_closed(),
+            gone: event.is_write_closed() || event.is_error(),
+        }));
+        Ok(())
+    }
+
+    /// The next event of the batch.
+    pub fn next(&mut self) -> Option<Event> {
+        let event = self.fetched.get(self.cursor).copied()?;
+        self.cursor += 1;
+        Some(event)
+    }
+
+    pub fn add(&self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, fd, token, interest)
+    }
+
+    pub fn modify(&self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_MOD, fd, token, interest)
+    }
+
+    pub fn remove(&self, fd: RawFd) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_DEL, fd, Token::WAKE, Interest::Masked)
+    }
+
+    fn control(&self, operation: libc::c_int, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: interest.bits(), u64: token.to_u64() };
+        // SAFETY: the event outlives the call; a closed fd is an error, nothing worse.
+        match unsafe { libc::epoll_ctl(self.poll.as_raw_fd(), operation, fd, &mut event) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl AsRawFd for Epoll {
+    fn as_raw_fd(&self) -> RawFd {
+        self.poll.as_raw_fd()
+    }
+}

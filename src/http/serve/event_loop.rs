@@ -1,0 +1,656 @@
+//! The loop: accepts, reads, parses, buffers, drains, and keeps the deadlines. All of its state lies in one
+//! struct and every turn is one call, so that whoever holds the struct can run the loop.
+//!
+//! It never waits for anything but events, never holds an application's lock, and no error leaves it: what goes
+//! wrong with a connection ends that connection.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::proto::refusal::{self, Refusal};
+use crate::proto::response::Asked;
+use crate::proto::Version;
+
+use super::answer::After;
+use super::connection::{Connection, Received};
+use super::epoll::{Epoll, Event, Interest, Token};
+use super::listener::{Accepted, Listeners, Load};
+use super::outbox::{Drained, Sent};
+use super::settings::{BEAT, LINGER, LINGER_BYTES_MAX};
+use super::shared::{Command, Inbox, Notice, Shared};
+use super::table::{State, Table};
+use super::timers::{Kind, Timers};
+use super::{socket, Local, Meter, Peer, Reports};
+
+/// What the process was told last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// Not yet told to serve.
+    Paused,
+    Serving,
+    /// Finishing what was begun; ends when no connection is left.
+    Draining,
+    /// As `Draining`, and requests that have not begun get 503.
+    Retiring,
+}
+
+/// Whether there will be another turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    Again,
+    Done,
+}
+
+pub struct EventLoop {
+    shared: Arc<Shared>,
+    epoll: Epoll,
+    table: Table,
+    timers: Timers,
+    listeners: Listeners,
+    meter: Arc<dyn Meter>,
+    reports: Arc<dyn Reports>,
+    mode: Mode,
+    /// `Reports::draining` is due when all listeners are quiet.
+    report_draining: bool,
+    /// As configured, or shorter once the service stops.
+    keepalive: Duration,
+    now: Instant,
+    /// Connections whose share of the last turn was used up.
+    runnable: Vec<Token>,
+    /// Empty; `runnable` of the turn before.
+    batch: Vec<Token>,
+    /// Requests given to the app side since the start.
+    dispatched: u64,
+    /// The number of connections last told to the meter.
+    told: usize,
+    inbox: Inbox,
+}
+
+impl EventLoop {
+    pub fn new(
+        shared: Arc<Shared>,
+        epoll: Epoll,
+        listeners: Listeners,
+        meter: Arc<dyn Meter>,
+        reports: Arc<dyn Reports>,
+    ) -> EventLoop {
+        let now = Instant::now();
+        let connections = shared.rules.settings.connections;
+        EventLoop {
+            epoll,
+            table: Table::new(connections),
+            timers: Timers::new(connections, now),
+            listeners,
+            meter,
+            reports,
+            mode: Mode::Paused,
+            report_draining: false,
+            keepalive: shared.rules.settings.keepalive_timeout,
+            now,
+            runnable: Vec::with_capacity(connections),
+            batch: Vec::with_capacity(connections),
+            dispatched: 0,
+            told: 0,
+            inbox: Inbox::default(),
+            shared,
+        }
+    }
+
+    /// Runs until everything is drained.
+    pub fn run(mut self) {
+        while self.turn() == Turn::Again {}
+        self.shared.ring.finish();
+    }
+
+    /// Waits for events and handles all that has come.
+    pub fn turn(&mut self) -> Turn {
+        let timeout = self.timeout();
+        if let Err(error) = self.epoll.wait(timeout) {
+            // EBADF or EINVAL: the descriptor was closed under us. Nothing can be served any more.
+            log::error!("the event loop ends: {error}");
+            return Turn::Done;
+        }
+        let mut inbox = std::mem::take(&mut self.inbox);
+        self.shared.awake(&mut inbox);
+        self.now = Instant::now();
+        self.meter.beat();
+        while let Some(event) = self.epoll.next() {
+            self.event(event);
+        }
+        while let Some(notice) = inbox.notices.pop_front() {
+            self.notice(notice);
+        }
+        while let Some(command) = inbox.commands.pop_front() {
+            self.command(command);
+        }
+        self.inbox = inbox;
+        self.go_on();
+        self.expire();
+        self.accept();
+        self.tell();
+        let drains = matches!(self.mode, Mode::Draining | Mode::Retiring);
+        if drains && self.table.open() == 0 && self.listeners.are_quiet() {
+            Turn::Done
+        } else {
+            Turn::Again
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        if !self.runnable.is_empty() || !self.shared.fall_asleep() {
+            return Duration::ZERO;
+        }
+        let deadline = [self.timers.next_deadline(), self.listeners.next_deadline()].into_iter().flatten().min();
+        deadline.map_or(BEAT, |deadline| deadline.saturating_duration_since(Instant::now()).min(BEAT))
+    }
+
+    fn event(&mut self, event: Event) {
+        if event.token == Token::WAKE {
+            return;
+        }
+        if let Some(index) = event.token.as_listener() {
+            self.listeners.mark_ready(index);
+            return;
+        }
+        let Some(slot) = self.table.current(event.token) else { return };
+        let index = event.token.index;
+        if event.gone {
+            match std::mem::replace(&mut slot.state, State::Dispatched) {
+                // The app side has it; it learns of it by the link.
+                State::Dispatched => {
+                    self.timers.clear(index);
+                    self.shared.links[index as usize].leave();
+                }
+                State::Waiting(connection) | State::Flushing(connection) | State::Lingering(connection, _) => {
+                    self.close(connection);
+                }
+                State::Free(_) => unreachable!("`current` gives no free slot"),
+            }
+            return;
+        }
+        if event.writable && self.shared.links[index as usize].is_queued() {
+            self.drain(event.token);
+        }
+        if event.readable || event.half_closed {
+            self.readable(event.token, event.half_closed);
+        }
+    }
+
+    fn readable(&mut self, token: Token, half_closed: bool) {
+        // Draining may have closed it.
+        let Some(slot) = self.table.current(token) else { return };
+        match std::mem::replace(&mut slot.state, State::Dispatched) {
+            State::Waiting(mut connection) => {
+                connection.wake(half_closed);
+                self.receive(connection);
+            }
+            State::Dispatched => {
+                slot.readable = true;
+                slot.half_closed |= half_closed;
+            }
+            State::Flushing(connection) => {
+                slot.readable = true;
+                slot.half_closed |= half_closed;
+                slot.state = State::Flushing(connection);
+            }
+            State::Lingering(connection, left) => self.discard(connection, left),
+            State::Free(_) => unreachable!("`current` gives no free slot"),
+        }
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Queued(token) => {
+                if self.table.current(token).is_some() {
+                    self.watch_queue(token);
+                }
+            }
+            Notice::Returned(connection) => self.settle(connection),
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Serve => {
+                self.mode = Mode::Serving;
+                self.report_draining = false;
+                self.shared.set_closing(false);
+                self.keepalive = self.shared.rules.settings.keepalive_timeout;
+                self.listeners.resume(&self.epoll);
+                self.reports.serving();
+            }
+            Command::Drain { keep } => {
+                self.wind_up(Mode::Draining);
+                self.listeners.pause(&self.epoll, |id| !keep.contains(&id));
+                self.reports.draining();
+            }
+            Command::CloseListeners(which) => {
+                self.listeners.begin_closing(&self.epoll, |id| which.contains(&id));
+            }
+            Command::Stop { idle } => {
+                self.wind_up(Mode::Draining);
+                self.listeners.begin_closing(&self.epoll, |_| true);
+                self.report_draining = true;
+                self.keepalive = self.keepalive.min(idle);
+                self.timers.bring_forward(Kind::Keepalive, self.now + self.keepalive);
+            }
+            Command::Retire => {
+                self.wind_up(Mode::Retiring);
+                self.listeners.pause(&self.epoll, |_| true);
+                while let Some(connection) = self.shared.ring.take() {
+                    self.dispatched -= 1;
+                    self.refuse(connection, refusal::RETIRING);
+                }
+                self.reports.draining();
+            }
+        }
+    }
+
+    fn wind_up(&mut self, mode: Mode) {
+        self.mode = match (self.mode, mode) {
+            // A process that will be killed begins nothing more, whatever it is told besides.
+            (Mode::Retiring, Mode::Draining) => Mode::Retiring,
+            (Mode::Paused | Mode::Serving | Mode::Draining | Mode::Retiring, mode) => mode,
+        };
+        self.shared.set_closing(true);
+    }
+
+    /// Connections that had more to do than a turn's share.
+    fn go_on(&mut self) {
+        let mut batch = std::mem::take(&mut self.batch);
+        std::mem::swap(&mut batch, &mut self.runnable);
+        for token in batch.drain(..) {
+            let Some(slot) = self.table.current(token) else { continue };
+            match std::mem::replace(&mut slot.state, State::Dispatched) {
+                State::Waiting(connection) => self.receive(connection),
+                State::Dispatched => self.drain(token),
+                State::Flushing(connection) => {
+                    slot.state = State::Flushing(connection);
+                    self.drain(token);
+                }
+                State::Lingering(connection, left) => self.discard(connection, left),
+                State::Free(_) => unreachable!("`current` gives no free slot"),
+            }
+        }
+        self.batch = batch;
+    }
+
+    fn expire(&mut self) {
+        while let Some((index, kind)) = self.timers.expired(self.now) {
+            let slot = self.table.slot(index);
+            let state = std::mem::replace(&mut slot.state, State::Dispatched);
+            match (kind, state) {
+                // Silently: balancers' checks and browsers' spare connections send nothing.
+                (Kind::Keepalive, State::Waiting(connection)) => self.close(connection),
+                (Kind::Header, State::Waiting(connection)) => self.refuse(connection, refusal::HEAD_SLOW),
+                (Kind::Body, State::Waiting(connection)) => self.refuse(connection, refusal::BODY_SLOW),
+                (Kind::Linger, State::Lingering(connection, _)) => self.close(connection),
+                (Kind::Write, State::Flushing(connection)) => {
+                    log::info!("{} takes no bytes of its answer: closed (write_timeout)", Shown(&connection.peer));
+                    self.close(connection);
+                }
+                (Kind::Write, State::Dispatched) => {
+                    log::info!("a client takes no bytes of its answer: dropped (write_timeout)");
+                    self.shared.links[index as usize].leave();
+                }
+                // A timer ends with the state it belongs to.
+                (Kind::Keepalive | Kind::Header | Kind::Body | Kind::Write | Kind::Linger, state) => {
+                    debug_assert!(false, "{kind:?} expired in {state:?}");
+                    slot.state = state;
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        while let Some(index) = self.listeners.closing() {
+            match self.accept_one(index) {
+                Outcome::Taken => {}
+                Outcome::Empty => {
+                    if let Some(fd) = self.listeners.take(index) {
+                        self.shared.forget_fd(fd.as_raw_fd());
+                    }
+                }
+                // A pause has its timer, and a slot that becomes free is a turn of the loop.
+                Outcome::Stalled => break,
+            }
+        }
+        if self.report_draining && self.listeners.are_quiet() {
+            self.report_draining = false;
+            self.reports.draining();
+        }
+        let paused = self.listeners.is_paused(self.now);
+        if self.listeners.is_masked() && !paused && self.listeners.budget(self.load()) > 0 && self.has_place() {
+            self.listeners.unmask(&self.epoll);
+        }
+        let mut budget = self.listeners.budget(self.load());
+        let mut stalled = false;
+        while let Some(index) = self.listeners.next_ready() {
+            if budget == 0 || stalled {
+                break;
+            }
+            match self.accept_one(index) {
+                Outcome::Taken => budget -= 1,
+                Outcome::Empty => {}
+                Outcome::Stalled => stalled = true,
+            }
+        }
+        let waiting = self.listeners.next_ready().is_some();
+        if stalled || (waiting && self.listeners.budget(self.load()) == 0) {
+            let load = self.load();
+            self.listeners.mask(&self.epoll, load);
+        }
+        self.listeners.end_pass();
+    }
+
+    fn load(&self) -> Load {
+        let threads = self.shared.rules.settings.threads as u64;
+        Load { threads, dispatched: self.dispatched, completed: self.shared.completed() }
+    }
+
+    /// Whether a new connection would find a slot, by closing the longest-idle one if need be.
+    fn has_place(&self) -> bool {
+        !self.table.is_full() || self.timers.first(Kind::Keepalive).is_some()
+    }
+
+    fn accept_one(&mut self, index: usize) -> Outcome {
+        if !self.has_place() || self.listeners.is_paused(self.now) {
+            return Outcome::Stalled;
+        }
+        match self.listeners.accept(index, self.now) {
+            Accepted::Connection { socket, peer, local } => {
+                self.open(socket, peer, local);
+                Outcome::Taken
+            }
+            Accepted::Empty => Outcome::Empty,
+            Accepted::Stalled => Outcome::Stalled,
+        }
+    }
+
+    fn open(&mut self, socket: OwnedFd, peer: Peer, local: Arc<Local>) {
+        if self.table.is_full() {
+            if let Some(connection) = self.timers.first(Kind::Keepalive).and_then(|index| self.take_waiting(index)) {
+                self.close(connection);
+            }
+        }
+        let fd = socket.as_raw_fd();
+        let Some((slot, buffers)) = self.table.take(socket) else { return };
+        let token = slot.token;
+        let link = &self.shared.links[token.index as usize];
+        link.open(fd);
+        let mut connection = buffers.unwrap_or_else(|| {
+            let memory = self.shared.rules.memory.charge();
+            Box::new(Connection::new(token, Arc::clone(link), Arc::clone(&local), memory))
+        });
+        connection.open(token, peer, local);
+        self.meter.accepted();
+        // The request often is there already; then epoll need not know of a connection that ends with it.
+        self.receive(connection);
+    }
+
+    fn take_waiting(&mut self, index: u32) -> Option<Box<Connection>> {
+        let slot = self.table.slot(index);
+        match std::mem::replace(&mut slot.state, State::Dispatched) {
+            State::Waiting(connection) => Some(connection),
+            state @ (State::Free(_) | State::Dispatched | State::Flushing(_) | State::Lingering(..)) => {
+                slot.state = state;
+                None
+            }
+        }
+    }
+
+    /// Reads on; the connection's next state follows from what came.
+    fn receive(&mut self, mut connection: Box<Connection>) {
+        match connection.receive(&self.shared.rules) {
+            Received::Waiting(kind) => self.wait_for(connection, kind),
+            Received::Again(kind) => {
+                self.runnable.push(connection.token);
+                self.wait_for(connection, kind);
+            }
+            Received::Complete if self.mode == Mode::Retiring => self.refuse(connection, refusal::RETIRING),
+            Received::Complete => {
+                self.timers.clear(connection.token.index);
+                self.dispatched += 1;
+                self.shared.ring.push(connection);
+            }
+            Received::Refused(refusal) => self.refuse(connection, refusal),
+            Received::Ended { in_the_middle } => {
+                if in_the_middle {
+                    log::debug!("{} left in the middle of a request", Shown(&connection.peer));
+                }
+                self.close(connection);
+            }
+        }
+    }
+
+    fn wait_for(&mut self, connection: Box<Connection>, kind: Kind) {
+        let index = connection.token.index;
+        let settings = &self.shared.rules.settings;
+        let timeout = match kind {
+            Kind::Keepalive => self.keepalive,
+            Kind::Header => settings.header_timeout,
+            Kind::Body => settings.body_timeout,
+            Kind::Write => settings.write_timeout,
+            Kind::Linger => LINGER,
+        };
+        // A head's time is counted from its first byte, not from its last.
+        if !(kind == Kind::Header && self.timers.kind(index) == Some(Kind::Header)) {
+            self.timers.set(index, kind, self.now + timeout);
+        }
+        let token = connection.token;
+        self.table.slot(index).state = State::Waiting(connection);
+        self.register(token, Interest::Read);
+    }
+
+    /// Makes epoll's interest in a connection what it should be; a connection that cannot be watched is closed.
+    fn register(&mut self, token: Token, interest: Interest) {
+        let fd = self.shared.links[token.index as usize].fd();
+        let slot = self.table.slot(token.index);
+        let outcome = match slot.interest {
+            None => self.epoll.add(fd, token, interest),
+            Some(now) if now != interest => self.epoll.modify(fd, token, interest),
+            Some(_) => return,
+        };
+        match outcome {
+            Ok(()) => slot.interest = Some(interest),
+            Err(error) => {
+                log::error!("a connection cannot be watched: {error}");
+                match std::mem::replace(&mut slot.state, State::Dispatched) {
+                    State::Dispatched => self.shared.links[token.index as usize].leave(),
+                    State::Waiting(connection) | State::Flushing(connection) | State::Lingering(connection, _) => {
+                        self.close(connection);
+                    }
+                    State::Free(_) => unreachable!("only open connections are registered"),
+                }
+            }
+        }
+    }
+
+    /// Bytes lie in the queue: send them when the socket takes them, and count the time.
+    fn watch_queue(&mut self, token: Token) {
+        if self.shared.links[token.index as usize].is_queued() {
+            let deadline = self.now + self.shared.rules.settings.write_timeout;
+            self.timers.set(token.index, Kind::Write, deadline);
+            // Adding or changing an interest reports a socket that is writable already (epoll_ctl(2)).
+            self.register(token, Interest::ReadWrite);
+        }
+    }
+
+    fn drain(&mut self, token: Token) {
+        let index = token.index;
+        match self.shared.links[index as usize].drain() {
+            Drained::Blocked { progress: false } => {}
+            Drained::Blocked { progress: true } => {
+                let deadline = self.now + self.shared.rules.settings.write_timeout;
+                self.timers.set(index, Kind::Write, deadline);
+            }
+            Drained::Again => {
+                let deadline = self.now + self.shared.rules.settings.write_timeout;
+                self.timers.set(index, Kind::Write, deadline);
+                self.runnable.push(token);
+            }
+            Drained::Empty => {
+                self.timers.clear(index);
+                self.register(token, Interest::Read);
+                self.flushed(token, false);
+            }
+            Drained::Broken => {
+                self.timers.clear(index);
+                self.shared.links[index as usize].leave();
+                self.flushed(token, true);
+            }
+        }
+    }
+
+    /// The queue is empty or given up; if the answer had ended, so has the wait.
+    fn flushed(&mut self, token: Token, broken: bool) {
+        let Some(slot) = self.table.current(token) else { return };
+        match std::mem::replace(&mut slot.state, State::Dispatched) {
+            State::Flushing(connection) if broken => self.close(connection),
+            State::Flushing(connection) => self.settle(connection),
+            state @ (State::Dispatched | State::Waiting(_) | State::Lingering(..) | State::Free(_)) => {
+                slot.state = state;
+            }
+        }
+    }
+
+    /// An answered connection: what is next?
+    fn settle(&mut self, mut connection: Box<Connection>) {
+        let token = connection.token;
+        if connection.link.is_gone() {
+            self.close(connection);
+            return;
+        }
+        if connection.link.is_queued() {
+            self.table.slot(token.index).state = State::Flushing(connection);
+            if self.timers.kind(token.index).is_none() {
+                self.watch_queue(token);
+            }
+            return;
+        }
+        self.timers.clear(token.index);
+        let slot = self.table.slot(token.index);
+        if std::mem::take(&mut slot.readable) {
+            connection.wake(slot.half_closed);
+        }
+        match connection.answer.after {
+            After::KeepAlive => {
+                connection.next_request();
+                self.receive(connection);
+            }
+            After::Close if connection.has_unread() => self.linger(connection),
+            After::Close => self.close(connection),
+            After::Linger => self.linger(connection),
+            After::Reset => {
+                socket::reset_on_close(connection.link.fd());
+                self.close(connection);
+            }
+        }
+    }
+
+    /// Answers a request that the application will not see, and closes.
+    fn refuse(&mut self, mut connection: Box<Connection>, refusal: Refusal) {
+        let index = connection.token.index;
+        self.timers.clear(index);
+        let Refusal { status, reason, limit } = refusal;
+        match limit {
+            Some(limit) => log::info!("refused {}: {status} {reason} ({limit})", Shown(&connection.peer)),
+            None => log::info!("refused {}: {status} {reason}", Shown(&connection.peer)),
+        }
+        let head = connection.has_head() && connection.head.method(&connection.input) == b"HEAD";
+        let asked = Asked { version: Version::Http11, head, keep_alive: false };
+        let body = connection.answer.refuse(status, reason, asked);
+        connection.answer.after = After::Linger;
+        let parts = [connection.answer.head.bytes(), body.as_bytes()];
+        match connection.link.send(&parts, &self.shared.rules.temp) {
+            Sent::All | Sent::Queued { .. } | Sent::Gone => self.settle(connection),
+        }
+    }
+
+    /// Closing with unread bytes makes the kernel send RST, which destroys the answer on its way to the client
+    /// (RFC 9112 section 9.6). So: FIN, read what comes for a while, close.
+    fn linger(&mut self, mut connection: Box<Connection>) {
+        if !socket::shutdown_write(connection.link.fd()) {
+            self.close(connection);
+            return;
+        }
+        connection.forget();
+        self.timers.set(connection.token.index, Kind::Linger, self.now + LINGER);
+        self.discard(connection, LINGER_BYTES_MAX);
+    }
+
+    fn discard(&mut self, connection: Box<Connection>, left: usize) {
+        let mut left = left;
+        let mut scratch = [MaybeUninit::uninit(); 16 * 1024];
+        let fd = connection.link.fd();
+        while left > 0 {
+            match socket::discard(fd, &mut scratch) {
+                Ok(0) => break,
+                Ok(length) => left = left.saturating_sub(length),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    let token = connection.token;
+                    self.table.slot(token.index).state = State::Lingering(connection, left);
+                    self.register(token, Interest::Read);
+                    return;
+                }
+                Err(_) => break,
+            }
+        }
+        self.close(connection);
+    }
+
+    fn close(&mut self, mut connection: Box<Connection>) {
+        let index = connection.token.index;
+        self.timers.clear(index);
+        let slot = self.table.slot(index);
+        if self.shared.has_forked() {
+            // A child of the application may hold a copy: without this the client would never see the end, and
+            // epoll would go on to report it (epoll(7), "Q6").
+            let fd = connection.link.fd();
+            if slot.interest.is_some() {
+                let _ = self.epoll.remove(fd);
+            }
+            socket::shutdown_both(fd);
+        }
+        connection.link.close();
+        connection.forget();
+        drop(self.table.release(connection));
+    }
+
+    fn tell(&mut self) {
+        let open = self.table.open();
+        if open != self.told {
+            self.told = open;
+            self.meter.connections(open);
+        }
+    }
+}
+
+impl Drop for EventLoop {
+    /// The descriptors are closed now, and their numbers may become others'.
+    fn drop(&mut self) {
+        let fds: Vec<RawFd> = self.listeners.fds().chain([self.epoll.as_raw_fd()]).collect();
+        for fd in fds {
+            self.shared.forget_fd(fd);
+        }
+    }
+}
+
+enum Outcome {
+    Taken,
+    Empty,
+    Stalled,
+}
+
+struct Shown<'a>(&'a Peer);
+
+impl std::fmt::Display for Shown<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Peer::Inet(address) => write!(formatter, "{address}"),
+            Peer::Unix => write!(formatter, "a client of a Unix socket"),
+        }
+    }
+}

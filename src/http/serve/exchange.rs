@@ -1,0 +1,427 @@
+//! One request and the means to answer it: the app thread's hold on a connection.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::proto::response::{Asked, ChunkLine, Framing};
+use crate::proto::Version;
+
+use super::answer::{date_now, After};
+use super::connection::Connection;
+use super::epoll::Token;
+use super::outbox::{Link, Sent};
+use super::shared::{Notice, Shared};
+use super::{Local, Peer};
+
+pub enum Body<'a> {
+    Memory(&'a [u8]),
+    /// An unlinked temporary file, positioned at 0.
+    File { file: BorrowedFd<'a>, length: u64 },
+}
+
+/// How far a write got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// Sent or buffered; go on.
+    Done,
+    /// Buffered, and the buffers are full: call `wait_for_room`, without the interpreter's lock, before the next.
+    Full,
+    /// The client is gone; further bytes are dropped. Not an error of the application.
+    Gone,
+}
+
+/// What the application said wrong; nothing was sent. The text is for the log.
+#[derive(Clone, Debug)]
+pub struct BadResponse(pub String);
+
+/// One complete request (its body was read to the end) and the means to answer it. Dropped without `finish`:
+/// 500 and close if no byte of an answer went out, else the connection is cut so that the client can tell.
+pub struct Exchange {
+    shared: Arc<Shared>,
+    /// None: given back to the loop.
+    connection: Option<Box<Connection>>,
+}
+
+impl Exchange {
+    pub(super) fn new(shared: Arc<Shared>, connection: Box<Connection>) -> Exchange {
+        Exchange { shared, connection: Some(connection) }
+    }
+
+    fn connection(&self) -> &Connection {
+        // Only `finish`, `fail` and `drop` take it, and nothing can be called after those.
+        self.connection.as_ref().expect("an exchange has its connection until it ends")
+    }
+
+    fn connection_mut(&mut self) -> &mut Connection {
+        self.connection.as_mut().expect("an exchange has its connection until it ends")
+    }
+
+    pub fn method(&self) -> &[u8] {
+        let connection = self.connection();
+        connection.head.method(&connection.input)
+    }
+
+    /// The request target as it was sent.
+    pub fn target(&self) -> &[u8] {
+        let connection = self.connection();
+        connection.head.target(&connection.input)
+    }
+
+    /// The target's path, still percent-encoded (of an absolute-form target, its path; `*` for asterisk-form).
+    pub fn path(&self) -> &[u8] {
+        let connection = self.connection();
+        connection.head.path(&connection.input)
+    }
+
+    /// Without `?`; empty if there is none.
+    pub fn query(&self) -> &[u8] {
+        let connection = self.connection();
+        connection.head.query(&connection.input)
+    }
+
+    pub fn version(&self) -> Version {
+        self.connection().head.version
+    }
+
+    /// Field lines in order, names as sent, values trimmed. Repeated fields are not joined here. Host is the
+    /// authority of an absolute-form target where there is one.
+    pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let connection = self.connection();
+        connection.head.fields(&connection.input)
+    }
+
+    pub fn peer(&self) -> &Peer {
+        &self.connection().peer
+    }
+
+    pub fn local(&self) -> &Local {
+        &self.connection().local
+    }
+
+    /// The whole body. `chunked` bodies are decoded; `content_length` then is the decoded length.
+    pub fn body(&self) -> Body<'_> {
+        let body = &self.connection().body;
+        match body.file() {
+            Some(file) => Body::File { file: file.as_fd(), length: file.length() },
+            None => Body::Memory(body.memory()),
+        }
+    }
+
+    /// As declared, or counted for chunked bodies; None where the request has no body.
+    pub fn content_length(&self) -> Option<u64> {
+        self.connection().body.length()
+    }
+
+    /// Sets the answer's status line and fields; checks them; sends nothing yet. `status` is `200 OK`. May be
+    /// called again until the head has gone out (`start_response` with `exc_info`).
+    pub fn start(&mut self, status: &[u8], fields: &[(&[u8], &[u8])]) -> Result<(), BadResponse> {
+        if self.head_sent() {
+            return Err(BadResponse("the head of the answer has been sent already".to_string()));
+        }
+        self.connection_mut().answer.head.set(status, fields).map_err(BadResponse)
+    }
+
+    /// True once bytes of the head were handed to the socket or its queue.
+    pub fn head_sent(&self) -> bool {
+        self.connection().answer.framing.is_some()
+    }
+
+    /// Sends a piece of the body, with the head before it if that has not gone out. The framing is decided here.
+    /// An empty piece sends nothing. Bytes beyond the declared Content-Length are cut and reported by `finish`.
+    /// All of the piece is taken, even if it is larger than every buffer; see `write_some`.
+    pub fn write(&mut self, piece: &[u8]) -> Written {
+        if piece.is_empty() {
+            return if self.gone() { Written::Gone } else { Written::Done };
+        }
+        self.send(piece, None)
+    }
+
+    /// As `write`, but takes no more of the piece than the buffers have room for and says how many bytes it
+    /// took. `Full` with less than the whole: `wait_for_room`, then write the rest.
+    pub fn write_some(&mut self, piece: &[u8]) -> (usize, Written) {
+        let connection = self.connection();
+        let room = if connection.link.is_queued() {
+            connection.link.room(&self.shared.rules.temp)
+        } else {
+            self.shared.rules.settings.response_buffer
+        };
+        let taken = piece.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+        if taken == 0 && !piece.is_empty() {
+            return (0, if self.gone() { Written::Gone } else { Written::Full });
+        }
+        let written = self.write(&piece[..taken]);
+        match written {
+            Written::Done if taken < piece.len() => (taken, Written::Full),
+            Written::Done | Written::Full | Written::Gone => (taken, written),
+        }
+    }
+
+    /// The whole body at once: head and body in one sendmsg, Content-Length added where missing.
+    pub fn write_all(&mut self, body: &[u8]) -> Written {
+        if self.head_sent() {
+            return self.write(body);
+        }
+        self.send(body, Some(body.len() as u64))
+    }
+
+    fn send(&mut self, piece: &[u8], whole: Option<u64>) -> Written {
+        if self.shared.is_forgotten() {
+            return Written::Gone;
+        }
+        if !self.connection().answer.head.is_set() {
+            self.connection_mut().answer.unstarted = true;
+            return Written::Done;
+        }
+        let begins = !self.head_sent();
+        let framing = self.frame(whole);
+        let shared = Arc::clone(&self.shared);
+        let connection = self.connection_mut();
+        let answer = &mut connection.answer;
+        let (piece, line) = match framing {
+            Framing::None => (&piece[..0], None),
+            Framing::Length(length) => {
+                let left = usize::try_from(length - answer.sent).unwrap_or(usize::MAX);
+                answer.excess |= piece.len() > left;
+                (&piece[..piece.len().min(left)], None)
+            }
+            Framing::Chunked => (piece, (!piece.is_empty()).then(|| ChunkLine::new(piece.len()))),
+            Framing::UntilClose => (piece, None),
+        };
+        answer.sent += piece.len() as u64;
+        let head = if begins { answer.head.bytes() } else { b"" };
+        let (line, end) = line.as_ref().map_or((&b""[..], &b""[..]), |line| (line.bytes(), &b"\r\n"[..]));
+        emit(&shared, &connection.link, connection.token, &[head, line, piece, end])
+    }
+
+    /// The framing, decided now if it was not yet.
+    fn frame(&mut self, whole: Option<u64>) -> Framing {
+        let closing = self.shared.is_closing();
+        let asked = self.asked();
+        let answer = &mut self.connection_mut().answer;
+        if let Some(framing) = answer.framing {
+            return framing;
+        }
+        let asked = Asked { keep_alive: asked.keep_alive && !closing, ..asked };
+        let (framing, keep) = answer.head.complete(asked, whole, &date_now());
+        answer.framing = Some(framing);
+        answer.keep = keep;
+        framing
+    }
+
+    fn asked(&self) -> Asked {
+        let head = self.method() == b"HEAD";
+        let connection = self.connection();
+        Asked { version: connection.head.version, head, keep_alive: connection.head.keep_alive }
+    }
+
+    /// `wsgi.file_wrapper`: sends from the file's current offset by sendfile, up to the declared Content-Length
+    /// or the file's end. None: not a regular file, or not possible here; write its pieces instead. The file may
+    /// be closed afterwards; its offset does not move.
+    pub fn send_file(&mut self, file: RawFd) -> io::Result<Option<Written>> {
+        if self.shared.is_forgotten() {
+            return Ok(Some(Written::Gone));
+        }
+        if !self.connection().answer.head.is_set() {
+            return Ok(None);
+        }
+        // SAFETY: the caller's descriptor is open for the time of this call.
+        let file = unsafe { BorrowedFd::borrow_raw(file) };
+        let Some((file, offset, left)) = regular_file(file)? else { return Ok(None) };
+        // A chunk would need its length before the file, and gains nothing.
+        match self.connection().answer.framing {
+            Some(Framing::Chunked) => return Ok(None),
+            Some(Framing::None | Framing::Length(_) | Framing::UntilClose) | None => {}
+        }
+        let begins = !self.head_sent();
+        let length = match self.frame(Some(left)) {
+            Framing::None => 0,
+            Framing::Length(length) => left.min(length - self.connection().answer.sent),
+            Framing::Chunked | Framing::UntilClose => left,
+        };
+        let shared = Arc::clone(&self.shared);
+        let connection = self.connection_mut();
+        connection.answer.sent += length;
+        let head = if begins { connection.answer.head.bytes() } else { b"" };
+        let temp = &shared.rules.temp;
+        let sent = without_sigpipe(|| connection.link.send_file(head, file, offset, length, temp));
+        Ok(Some(written(&shared, connection.token, sent)))
+    }
+
+    /// Waits until buffers have room (or the client is gone, or `write_timeout`). Without the interpreter's lock.
+    pub fn wait_for_room(&mut self) -> Written {
+        if self.shared.is_forgotten() {
+            return Written::Gone;
+        }
+        /// The loop watches `write_timeout`; this is only for a loop that is late.
+        const GRACE: Duration = Duration::from_secs(2);
+        let rules = &self.shared.rules;
+        let link = &self.connection().link;
+        link.wait_for_room(rules.settings.write_timeout + GRACE, &rules.temp);
+        if link.is_gone() {
+            Written::Gone
+        } else {
+            Written::Done
+        }
+    }
+
+    /// The client has left (as far as we know).
+    pub fn gone(&self) -> bool {
+        self.shared.is_forgotten() || self.connection().link.is_gone()
+    }
+
+    /// Body bytes sent so far, and the status, for the access log.
+    pub fn sent(&self) -> (u16, u64) {
+        let answer = &self.connection().answer;
+        (answer.head.status(), answer.sent)
+    }
+
+    /// Ends the answer. `Err` tells what the application did wrong (shorter or longer than its Content-Length, no
+    /// `start`); the connection's fate is already decided then.
+    pub fn finish(mut self) -> Result<(), BadResponse> {
+        if self.shared.is_forgotten() {
+            return Ok(());
+        }
+        if !self.connection().answer.head.is_set() {
+            let wrote = self.connection().answer.unstarted;
+            self.fail(500);
+            let what = if wrote { "wrote a body without calling" } else { "did not call" };
+            return Err(BadResponse(format!("the application {what} start_response")));
+        }
+        if !self.head_sent() {
+            self.write_all(b"");
+        }
+        let answer = &self.connection().answer;
+        let (sent, excess, gone) = (answer.sent, answer.excess, self.gone());
+        let outcome = match answer.framing {
+            Some(Framing::Length(length)) if sent < length && !gone => {
+                Err(BadResponse(format!("the body has {sent} bytes, its Content-Length says {length}")))
+            }
+            Some(Framing::Length(length)) if excess => {
+                Err(BadResponse(format!("the body is longer than its Content-Length, {length} bytes")))
+            }
+            Some(Framing::Chunked) => {
+                let connection = self.connection();
+                emit(&self.shared, &connection.link, connection.token, &[b"0\r\n\r\n"]);
+                Ok(())
+            }
+            Some(Framing::Length(_) | Framing::None | Framing::UntilClose) | None => Ok(()),
+        };
+        let short = outcome.is_err() && !excess;
+        self.end(if short { End::Cut } else { End::Complete });
+        outcome
+    }
+
+    /// A plain error answer if nothing was sent yet, else cuts the connection so that the client can tell.
+    pub fn fail(mut self, status: u16) {
+        self.fail_in_place(status);
+    }
+
+    fn fail_in_place(&mut self, status: u16) {
+        if self.shared.is_forgotten() {
+            return;
+        }
+        if self.head_sent() {
+            self.end(End::Cut);
+            return;
+        }
+        let asked = self.asked();
+        let shared = Arc::clone(&self.shared);
+        let connection = self.connection_mut();
+        let body = connection.answer.refuse(status, "", asked);
+        connection.answer.sent = body.len() as u64;
+        emit(&shared, &connection.link, connection.token, &[connection.answer.head.bytes(), body.as_bytes()]);
+        self.end(End::Complete);
+    }
+
+    /// Gives the connection back to the loop.
+    fn end(&mut self, end: End) {
+        let Some(mut connection) = self.connection.take() else { return };
+        let answer = &mut connection.answer;
+        answer.after = match (end, answer.framing) {
+            (End::Complete, _) if answer.keep => After::KeepAlive,
+            (End::Complete, _) if connection.head.keep_alive => After::Linger,
+            (End::Complete, _) => After::Close,
+            // Closing early tells the client that something is missing, except where closing is the end.
+            (End::Cut, Some(Framing::UntilClose)) => After::Reset,
+            (End::Cut, Some(Framing::None | Framing::Length(_) | Framing::Chunked) | None) => After::Linger,
+        };
+        self.shared.give_back(connection);
+    }
+}
+
+#[derive(Clone, Copy)]
+enum End {
+    Complete,
+    Cut,
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if self.shared.is_forgotten() {
+            // The parent answers; this copy must not touch anything that the parent's threads may hold.
+            std::mem::forget(self.connection.take());
+        } else if self.connection.is_some() {
+            self.fail_in_place(500);
+        }
+    }
+}
+
+/// Sends or queues, and tells the loop of a new queue.
+fn emit(shared: &Shared, link: &Link, token: Token, parts: &[&[u8]]) -> Written {
+    written(shared, token, link.send(parts, &shared.rules.temp))
+}
+
+fn written(shared: &Shared, token: Token, sent: Sent) -> Written {
+    match sent {
+        Sent::All => Written::Done,
+        Sent::Queued { tell, full } => {
+            if tell {
+                shared.notify(Notice::Queued(token));
+            }
+            if full {
+                Written::Full
+            } else {
+                Written::Done
+            }
+        }
+        Sent::Gone => Written::Gone,
+    }
+}
+
+/// A descriptor of our own, the offset, and the bytes from there to the end; None: not a regular file.
+fn regular_file(file: BorrowedFd<'_>) -> io::Result<Option<(OwnedFd, u64, u64)>> {
+    use std::io::Seek;
+    let mut file = File::from(file.try_clone_to_owned()?);
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Ok(None);
+    }
+    let offset = file.stream_position()?;
+    Ok(Some((file.into(), offset, metadata.len().saturating_sub(offset))))
+}
+
+/// sendfile has no MSG_NOSIGNAL: SIGPIPE is blocked for this thread, and taken back if it came (it is sent to
+/// the thread that wrote, pipe(7)), unless one was pending before.
+fn without_sigpipe<T>(work: impl FnOnce() -> T) -> T {
+    use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+    let mut pipe = SigSet::empty();
+    pipe.add(Signal::SIGPIPE);
+    let Ok(before) = pipe.thread_swap_mask(SigmaskHow::SIG_BLOCK) else { return work() };
+    let pending = is_sigpipe_pending();
+    let outcome = work();
+    if !pending && is_sigpipe_pending() {
+        // Pending, so this does not wait.
+        let _ = pipe.wait();
+    }
+    let _ = before.thread_set_mask();
+    outcome
+}
+
+fn is_sigpipe_pending() -> bool {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigpending fills the set, and it is read only if that succeeded.
+    unsafe { libc::sigpending(set.as_mut_ptr()) == 0 && libc::sigismember(set.as_ptr(), libc::SIGPIPE) == 1 }
+}

@@ -1,0 +1,311 @@
+//! Listening sockets and the decision how many connections to take from them.
+//!
+//! All workers share the sockets, and whoever has a free thread takes a connection, so that the kernel's queue
+//! balances between them. Therefore: level-triggered and plain (a worker that was woken and leaves the connection
+//! loses nothing), masked while this worker has no free thread, and never more than that at a time.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::epoll::{Epoll, Interest, Token};
+use super::settings::ACCEPT_PAUSE;
+use super::{socket, Local, Peer};
+
+pub struct Listener {
+    /// The caller's number for it; commands name it.
+    pub id: u32,
+    /// Must be non-blocking already: the description is shared with other processes, so it is not for this one
+    /// to change, and a blocking accept would stop the loop when a sibling was faster.
+    pub fd: OwnedFd,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Open, not in the epoll set.
+    Paused,
+    /// In the epoll set.
+    Accepting,
+    /// To be emptied, whatever threads are free, and then closed.
+    Closing,
+}
+
+struct Socket {
+    id: u32,
+    /// None: closed.
+    fd: Option<OwnedFd>,
+    local: Arc<Local>,
+    /// Bound to all addresses: only the connection knows which one it came to.
+    wildcard: bool,
+    state: State,
+    /// An event of this turn.
+    ready: bool,
+}
+
+pub struct Listeners {
+    sockets: Vec<Socket>,
+    masked: bool,
+    /// Out of descriptors or memory until then.
+    paused_until: Option<Instant>,
+    /// Where the next pass begins, so that no listener is always last.
+    turn: usize,
+    /// The number of requests dispatched when an event first found no thread free: a place in the same line as
+    /// theirs. Without it keep-alive clients that keep every thread busy would shut out new ones for ever.
+    place: Option<u64>,
+}
+
+/// How busy the app threads are.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    pub threads: u64,
+    pub dispatched: u64,
+    pub completed: u64,
+}
+
+/// What came of trying to accept.
+pub enum Accepted {
+    Connection { socket: OwnedFd, peer: Peer, local: Arc<Local> },
+    Empty,
+    /// Not now.
+    Stalled,
+}
+
+/// Connections that broke before they were accepted are skipped, but not without end.
+const TRIES_MAX: u32 = 64;
+
+impl Listeners {
+    pub fn new(listeners: Vec<Listener>) -> io::Result<Listeners> {
+        let sockets = listeners.into_iter().map(Socket::new).collect::<io::Result<Vec<_>>>()?;
+        Ok(Listeners { sockets, masked: false, paused_until: None, turn: 0, place: None })
+    }
+
+    pub fn fds(&self) -> impl Iterator<Item = RawFd> + '_ {
+        self.sockets.iter().filter_map(|socket| socket.fd.as_ref()).map(AsRawFd::as_raw_fd)
+    }
+
+    /// An event: handled last in the turn.
+    pub fn mark_ready(&mut self, index: usize) {
+        if let Some(socket) = self.sockets.get_mut(index) {
+            socket.ready = socket.state == State::Accepting;
+        }
+    }
+
+    /// Puts all open listeners into the epoll set.
+    pub fn resume(&mut self, epoll: &Epoll) {
+        let interest = if self.masked { Interest::Masked } else { Interest::Listen };
+        for (index, socket) in self.sockets.iter_mut().enumerate() {
+            match (socket.state, &socket.fd) {
+                (State::Paused, Some(fd)) => {
+                    match epoll.add(fd.as_raw_fd(), Token::listener(index), interest) {
+                        Ok(()) => socket.state = State::Accepting,
+                        Err(error) => log::error!("listener {}: cannot be watched: {error}", socket.id),
+                    }
+                }
+                (State::Paused | State::Accepting | State::Closing, _) => {}
+            }
+        }
+    }
+
+    /// Takes listeners out of the epoll set. They stay open.
+    pub fn pause(&mut self, epoll: &Epoll, which: impl Fn(u32) -> bool) {
+        for socket in self.sockets.iter_mut().filter(|socket| which(socket.id)) {
+            match socket.state {
+                State::Accepting => {
+                    socket.leave(epoll);
+                    socket.state = State::Paused;
+                }
+                State::Paused | State::Closing => {}
+            }
+        }
+    }
+
+    /// From now on these are only emptied and closed.
+    pub fn begin_closing(&mut self, epoll: &Epoll, which: impl Fn(u32) -> bool) {
+        for socket in self.sockets.iter_mut().filter(|socket| which(socket.id) && socket.fd.is_some()) {
+            match socket.state {
+                State::Accepting => socket.leave(epoll),
+                State::Paused | State::Closing => {}
+            }
+            socket.state = State::Closing;
+        }
+    }
+
+    /// The next listener that is to be emptied.
+    pub fn closing(&self) -> Option<usize> {
+        self.sockets.iter().position(|socket| socket.state == State::Closing && socket.fd.is_some())
+    }
+
+    /// It is empty: its descriptor, to be closed.
+    pub fn take(&mut self, index: usize) -> Option<OwnedFd> {
+        self.sockets[index].fd.take()
+    }
+
+    /// Nothing will be accepted any more unless a command says so.
+    pub fn are_quiet(&self) -> bool {
+        self.sockets.iter().all(|socket| match socket.state {
+            State::Paused => true,
+            State::Accepting | State::Closing => socket.fd.is_none(),
+        })
+    }
+
+    /// Whether accepting rests; ends a rest that is over.
+    pub fn is_paused(&mut self, now: Instant) -> bool {
+        self.paused_until = self.paused_until.filter(|&until| until > now);
+        self.paused_until.is_some()
+    }
+
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.paused_until
+    }
+
+    /// How many connections the threads have time for.
+    pub fn budget(&self, load: Load) -> u64 {
+        let free = (load.threads + load.completed).saturating_sub(load.dispatched);
+        let in_line = self.place.map_or(0, |place| (load.threads + load.completed).saturating_sub(place));
+        free.max(in_line.min(1))
+    }
+
+    /// Whether anything is waiting, as far as this turn's events say.
+    pub fn next_ready(&mut self) -> Option<usize> {
+        let count = self.sockets.len();
+        let found = (0..count).map(|step| (self.turn + step) % count).find(|&index| self.sockets[index].ready)?;
+        self.turn = (found + 1) % count;
+        Some(found)
+    }
+
+    /// The turn's events were handled; what is still waiting is reported again, since epoll is level-triggered.
+    pub fn end_pass(&mut self) {
+        for socket in &mut self.sockets {
+            socket.ready = false;
+        }
+    }
+
+    /// No thread or no slot is free: take a place in the line, and hear nothing until it is our turn.
+    pub fn mask(&mut self, epoll: &Epoll, load: Load) {
+        self.place.get_or_insert(load.dispatched);
+        self.set_masked(epoll, true);
+    }
+
+    pub fn unmask(&mut self, epoll: &Epoll) {
+        self.set_masked(epoll, false);
+    }
+
+    pub fn is_masked(&self) -> bool {
+        self.masked
+    }
+
+    fn set_masked(&mut self, epoll: &Epoll, masked: bool) {
+        if self.masked == masked {
+            return;
+        }
+        self.masked = masked;
+        let interest = if masked { Interest::Masked } else { Interest::Listen };
+        for (index, socket) in self.sockets.iter().enumerate() {
+            match (socket.state, &socket.fd) {
+                (State::Accepting, Some(fd)) => {
+                    if let Err(error) = epoll.modify(fd.as_raw_fd(), Token::listener(index), interest) {
+                        log::error!("listener {}: cannot be watched: {error}", socket.id);
+                    }
+                }
+                (State::Accepting | State::Paused | State::Closing, _) => {}
+            }
+        }
+    }
+
+    /// Takes one connection. accept(2) lists what can go wrong with a connection or the network; none of it is a
+    /// reason to stop.
+    pub fn accept(&mut self, index: usize, now: Instant) -> Accepted {
+        let listener = &mut self.sockets[index];
+        let Some(fd) = &listener.fd else { return Accepted::Empty };
+        self.place = None;
+        for _ in 0..TRIES_MAX {
+            match socket::accept(fd.as_fd()) {
+                Ok((socket, peer)) => {
+                    let local = listener.local_of(&socket);
+                    return Accepted::Connection { socket, peer, local };
+                }
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN) => {
+                        listener.ready = false;
+                        return Accepted::Empty;
+                    }
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                        log::warn!("accepting pauses for {} ms: {error}", ACCEPT_PAUSE.as_millis());
+                        self.paused_until = Some(now + ACCEPT_PAUSE);
+                        return Accepted::Stalled;
+                    }
+                    Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP) => {
+                        log::error!("listener {}: {error}", listener.id);
+                        self.paused_until = Some(now + ACCEPT_PAUSE);
+                        return Accepted::Stalled;
+                    }
+                    Some(_) | None => {}
+                },
+            }
+        }
+        Accepted::Stalled
+    }
+}
+
+impl Socket {
+    fn new(listener: Listener) -> io::Result<Socket> {
+        let Listener { id, fd } = listener;
+        // SAFETY: F_GETFL takes no argument.
+        let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
+        if flags < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if flags & libc::O_NONBLOCK == 0 {
+            let reason = format!("listener {id} must be non-blocking");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
+        let local = socket::local(fd.as_fd())?;
+        let wildcard = match &local {
+            Local::Inet(address) => {
+                // Linux hands it on to every accepted socket (tcp_create_openreq_child copies `nonagle`), which
+                // saves a system call for each.
+                socket::set_nodelay(fd.as_raw_fd())?;
+                address.ip().is_unspecified()
+            }
+            Local::Unix(_) => false,
+        };
+        Ok(Socket { id, fd: Some(fd), local: Arc::new(local), wildcard, state: State::Paused, ready: false })
+    }
+
+    fn leave(&mut self, epoll: &Epoll) {
+        self.ready = false;
+        if let Some(fd) = &self.fd {
+            if let Err(error) = epoll.remove(fd.as_raw_fd()) {
+                log::error!("listener {}: cannot leave the epoll set: {error}", self.id);
+            }
+        }
+    }
+
+    fn local_of(&self, socket: &OwnedFd) -> Arc<Local> {
+        if !self.wildcard {
+            return Arc::clone(&self.local);
+        }
+        socket::local(socket.as_fd()).map_or_else(|_| Arc::clone(&self.local), Arc::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_connections_stand_in_line_with_requests() {
+        let mut listeners = Listeners::new(Vec::new()).expect("nothing can fail");
+        let load = |dispatched, completed| Load { threads: 2, dispatched, completed };
+        assert_eq!(listeners.budget(load(0, 0)), 2);
+        assert_eq!(listeners.budget(load(11, 10)), 1);
+        assert_eq!(listeners.budget(load(15, 10)), 0);
+        listeners.place = Some(15);
+        assert_eq!(listeners.budget(load(15, 13)), 0);
+        // Fourteen of the fifteen before are answered, so a thread has begun the last and the other is ours,
+        // although more requests have come since.
+        assert_eq!(listeners.budget(load(20, 14)), 1);
+        assert_eq!(listeners.budget(load(20, 18)), 1);
+    }
+}

@@ -1,0 +1,419 @@
+//! The sending side of a connection, shared between the app thread that answers and the loop that drains.
+//!
+//! While nothing is queued the app thread sends straight to the socket, without a lock. What the socket does not
+//! take is queued under the lock, and from then on all bytes go through the queue, which only the loop empties.
+//! Only the app thread sets `queued`, only the loop clears it, and both do so under the lock.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::budget::Charge;
+use super::settings::{RESPONSE_MEMORY_BYTES_MAX, TURN_BYTES_MAX};
+use super::socket;
+use super::spool::{Spool, TempFiles};
+
+/// Small pieces are gathered in memory up to this, so that a queue of them is neither many sends nor one vector
+/// that grows for ever at one end while it is sent at the other.
+const SEGMENT_BYTES: usize = 64 * 1024;
+
+/// One slot's link between the two sides. It is made once and serves one connection after the other.
+#[derive(Debug)]
+pub struct Link {
+    /// The socket; -1: none. The loop owns it and closes it only while no app thread has the connection.
+    fd: AtomicI32,
+    gone: AtomicBool,
+    queued: AtomicBool,
+    outbox: Mutex<Outbox>,
+    room: Condvar,
+}
+
+impl Link {
+    pub fn new(memory: Charge, response_buffer: u64) -> Link {
+        let outbox = Outbox {
+            segments: VecDeque::new(),
+            memory,
+            spool: None,
+            spooled: 0,
+            watched: false,
+            drained: 0,
+            bytes_max: response_buffer,
+        };
+        Link {
+            fd: AtomicI32::new(-1),
+            gone: AtomicBool::new(false),
+            queued: AtomicBool::new(false),
+            outbox: Mutex::new(outbox),
+            room: Condvar::new(),
+        }
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.fd.load(Ordering::Relaxed)
+    }
+
+    /// A new connection begins.
+    pub fn open(&self, fd: RawFd) {
+        self.fd.store(fd, Ordering::Relaxed);
+        self.gone.store(false, Ordering::Relaxed);
+    }
+
+    /// The connection has ended; gives back what was queued.
+    pub fn close(&self) {
+        let mut outbox = self.lock();
+        outbox.clear();
+        self.queued.store(false, Ordering::Release);
+        self.fd.store(-1, Ordering::Relaxed);
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// The client is gone: nothing more can be sent, and whoever waits for room need not.
+    pub fn leave(&self) {
+        let mut outbox = self.lock();
+        self.gone.store(true, Ordering::Relaxed);
+        outbox.clear();
+        self.queued.store(false, Ordering::Release);
+        self.room.notify_all();
+    }
+
+    pub fn is_queued(&self) -> bool {
+        self.queued.load(Ordering::Acquire)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Outbox> {
+        // Nothing panics while it is held; if something did, the queue is still a queue.
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends or queues all of `parts`. App side.
+    pub fn send(&self, parts: &[&[u8]], temp: &TempFiles) -> Sent {
+        if self.is_gone() {
+            return Sent::Gone;
+        }
+        let total: usize = parts.iter().map(|part| part.len()).sum();
+        let mut skip = 0;
+        if !self.is_queued() {
+            match send_parts(self.fd(), parts, false) {
+                Ok(length) if length == total => return Sent::All,
+                Ok(length) => skip = length,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => {
+                    self.leave();
+                    return Sent::Gone;
+                }
+            }
+        }
+        let mut outbox = self.lock();
+        for part in parts {
+            let skipped = skip.min(part.len());
+            skip -= skipped;
+            outbox.push(&part[skipped..], temp);
+        }
+        self.queue(outbox, temp)
+    }
+
+    /// Sends `head` and then the file's bytes, as far as the socket takes them, and queues the rest. App side;
+    /// SIGPIPE is blocked by the caller.
+    pub fn send_file(&self, head: &[u8], file: OwnedFd, offset: u64, length: u64, temp: &TempFiles) -> Sent {
+        if self.is_gone() {
+            return Sent::Gone;
+        }
+        let mut rest = head;
+        let (mut offset, mut left) = (offset, length);
+        let outcome = (!self.is_queued()).then(|| send_head_and_file(self.fd(), &mut rest, &file, &mut offset, &mut left));
+        match outcome {
+            Some(Ok(())) if rest.is_empty() && left == 0 => return Sent::All,
+            Some(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {
+                self.leave();
+                return Sent::Gone;
+            }
+            // The queue goes before us, the socket is full, or the file is shorter than it was; draining tells.
+            Some(Ok(()) | Err(_)) | None => {}
+        }
+        let mut outbox = self.lock();
+        outbox.push(rest, temp);
+        outbox.segments.push_back(Segment::File { file, offset, left });
+        self.queue(outbox, temp)
+    }
+
+    fn queue(&self, mut outbox: MutexGuard<'_, Outbox>, temp: &TempFiles) -> Sent {
+        if self.is_gone() {
+            outbox.clear();
+            return Sent::Gone;
+        }
+        self.queued.store(true, Ordering::Release);
+        let tell = !std::mem::replace(&mut outbox.watched, true);
+        Sent::Queued { tell, full: outbox.room(temp) == 0 }
+    }
+
+    /// How many bytes a queue that is not empty may still take.
+    pub fn room(&self, temp: &TempFiles) -> u64 {
+        self.lock().room(temp)
+    }
+
+    /// Waits until there is room for more than a little, so that not every piece waits, or the client has gone. The loop's `write_timeout` ends
+    /// the wait of a client that takes nothing; `patience` is the bound should the loop itself be late.
+    pub fn wait_for_room(&self, patience: Duration, temp: &TempFiles) {
+        let mut outbox = self.lock();
+        loop {
+            let wanted = outbox.bytes_max.min(RESPONSE_MEMORY_BYTES_MAX) / 2;
+            let enough = outbox.segments.is_empty() || outbox.room(temp) > wanted;
+            if enough || self.is_gone() {
+                return;
+            }
+            let drained = outbox.drained;
+            let (guard, timeout) =
+                self.room.wait_timeout(outbox, patience).unwrap_or_else(PoisonError::into_inner);
+            outbox = guard;
+            if timeout.timed_out() && outbox.drained == drained {
+                drop(outbox);
+                self.leave();
+                return;
+            }
+        }
+    }
+
+    /// Sends queued bytes until the socket is full. Loop side.
+    pub fn drain(&self) -> Drained {
+        let mut outbox = self.lock();
+        let before = outbox.drained;
+        let outcome = outbox.drain(self.fd());
+        let progress = outbox.drained != before;
+        if progress || outcome == Progress::Empty {
+            self.room.notify_all();
+        }
+        match outcome {
+            Progress::Empty => {
+                outbox.watched = false;
+                self.queued.store(false, Ordering::Release);
+                Drained::Empty
+            }
+            Progress::Blocked => Drained::Blocked { progress },
+            Progress::Again => Drained::Again,
+            Progress::Broken => Drained::Broken,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    All,
+    /// At least a part lies in the queue. `tell`: the loop does not know yet.
+    Queued { tell: bool, full: bool },
+    Gone,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    Empty,
+    Blocked { progress: bool },
+    /// The share of this turn is used up; the socket may take more.
+    Again,
+    /// The client is gone, or a file is shorter than it was: the answer cannot be completed.
+    Broken,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    Empty,
+    Blocked,
+    Again,
+    Broken,
+}
+
+#[derive(Debug)]
+enum Segment {
+    Memory { bytes: Vec<u8>, at: usize },
+    /// Bytes of the response's own spool.
+    Spooled { offset: u64, left: u64 },
+    /// Bytes of the application's file, by a descriptor of our own, so that it may close its one.
+    File { file: OwnedFd, offset: u64, left: u64 },
+}
+
+#[derive(Debug)]
+struct Outbox {
+    segments: VecDeque<Segment>,
+    memory: Charge,
+    spool: Option<Spool>,
+    /// Bytes in `Spooled` segments.
+    spooled: u64,
+    /// The loop knows of the queue.
+    watched: bool,
+    /// Counts all bytes that the loop has sent.
+    drained: u64,
+    /// `response_buffer`.
+    bytes_max: u64,
+}
+
+impl Outbox {
+    fn clear(&mut self) {
+        self.segments.clear();
+        self.memory.clear();
+        self.spool = None;
+        self.spooled = 0;
+        self.watched = false;
+    }
+
+    fn memory_bytes_max(&self, temp: &TempFiles) -> u64 {
+        if temp.available() {
+            RESPONSE_MEMORY_BYTES_MAX.min(self.bytes_max)
+        } else {
+            self.bytes_max
+        }
+    }
+
+    /// A spool counts with its whole length until all of it was sent, since only then its blocks are freed.
+    fn room(&self, temp: &TempFiles) -> u64 {
+        let spool = self.spool.as_ref().map_or(0, Spool::length);
+        let left = self.bytes_max.saturating_sub(self.memory.bytes() + spool);
+        let memory = self.memory_bytes_max(temp).saturating_sub(self.memory.bytes());
+        left.min(memory + temp.left())
+    }
+
+    /// Takes all of the bytes: to memory while that is within the bounds, then to the file, and if that fails to
+    /// memory all the same, because they must not be lost; whoever asks `room` first never gets there.
+    fn push(&mut self, bytes: &[u8], temp: &TempFiles) {
+        if bytes.is_empty() {
+            return;
+        }
+        let room = self.memory_bytes_max(temp).saturating_sub(self.memory.bytes());
+        let (head, rest) = bytes.split_at(bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
+        if !self.memory.grow(head.len() as u64) {
+            self.spool_or_force(bytes, temp);
+            return;
+        }
+        self.push_memory(head);
+        if !rest.is_empty() {
+            self.spool_or_force(rest, temp);
+        }
+    }
+
+    fn push_memory(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        match self.segments.back_mut() {
+            Some(Segment::Memory { bytes: tail, .. }) if tail.len() + bytes.len() <= SEGMENT_BYTES => {
+                tail.extend_from_slice(bytes);
+            }
+            Some(Segment::Memory { .. } | Segment::Spooled { .. } | Segment::File { .. }) | None => {
+                self.segments.push_back(Segment::Memory { bytes: bytes.to_vec(), at: 0 });
+            }
+        }
+    }
+
+    fn spool_or_force(&mut self, bytes: &[u8], temp: &TempFiles) {
+        if let Some(offset) = self.push_spool(bytes, temp) {
+            let length = bytes.len() as u64;
+            self.spooled += length;
+            match self.segments.back_mut() {
+                Some(Segment::Spooled { left, .. }) => *left += length,
+                Some(Segment::Memory { .. } | Segment::File { .. }) | None => {
+                    self.segments.push_back(Segment::Spooled { offset, left: length });
+                }
+            }
+            return;
+        }
+        self.memory.force(bytes.len() as u64);
+        self.push_memory(bytes);
+    }
+
+    /// Where in the spool the bytes went; None: they did not.
+    fn push_spool(&mut self, bytes: &[u8], temp: &TempFiles) -> Option<u64> {
+        let spool = match &mut self.spool {
+            Some(spool) => spool,
+            None => self.spool.insert(temp.create(0).ok()?),
+        };
+        let offset = spool.length();
+        spool.append(bytes).ok().map(|()| offset)
+    }
+
+    fn drain(&mut self, fd: RawFd) -> Progress {
+        let mut share = TURN_BYTES_MAX;
+        loop {
+            let Some(segment) = self.segments.front_mut() else { return Progress::Empty };
+            if share == 0 {
+                return Progress::Again;
+            }
+            let outcome = match segment {
+                Segment::Memory { bytes, at } => send_parts(fd, &[&bytes[*at..]], false).inspect(|sent| *at += sent),
+                Segment::Spooled { offset, left } => match &self.spool {
+                    Some(spool) => send_some(fd, spool, offset, left),
+                    None => return Progress::Broken,
+                },
+                Segment::File { file, offset, left } => send_some(fd, file, offset, left),
+            };
+            let sent = match outcome {
+                Ok(sent) => sent,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Blocked,
+                Err(_) => return Progress::Broken,
+            };
+            self.drained += sent as u64;
+            share = share.saturating_sub(sent);
+            let ended = match segment {
+                Segment::Memory { bytes, at } => {
+                    self.memory.release(sent as u64);
+                    *at == bytes.len()
+                }
+                Segment::Spooled { left, .. } => {
+                    self.spooled -= sent as u64;
+                    *left == 0
+                }
+                Segment::File { left, .. } => *left == 0,
+            };
+            if ended {
+                self.segments.pop_front();
+                if self.spooled == 0 {
+                    if let Some(Err(_)) = self.spool.as_mut().map(Spool::reset) {
+                        self.spool = None;
+                    }
+                }
+            } else if sent == 0 {
+                // sendfile at the end of a file that promised more.
+                return Progress::Broken;
+            }
+        }
+    }
+}
+
+fn send_some(fd: RawFd, file: &impl AsFd, offset: &mut u64, left: &mut u64) -> io::Result<usize> {
+    let sent = socket::send_file(fd, file.as_fd(), offset, *left)?;
+    *left -= sent as u64;
+    Ok(sent)
+}
+
+/// Sends as much as the socket takes; `WouldBlock` when it is full. Ok: all was sent, or the file ended early.
+fn send_head_and_file(fd: RawFd, head: &mut &[u8], file: &OwnedFd, offset: &mut u64, left: &mut u64) -> io::Result<()> {
+    while !head.is_empty() {
+        let sent = send_parts(fd, &[head], *left > 0)?;
+        *head = &head[sent..];
+    }
+    while *left > 0 {
+        if send_some(fd, file, offset, left)? == 0 {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// More parts than an answer ever has: head, chunk line, piece, line end.
+const PARTS_MAX: usize = 4;
+
+fn send_parts(fd: RawFd, parts: &[&[u8]], more: bool) -> io::Result<usize> {
+    let mut slices = [IoSlice::new(&[]); PARTS_MAX];
+    let mut count = 0;
+    for part in parts.iter().filter(|part| !part.is_empty()).take(PARTS_MAX) {
+        slices[count] = IoSlice::new(part);
+        count += 1;
+    }
+    if count == 0 {
+        return Ok(0);
+    }
+    socket::send(fd, &slices[..count], more)
+}

@@ -1,0 +1,67 @@
+//! What can be set, and the bounds that cannot.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::proto::head::Limits;
+
+/// Everything that can be set. No defaults here: the caller decides.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub threads: usize,
+    pub connections: usize,
+    pub keepalive_timeout: Duration,
+    pub header_timeout: Duration,
+    pub body_timeout: Duration,
+    pub write_timeout: Duration,
+    pub limit_request_line: usize,
+    pub limit_request_fields: usize,
+    pub limit_request_field_size: usize,
+    pub limit_request_head: usize,
+    pub body_memory: u64,
+    pub max_body: u64,
+    /// None: nothing is writable; larger bodies get 413.
+    pub temp_dir: Option<PathBuf>,
+    pub temp_limit: u64,
+    pub response_buffer: u64,
+}
+
+impl Settings {
+    pub(super) fn limits(&self) -> Limits {
+        Limits {
+            request_line: self.limit_request_line,
+            field_size: self.limit_request_field_size,
+            fields: self.limit_request_fields,
+            head: self.limit_request_head,
+        }
+    }
+}
+
+/// Bodies and responses that lie in memory, all of a worker together; beyond, files are used earlier.
+pub(super) const MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Of one response, before a file is used: several times the kernel's own send buffer, so that ordinary pages
+/// never touch a disk.
+pub(super) const RESPONSE_MEMORY_BYTES_MAX: u64 = 256 * 1024;
+
+/// A buffer of a connection that grew beyond this is given back after the request.
+pub(super) const BUFFER_KEPT_BYTES: usize = 16 * 1024;
+
+/// The smallest read: most heads fit.
+pub(super) const READ_HEAD_BYTES: usize = 4 * 1024;
+
+/// The smallest read while a body comes.
+pub(super) const READ_BODY_BYTES: usize = 64 * 1024;
+
+/// One connection's share of a turn of the loop, so that a fast upload or download does not starve the others.
+pub(super) const TURN_BYTES_MAX: usize = 1024 * 1024;
+
+/// Lingering close: how long, and how much of what the client still sends is read. nginx: 5 s between reads.
+pub(super) const LINGER: Duration = Duration::from_secs(2);
+pub(super) const LINGER_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long accepting rests when the process or the machine is out of descriptors or memory.
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// The loop turns at least this often and tells so (`Meter::beat`).
+pub(super) const BEAT: Duration = Duration::from_millis(900);

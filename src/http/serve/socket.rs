@@ -1,0 +1,178 @@
+//! The system calls on sockets, one a function, with the flags that must never be forgotten: MSG_NOSIGNAL
+//! (a client that leaves is no reason for SIGPIPE), CLOEXEC and NONBLOCK at birth.
+
+use std::io::{self, IoSlice};
+use std::mem::{size_of, zeroed, MaybeUninit};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use super::{Local, Peer};
+
+fn check(outcome: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(outcome).map_err(|_| io::Error::last_os_error())
+}
+
+/// Sends what the socket takes now. `more`: further bytes follow at once (MSG_MORE).
+pub fn send(fd: RawFd, parts: &[IoSlice<'_>], more: bool) -> io::Result<usize> {
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | if more { libc::MSG_MORE } else { 0 };
+    // SAFETY: msghdr is plain data for which zeroes mean "nothing".
+    let mut message: libc::msghdr = unsafe { zeroed() };
+    // IoSlice has the layout of iovec; sendmsg reads it only.
+    message.msg_iov = parts.as_ptr().cast::<libc::iovec>().cast_mut();
+    message.msg_iovlen = parts.len();
+    loop {
+        // SAFETY: the message points to `parts`, which outlive the call.
+        match check(unsafe { libc::sendmsg(fd, &message, flags) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Receives into the spare capacity of `buffer`, at most `bytes_max`.
+pub fn receive(fd: RawFd, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize> {
+    let start = buffer.len();
+    let spare = buffer.spare_capacity_mut();
+    let room = spare.len().min(bytes_max);
+    loop {
+        // SAFETY: the kernel writes at most `room` bytes into memory that the vector owns.
+        match check(unsafe { libc::recv(fd, spare.as_mut_ptr().cast(), room, libc::MSG_DONTWAIT) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(length) => {
+                // SAFETY: the kernel has initialised `length` bytes after `start`.
+                unsafe { buffer.set_len(start + length) };
+                return Ok(length);
+            }
+        }
+    }
+}
+
+/// Reads and drops; for lingering closes.
+pub fn discard(fd: RawFd, scratch: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+    // SAFETY: the kernel writes at most the slice's length into it.
+    check(unsafe { libc::recv(fd, scratch.as_mut_ptr().cast(), scratch.len(), libc::MSG_DONTWAIT) })
+}
+
+/// sendfile from `offset` (which is advanced; the file's own position stays). The caller's thread must have
+/// SIGPIPE blocked or ignored: sendfile has no MSG_NOSIGNAL.
+pub fn send_file(socket: RawFd, file: BorrowedFd<'_>, offset: &mut u64, bytes_max: u64) -> io::Result<usize> {
+    let Ok(mut position) = libc::off_t::try_from(*offset) else { return Err(io::ErrorKind::InvalidInput.into()) };
+    let count = usize::try_from(bytes_max).unwrap_or(usize::MAX).min(super::settings::TURN_BYTES_MAX);
+    loop {
+        // SAFETY: both descriptors are open, and `position` outlives the call.
+        match check(unsafe { libc::sendfile(socket, file.as_raw_fd(), &mut position, count) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(length) => {
+                *offset += length as u64;
+                return Ok(length);
+            }
+        }
+    }
+}
+
+/// Takes a connection from a listener, CLOEXEC and non-blocking from birth. The peer of a Unix socket has no
+/// address worth telling.
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Peer)> {
+    // SAFETY: sockaddr_storage is plain data.
+    let mut address: libc::sockaddr_storage = unsafe { zeroed() };
+    let mut length = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: address and length outlive the call and length says how large address is.
+    let fd = unsafe {
+        libc::accept4(listener.as_raw_fd(), (&raw mut address).cast::<libc::sockaddr>(), &mut length, flags)
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let peer = inet(&address).map_or(Peer::Unix, Peer::Inet);
+    Ok((socket, peer))
+}
+
+/// The address that a socket is bound to.
+pub fn local(socket: BorrowedFd<'_>) -> io::Result<Local> {
+    // SAFETY: sockaddr_storage is plain data.
+    let mut address: libc::sockaddr_storage = unsafe { zeroed() };
+    let mut length = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    // SAFETY: address and length outlive the call and length says how large address is.
+    let outcome =
+        unsafe { libc::getsockname(socket.as_raw_fd(), (&raw mut address).cast::<libc::sockaddr>(), &mut length) };
+    if outcome < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(match inet(&address) {
+        Some(address) => Local::Inet(address),
+        None => Local::Unix(unix_path(&address, length as usize)),
+    })
+}
+
+/// None: not an internet address. IPv4 clients of an IPv6 socket appear with their IPv4 address, so that lists
+/// of trusted addresses mean what they say.
+fn inet(address: &libc::sockaddr_storage) -> Option<SocketAddr> {
+    match i32::from(address.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: the family says that it is a sockaddr_in, and storage is larger and aligned for it.
+            let v4 = unsafe { &*(&raw const *address).cast::<libc::sockaddr_in>() };
+            let ip = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
+            Some(SocketAddr::new(IpAddr::V4(ip), u16::from_be(v4.sin_port)))
+        }
+        libc::AF_INET6 => {
+            // SAFETY: the family says that it is a sockaddr_in6, and storage is larger and aligned for it.
+            let v6 = unsafe { &*(&raw const *address).cast::<libc::sockaddr_in6>() };
+            let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr).to_canonical();
+            Some(SocketAddr::new(ip, u16::from_be(v6.sin6_port)))
+        }
+        _ => None,
+    }
+}
+
+/// unix(7): the path ends at a NUL or at the address's length; an abstract name begins with NUL.
+fn unix_path(address: &libc::sockaddr_storage, length: usize) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    let header = size_of::<libc::sa_family_t>();
+    let length = length.min(size_of::<libc::sockaddr_storage>()).saturating_sub(header);
+    // SAFETY: storage has at least header + length bytes, all initialised.
+    let bytes = unsafe { std::slice::from_raw_parts((&raw const *address).cast::<u8>().add(header), length) };
+    let path = match bytes.first() {
+        Some(0) => return PathBuf::from(format!("@{}", String::from_utf8_lossy(&bytes[1..]))),
+        Some(_) => bytes.split(|&byte| byte == 0).next().unwrap_or_default(),
+        None => b"",
+    };
+    PathBuf::from(std::ffi::OsStr::from_bytes(path))
+}
+
+fn set_option<T>(socket: RawFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
+    let length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: value outlives the call and length is its size.
+    match unsafe { libc::setsockopt(socket, level, name, (&raw const *value).cast(), length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+pub fn set_nodelay(socket: RawFd) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, &1i32)
+}
+
+/// The next close sends RST: the only way to tell that a body without a length was cut.
+pub fn reset_on_close(socket: RawFd) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // Fails on Unix sockets only, where it has no meaning.
+    let _ = set_option(socket, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
+}
+
+/// Sends FIN; false if the connection is gone already.
+pub fn shutdown_write(socket: RawFd) -> bool {
+    // SAFETY: a call with two numbers.
+    unsafe { libc::shutdown(socket, libc::SHUT_WR) == 0 }
+}
+
+/// Ends the connection although a child of the application may hold a copy of the descriptor.
+pub fn shutdown_both(socket: RawFd) {
+    // SAFETY: a call with two numbers. It fails where the peer is gone, which is what is wanted.
+    unsafe { libc::shutdown(socket, libc::SHUT_RDWR) };
+}

@@ -1,0 +1,101 @@
+//! The connection table: a fixed number of slots, each with the state of the connection in it.
+//!
+//! Free -> Waiting -> Dispatched -> Waiting (keep-alive), Flushing (bytes still queued) or Lingering -> Free.
+//! Only the loop changes a state. In `Dispatched` the connection itself is with the app side (or on its way);
+//! everywhere else the slot owns it, and only then its socket may be closed.
+
+use std::os::fd::OwnedFd;
+
+use super::connection::Connection;
+use super::epoll::{Interest, Token};
+
+#[derive(Debug)]
+pub enum State {
+    /// The last connection's buffers wait for the next one.
+    Free(Option<Box<Connection>>),
+    /// For a request or the rest of one; which, its timer says.
+    Waiting(Box<Connection>),
+    /// In the ring, or with an app thread.
+    Dispatched,
+    /// Answered, and the answer is not all sent.
+    Flushing(Box<Connection>),
+    /// FIN was sent; what the client still sends is read and dropped, up to so many bytes.
+    Lingering(Box<Connection>, usize),
+}
+
+#[derive(Debug)]
+pub struct Slot {
+    pub token: Token,
+    pub socket: Option<OwnedFd>,
+    /// How epoll knows the socket; None: not at all.
+    pub interest: Option<Interest>,
+    /// Edges that came while the connection was with the app side.
+    pub readable: bool,
+    pub half_closed: bool,
+    pub state: State,
+}
+
+#[derive(Debug)]
+pub struct Table {
+    slots: Vec<Slot>,
+    /// The slot that became free last is taken first: its buffers are there and warm.
+    free: Vec<u32>,
+}
+
+impl Table {
+    pub fn new(connections: usize) -> Table {
+        let slots = (0..connections as u32).map(|index| Slot {
+            token: Token { index, generation: 0 },
+            socket: None,
+            interest: None,
+            readable: false,
+            half_closed: false,
+            state: State::Free(None),
+        });
+        Table { slots: slots.collect(), free: (0..connections as u32).rev().collect() }
+    }
+
+    pub fn open(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.free.is_empty()
+    }
+
+    pub fn slot(&mut self, index: u32) -> &mut Slot {
+        &mut self.slots[index as usize]
+    }
+
+    /// The slot that an event means, unless its connection has ended meanwhile.
+    pub fn current(&mut self, token: Token) -> Option<&mut Slot> {
+        let slot = self.slots.get_mut(token.index as usize)?;
+        (slot.token == token && !matches!(slot.state, State::Free(_))).then_some(slot)
+    }
+
+    /// Takes a free slot and the buffers that lie in it. Its state is `Dispatched` until the caller sets another.
+    pub fn take(&mut self, socket: OwnedFd) -> Option<(&mut Slot, Option<Box<Connection>>)> {
+        let slot = &mut self.slots[self.free.pop()? as usize];
+        slot.socket = Some(socket);
+        slot.interest = None;
+        slot.readable = false;
+        slot.half_closed = false;
+        let buffers = match std::mem::replace(&mut slot.state, State::Dispatched) {
+            State::Free(buffers) => buffers,
+            State::Waiting(_) | State::Dispatched | State::Flushing(_) | State::Lingering(..) => {
+                unreachable!("a slot in the free list is free")
+            }
+        };
+        Some((slot, buffers))
+    }
+
+    /// Frees the slot of a connection; its socket, to be closed by the caller.
+    pub fn release(&mut self, connection: Box<Connection>) -> Option<OwnedFd> {
+        let index = connection.token.index;
+        let slot = &mut self.slots[index as usize];
+        slot.token.generation = slot.token.next_generation();
+        slot.state = State::Free(Some(connection));
+        self.free.push(index);
+        slot.socket.take()
+    }
+}

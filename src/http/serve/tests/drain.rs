@@ -1,0 +1,210 @@
+//! Draining, stopping, retiring, and serving again.
+
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use super::fixture::{app, settings, Client, Fixture, Told, PATIENCE};
+use crate::serve::{Listener, Settings};
+
+#[test]
+fn draining_finishes_what_was_begun() {
+    let fixture = Fixture::new(settings(), app);
+    let mut idle = fixture.client();
+    assert!(!idle.get("/hello").closes());
+    let mut silent = fixture.client();
+    fixture.expect(&Told::Connections(2));
+    let mut half = fixture.client();
+    half.send("POST /echo HTTP/1.1\r\nHost: h\r\nContent-Le");
+    fixture.expect(&Told::Connections(3));
+    let mut running = fixture.client();
+    running.send("GET /gate HTTP/1.1\r\nHost: h\r\n\r\n");
+    fixture.expect_app("at the gate");
+
+    fixture.handle.drain(vec![]);
+    fixture.expect(&Told::Draining);
+    // Left to the other workers: nobody here accepts it.
+    let mut late = fixture.client();
+    late.send("GET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
+
+    fixture.gate.open();
+    let answer = running.answer();
+    assert_eq!((answer.text(), answer.closes()), ("passed", true));
+    running.expect_closed();
+    let answer = half.send("ngth: 3\r\n\r\nabc").answer();
+    assert_eq!((answer.text(), answer.closes()), ("abc", true));
+    for client in [&mut idle, &mut silent] {
+        let answer = client.get("/hello");
+        assert_eq!((answer.text(), answer.closes()), ("hello", true));
+        client.expect_closed();
+    }
+    drop((running, half, idle, silent));
+    fixture.expect(&Told::Done(0));
+    fixture.join();
+}
+
+#[test]
+fn draining_waits_for_idle_connections_until_their_deadline() {
+    let fixture = Fixture::new(Settings { keepalive_timeout: Duration::from_millis(300), ..settings() }, app);
+    let mut idle = fixture.client();
+    assert_eq!(idle.get("/hello").text(), "hello");
+    fixture.handle.drain(vec![]);
+    fixture.expect(&Told::Draining);
+    idle.expect_closed();
+    fixture.join();
+}
+
+#[test]
+fn serving_again_after_a_drain() {
+    let fixture = Fixture::new(settings(), app);
+    let mut idle = fixture.client();
+    assert_eq!(idle.get("/hello").text(), "hello");
+    fixture.handle.drain(vec![]);
+    fixture.expect(&Told::Draining);
+    let mut late = fixture.client();
+    late.send("GET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
+    fixture.handle.serve();
+    fixture.expect(&Told::Serving);
+    assert!(!late.answer().closes());
+    assert!(!idle.get("/hello").closes());
+    fixture.stop();
+}
+
+#[test]
+fn kept_listeners_are_emptied_when_they_are_closed() {
+    let bind = || {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.set_nonblocking(true).expect("fcntl");
+        let address = listener.local_addr().expect("its address");
+        (listener, address)
+    };
+    let (shared, shared_address) = bind();
+    let (removed, removed_address) = bind();
+    let master = shared.try_clone().expect("dup");
+    let listeners = vec![Listener { id: 1, fd: shared.into() }, Listener { id: 2, fd: removed.into() }];
+    let fixture = Fixture::with(settings(), shared_address, listeners, None, app);
+    fixture.handle.serve();
+    fixture.expect(&Told::Serving);
+    let connect = |address| Client::new(TcpStream::connect(address).expect("connect"));
+    assert_eq!(connect(removed_address).get("/hello").text(), "hello");
+
+    fixture.handle.drain(vec![2]);
+    fixture.expect(&Told::Draining);
+    // The kept one is still served, by this worker.
+    let answer = connect(removed_address).get("/hello");
+    assert_eq!((answer.text(), answer.closes()), ("hello", true));
+    // The other is not: it waits for the successor.
+    let mut waiting = connect(shared_address);
+    waiting.send("GET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
+    // One more, busy, so that what follows lies in the backlog.
+    let mut running = connect(removed_address);
+    running.send("GET /gate HTTP/1.1\r\nHost: h\r\n\r\n");
+    fixture.expect_app("at the gate");
+    let mut queued: Vec<Client> = (0..5).map(|_| connect(removed_address)).collect();
+    for client in &mut queued {
+        client.send("GET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
+    }
+    fixture.handle.close_listeners(vec![2]);
+    fixture.gate.open();
+    assert_eq!(running.answer().text(), "passed");
+    for client in &mut queued {
+        let answer = client.answer();
+        assert_eq!((answer.text(), answer.closes()), ("hello", true));
+    }
+    drop((running, queued));
+    fixture.expect(&Told::Done(0));
+    assert!(TcpStream::connect(removed_address).is_err());
+    fixture.join();
+    let (successor, _) = master.accept().expect("the connection that was left in the queue");
+    drop(successor);
+}
+
+#[test]
+fn stopping_answers_the_backlog_and_closes_idle_connections() {
+    let fixture = Fixture::new(settings(), app);
+    let mut idle = fixture.client();
+    assert_eq!(idle.get("/hello").text(), "hello");
+    let mut running = fixture.client();
+    running.send("GET /gate HTTP/1.1\r\nHost: h\r\n\r\n");
+    fixture.expect_app("at the gate");
+    let mut queued: Vec<Client> = (0..5).map(|_| fixture.client()).collect();
+    for client in &mut queued {
+        client.send("GET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
+    }
+    fixture.handle.stop(Duration::from_millis(50));
+    fixture.expect(&Told::Draining);
+    assert!(TcpStream::connect(fixture.address).is_err());
+    idle.expect_closed();
+    fixture.gate.open();
+    assert!(running.answer().closes());
+    for client in &mut queued {
+        let answer = client.answer();
+        assert_eq!((answer.text(), answer.closes()), ("hello", true));
+    }
+    drop((running, queued));
+    fixture.join();
+}
+
+#[test]
+fn a_retiring_worker_refuses_what_has_not_begun() {
+    let fixture = Fixture::new(settings(), app);
+    let mut idle = fixture.client();
+    assert_eq!(idle.get("/hello").text(), "hello");
+    let mut waiting = fixture.client();
+    assert_eq!(waiting.get("/hello").text(), "hello");
+    let mut running = fixture.client();
+    running.send("GET /gate HTTP/1.1\r\nHost: h\r\n\r\n");
+    fixture.expect_app("at the gate");
+    waiting.send("GET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
+    fixture.handle.retire();
+    fixture.expect(&Told::Draining);
+    assert_eq!(waiting.answer().status, 503);
+    waiting.expect_closed();
+    assert_eq!(idle.get("/hello").status, 503);
+    fixture.gate.open();
+    assert_eq!(running.answer().text(), "passed");
+    drop((idle, waiting, running));
+    fixture.join();
+}
+
+#[test]
+fn a_drain_without_connections_is_done_at_once() {
+    let fixture = Fixture::new(Settings { threads: 3, ..settings() }, app);
+    fixture.handle.drain(vec![]);
+    fixture.join();
+}
+
+#[test]
+fn every_request_of_a_drain_under_load_is_answered() {
+    let fixture = Fixture::new(Settings { threads: 2, ..settings() }, app);
+    let address = fixture.address;
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            std::thread::spawn(move || {
+                let mut client = Client::new(TcpStream::connect(address).expect("connect"));
+                let mut answers = 0;
+                loop {
+                    let answer = client.get("/hello");
+                    assert_eq!(answer.text(), "hello");
+                    answers += 1;
+                    if answer.closes() {
+                        client.expect_closed();
+                        return answers;
+                    }
+                }
+            })
+        })
+        .collect();
+    for _ in 0..100 {
+        fixture.expect_app("/hello ok");
+    }
+    fixture.handle.drain(vec![]);
+    for client in clients {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while !client.is_finished() {
+            assert!(std::time::Instant::now() < deadline, "a client is not answered");
+            std::thread::yield_now();
+        }
+        assert!(client.join().expect("a client failed") > 0);
+    }
+    fixture.join();
+}

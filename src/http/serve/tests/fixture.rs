@@ -1,0 +1,399 @@
+//! A server in this process with plain Rust app threads, and clients on raw sockets: client libraries retry
+//! silently and hide what happened.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::serve::{Body, Exchange, Handle, Listener, Meter, Reports, Server, Settings, Wake};
+
+/// Long enough for a busy machine, short enough to end.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+pub fn settings() -> Settings {
+    Settings {
+        threads: 1,
+        connections: 64,
+        keepalive_timeout: PATIENCE * 2,
+        header_timeout: PATIENCE,
+        body_timeout: PATIENCE,
+        write_timeout: PATIENCE,
+        limit_request_line: 8190,
+        limit_request_fields: 100,
+        limit_request_field_size: 8190,
+        limit_request_head: 64 * 1024,
+        body_memory: 512 * 1024,
+        max_body: 100 * 1024 * 1024,
+        temp_dir: Some(std::env::temp_dir()),
+        temp_limit: 1 << 30,
+        response_buffer: 64 * 1024 * 1024,
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    Serving,
+    Draining,
+    Connections(usize),
+    Accepted,
+    /// What the handler of the test has to say.
+    App(String),
+    Done(usize),
+}
+
+struct Teller(Mutex<Sender<Told>>);
+
+impl Teller {
+    fn tell(&self, told: Told) {
+        let _ = self.0.lock().expect("no panic while locked").send(told);
+    }
+}
+
+impl Meter for Teller {
+    fn beat(&self) {}
+    fn accepted(&self) {
+        self.tell(Told::Accepted);
+    }
+    fn connections(&self, open: usize) {
+        self.tell(Told::Connections(open));
+    }
+}
+
+impl Reports for Teller {
+    fn serving(&self) {
+        self.tell(Told::Serving);
+    }
+    fn draining(&self) {
+        self.tell(Told::Draining);
+    }
+}
+
+/// A door that the test opens for the application.
+#[derive(Clone)]
+pub struct Gate(Arc<(Mutex<usize>, std::sync::Condvar)>);
+
+impl Gate {
+    pub fn new() -> Gate {
+        Gate(Arc::new((Mutex::new(0), std::sync::Condvar::new())))
+    }
+
+    pub fn open(&self) {
+        *self.0 .0.lock().expect("no panic while locked") += 1;
+        self.0 .1.notify_all();
+    }
+
+    pub fn pass(&self) {
+        let count = self.0 .0.lock().expect("no panic while locked");
+        let (mut count, timeout) =
+            self.0 .1.wait_timeout_while(count, PATIENCE, |count| *count == 0).expect("no panic while locked");
+        assert!(!timeout.timed_out(), "nobody opened the gate");
+        *count -= 1;
+    }
+}
+
+/// Tells the test something from the application.
+#[derive(Clone)]
+pub struct Voice(Arc<Teller>);
+
+impl Voice {
+    pub fn say(&self, text: impl Into<String>) {
+        self.0.tell(Told::App(text.into()));
+    }
+}
+
+pub struct Fixture {
+    pub handle: Handle,
+    pub gate: Gate,
+    pub address: SocketAddr,
+    told: Receiver<Told>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Fixture {
+    /// A serving server whose application is `handler`.
+    pub fn new(settings: Settings, handler: impl Fn(Exchange, &Gate, &Voice) + Send + Sync + 'static) -> Fixture {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("its address");
+        listener.set_nonblocking(true).expect("fcntl");
+        let fixture = Fixture::with(settings, address, vec![Listener { id: 0, fd: listener.into() }], None, handler);
+        fixture.handle.serve();
+        fixture.expect(&Told::Serving);
+        fixture
+    }
+
+    pub fn with(
+        settings: Settings,
+        address: SocketAddr,
+        listeners: Vec<Listener>,
+        wakeup: Option<OwnedFd>,
+        handler: impl Fn(Exchange, &Gate, &Voice) + Send + Sync + 'static,
+    ) -> Fixture {
+        let (sender, told) = channel();
+        let teller = Arc::new(Teller(Mutex::new(sender)));
+        let meter: Arc<dyn Meter> = Arc::<Teller>::clone(&teller);
+        let reports: Arc<dyn Reports> = Arc::<Teller>::clone(&teller);
+        let server = Server::new(settings, listeners, meter, reports).expect("server");
+        let handle = server.handle();
+        let gate = Gate::new();
+        let handler = Arc::new(handler);
+        let app_threads = server.start(wakeup).expect("threads");
+        let threads = app_threads.into_iter().enumerate().map(|(index, mut app_thread)| {
+            let (handler, gate, voice) = (Arc::clone(&handler), gate.clone(), Voice(Arc::clone(&teller)));
+            std::thread::spawn(move || loop {
+                if let Some(exchange) = app_thread.poll() {
+                    handler(exchange, &gate, &voice);
+                    continue;
+                }
+                match app_thread.wait() {
+                    Wake::Request(exchange) => handler(exchange, &gate, &voice),
+                    Wake::Signal => voice.say("signal"),
+                    Wake::Done => return voice.0.tell(Told::Done(index)),
+                }
+            })
+        });
+        let threads = threads.collect();
+        Fixture { handle, gate, address, told, threads }
+    }
+
+    /// Waits until the server or the application has said this; what else it said before is skipped.
+    pub fn expect(&self, wanted: &Told) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = Vec::new();
+        loop {
+            match self.told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(told) if told == *wanted => return,
+                Ok(told) => seen.push(told),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    panic!("{wanted:?} was not told, but {seen:?}")
+                }
+            }
+        }
+    }
+
+    pub fn expect_app(&self, text: &str) {
+        self.expect(&Told::App(text.to_string()));
+    }
+
+    pub fn client(&self) -> Client {
+        Client::new(TcpStream::connect(self.address).expect("connect"))
+    }
+
+    /// Waits for the end of all app threads.
+    pub fn join(self) {
+        for thread in self.threads {
+            let deadline = Instant::now() + PATIENCE;
+            while !thread.is_finished() {
+                assert!(Instant::now() < deadline, "an app thread does not end");
+                std::thread::yield_now();
+            }
+            thread.join().expect("an app thread panicked");
+        }
+    }
+
+    /// Stops at once and waits for the end.
+    pub fn stop(self) {
+        self.handle.stop(Duration::ZERO);
+        self.join();
+    }
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub fields: HashMap<String, String>,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.fields.get(name).map(String::as_str)
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).expect("text")
+    }
+
+    pub fn closes(&self) -> bool {
+        self.field("connection") == Some("close")
+    }
+}
+
+pub struct Client {
+    pub stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    pub fn new(stream: TcpStream) -> Client {
+        stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+        stream.set_write_timeout(Some(PATIENCE)).expect("timeout");
+        Client { stream, buffer: Vec::new() }
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Client {
+        self.stream.write_all(bytes.as_ref()).expect("the server reads");
+        self
+    }
+
+    pub fn get(&mut self, path: &str) -> Answer {
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n"));
+        self.answer()
+    }
+
+    pub fn post(&mut self, path: &str, body: &[u8]) -> Answer {
+        self.send(format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n", body.len())).send(body);
+        self.answer()
+    }
+
+    fn fill(&mut self) -> usize {
+        let mut bytes = [0; 64 * 1024];
+        let length = self.stream.read(&mut bytes).expect("an answer in time");
+        self.buffer.extend_from_slice(&bytes[..length]);
+        length
+    }
+
+    fn line(&mut self) -> String {
+        loop {
+            if let Some(end) = self.buffer.windows(2).position(|two| two == b"\r\n") {
+                let line = String::from_utf8(self.buffer[..end].to_vec()).expect("text");
+                self.buffer.drain(..end + 2);
+                return line;
+            }
+            assert!(self.fill() > 0, "closed in the middle of a head: {:?}", String::from_utf8_lossy(&self.buffer));
+        }
+    }
+
+    pub fn exactly(&mut self, length: usize) -> Vec<u8> {
+        while self.buffer.len() < length {
+            assert!(self.fill() > 0, "closed after {} of {length} bytes", self.buffer.len());
+        }
+        self.buffer.drain(..length).collect()
+    }
+
+    /// The head alone, as after HEAD or as 100.
+    pub fn head(&mut self) -> Answer {
+        let status = self.line();
+        let status = status.strip_prefix("HTTP/1.1 ").expect("a status line")[..3].parse().expect("a status");
+        let mut fields = HashMap::new();
+        loop {
+            let line = self.line();
+            if line.is_empty() {
+                return Answer { status, fields, body: Vec::new() };
+            }
+            let (name, value) = line.split_once(": ").expect("a field");
+            let repeated = fields.insert(name.to_ascii_lowercase(), value.to_string());
+            assert!(repeated.is_none(), "{name} twice");
+        }
+    }
+
+    pub fn answer(&mut self) -> Answer {
+        let mut answer = self.head();
+        if let Some(length) = answer.field("content-length") {
+            let length = length.parse().expect("a length");
+            answer.body = self.exactly(length);
+        } else if answer.field("transfer-encoding") == Some("chunked") {
+            loop {
+                let length = usize::from_str_radix(&self.line(), 16).expect("a chunk size");
+                let data = self.exactly(length);
+                answer.body.extend_from_slice(&data);
+                assert_eq!(self.line(), "");
+                if length == 0 {
+                    break;
+                }
+            }
+        } else if !matches!(answer.status, 204 | 304) {
+            answer.body = self.rest();
+        }
+        answer
+    }
+
+    /// All bytes until the server closes.
+    pub fn rest(&mut self) -> Vec<u8> {
+        while self.fill() > 0 {}
+        std::mem::take(&mut self.buffer)
+    }
+
+    /// The server has closed, without a reset and without another byte.
+    pub fn expect_closed(&mut self) {
+        let rest = self.rest();
+        assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest));
+    }
+
+    pub fn half_close(&mut self) {
+        self.stream.shutdown(Shutdown::Write).expect("shutdown");
+    }
+}
+
+pub fn body_of(exchange: &Exchange) -> Vec<u8> {
+    match exchange.body() {
+        Body::Memory(bytes) => bytes.to_vec(),
+        Body::File { file, length } => {
+            let mut bytes = Vec::new();
+            let mut file = std::fs::File::from(file.try_clone_to_owned().expect("dup"));
+            file.read_to_end(&mut bytes).expect("read");
+            assert_eq!(bytes.len() as u64, length);
+            bytes
+        }
+    }
+}
+
+/// A small application: what it does, the path says.
+pub fn app(mut exchange: Exchange, gate: &Gate, voice: &Voice) {
+    let path = String::from_utf8(exchange.path().to_vec()).expect("text");
+    let number = || path.rsplit('/').next().and_then(|text| text.parse::<usize>().ok()).expect("a number in the path");
+    let start = |exchange: &mut Exchange, fields: &[(&[u8], &[u8])]| exchange.start(b"200 OK", fields).expect("valid");
+    match path.split('/').nth(1).unwrap_or_default() {
+        "hello" => {
+            start(&mut exchange, &[(b"Content-Type", b"text/plain")]);
+            exchange.write_all(b"hello");
+        }
+        "echo" => {
+            let kind: &[u8] = match exchange.body() {
+                Body::Memory(_) => b"memory",
+                Body::File { .. } => b"file",
+            };
+            let body = body_of(&exchange);
+            assert_eq!(exchange.content_length().unwrap_or(0), body.len() as u64);
+            exchange.start(b"200 OK", &[(b"X-Body", kind)]).expect("valid");
+            exchange.write_all(&body);
+        }
+        "pieces" => {
+            start(&mut exchange, &[]);
+            for piece in [&b"one "[..], b"", b"two ", b"three"] {
+                exchange.write(piece);
+            }
+        }
+        "big" => {
+            start(&mut exchange, &[]);
+            exchange.write_all(&vec![b'x'; number()]);
+        }
+        "gate" => {
+            voice.say("at the gate");
+            gate.pass();
+            start(&mut exchange, &[]);
+            exchange.write_all(b"passed");
+        }
+        "length" => {
+            let length = number().to_string();
+            start(&mut exchange, &[(b"Content-Length", length.as_bytes())]);
+            exchange.write(b"12345");
+        }
+        "empty" => {
+            exchange.start(b"204 No Content", &[(b"Content-Length", b"0")]).expect("valid");
+        }
+        "drop" => return drop(exchange),
+        "fail" => return exchange.fail(502),
+        "nothing" => {}
+        other => panic!("no such path: {other}"),
+    }
+    let outcome = exchange.finish();
+    voice.say(match outcome {
+        Ok(()) => format!("{path} ok"),
+        Err(bad) => format!("{path} {}", bad.0),
+    });
+}

@@ -1,0 +1,487 @@
+//! The command line: `forkmaster [run] [MODULE]` and the verbs.
+//!
+//! A first word that is the name of a verb is the verb; any other is the application's module, so that
+//! `forkmaster shop.wsgi` serves. A module that is called like a verb is served with `forkmaster run status`. A word
+//! without dot or colon that looks like a slip in a verb is refused rather than served, and so are the names of verbs
+//! to come.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use crate::config::settings::{Bind, ControlAddress};
+use crate::config::surroundings::Surroundings;
+use crate::config::units::parse_duration;
+use crate::config::{self, ConfigFile, Overrides, Source};
+
+/// Read where neither `-c` nor a module says otherwise.
+const FILE_DEFAULT: &str = "app.toml";
+
+const VERBS: [&str; 8] = ["run", "check", "config", "status", "reload", "wait", "stop", "shutdown"];
+
+/// No module may be taken for one of them now, or the day they exist would change what a command does.
+const VERBS_TO_COME: [&str; 13] = [
+    "completions",
+    "ctl",
+    "dump",
+    "events",
+    "health",
+    "man",
+    "pause",
+    "recycle",
+    "reopen-logs",
+    "resume",
+    "rollback",
+    "scale",
+    "upgrade",
+];
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    Run(Source),
+    Check { source: Source, boot: bool },
+    ConfigShow(Source),
+    Status { client: Client, json: bool },
+    Reload { client: Client, waiting: Waiting },
+    WaitReady { client: Client, timeout: Option<Duration> },
+    Stop { client: Client, now: bool, waiting: Waiting },
+}
+
+/// How a client finds its master.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// `--socket`.
+    pub socket: Option<ControlAddress>,
+    /// Names the socket where `--socket` does not.
+    pub source: Source,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// `--no-wait`: only ask.
+    No,
+    /// Until it is done, at most so long; None: as long as the master's own deadlines last.
+    Until(Option<Duration>),
+}
+
+/// Reads the arguments. An error knows its text, its stream and its exit code (2; 0 for `--help` and `--version`):
+/// `error.exit()`.
+pub fn parse(
+    arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    surroundings: &Surroundings,
+) -> Result<Command, clap::Error> {
+    let matches = Line::command().try_get_matches_from(arguments)?;
+    let line = Line::from_arg_matches(&matches)?;
+    let place = Place { config: line.common.config, socket: line.common.socket, surroundings };
+    let Some(verb) = line.verb else {
+        if line.run.module.is_some() {
+            check_module_or_verb(line.run.module.as_deref().unwrap_or_default())?;
+        }
+        place.client_options_unused()?;
+        return place.source(line.run).map(Command::Run);
+    };
+    if line.run != RunOptions::default() {
+        return Err(error(ErrorKind::ArgumentConflict, "options of the application go after the verb".to_owned()));
+    }
+    match verb {
+        Verb::Run(options) => {
+            place.client_options_unused()?;
+            place.source(options).map(Command::Run)
+        }
+        Verb::Check { boot, run } => {
+            place.client_options_unused()?;
+            Ok(Command::Check { source: place.source(run)?, boot })
+        }
+        Verb::Config { verb: ConfigVerb::Show(options) } => {
+            place.client_options_unused()?;
+            place.source(options).map(Command::ConfigShow)
+        }
+        Verb::Status { json } => Ok(Command::Status { client: place.client(), json }),
+        Verb::Reload(options) => Ok(Command::Reload { client: place.client(), waiting: options.waiting() }),
+        Verb::Wait { state: State::Ready, timeout } => Ok(Command::WaitReady { client: place.client(), timeout }),
+        Verb::Stop { now, waiting } => Ok(Command::Stop { client: place.client(), now, waiting: waiting.waiting() }),
+    }
+}
+
+/// Serves Python WSGI applications, and deploys on SIGHUP.
+///
+/// `forkmaster -c app.toml` serves what the file says, `forkmaster shop.wsgi` a module of the current directory,
+/// `forkmaster` what ./app.toml says.
+#[derive(Parser, Debug)]
+#[command(name = "forkmaster", version, max_term_width = 100, subcommand_help_heading = "Verbs")]
+#[command(override_usage = "forkmaster [OPTIONS] [MODULE]\n       forkmaster [OPTIONS] VERB")]
+struct Line {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    run: RunOptions,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Args, Debug)]
+struct Common {
+    /// Configuration file [default: ./app.toml]
+    #[arg(short, long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// Control socket of the master to talk to, a path or @NAME [default: as in the configuration]
+    #[arg(long, value_name = "PATH", global = true)]
+    socket: Option<String>,
+}
+
+/// Settings of the command line; they stand above all others.
+#[derive(Args, Debug, Default, PartialEq, Eq)]
+struct RunOptions {
+    /// The application: `shop.wsgi`, `shop.wsgi:app`, `shop:create_app('prod')`
+    #[arg(value_name = "MODULE")]
+    module: Option<String>,
+    /// Address to listen on: HOST:PORT, [v6]:PORT, unix:PATH or fd://N; may be repeated
+    #[arg(short, long, value_name = "ADDRESS", value_parser = parse_bind)]
+    bind: Vec<String>,
+    /// Worker processes: a number, or `auto` for one per CPU
+    #[arg(short, long, value_name = "N", value_parser = config::parse_workers)]
+    workers: Option<String>,
+    /// Threads of each worker that run the application
+    #[arg(long, value_name = "N", value_parser = config::parse_count)]
+    threads: Option<String>,
+    /// Import the application once, before workers are forked
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = ["true", "false"])]
+    preload: Option<String>,
+    /// Directory of the application
+    #[arg(long, value_name = "DIR")]
+    release: Option<String>,
+    /// Virtual environment that runs it
+    #[arg(long, value_name = "DIR", conflicts_with = "python")]
+    venv: Option<String>,
+    /// Interpreter that runs it
+    #[arg(long, value_name = "FILE")]
+    python: Option<String>,
+    /// Name of this instance, for its control socket and process titles
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// How much is logged
+    #[arg(long, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
+    log_level: Option<String>,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Serve; the default
+    Run(RunOptions),
+    /// Check the configuration without serving; exit 0 if it is good, 78 if not
+    Check {
+        /// Import the application as well, as a worker would, and say how long it took
+        #[arg(long)]
+        boot: bool,
+        #[command(flatten)]
+        run: RunOptions,
+    },
+    /// Look at the configuration
+    Config {
+        #[command(subcommand)]
+        verb: ConfigVerb,
+    },
+    /// What the master and its workers are doing
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Deploy what is on disk now; exit 0 when it serves, 1 with the reason when it was refused
+    Reload(WaitOptions),
+    /// Wait for a state of the master
+    Wait {
+        #[arg(value_name = "STATE")]
+        state: State,
+        /// Give up after so long, as in 30s
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        timeout: Option<Duration>,
+    },
+    /// Stop serving: running requests finish first
+    #[command(visible_alias = "shutdown")]
+    Stop {
+        /// Do not wait for running requests
+        #[arg(long)]
+        now: bool,
+        #[command(flatten)]
+        waiting: WaitOptions,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+enum ConfigVerb {
+    /// Print every setting in effect and where it comes from
+    Show(RunOptions),
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum State {
+    /// A worker serves
+    Ready,
+}
+
+#[derive(Args, Debug)]
+struct WaitOptions {
+    /// Give up waiting after so long, as in 30s; what was asked for goes on
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+    /// Only ask, and do not wait for the outcome
+    #[arg(long, conflicts_with = "timeout")]
+    no_wait: bool,
+}
+
+impl WaitOptions {
+    fn waiting(self) -> Waiting {
+        if self.no_wait {
+            Waiting::No
+        } else {
+            Waiting::Until(self.timeout)
+        }
+    }
+}
+
+/// Where the options that all verbs share point to.
+struct Place<'a> {
+    config: Option<PathBuf>,
+    socket: Option<String>,
+    surroundings: &'a Surroundings,
+}
+
+impl Place<'_> {
+    /// For verbs that need to know the application.
+    fn source(&self, options: RunOptions) -> Result<Source, clap::Error> {
+        let file = match (&self.config, &options.module) {
+            (Some(path), _) => Some(self.file(path)),
+            (None, Some(_)) => None,
+            (None, None) => Some(self.file_default().ok_or_else(nothing_to_serve)?),
+        };
+        let absolute = |path: Option<String>| {
+            path.map(|path| self.surroundings.absolute(Path::new(&path)).to_string_lossy().into_owned())
+        };
+        let overrides = Overrides {
+            module: options.module,
+            name: options.name,
+            release: absolute(options.release),
+            venv: absolute(options.venv),
+            python: absolute(options.python),
+            preload: options.preload,
+            bind: options.bind.into_iter().map(|bind| self.absolute_bind(bind)).collect(),
+            workers: options.workers,
+            threads: options.threads,
+            log_level: options.log_level,
+        };
+        Ok(Source { file, overrides })
+    }
+
+    /// For verbs that only look for the master: without a file, the master of a module served from here.
+    fn client(&self) -> Client {
+        let socket = self.socket.as_deref().map(|socket| match socket.strip_prefix('@') {
+            Some(name) => ControlAddress::Abstract(name.to_owned()),
+            None => ControlAddress::Path(self.surroundings.absolute(Path::new(socket))),
+        });
+        let file = self.config.as_deref().map(|path| self.file(path)).or_else(|| self.file_default());
+        Client { socket, source: Source { file, overrides: Overrides::default() } }
+    }
+
+    fn client_options_unused(&self) -> Result<(), clap::Error> {
+        match self.socket {
+            None => Ok(()),
+            Some(_) => {
+                let text =
+                    "--socket is for the verbs that talk to a running master; the master's own is [control] socket";
+                Err(error(ErrorKind::ArgumentConflict, text.to_owned()))
+            }
+        }
+    }
+
+    fn file(&self, path: &Path) -> ConfigFile {
+        ConfigFile { path: self.surroundings.absolute(path), shown: path.to_string_lossy().into_owned() }
+    }
+
+    fn file_default(&self) -> Option<ConfigFile> {
+        let file = self.file(Path::new(FILE_DEFAULT));
+        file.path.symlink_metadata().is_ok().then_some(file)
+    }
+
+    /// What is typed in a shell is relative to where it is typed, not to a file elsewhere.
+    fn absolute_bind(&self, bind: String) -> String {
+        match bind.strip_prefix("unix:") {
+            Some(path) => format!("unix:{}", self.surroundings.absolute(Path::new(path)).display()),
+            None => bind,
+        }
+    }
+}
+
+fn parse_bind(text: &str) -> Result<String, String> {
+    Bind::parse(text, Path::new("/")).map(|_| text.to_owned())
+}
+
+fn check_module_or_verb(word: &str) -> Result<(), clap::Error> {
+    let instead = format!("To serve a module of that name: forkmaster run {word}");
+    if VERBS_TO_COME.contains(&word) {
+        return Err(error(ErrorKind::InvalidSubcommand, format!("`{word}` comes with a later version\n\n{instead}")));
+    }
+    if let Some(verb) = config::nearest(word, VERBS.into_iter()) {
+        return Err(error(
+            ErrorKind::InvalidSubcommand,
+            format!("there is no verb `{word}`; did you mean `{verb}`?\n\n{instead}"),
+        ));
+    }
+    if word.ends_with(".toml") {
+        return Err(error(
+            ErrorKind::ValueValidation,
+            format!("a configuration file goes after -c: forkmaster -c {word}"),
+        ));
+    }
+    Ok(())
+}
+
+fn nothing_to_serve() -> clap::Error {
+    let text = "nothing to serve: there is no ./app.toml\n\
+                forkmaster shop.wsgi      serves the module shop.wsgi of this directory\n\
+                forkmaster -c FILE        serves what a configuration file says";
+    error(ErrorKind::MissingRequiredArgument, text.to_owned())
+}
+
+fn error(kind: ErrorKind, text: String) -> clap::Error {
+    clap::Error::raw(kind, text + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn surroundings(cwd: &Path) -> Surroundings {
+        Surroundings { environment: Default::default(), cwd: cwd.to_owned(), uid: 0, gid: 0, cpus: 1 }
+    }
+
+    fn line(text: &str) -> Result<Command, clap::Error> {
+        parse(std::iter::once("forkmaster").chain(text.split_whitespace()), &surroundings(Path::new("/nowhere")))
+    }
+
+    fn source(file: Option<&str>, overrides: Overrides) -> Source {
+        let file = file.map(|shown| ConfigFile { path: Path::new("/nowhere").join(shown), shown: shown.to_owned() });
+        Source { file, overrides }
+    }
+
+    #[test]
+    fn clap_finds_the_definition_sound() {
+        Line::command().debug_assert();
+    }
+
+    #[test]
+    fn serving_in_all_its_forms() {
+        let plain = || source(Some("app.toml"), Overrides::default());
+        let module = |text: &str| source(None, Overrides { module: Some(text.to_owned()), ..Overrides::default() });
+        assert_eq!(line("-c app.toml").unwrap(), Command::Run(plain()));
+        assert_eq!(line("run -c app.toml").unwrap(), Command::Run(plain()));
+        assert_eq!(line("-c app.toml run").unwrap(), Command::Run(plain()));
+        assert_eq!(line("shop.wsgi:app").unwrap(), Command::Run(module("shop.wsgi:app")));
+        assert_eq!(line("app").unwrap(), Command::Run(module("app")));
+        assert_eq!(line("run status").unwrap(), Command::Run(module("status")));
+        let text = "-b 127.0.0.1:1 --bind unix:run/a.sock -w auto --threads 4 --preload --release rel --venv v --name n --log-level debug a:b";
+        let overrides = Overrides {
+            module: Some("a:b".into()),
+            name: Some("n".into()),
+            release: Some("/nowhere/rel".into()),
+            venv: Some("/nowhere/v".into()),
+            python: None,
+            preload: Some("true".into()),
+            bind: vec!["127.0.0.1:1".into(), "unix:/nowhere/run/a.sock".into()],
+            workers: Some("auto".into()),
+            threads: Some("4".into()),
+            log_level: Some("debug".into()),
+        };
+        assert_eq!(line(text).unwrap(), Command::Run(source(None, overrides)));
+        let overrides = Overrides { preload: Some("false".into()), ..Overrides::default() };
+        let check = Command::Check { source: source(Some("a.toml"), overrides), boot: true };
+        assert_eq!(line("check --boot --preload=false -c a.toml").unwrap(), check);
+        assert_eq!(line("config show -c app.toml").unwrap(), Command::ConfigShow(plain()));
+    }
+
+    #[test]
+    fn clients() {
+        let client = || Client { socket: None, source: source(Some("a.toml"), Overrides::default()) };
+        assert_eq!(line("-c a.toml status").unwrap(), Command::Status { client: client(), json: false });
+        assert_eq!(line("status --json -c a.toml").unwrap(), Command::Status { client: client(), json: true });
+        let forever = Waiting::Until(None);
+        assert_eq!(line("reload -c a.toml").unwrap(), Command::Reload { client: client(), waiting: forever });
+        let seconds = Some(Duration::from_secs(90));
+        let until = Waiting::Until(seconds);
+        assert_eq!(
+            line("-c a.toml reload --timeout 1m30s").unwrap(),
+            Command::Reload { client: client(), waiting: until }
+        );
+        assert_eq!(
+            line("-c a.toml reload --no-wait").unwrap(),
+            Command::Reload { client: client(), waiting: Waiting::No }
+        );
+        assert_eq!(
+            line("-c a.toml wait ready --timeout 90s").unwrap(),
+            Command::WaitReady { client: client(), timeout: seconds }
+        );
+        assert_eq!(
+            line("-c a.toml shutdown --now").unwrap(),
+            Command::Stop { client: client(), now: true, waiting: forever }
+        );
+        for (socket, address) in [
+            ("run/a.sock", ControlAddress::Path("/nowhere/run/a.sock".into())),
+            ("@forkmaster/0/shop", ControlAddress::Abstract("forkmaster/0/shop".into())),
+        ] {
+            let client = Client { socket: Some(address), source: Source::default() };
+            assert_eq!(line(&format!("status --socket {socket}")).unwrap(), Command::Status { client, json: false });
+        }
+    }
+
+    #[test]
+    fn app_toml_is_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let here = surroundings(directory.path());
+        let error = parse(["forkmaster"], &here).unwrap_err();
+        assert_eq!((error.exit_code(), error.to_string().trim_end().lines().count()), (2, 3));
+        std::fs::write(directory.path().join("app.toml"), "").unwrap();
+        let file = ConfigFile { path: directory.path().join("app.toml"), shown: "app.toml".to_owned() };
+        let expected = Source { file: Some(file), overrides: Overrides::default() };
+        assert_eq!(parse(["forkmaster"], &here).unwrap(), Command::Run(expected.clone()));
+        let client = Client { socket: None, source: expected };
+        assert_eq!(parse(["forkmaster", "status"], &here).unwrap(), Command::Status { client, json: false });
+        // A module on the command line needs no file, and takes none.
+        let Command::Run(source) = parse(["forkmaster", "shop.wsgi"], &here).unwrap() else { panic!("not run") };
+        assert_eq!(source.file, None);
+    }
+
+    #[test]
+    fn bad_arguments_exit_2_and_say_why() {
+        let cases = [
+            ("relaod", "did you mean `reload`?"),
+            ("rollback", "later version"),
+            ("app.toml", "-c app.toml"),
+            ("--workers many a.b", "\"auto\""),
+            ("--bind 8000 a.b", "127.0.0.1:8000"),
+            ("--threads 0 a.b", "must be from 1"),
+            ("--log-level warning a.b", "warn"),
+            ("--venv v --python p a.b", "cannot be used with"),
+            ("reload --timeout 30", "30s"),
+            ("reload --timeout 30s --no-wait", "cannot be used with"),
+            ("wait down", "ready"),
+            ("--workers 2 status", "after the verb"),
+            ("a.b --socket x", "--socket is for"),
+            ("status --workers 2", "--workers"),
+            ("config", "show"),
+            ("check", "nothing to serve"),
+        ];
+        for (text, hint) in cases {
+            let error = line(text).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{text}");
+            assert!(error.to_string().contains(hint), "{text}: {error}");
+        }
+        for text in ["--help", "--version", "reload --help"] {
+            assert_eq!(line(text).unwrap_err().exit_code(), 0, "{text}");
+        }
+        assert!(line("--version").unwrap_err().to_string().starts_with("forkmaster "));
+    }
+}

@@ -1,0 +1,82 @@
+//! What the process was started with, gathered once in `main`. Resolving settings reads no variable and asks for no
+//! fact of the process but through here, so it can be tested, and a reload sees the same start.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::environment::Environment;
+
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// The start environment, whole.
+    pub environment: Environment,
+    /// The current directory by name: `$PWD` where that is the same directory, so that a `current` symlink in it is
+    /// followed afresh later; else by getcwd(3).
+    pub cwd: PathBuf,
+    /// Effective ids.
+    pub uid: u32,
+    pub gid: u32,
+    /// CPUs that this process may use: affinity mask and cgroup quota (v1 and v2) considered.
+    pub cpus: u32,
+}
+
+impl Surroundings {
+    pub fn gather() -> Surroundings {
+        let environment: Environment = std::env::vars_os().collect();
+        let pwd = environment.get(std::ffi::OsStr::new("PWD")).map(PathBuf::from);
+        Surroundings {
+            cwd: current_directory(pwd),
+            environment,
+            uid: nix::unistd::geteuid().as_raw(),
+            gid: nix::unistd::getegid().as_raw(),
+            // The standard library reads sched_getaffinity and the cgroup's cpu.max or cpu.cfs_quota_us.
+            cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(1024) as u32),
+        }
+    }
+
+    /// Makes a path absolute by name: no symlink is resolved.
+    pub fn absolute(&self, path: &Path) -> PathBuf {
+        absolute(&self.cwd, path)
+    }
+}
+
+/// Joins and drops `.` and doubled slashes; `..` stays, since after a symlink it is not what it looks like.
+pub fn absolute(base: &Path, path: &Path) -> PathBuf {
+    base.join(path).components().collect()
+}
+
+fn current_directory(pwd: Option<PathBuf>) -> PathBuf {
+    let same = |pwd: &PathBuf| match (std::fs::metadata(pwd), std::fs::metadata(".")) {
+        (Ok(named), Ok(here)) => named.dev() == here.dev() && named.ino() == here.ino(),
+        (Ok(_) | Err(_), _) => false,
+    };
+    match pwd.filter(|pwd| pwd.is_absolute()).filter(same) {
+        Some(pwd) => pwd,
+        // A current directory that was deleted: absolute paths still work, and a relative one is reported missing.
+        None => std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pwd_counts_only_where_it_is_the_same_directory() {
+        let here = std::env::current_dir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("current");
+        std::os::unix::fs::symlink(&here, &link).unwrap();
+        assert_eq!(current_directory(Some(link.clone())), link);
+        assert_eq!(current_directory(Some(directory.path().to_owned())), here);
+        assert_eq!(current_directory(Some(PathBuf::from("."))), here);
+        assert_eq!(current_directory(None), here);
+    }
+
+    #[test]
+    fn facts_are_gathered() {
+        let surroundings = Surroundings::gather();
+        assert!(surroundings.cpus >= 1 && surroundings.cwd.is_absolute());
+        assert_eq!(surroundings.absolute(Path::new("./a//b")), surroundings.cwd.join("a/b"));
+    }
+}

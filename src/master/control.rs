@@ -1,0 +1,394 @@
+//! The control socket: a Unix stream socket of the owner's own, one JSON object a line in each direction. The master
+//! never waits for a client: what cannot be read or written at once is kept, within bounds, or the client is dropped.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use forkmaster_wire::message::GenerationId;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use nix::sys::socket::{getsockopt, sockopt};
+use serde::{Deserialize, Serialize};
+
+use crate::config::settings::{ControlAddress, ControlSocket};
+
+/// A request is one short line.
+const REQUEST_BYTES_MAX: usize = 64 * 1024;
+
+/// The largest answer is a status with thousands of workers.
+const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Operators and supervisors, not the public.
+const CLIENTS_MAX: usize = 64;
+
+/// The protocol's version, in every request and answer.
+pub const VERSION: u32 = 1;
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    Status,
+    /// Answered when the new generation has committed or was refused; at once without `wait`.
+    Reload {
+        wait: bool,
+    },
+    /// Answered when a worker serves.
+    WaitReady,
+    /// Answered at once; the connection ends with the master.
+    Stop {
+        now: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClientId(u64);
+
+/// What a client waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    No,
+    Verdict {
+        generation: GenerationId,
+    },
+    Ready,
+    /// The connection is held open until the master is gone.
+    End,
+}
+
+struct Client {
+    stream: UnixStream,
+    token: Token,
+    unread: Vec<u8>,
+    unsent: Vec<u8>,
+    waiting: Waiting,
+}
+
+pub struct Control {
+    listener: UnixListener,
+    /// The file to unlink at the end, while it is ours.
+    file: Option<(PathBuf, u64, u64)>,
+    clients: BTreeMap<ClientId, Client>,
+    last: u64,
+    owner: u32,
+}
+
+impl Control {
+    /// Opens the first socket of the list that works. None: control is off, or nothing of the list is possible,
+    /// which is no error.
+    pub fn open(socket: &ControlSocket, registry: &Registry, token: Token) -> io::Result<Option<Control>> {
+        let (listener, file) = match socket {
+            ControlSocket::Off => return Ok(None),
+            ControlSocket::Path(path) => {
+                let (listener, file) = listen_at(path)?;
+                log::info!("control socket at {}", path.display());
+                (listener, Some(file))
+            }
+            ControlSocket::Auto(addresses) => match listen_at_first(addresses)? {
+                Some(listening) => listening,
+                None => return Ok(None),
+            },
+        };
+        listener.set_nonblocking(true)?;
+        registry.register(&mut SourceFd(&listener.as_raw_fd()), token, Interest::READABLE)?;
+        let owner = nix::unistd::geteuid().as_raw();
+        Ok(Some(Control { listener, file, clients: BTreeMap::new(), last: 0, owner }))
+    }
+
+    /// Accepts who is there. Anybody but the owner and root is turned away: an abstract name has no file mode.
+    pub fn accept(&mut self, registry: &Registry, mut token: impl FnMut() -> Token) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            let uid = getsockopt(&stream, sockopt::PeerCredentials).map(|peer| peer.uid());
+            let known = uid.is_ok_and(|uid| uid == self.owner || uid == 0);
+            if !known || self.clients.len() >= CLIENTS_MAX || stream.set_nonblocking(true).is_err() {
+                log::warn!("control client with uid {uid:?} turned away");
+                continue;
+            }
+            let token = token();
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            if registry.register(&mut SourceFd(&stream.as_raw_fd()), token, interest).is_ok() {
+                self.last += 1;
+                let client = Client { stream, token, unread: Vec::new(), unsent: Vec::new(), waiting: Waiting::No };
+                self.clients.insert(ClientId(self.last), client);
+            }
+        }
+    }
+
+    pub fn client(&self, token: Token) -> Option<ClientId> {
+        self.clients.iter().find(|(_, client)| client.token == token).map(|(id, _)| *id)
+    }
+
+    /// Reads and writes what is possible; returns whole requests, or what is wrong with a line.
+    pub fn ready(&mut self, id: ClientId) -> Vec<Result<Request, String>> {
+        let Some(client) = self.clients.get_mut(&id) else { return Vec::new() };
+        let open = client.read();
+        let mut requests = Vec::new();
+        while let Some(end) = client.unread.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = client.unread.drain(..=end).collect();
+            requests.push(serde_json::from_slice(&line).map_err(|error| format!("not a request: {error}")));
+        }
+        let flushed = client.flush();
+        // A client that has sent its request and closed its writing side may still read its answer.
+        let idle = client.waiting == Waiting::No && client.unsent.is_empty() && requests.is_empty();
+        if !flushed || client.unread.len() > REQUEST_BYTES_MAX || (!open && idle) {
+            self.clients.remove(&id);
+        }
+        requests
+    }
+
+    pub fn wait(&mut self, id: ClientId, waiting: Waiting) {
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.waiting = waiting;
+        }
+    }
+
+    /// Clients that wait for something that `matches`.
+    pub fn waiting(&self, matches: impl Fn(Waiting) -> bool) -> Vec<(ClientId, Waiting)> {
+        let waiting = self.clients.iter().filter(|(_, client)| matches(client.waiting));
+        waiting.map(|(id, client)| (*id, client.waiting)).collect()
+    }
+
+    /// Sends an answer, with the version added.
+    pub fn answer(&mut self, id: ClientId, mut answer: serde_json::Value) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        client.waiting = Waiting::No;
+        answer["v"] = VERSION.into();
+        client.unsent.extend_from_slice(answer.to_string().as_bytes());
+        client.unsent.push(b'\n');
+        if client.unsent.len() > ANSWER_BYTES_MAX || !client.flush() {
+            self.clients.remove(&id);
+        }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        if let Some((path, device, inode)) = &self.file {
+            if std::fs::symlink_metadata(path).is_ok_and(|found| found.dev() == *device && found.ino() == *inode) {
+                // Left behind, it would be found stale by the next start.
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+}
+
+impl Client {
+    /// False at end-of-file or an error.
+    fn read(&mut self) -> bool {
+        let mut bytes = [0; 4096];
+        while self.unread.len() <= REQUEST_BYTES_MAX {
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return false,
+                Ok(read) => self.unread.extend_from_slice(&bytes[..read]),
+                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+            }
+        }
+        true
+    }
+
+    /// False when the client is gone.
+    fn flush(&mut self) -> bool {
+        while !self.unsent.is_empty() {
+            match self.stream.write(&self.unsent) {
+                Ok(written) => drop(self.unsent.drain(..written)),
+                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+            }
+        }
+        true
+    }
+}
+
+type Listening = (UnixListener, Option<(PathBuf, u64, u64)>);
+
+fn listen_at_first(addresses: &[ControlAddress]) -> io::Result<Option<Listening>> {
+    for address in addresses {
+        match address {
+            ControlAddress::Path(path) => match listen_at(path) {
+                Ok((listener, file)) => {
+                    log::info!("control socket at {}", path.display());
+                    return Ok(Some((listener, Some(file))));
+                }
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
+                // A container without that directory, or somebody else's: the next one of the list.
+                Err(error) => log::debug!("no control socket at {}: {error}", path.display()),
+            },
+            ControlAddress::Abstract(name) => {
+                let address = SocketAddr::from_abstract_name(name.as_bytes())?;
+                match UnixListener::bind_addr(&address) {
+                    Ok(listener) => {
+                        log::info!("control socket at @{name}");
+                        return Ok(Some((listener, None)));
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                        return Err(in_use(&format!("@{name}")));
+                    }
+                    Err(error) => log::debug!("no control socket at @{name}: {error}"),
+                }
+            }
+        }
+    }
+    log::info!("no control socket: none of its places is writable; signals work");
+    Ok(None)
+}
+
+/// Binds under this path, for the owner only. A stale file is replaced after a connect test; the directory (as of
+/// `/run/forkmaster`) is made if its parent is there.
+fn listen_at(path: &Path) -> io::Result<(UnixListener, (PathBuf, u64, u64))> {
+    match UnixStream::connect(path) {
+        Ok(_) => return Err(in_use(&path.display().to_string())),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+        Err(_) => {}
+    }
+    if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
+        std::fs::DirBuilder::new().mode(0o755).create(directory)?;
+    }
+    // The name appears with its mode already set: bound under another name first, renamed then.
+    let hidden = path.with_extension(format!("{}.tmp", std::process::id()));
+    let listener = UnixListener::bind(&hidden)?;
+    std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600))?;
+    let made = std::fs::symlink_metadata(&hidden)?;
+    std::fs::rename(&hidden, path)?;
+    Ok((listener, (path.to_owned(), made.dev(), made.ino())))
+}
+
+fn in_use(address: &str) -> io::Error {
+    let text =
+        format!("control socket {address}: another master of this name is running; stop it, or set another `name`");
+    io::Error::new(io::ErrorKind::AddrInUse, text)
+}
+
+/// The client's side: connects to the first of the list that answers.
+pub fn connect(socket: &ControlSocket) -> Result<UnixStream, String> {
+    let addresses = match socket {
+        ControlSocket::Off => return Err("the control socket is switched off ([control] socket)".to_owned()),
+        ControlSocket::Path(path) => vec![ControlAddress::Path(path.clone())],
+        ControlSocket::Auto(addresses) => addresses.clone(),
+    };
+    let mut tried = Vec::new();
+    for address in addresses {
+        let (name, connected) = match &address {
+            ControlAddress::Path(path) => (path.display().to_string(), UnixStream::connect(path)),
+            ControlAddress::Abstract(name) => {
+                let address = SocketAddr::from_abstract_name(name.as_bytes());
+                (format!("@{name}"), address.and_then(|address| UnixStream::connect_addr(&address)))
+            }
+        };
+        match connected {
+            Ok(stream) => return Ok(stream),
+            Err(error) => tried.push(format!("{name}: {error}")),
+        }
+    }
+    Err(format!("no running master found; tried\n  {}", tried.join("\n  ")))
+}
+
+/// Sends one request and reads one line. None: the time is over.
+pub fn ask(stream: &mut UnixStream, request: &Request, timeout: Option<Duration>) -> io::Result<Option<String>> {
+    stream.set_read_timeout(timeout)?;
+    let mut line = serde_json::to_string(request).map_err(io::Error::other)?;
+    line.push('\n');
+    stream.write_all(line.as_bytes())?;
+    let mut answer = Vec::new();
+    let mut bytes = [0; 4096];
+    loop {
+        match stream.read(&mut bytes) {
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the master ended before it answered")),
+            Ok(read) => answer.extend_from_slice(&bytes[..read]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        }
+        if answer.ends_with(b"\n") {
+            return Ok(Some(String::from_utf8_lossy(&answer).trim_end().to_owned()));
+        }
+    }
+}
+
+/// Waits for the end of the connection, which is the end of the master. False: the time is over.
+pub fn wait_for_end(stream: &mut UnixStream, timeout: Option<Duration>) -> io::Result<bool> {
+    stream.set_read_timeout(timeout)?;
+    let mut bytes = [0; 256];
+    loop {
+        match stream.read(&mut bytes) {
+            Ok(0) => return Ok(true),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A socket as a supervisor would hand one over, to see that nothing but the protocol is needed.
+    fn control(socket: &ControlSocket) -> (mio::Poll, Control) {
+        let poll = mio::Poll::new().unwrap();
+        let control = Control::open(socket, poll.registry(), Token(1)).unwrap().unwrap();
+        (poll, control)
+    }
+
+    #[test]
+    fn a_request_is_a_line_and_so_is_its_answer() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = ControlSocket::Path(directory.path().join("control.sock"));
+        let (poll, mut control) = control(&socket);
+        let mut client = connect(&socket).unwrap();
+        let asking = std::thread::spawn(move || ask(&mut client, &Request::Reload { wait: true }, None).unwrap());
+        let mut requests = Vec::new();
+        let mut token = 10;
+        let started = Instant::now();
+        while requests.is_empty() {
+            assert!(started.elapsed() < Duration::from_secs(10));
+            control.accept(poll.registry(), || {
+                token += 1;
+                Token(token)
+            });
+            if let Some(id) = control.client(Token(11)) {
+                requests = control.ready(id);
+            }
+        }
+        assert_eq!(requests, [Ok(Request::Reload { wait: true })]);
+        control.answer(control.client(Token(11)).unwrap(), serde_json::json!({"ok": true}));
+        assert_eq!(asking.join().unwrap().unwrap(), r#"{"ok":true,"v":1}"#);
+    }
+
+    #[test]
+    fn the_file_is_for_the_owner_only_a_stale_one_is_replaced_and_a_live_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("made").join("control.sock");
+        let socket = ControlSocket::Path(path.clone());
+        let (poll, first) = control(&socket);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let error = Control::open(&socket, poll.registry(), Token(2)).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        assert!(!path.exists());
+        drop(UnixListener::bind(&path).unwrap());
+        let (_poll, _second) = control(&socket);
+        connect(&socket).unwrap();
+    }
+
+    #[test]
+    fn where_nothing_is_writable_an_abstract_name_serves() {
+        let name = format!("forkmaster/test/{}", std::process::id());
+        let nowhere = ControlAddress::Path("/proc/no/such/control.sock".into());
+        let socket = ControlSocket::Auto(vec![nowhere, ControlAddress::Abstract(name)]);
+        let (_poll, _control) = control(&socket);
+        connect(&socket).unwrap();
+    }
+
+    #[test]
+    fn a_client_is_told_what_was_tried() {
+        let error = connect(&ControlSocket::Path("/nonexistent/control.sock".into())).unwrap_err();
+        assert!(error.contains("/nonexistent/control.sock: No such file"), "{error}");
+    }
+}

@@ -1,0 +1,161 @@
+//! What the master holds of a generation and of its processes: pids, channels, the scoreboard. The supervisor knows
+//! their states and nothing of this.
+
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use forkmaster_wire::channel::Channel;
+use forkmaster_wire::message::{
+    Boot, GenerationId, Hello, Http, ListenerId, SlotIndex, ToTemplate, ToWorker, WorkerId,
+};
+use forkmaster_wire::scoreboard::Scoreboard;
+use mio::Token;
+
+use crate::config::settings::{Settings, Surge};
+use crate::supervisor::generation::{Plan, Surge as PlanSurge};
+
+/// Beyond the workers that are wanted: successors, draining ones, and workers added by TTIN.
+const SPARE_CELLS: u32 = 64;
+
+pub struct Crew {
+    pub settings: Settings,
+    /// The predecessor's release and venv: its code on disk is not pinned.
+    pub in_place: bool,
+    pub listeners: Vec<ListenerId>,
+    pub template: Option<TemplateProcess>,
+    /// The interpreter as the first template found itself; a restarted one must be the same.
+    pub interpreter: Option<Hello>,
+    pub board: Scoreboard,
+    cells: Vec<Option<WorkerId>>,
+    pub began: Instant,
+}
+
+pub struct TemplateProcess {
+    pub pid: i32,
+    pub channel: Channel,
+    pub token: Token,
+}
+
+pub struct WorkerProcess {
+    pub generation: GenerationId,
+    pub slot: SlotIndex,
+    pub pid: Option<i32>,
+    pub channel: Channel,
+    pub token: Token,
+    pub cell: u32,
+    /// The read end of the pipe that faulthandler writes to.
+    pub stacks: OwnedFd,
+    pub stacks_token: Token,
+    pub dump: Dump,
+    pub listeners: Vec<ListenerId>,
+}
+
+/// A dump of Python stacks: asked for by message first, by a signal when there is no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dump {
+    None,
+    /// The message was sent; C code that holds the GIL keeps the worker from answering.
+    Asked {
+        answer_by: Instant,
+    },
+    /// The signal was sent; faulthandler writes to the pipe.
+    Signalled {
+        answer_by: Instant,
+    },
+}
+
+impl Crew {
+    pub fn new(settings: Settings, listeners: Vec<ListenerId>, in_place: bool, now: Instant) -> std::io::Result<Crew> {
+        let cells = settings.server.workers * 4 + SPARE_CELLS;
+        let board = Scoreboard::create(cells, settings.server.threads)?;
+        let cells = vec![None; cells as usize];
+        Ok(Crew { settings, in_place, listeners, template: None, interpreter: None, board, cells, began: now })
+    }
+
+    /// A free cell for a new worker; None only with more processes than any setting allows for.
+    pub fn take_cell(&mut self, worker: WorkerId) -> Option<u32> {
+        let index = self.cells.iter().position(Option::is_none)?;
+        self.cells[index] = Some(worker);
+        self.board.clear(index as u32);
+        Some(index as u32)
+    }
+
+    /// Only when the process has been reaped: until then it may write.
+    pub fn free_cell(&mut self, cell: u32) {
+        self.cells[cell as usize] = None;
+    }
+
+    /// What the supervisor must know of the settings.
+    pub fn plan(settings: &Settings) -> Plan {
+        let server = &settings.server;
+        Plan {
+            workers: server.workers,
+            surge: match settings.reload.max_surge {
+                Surge::Workers(workers) => PlanSurge::Workers(workers),
+                Surge::All => PlanSurge::All,
+            },
+            unavailable: settings.reload.max_unavailable,
+            boot_timeout: server.boot_timeout,
+            // Idle connections get their whole keep-alive time, so that a reload closes nothing that would have lived.
+            drain_timeout: settings.reload.drain_timeout.max(settings.http.keepalive_timeout),
+            graceful_timeout: server.graceful_timeout,
+            shutdown_delay: server.shutdown_delay,
+            max_lifetime: server.max_lifetime,
+        }
+    }
+
+    /// What template and workers must know of the settings.
+    pub fn boot(&self, generation: GenerationId) -> Boot {
+        let Settings { name, app, server, http, log, .. } = &self.settings;
+        let millis = |duration: std::time::Duration| duration.as_millis() as u64;
+        Boot {
+            generation,
+            name: name.clone(),
+            release: app.release.clone(),
+            pythonpath: app.pythonpath.clone(),
+            application: app.application.clone(),
+            preload: app.preload,
+            imports: app.imports.clone(),
+            probe: app.probe.clone(),
+            threads: server.threads,
+            workers: server.workers,
+            http: Http {
+                connections: server.connections,
+                keepalive_timeout_ms: millis(http.keepalive_timeout),
+                header_timeout_ms: millis(http.header_timeout),
+                body_timeout_ms: millis(http.body_timeout),
+                write_timeout_ms: millis(http.write_timeout),
+                limit_request_line: http.limit_request_line,
+                limit_request_fields: http.limit_request_fields,
+                limit_request_field_size: http.limit_request_field_size,
+                limit_request_head: http.limit_request_head,
+                body_memory: http.body_memory,
+                max_body: http.max_body,
+                temp_dirs: server.temp_dirs.clone(),
+                temp_limit: server.temp_limit,
+                response_buffer: server.response_buffer,
+                forwarded_allow_ips: http.forwarded_allow_ips.clone(),
+                forwarded_headers: http.forwarded_headers.clone(),
+            },
+            log_level: log.level,
+        }
+    }
+}
+
+impl TemplateProcess {
+    /// A template that cannot be told anything is dying, and its exit tells more.
+    pub fn tell(&self, message: &ToTemplate) {
+        if let Err(error) = self.channel.send(message, &[]) {
+            log::debug!("template pid={} cannot be told {message:?}: {error}", self.pid);
+        }
+    }
+}
+
+impl WorkerProcess {
+    /// As for a template; a worker that stopped reading is caught by the deadline of its answer.
+    pub fn tell(&self, message: &ToWorker) {
+        if let Err(error) = self.channel.send(message, &[]) {
+            log::debug!("worker pid={:?} cannot be told {message:?}: {error}", self.pid);
+        }
+    }
+}

@@ -1,0 +1,873 @@
+//! The master's one loop: file descriptors and signals become events for the supervisor, and its actions become
+//! system calls. It never waits for a child, a disk or a peer, and no error leaves it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use forkmaster_wire::channel::{Channel, Received};
+use forkmaster_wire::message::{
+    FromTemplate, FromWorker, GenerationId, ListenerId, SlotIndex, Spawn, Stage, ToTemplate, ToWorker, WorkerId,
+};
+use forkmaster_wire::WIRE_HASH;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use nix::fcntl::OFlag;
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use crate::clock::Clock;
+use crate::config::surroundings::Surroundings;
+use crate::config::Source as ConfigSource;
+use crate::control::{ClientId, Control, Request, Waiting};
+use crate::crew::{Crew, Dump, TemplateProcess, WorkerProcess};
+use crate::library::Library;
+use crate::listener::Listeners;
+use crate::log_file::LogFile;
+use crate::reload::{self, LastReload};
+use crate::signals::Signals;
+use crate::status::{self, Totals};
+use crate::supervisor::worker::{Event as WorkerEvent, Exit, Stuck};
+use crate::supervisor::{Action, Event, Phase, Supervisor, TemplateEvent, Verdict};
+use crate::{reap, spawn, watch};
+
+const SIGNALS: Token = Token(0);
+const CONTROL: Token = Token(1);
+/// Tokens from here on are handed out and never used again.
+const FIRST_FREE_TOKEN: usize = 2;
+
+/// Time for a worker to answer a request for its stacks, then for faulthandler to write them.
+const STACKS_WITHIN: Duration = Duration::from_millis(500);
+
+/// Idle keep-alive connections live so much longer after the service was told to stop.
+const STOP_IDLE: Duration = Duration::from_secs(2);
+
+/// How often `max_rss` is looked at.
+const RSS_EVERY: Duration = Duration::from_secs(5);
+
+/// What a token stands for.
+#[derive(Clone, Copy, Debug)]
+enum Watched {
+    Template(GenerationId),
+    Worker(WorkerId),
+    /// The pipe that faulthandler writes to.
+    Stacks(WorkerId),
+    /// Some control client; the control socket knows which.
+    Client,
+}
+
+pub struct Master {
+    poll: Poll,
+    pub source: ConfigSource,
+    pub surroundings: Surroundings,
+    pub log: LogFile,
+    signals: Signals,
+    control: Option<Control>,
+    library: Library,
+    /// Workers and templates hold the read end; its end-of-file tells them that the master is gone.
+    lifeline: (OwnedFd, OwnedFd),
+    pub clock: Clock,
+    pub supervisor: Supervisor,
+    pub listeners: Listeners,
+    pub crews: BTreeMap<GenerationId, Crew>,
+    pub workers: BTreeMap<WorkerId, WorkerProcess>,
+    pub last_generation: u32,
+    pub last_reload: Option<LastReload>,
+    pub totals: Totals,
+    watched: BTreeMap<Token, Watched>,
+    next_token: usize,
+    last_stacks: u64,
+    look_at: Instant,
+    rss_at: Instant,
+    exit: Option<i32>,
+}
+
+impl Master {
+    pub fn new(source: ConfigSource, surroundings: Surroundings, log: LogFile, signals: Signals) -> io::Result<Master> {
+        let poll = Poll::new()?;
+        signals.register(poll.registry(), SIGNALS)?;
+        reap::become_subreaper().map_err(io::Error::from)?;
+        let lifeline = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?;
+        let clock = Clock::new();
+        let now = clock.now();
+        Ok(Master {
+            poll,
+            source,
+            surroundings,
+            log,
+            signals,
+            control: None,
+            library: Library::embed()?,
+            lifeline,
+            clock,
+            supervisor: Supervisor::new(),
+            listeners: Listeners::new(),
+            crews: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            last_generation: 0,
+            last_reload: None,
+            totals: Totals::default(),
+            watched: BTreeMap::new(),
+            next_token: FIRST_FREE_TOKEN,
+            last_stacks: 0,
+            look_at: now,
+            rss_at: now,
+            exit: None,
+        })
+    }
+
+    pub fn open_control(&mut self, socket: &crate::config::settings::ControlSocket) -> io::Result<()> {
+        self.control = Control::open(socket, self.poll.registry(), CONTROL)?;
+        Ok(())
+    }
+
+    /// Runs until the supervisor says with which code to exit.
+    pub fn run(&mut self) -> i32 {
+        let mut events = Events::with_capacity(256);
+        loop {
+            if let Some(code) = self.exit {
+                return code;
+            }
+            let wake_at = self.wake_at();
+            let wait = wake_at.saturating_duration_since(self.clock.now());
+            let began = Instant::now();
+            if let Err(error) = self.poll.poll(&mut events, Some(wait)) {
+                if error.kind() != io::ErrorKind::Interrupted {
+                    // EBADF or ENOMEM: nothing that waiting here would mend, and nothing that ends a service.
+                    log::error!("epoll_wait: {error}");
+                }
+            }
+            if let Some(late) = self.clock.waited(began, Some(wait)) {
+                log::warn!("the master did not run for {:.1}s: all deadlines move by that much", late.as_secs_f64());
+            }
+            // Channels first: what a process said before it ended counts before its end.
+            let tokens: Vec<Token> = events.iter().map(|event| event.token()).collect();
+            for token in tokens.iter().filter(|token| **token >= Token(FIRST_FREE_TOKEN)) {
+                self.on_ready(*token);
+            }
+            if tokens.contains(&CONTROL) {
+                self.accept_clients();
+            }
+            if tokens.contains(&SIGNALS) {
+                self.on_signals();
+            }
+            self.look_around();
+            self.tell(Event::Tick);
+        }
+    }
+
+    fn wake_at(&self) -> Instant {
+        let dumps = self.workers.values().filter_map(|worker| match worker.dump {
+            Dump::None => None,
+            Dump::Asked { answer_by } | Dump::Signalled { answer_by } => Some(answer_by),
+        });
+        let deadline = self.supervisor.next_deadline();
+        dumps.chain(deadline).fold(self.look_at, Instant::min)
+    }
+
+    // --- what happens -----------------------------------------------------------------------------------------
+
+    fn on_ready(&mut self, token: Token) {
+        match self.watched.get(&token).copied() {
+            Some(Watched::Template(generation)) => self.read_template(generation, token),
+            Some(Watched::Worker(worker)) => self.read_worker(worker),
+            Some(Watched::Stacks(worker)) => self.read_stacks(worker),
+            Some(Watched::Client) => self.on_client(token),
+            // Closed by something earlier in the same batch.
+            None => {}
+        }
+    }
+
+    fn on_signals(&mut self) {
+        let taken = self.signals.take();
+        if taken.child {
+            self.reap();
+        }
+        if taken.reopen {
+            match self.log.reopen() {
+                Ok(()) => log::info!("log reopened"),
+                Err(error) => log::error!("log cannot be reopened: {error}"),
+            }
+        }
+        if taken.upgrade {
+            log::warn!("USR2 is ignored: upgrading the master in place comes with a later version");
+        }
+        if taken.scale != 0 {
+            self.tell(Event::Scale { by: taken.scale });
+        }
+        if taken.reload {
+            reload::reload(self, None);
+        }
+        for _ in 0..taken.terms {
+            self.tell(Event::Stop);
+        }
+        if taken.stop_now {
+            self.tell(Event::StopNow);
+        }
+    }
+
+    /// Reaps every child that has ended.
+    fn reap(&mut self) {
+        while let Some(pid) = reap::peek() {
+            let worker = self.workers.iter().find(|(_, worker)| worker.pid == Some(pid)).map(|(id, _)| *id);
+            match worker {
+                Some(worker) => self.read_worker(worker),
+                // Its `Forked` may not have been read yet.
+                None => {
+                    let unborn = self.workers.iter().filter(|(_, worker)| worker.pid.is_none());
+                    for worker in unborn.map(|(id, _)| *id).collect::<Vec<_>>() {
+                        self.read_worker(worker);
+                    }
+                }
+            }
+            let generation = self.template_of(pid);
+            if let Some(generation) = generation {
+                if let Some(token) = self.crews[&generation].template.as_ref().map(|template| template.token) {
+                    self.read_template(generation, token);
+                }
+            }
+            let Some(exit) = reap::reap(pid) else { return };
+            if let Some(worker) = self.worker_of(pid) {
+                self.worker_ended(worker, exit);
+            } else if let Some(generation) = generation {
+                self.forget_template(generation);
+                self.tell(Event::Template { generation, event: TemplateEvent::Exited(exit) });
+            } else {
+                log::debug!("reaped pid={pid}, left behind by the application: {exit}");
+            }
+        }
+    }
+
+    fn worker_of(&self, pid: i32) -> Option<WorkerId> {
+        self.workers.iter().find(|(_, worker)| worker.pid == Some(pid)).map(|(id, _)| *id)
+    }
+
+    fn template_of(&self, pid: i32) -> Option<GenerationId> {
+        let of = |crew: &Crew| crew.template.as_ref().is_some_and(|template| template.pid == pid);
+        self.crews.iter().find(|(_, crew)| of(crew)).map(|(id, _)| *id)
+    }
+
+    fn read_template(&mut self, generation: GenerationId, token: Token) {
+        loop {
+            let Some(template) = self.crews.get(&generation).and_then(|crew| crew.template.as_ref()) else { return };
+            // A restarted template has another channel.
+            if template.token != token {
+                return;
+            }
+            let event = match template.channel.receive::<FromTemplate>(false) {
+                Ok(Received::Message(message, _)) => match self.on_template_message(generation, message) {
+                    Some(event) => event,
+                    None => continue,
+                },
+                Ok(Received::Empty) => return,
+                // The exit says more, and follows at once.
+                Ok(Received::Eof) => return self.unwatch_template(generation),
+                Err(error) => TemplateEvent::Broken { reason: format!("its channel: {error}") },
+            };
+            self.tell(Event::Template { generation, event });
+        }
+    }
+
+    /// What a template's message means to the supervisor.
+    fn on_template_message(&mut self, generation: GenerationId, message: FromTemplate) -> Option<TemplateEvent> {
+        let crew = self.crews.get_mut(&generation)?;
+        match message {
+            FromTemplate::Hello(hello) => {
+                if hello.wire_hash != WIRE_HASH {
+                    let reason = "its worker library is of another version than the master".to_owned();
+                    return Some(TemplateEvent::Broken { reason });
+                }
+                let pid = crew.template.as_ref().map_or(0, |template| template.pid);
+                log::info!(
+                    "template gen={generation} pid={pid} python={} prefix={} ({})",
+                    hello.version,
+                    hello.prefix.display(),
+                    crew.settings.app.interpreter.chosen_by,
+                );
+                match &crew.interpreter {
+                    Some(pinned) if *pinned != hello => Some(TemplateEvent::Broken {
+                        reason: format!(
+                            "another interpreter than this generation's: {} {} instead of {} {}",
+                            hello.executable.display(),
+                            hello.version,
+                            pinned.executable.display(),
+                            pinned.version
+                        ),
+                    }),
+                    Some(_) => None,
+                    None => {
+                        crew.interpreter = Some(hello);
+                        None
+                    }
+                }
+            }
+            FromTemplate::Loaded(loaded) => {
+                if crew.settings.app.preload {
+                    log::info!("template gen={generation} imported the application after={}ms", loaded.import_ms);
+                }
+                if !loaded.threads.is_empty() {
+                    log::warn!(
+                        "template gen={generation}: the import left threads running, which forked workers do not have: \
+                         {}; start them in the worker, or set preload = false",
+                        loaded.threads.join(", ")
+                    );
+                }
+                Some(TemplateEvent::Loaded)
+            }
+            FromTemplate::Failed(failure) => Some(TemplateEvent::Failed(failure)),
+            FromTemplate::SpawnFailed { worker, reason } => {
+                log::error!("template gen={generation} could not fork a worker: {reason}");
+                self.worker_ended(worker, Exit::NeverBorn);
+                None
+            }
+            FromTemplate::Pong { id } => Some(TemplateEvent::Pong { ping: id }),
+            FromTemplate::Broken { reason } => Some(TemplateEvent::Broken { reason }),
+        }
+    }
+
+    fn read_worker(&mut self, id: WorkerId) {
+        loop {
+            let Some(worker) = self.workers.get_mut(&id) else { return };
+            let event = match worker.channel.receive::<FromWorker>(false) {
+                Ok(Received::Message(message, _)) => match self.on_worker_message(id, message) {
+                    Some(event) => event,
+                    None => continue,
+                },
+                Ok(Received::Empty) => return,
+                Ok(Received::Eof) => {
+                    if self.watched.remove(&worker.token).is_some() {
+                        // It was registered once, and is deregistered once.
+                        let _ = self.poll.registry().deregister(&mut SourceFd(&worker.channel.as_raw_fd()));
+                        self.on_channel_closed(id);
+                    }
+                    return;
+                }
+                Err(error) => {
+                    log::error!("worker pid={:?}: its channel: {error}", worker.pid);
+                    WorkerEvent::ChannelLost
+                }
+            };
+            self.tell(Event::Worker { worker: id, event });
+        }
+    }
+
+    /// The peer is gone. With a pid, the exit status follows; without, nobody was ever born.
+    fn on_channel_closed(&mut self, id: WorkerId) {
+        let unborn = self.workers.get(&id).is_some_and(|worker| worker.pid.is_none());
+        if unborn {
+            self.worker_ended(id, Exit::NeverBorn);
+        } else {
+            self.tell(Event::Worker { worker: id, event: WorkerEvent::ChannelLost });
+        }
+    }
+
+    fn on_worker_message(&mut self, id: WorkerId, message: FromWorker) -> Option<WorkerEvent> {
+        let worker = self.workers.get_mut(&id)?;
+        Some(match message {
+            FromWorker::Forked { pid } | FromWorker::Hello { pid } => {
+                // The first one counts: what a worker says later cannot make the master signal another process.
+                let pid = *worker.pid.get_or_insert(pid);
+                WorkerEvent::Forked { pid }
+            }
+            FromWorker::Ready => WorkerEvent::Ready,
+            FromWorker::Failed(failure) => WorkerEvent::Failed(failure),
+            FromWorker::Serving => WorkerEvent::Serving,
+            FromWorker::Draining => WorkerEvent::Draining,
+            FromWorker::RequestsServed => WorkerEvent::RequestsServed,
+            FromWorker::Leaving { reason } => WorkerEvent::Leaving { reason },
+            FromWorker::Stacks { id: _, text } => {
+                worker.dump = Dump::None;
+                log::warn!("{} Python stacks:\n{text}", name(worker));
+                return None;
+            }
+        })
+    }
+
+    fn read_stacks(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let mut text = Vec::new();
+        let mut bytes = [0; 4096];
+        loop {
+            match nix::unistd::read(&worker.stacks, &mut bytes) {
+                Ok(0) | Err(_) => break,
+                Ok(read) => text.extend_from_slice(&bytes[..read]),
+            }
+        }
+        if !text.is_empty() {
+            log::warn!("{} stacks from faulthandler:\n{}", name(worker), String::from_utf8_lossy(&text).trim_end());
+        }
+    }
+
+    /// The process has been reaped, or was never born.
+    fn worker_ended(&mut self, id: WorkerId, exit: Exit) {
+        self.read_stacks(id);
+        if let Some(worker) = self.workers.remove(&id) {
+            for token in [worker.token, worker.stacks_token] {
+                self.watched.remove(&token);
+            }
+            for fd in [worker.channel.as_raw_fd(), worker.stacks.as_raw_fd()] {
+                // The channel may be deregistered already.
+                let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
+            }
+            if let Some(crew) = self.crews.get_mut(&worker.generation) {
+                self.totals.add(&crew.board, worker.cell);
+                crew.free_cell(worker.cell);
+            }
+        }
+        self.tell(Event::Worker { worker: id, event: WorkerEvent::Exited(exit) });
+    }
+
+    fn unwatch_template(&mut self, generation: GenerationId) {
+        if let Some(template) = self.crews.get(&generation).and_then(|crew| crew.template.as_ref()) {
+            if self.watched.remove(&template.token).is_some() {
+                let _ = self.poll.registry().deregister(&mut SourceFd(&template.channel.as_raw_fd()));
+            }
+        }
+    }
+
+    fn forget_template(&mut self, generation: GenerationId) {
+        self.unwatch_template(generation);
+        if let Some(crew) = self.crews.get_mut(&generation) {
+            crew.template = None;
+        }
+    }
+
+    /// Looks at the scoreboards, memory, and unanswered dumps, when it is time to.
+    fn look_around(&mut self) {
+        let now = self.clock.now();
+        self.escalate_dumps(now);
+        if now < self.look_at {
+            return;
+        }
+        let look_for_rss = now >= self.rss_at;
+        if look_for_rss {
+            self.rss_at = now + RSS_EVERY;
+        }
+        let mut every = Duration::from_secs(1);
+        let mut found = Vec::new();
+        for (id, worker) in &self.workers {
+            let Some(crew) = self.crews.get(&worker.generation) else { continue };
+            let Some(pid) = worker.pid else { continue };
+            let server = &crew.settings.server;
+            every = every.min(watch::every(server));
+            let look = watch::look(&crew.board, worker.cell, server, &self.clock);
+            if let Some((running, ..)) = look.stuck.first() {
+                found.push((*id, WorkerEvent::Stuck(Stuck::Request(running.request))));
+            } else if look.silent {
+                found.push((*id, WorkerEvent::Stuck(Stuck::Silent)));
+            }
+            let too_big = |limit| watch::resident_bytes(pid).is_some_and(|resident| resident > limit);
+            if look_for_rss && server.max_rss.is_some_and(too_big) {
+                found.push((*id, WorkerEvent::TooBig));
+            }
+        }
+        self.look_at = now + every;
+        for (worker, event) in found {
+            self.tell(Event::Worker { worker, event });
+        }
+    }
+
+    /// Where C code holds the GIL no message is answered; faulthandler's signal handler needs no GIL.
+    fn escalate_dumps(&mut self, now: Instant) {
+        for worker in self.workers.values_mut() {
+            match worker.dump {
+                Dump::Asked { answer_by } if answer_by <= now => {
+                    worker.dump = Dump::Signalled { answer_by: now + STACKS_WITHIN };
+                    if let Some(pid) = worker.pid {
+                        // SAFETY: the pid is a child of ours that has not been reaped.
+                        unsafe { libc::kill(pid, libc::SIGRTMIN() + 3) };
+                    }
+                }
+                Dump::Signalled { answer_by } if answer_by <= now => worker.dump = Dump::None,
+                Dump::None | Dump::Asked { .. } | Dump::Signalled { .. } => {}
+            }
+        }
+    }
+
+    // --- control clients --------------------------------------------------------------------------------------
+
+    fn accept_clients(&mut self) {
+        let Some(control) = &mut self.control else { return };
+        let (watched, next_token) = (&mut self.watched, &mut self.next_token);
+        control.accept(self.poll.registry(), || {
+            let token = Token(*next_token);
+            *next_token += 1;
+            watched.insert(token, Watched::Client);
+            token
+        });
+    }
+
+    fn on_client(&mut self, token: Token) {
+        let Some(control) = &mut self.control else { return };
+        let Some(client) = control.client(token) else {
+            self.watched.remove(&token);
+            return;
+        };
+        for request in control.ready(client) {
+            match request {
+                Ok(request) => self.on_request(client, request),
+                Err(reason) => self.answer(client, json!({"ok": false, "reason": reason})),
+            }
+        }
+    }
+
+    fn on_request(&mut self, client: ClientId, request: Request) {
+        match request {
+            Request::Status => {
+                let status = status::status(self);
+                self.answer(client, status);
+            }
+            Request::Reload { wait } => reload::reload(self, Some((client, wait))),
+            Request::WaitReady if self.is_ready() => self.answer(client, json!({"ok": true})),
+            Request::WaitReady => self.wait(client, Waiting::Ready),
+            Request::Stop { now } => {
+                self.answer(client, json!({"ok": true, "pid": std::process::id()}));
+                self.wait(client, Waiting::End);
+                self.tell(if now { Event::StopNow } else { Event::Stop });
+            }
+        }
+    }
+
+    pub fn answer(&mut self, client: ClientId, answer: serde_json::Value) {
+        if let Some(control) = &mut self.control {
+            control.answer(client, answer);
+        }
+    }
+
+    pub fn wait(&mut self, client: ClientId, waiting: Waiting) {
+        if let Some(control) = &mut self.control {
+            control.wait(client, waiting);
+        }
+    }
+
+    fn waiting(&self, matches: impl Fn(Waiting) -> bool) -> Vec<(ClientId, Waiting)> {
+        self.control.as_ref().map_or_else(Vec::new, |control| control.waiting(matches))
+    }
+
+    /// A worker serves, and the master was not told to stop.
+    pub fn is_ready(&self) -> bool {
+        self.supervisor.phase() == Phase::Running
+            && self.supervisor.generations().iter().any(|generation| generation.serving() > 0)
+            && self.supervisor.serving().is_some()
+    }
+
+    // --- what is done -----------------------------------------------------------------------------------------
+
+    /// Tells the supervisor and carries out what it decides. An action may itself be answered by an event.
+    pub fn tell(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for action in self.supervisor.handle(event, self.clock.now()) {
+                events.extend(self.carry_out(action));
+            }
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::StartTemplate { generation } => {
+                if let Err(error) = self.start_template(generation) {
+                    return Some(Event::Template { generation, event: TemplateEvent::Failed(error) });
+                }
+            }
+            Action::StopTemplate { generation } => self.tell_template(generation, &ToTemplate::Stop),
+            Action::KillTemplate { generation } => {
+                match self.crews.get(&generation).and_then(|crew| crew.template.as_ref()) {
+                    Some(template) => signal_kill(template.pid),
+                    // It could not even be started.
+                    None => {
+                        let event = TemplateEvent::Exited(Exit::NeverBorn);
+                        return Some(Event::Template { generation, event });
+                    }
+                }
+            }
+            Action::PingTemplate { generation, ping } => self.tell_template(generation, &ToTemplate::Ping { id: ping }),
+            Action::Spawn { generation, slot, worker, prove } => {
+                if let Err(error) = self.spawn(generation, slot, worker, prove) {
+                    log::error!("worker gen={generation} slot={slot} cannot be forked: {error}");
+                    return Some(Event::Worker { worker, event: WorkerEvent::Exited(Exit::NeverBorn) });
+                }
+            }
+            Action::Serve { worker } => self.tell_worker(worker, &ToWorker::Serve),
+            Action::Drain { worker } => {
+                let keep = self.listeners_without_heir(worker);
+                self.tell_worker(worker, &ToWorker::Drain { keep });
+            }
+            Action::Retire { worker } => self.tell_worker(worker, &ToWorker::Retire),
+            Action::StopWorker { worker } => {
+                self.tell_worker(worker, &ToWorker::Stop { idle_ms: STOP_IDLE.as_millis() as u64 })
+            }
+            Action::Kill { worker } => self.kill(worker),
+            Action::DumpStacks { worker } => self.dump_stacks(worker),
+            Action::CheckStuck { worker, stuck } => {
+                let event = self.check_stuck(worker, stuck)?;
+                return Some(Event::Worker { worker, event });
+            }
+            Action::OpenListeners { generation } => return Some(self.open_listeners(generation)),
+            Action::Commit { generation } => {
+                self.close_unused_listeners();
+                if let Some(crew) = self.crews.get(&generation) {
+                    let took = self.clock.now().saturating_duration_since(crew.began).as_millis();
+                    log::info!("generation gen={generation} committed after={took}ms");
+                }
+            }
+            Action::AbandonListeners { .. } => self.close_unused_listeners(),
+            Action::CloseAllListeners => self.listeners.close_all(),
+            Action::Forget { generation } => {
+                self.crews.remove(&generation);
+            }
+            Action::Verdict { generation, verdict } => self.announce(generation, &verdict),
+            Action::Log { level, line } => log::log!(level, "{line}"),
+            Action::Exit { code } => self.exit = Some(code),
+        }
+        // Whoever waits for readiness is told with the first chance.
+        if self.is_ready() {
+            for (client, _) in self.waiting(|waiting| waiting == Waiting::Ready) {
+                self.answer(client, json!({"ok": true}));
+            }
+        }
+        None
+    }
+
+    fn start_template(&mut self, generation: GenerationId) -> Result<(), forkmaster_wire::message::Failure> {
+        let failure =
+            |reason: String| forkmaster_wire::message::Failure { stage: Stage::Start, reason, details: String::new() };
+        let token = self.token(Watched::Template(generation));
+        let Some(crew) = self.crews.get_mut(&generation) else { return Err(failure("forgotten".to_owned())) };
+        let (ours, theirs) = Channel::pair().map_err(|error| failure(format!("no channel: {error}")))?;
+        // The first message waits in the channel before the interpreter has even started.
+        let boot = ToTemplate::Boot(Box::new(crew.boot(generation)));
+        ours.send(&boot, &[]).map_err(|error| failure(format!("no boot message: {error}")))?;
+        let app = &crew.settings.app;
+        let started = spawn::template(spawn::Start {
+            executable: app.interpreter.executable.clone(),
+            directory: app.release.clone(),
+            environment: app.environment.clone(),
+            identity: crew.settings.server.identity.clone(),
+            umask: crew.settings.server.umask,
+            channel: &theirs,
+            library: self.library.as_fd(),
+            lifeline: self.lifeline.0.as_fd(),
+        });
+        let pid = started
+            .map_err(|error| failure(format!("{} cannot be started: {error}", app.interpreter.executable.display())))?;
+        let watched = self.poll.registry().register(&mut SourceFd(&ours.as_raw_fd()), token, Interest::READABLE);
+        if let Err(error) = watched {
+            log::error!("template gen={generation} pid={pid} cannot be watched: {error}");
+        }
+        crew.template = Some(TemplateProcess { pid, channel: ours, token });
+        Ok(())
+    }
+
+    fn spawn(&mut self, generation: GenerationId, slot: SlotIndex, id: WorkerId, prove: bool) -> io::Result<()> {
+        let token = self.token(Watched::Worker(id));
+        let stacks_token = self.token(Watched::Stacks(id));
+        let crew = self.crews.get_mut(&generation).ok_or(io::ErrorKind::NotFound)?;
+        let cell = crew.take_cell(id).ok_or_else(|| io::Error::other("the scoreboard has no cell left"))?;
+        let template = crew.template.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let (ours, theirs) = Channel::pair()?;
+        let (stacks, stacks_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        let listeners = self.listeners.wire(&crew.listeners);
+        let message = ToTemplate::Spawn(Spawn {
+            worker: id,
+            slot,
+            cell,
+            cells: crew.board.cells(),
+            listeners: listeners.iter().map(|(listener, _)| listener.clone()).collect(),
+            prove,
+            max_requests: max_requests(&crew.settings.server, id),
+        });
+        let mut fds: Vec<BorrowedFd<'_>> = vec![theirs.as_fd(), crew.board.as_fd(), stacks_write.as_fd()];
+        fds.extend(listeners.iter().map(|(_, fd)| *fd));
+        if let Err(error) = template.channel.send(&message, &fds) {
+            crew.free_cell(cell);
+            return Err(error);
+        }
+        let registry = self.poll.registry();
+        registry.register(&mut SourceFd(&ours.as_raw_fd()), token, Interest::READABLE)?;
+        registry.register(&mut SourceFd(&stacks.as_raw_fd()), stacks_token, Interest::READABLE)?;
+        let worker = WorkerProcess {
+            generation,
+            slot,
+            pid: None,
+            channel: ours,
+            token,
+            cell,
+            stacks,
+            stacks_token,
+            dump: Dump::None,
+            listeners: crew.listeners.clone(),
+        };
+        self.workers.insert(id, worker);
+        Ok(())
+    }
+
+    fn tell_template(&self, generation: GenerationId, message: &ToTemplate) {
+        if let Some(template) = self.crews.get(&generation).and_then(|crew| crew.template.as_ref()) {
+            template.tell(message);
+        }
+    }
+
+    fn tell_worker(&self, worker: WorkerId, message: &ToWorker) {
+        if let Some(worker) = self.workers.get(&worker) {
+            worker.tell(message);
+        }
+    }
+
+    /// SIGKILL. Every request that it cuts gets a line, since nobody else will ever tell of it.
+    fn kill(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get(&id) else { return };
+        // Without a pid there is nothing to signal yet: the supervisor asks again when it is known.
+        let Some(pid) = worker.pid else { return };
+        if let Some(crew) = self.crews.get(&worker.generation) {
+            for running in watch::running(&crew.board, worker.cell) {
+                let age = watch::age(&running).as_secs_f64();
+                log::warn!("{} cut request \"{}\" after={age:.3}s", name(worker), running.text);
+            }
+        }
+        signal_kill(pid);
+    }
+
+    /// Logs what is stuck, and asks for the stacks.
+    fn dump_stacks(&mut self, id: WorkerId) {
+        self.last_stacks += 1;
+        let answer_by = self.clock.now() + STACKS_WITHIN;
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if let Some(crew) = self.crews.get(&worker.generation) {
+            let look = watch::look(&crew.board, worker.cell, &crew.settings.server, &self.clock);
+            for (running, inside, limit) in &look.stuck {
+                log::error!(
+                    "{} request \"{}\" exceeds request_timeout ({:.1}s): {:.1}s in the application without progress; \
+                     replacing the worker",
+                    name(worker),
+                    running.text,
+                    limit.as_secs_f64(),
+                    inside.as_secs_f64()
+                );
+            }
+            if look.stuck.is_empty() {
+                let silent = watch::SILENT_AFTER.as_secs();
+                log::error!("{} has given no sign of life for {silent}s: replacing it", name(worker));
+            }
+        }
+        worker.dump = Dump::Asked { answer_by };
+        worker.tell(&ToWorker::Stacks { id: self.last_stacks });
+    }
+
+    /// Whether a terminated worker may be killed now. Its stacks are waited for, since they are the reason why.
+    fn check_stuck(&self, id: WorkerId, stuck: Stuck) -> Option<WorkerEvent> {
+        let worker = self.workers.get(&id)?;
+        let crew = self.crews.get(&worker.generation)?;
+        if worker.dump != Dump::None {
+            return Some(WorkerEvent::StillStuck { others: 1 });
+        }
+        if !watch::still_runs(&crew.board, worker.cell, stuck) {
+            return Some(WorkerEvent::Unstuck);
+        }
+        let look = watch::look(&crew.board, worker.cell, &crew.settings.server, &self.clock);
+        Some(WorkerEvent::StillStuck { others: look.others })
+    }
+
+    // --- listeners --------------------------------------------------------------------------------------------
+
+    fn open_listeners(&mut self, generation: GenerationId) -> Event {
+        let Some(crew) = self.crews.get(&generation) else {
+            return Event::ListenersRefused { generation, reason: "forgotten".to_owned(), exit_code: 1 };
+        };
+        match self.listeners.open(&crew.listeners) {
+            Ok(warnings) => {
+                for warning in warnings {
+                    log::warn!("{warning}");
+                }
+                let before = self.supervisor.serving().and_then(|generation| self.crews.get(&generation.id));
+                let is_new = |id: &ListenerId| before.is_none_or(|before| !before.listeners.contains(id));
+                for (listener, _) in self.listeners.wire(&crew.listeners) {
+                    if is_new(&listener.id) {
+                        log::info!("listening on {}", listener.address);
+                    }
+                }
+                Event::ListenersOpen { generation }
+            }
+            Err(error) => {
+                let exit_code = i32::from(error.exit_code());
+                Event::ListenersRefused { generation, reason: error.to_string(), exit_code }
+            }
+        }
+    }
+
+    /// Listeners that a worker accepts from and that whoever follows it does not have: it goes on with them until
+    /// the commit, since nobody else would serve who connects there.
+    fn listeners_without_heir(&self, id: WorkerId) -> Vec<ListenerId> {
+        let Some(worker) = self.workers.get(&id) else { return Vec::new() };
+        let transaction = self.supervisor.in_transaction().filter(|generation| generation.id != worker.generation);
+        let heir = transaction.or(self.supervisor.serving());
+        let Some(heir) = heir.and_then(|generation| self.crews.get(&generation.id)) else { return Vec::new() };
+        worker.listeners.iter().filter(|listener| !heir.listeners.contains(listener)).copied().collect()
+    }
+
+    /// Closes listeners that neither the serving generation nor one in a transaction has. The master's copy goes
+    /// first; then the workers that still have them accept what is queued and close theirs: the last close(2) is
+    /// what makes the kernel refuse.
+    fn close_unused_listeners(&mut self) {
+        let used: Vec<ListenerId> = [self.supervisor.serving(), self.supervisor.in_transaction()]
+            .into_iter()
+            .flatten()
+            .filter_map(|generation| self.crews.get(&generation.id))
+            .flat_map(|crew| crew.listeners.iter().copied())
+            .collect();
+        let unused: Vec<ListenerId> = self.listeners.ids().into_iter().filter(|id| !used.contains(id)).collect();
+        self.listeners.close(&unused);
+        for worker in self.workers.values_mut() {
+            let listeners: Vec<ListenerId> =
+                worker.listeners.extract_if(.., |listener| unused.contains(listener)).collect();
+            if !listeners.is_empty() {
+                worker.tell(&ToWorker::CloseListeners { listeners });
+            }
+        }
+    }
+
+    // --- verdicts ---------------------------------------------------------------------------------------------
+
+    fn announce(&mut self, generation: GenerationId, verdict: &Verdict) {
+        let since = self.crews.get(&generation).map_or_else(|| self.clock.now(), |crew| crew.began);
+        let took = self.clock.now().saturating_duration_since(since);
+        let last = LastReload::of(generation, verdict, took);
+        let asked = |waiting| matches!(waiting, Waiting::Verdict { generation: asked } if asked == generation);
+        for (client, _) in self.waiting(asked) {
+            self.answer(client, last.to_json());
+        }
+        self.last_reload = Some(last);
+    }
+
+    fn token(&mut self, watched: Watched) -> Token {
+        let token = Token(self.next_token);
+        self.next_token += 1;
+        self.watched.insert(token, watched);
+        token
+    }
+}
+
+fn name(worker: &WorkerProcess) -> String {
+    let pid = worker.pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
+    format!("worker gen={} slot={} pid={pid}", worker.generation, worker.slot)
+}
+
+/// Only for a child that has not been reaped: until then its pid is its own.
+fn signal_kill(pid: i32) {
+    if let Err(error) = kill(Pid::from_raw(pid), Signal::SIGKILL) {
+        log::error!("pid={pid} cannot be killed: {error}");
+    }
+}
+
+/// `max_requests` with its jitter, spread evenly by the worker's number, so that workers that started together do
+/// not end together.
+fn max_requests(server: &crate::config::settings::Server, worker: WorkerId) -> Option<u64> {
+    if server.max_requests == 0 {
+        return None;
+    }
+    // Fibonacci hashing: consecutive numbers are spread over the whole range.
+    let spread = worker.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+    Some(server.max_requests + spread * (server.max_requests_jitter + 1) >> 32)
+}

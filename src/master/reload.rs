@@ -1,0 +1,149 @@
+//! A reload, up to the point where the supervisor takes over: the configuration is read afresh by its name, the
+//! release and its venv are followed and pinned, and new addresses are bound. Whatever is wrong here changes
+//! nothing, and whoever asked hears it.
+
+use std::time::Duration;
+
+use forkmaster_wire::message::GenerationId;
+use serde_json::{json, Value};
+
+use crate::config::settings::Settings;
+use crate::config::{self, Loaded};
+use crate::control::{ClientId, Waiting};
+use crate::crew::Crew;
+use crate::event_loop::Master;
+use crate::supervisor::{Event, Phase, Verdict};
+
+/// How the latest reload (or the start) ended, for `status`.
+#[derive(Clone, Debug)]
+pub struct LastReload {
+    /// None: refused before it had a number.
+    pub generation: Option<GenerationId>,
+    pub ok: bool,
+    pub reason: String,
+    /// The Python traceback, or nothing.
+    pub details: String,
+    pub took: Duration,
+}
+
+/// A first start or reload that the configuration or an address forbids.
+pub struct Refused {
+    pub reason: String,
+    pub exit_code: u8,
+}
+
+impl LastReload {
+    pub fn of(generation: GenerationId, verdict: &Verdict, took: Duration) -> LastReload {
+        let (ok, reason, details) = match verdict {
+            Verdict::Committed => (true, String::new(), String::new()),
+            Verdict::Refused(failure) => (false, failure.reason.clone(), failure.details.clone()),
+            Verdict::Superseded { by } => {
+                (false, format!("superseded by a later reload (generation {by})"), String::new())
+            }
+            Verdict::Stopped => (false, "the master was told to stop".to_owned(), String::new()),
+        };
+        LastReload { generation: Some(generation), ok, reason, details, took }
+    }
+
+    pub fn to_json(&self) -> Value {
+        json!({
+            "ok": self.ok,
+            "generation": self.generation,
+            "reason": self.reason,
+            "details": self.details,
+            "took_s": self.took.as_secs_f64(),
+        })
+    }
+}
+
+/// HUP, or a client's `reload` with whether it waits for the verdict.
+pub fn reload(master: &mut Master, asker: Option<(ClientId, bool)>) {
+    if master.supervisor.phase() != Phase::Running {
+        log::warn!("reload ignored: the master was told to stop");
+        if let Some((client, _)) = asker {
+            master.answer(client, json!({"ok": false, "reason": "the master was told to stop", "details": ""}));
+        }
+        return;
+    }
+    let began = std::time::Instant::now();
+    let started = config::read(&master.source, &master.surroundings)
+        .map_err(|problems| Refused { reason: problems.to_string(), exit_code: problems.exit_code() })
+        .and_then(|loaded| start(master, loaded, asker));
+    if let Err(refused) = started {
+        log::error!("reload refused, nothing has changed: {}", refused.reason);
+        let (reason, took) = (refused.reason, began.elapsed());
+        let last = LastReload { generation: None, ok: false, reason, details: String::new(), took };
+        if let Some((client, _)) = asker {
+            master.answer(client, last.to_json());
+        }
+        master.last_reload = Some(last);
+    }
+}
+
+/// Binds what is new and hands the generation to the supervisor; also the first one.
+pub fn start(master: &mut Master, loaded: Loaded, asker: Option<(ClientId, bool)>) -> Result<(), Refused> {
+    for warning in &loaded.warnings {
+        log::warn!("{warning}");
+    }
+    let mut settings = loaded.settings;
+    let predecessor = master.supervisor.serving().and_then(|generation| master.crews.get(&generation.id));
+    let mut in_place = false;
+    if let Some(predecessor) = predecessor {
+        keep_what_needs_a_restart(&mut settings, &predecessor.settings);
+        let (app, before) = (&settings.app, &predecessor.settings.app);
+        in_place = app.release == before.release && app.interpreter.venv == before.interpreter.venv;
+    }
+    let server = &settings.server;
+    let listeners = master
+        .listeners
+        .bind(&server.bind, &server.socket, server.backlog)
+        .map_err(|error| Refused { reason: error.to_string(), exit_code: error.exit_code() })?;
+    if let Err(error) = master.log.apply(&settings.log.error, settings.log.level) {
+        log::error!("[log] error cannot be opened, logging as before: {error}");
+    }
+    master.last_generation += 1;
+    let generation = GenerationId(master.last_generation);
+    let app = &settings.app;
+    log::info!(
+        "generation gen={generation} release={} python={}",
+        app.release.display(),
+        app.interpreter.executable.display()
+    );
+    if in_place && !app.preload {
+        log::info!("generation gen={generation} in place: code on disk is not pinned; preload = true pins it");
+    }
+    let plan = Crew::plan(&settings);
+    let began = master.clock.now();
+    let crew = Crew::new(settings, listeners, in_place, began)
+        .map_err(|error| Refused { reason: format!("no scoreboard: {error}"), exit_code: 1 })?;
+    master.crews.insert(generation, crew);
+    match asker {
+        Some((client, true)) => master.wait(client, Waiting::Verdict { generation }),
+        Some((client, false)) => master.answer(client, json!({"ok": true, "generation": generation})),
+        None => {}
+    }
+    master.tell(Event::Reload { generation, plan });
+    Ok(())
+}
+
+/// Some settings are fixed with the process: a reload that changes them goes on with the old value and says so.
+fn keep_what_needs_a_restart(settings: &mut Settings, before: &Settings) {
+    let warn =
+        |key: &str| log::warn!("{key} has changed: it takes effect with a restart; the reload goes on without it");
+    if settings.name != before.name {
+        warn("name");
+        settings.name = before.name.clone();
+    }
+    if settings.server.identity != before.server.identity {
+        warn("[server] user, group");
+        settings.server.identity = before.server.identity.clone();
+    }
+    if settings.server.pidfile != before.server.pidfile {
+        warn("[server] pidfile");
+        settings.server.pidfile = before.server.pidfile.clone();
+    }
+    if settings.control != before.control {
+        warn("[control] socket");
+        settings.control = before.control.clone();
+    }
+}

@@ -1,0 +1,115 @@
+//! Signals as readable bytes: a handler counts the signal and writes to a pipe that the event loop watches.
+//! Standard signals coalesce, so a count says "at least"; HUP is level-triggered and CHLD reaps in a loop.
+
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::Arc;
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH};
+use signal_hook::low_level;
+
+pub struct Signals {
+    wake: UnixStream,
+    arrived: Arc<Arrived>,
+}
+
+/// What came since it was last taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    pub reload: bool,
+    /// TERMs; the second one is in more of a hurry than the first.
+    pub terms: u32,
+    /// INT or QUIT.
+    pub stop_now: bool,
+    pub reopen: bool,
+    pub upgrade: bool,
+    /// TTIN minus TTOU.
+    pub scale: i32,
+    pub child: bool,
+}
+
+#[derive(Default)]
+struct Arrived {
+    hup: AtomicBool,
+    term: AtomicU32,
+    now: AtomicBool,
+    usr1: AtomicBool,
+    usr2: AtomicBool,
+    ttin: AtomicU32,
+    ttou: AtomicU32,
+    chld: AtomicBool,
+}
+
+impl Signals {
+    /// Installs the handlers. The first thing a master does: as PID 1 it has no default actions, and a TERM that
+    /// comes before is ignored (signal(7), pid_namespaces(7)).
+    pub fn install() -> io::Result<Signals> {
+        let (wake, write) = UnixStream::pair()?;
+        wake.set_nonblocking(true)?;
+        write.set_nonblocking(true)?;
+        let write = Arc::new(OwnedFd::from(write));
+        let arrived = Arc::new(Arrived::default());
+        let signals = [SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU, SIGCHLD, SIGWINCH];
+        for signal in signals {
+            let (write, arrived) = (Arc::clone(&write), Arc::clone(&arrived));
+            let note = move || {
+                arrived.note(signal);
+                // SAFETY: send(2) is async-signal-safe, and the descriptor lives as long as this closure. A full
+                // socket already wakes the loop.
+                unsafe {
+                    libc::send(write.as_raw_fd(), [0u8].as_ptr().cast(), 1, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+                };
+            };
+            // SAFETY: the closure only touches atomics and calls send(2).
+            unsafe { low_level::register(signal, note)? };
+        }
+        Ok(Signals { wake, arrived })
+    }
+
+    pub fn register(&self, registry: &Registry, token: Token) -> io::Result<()> {
+        registry.register(&mut SourceFd(&self.wake.as_raw_fd()), token, Interest::READABLE)
+    }
+
+    /// Empties the pipe, then takes what the handlers noted: a signal between the two wakes the loop once more.
+    pub fn take(&mut self) -> Taken {
+        let mut bytes = [0; 64];
+        while matches!(self.wake.read(&mut bytes), Ok(read) if read > 0) {}
+        let arrived = &self.arrived;
+        Taken {
+            reload: arrived.hup.swap(false, Ordering::Relaxed),
+            terms: arrived.term.swap(0, Ordering::Relaxed),
+            stop_now: arrived.now.swap(false, Ordering::Relaxed),
+            reopen: arrived.usr1.swap(false, Ordering::Relaxed),
+            upgrade: arrived.usr2.swap(false, Ordering::Relaxed),
+            scale: arrived.ttin.swap(0, Ordering::Relaxed) as i32 - arrived.ttou.swap(0, Ordering::Relaxed) as i32,
+            child: arrived.chld.swap(false, Ordering::Relaxed),
+        }
+    }
+}
+
+impl Arrived {
+    fn note(&self, signal: i32) {
+        match signal {
+            SIGHUP => self.hup.store(true, Ordering::Relaxed),
+            SIGTERM => {
+                self.term.fetch_add(1, Ordering::Relaxed);
+            }
+            SIGINT | SIGQUIT => self.now.store(true, Ordering::Relaxed),
+            SIGUSR1 => self.usr1.store(true, Ordering::Relaxed),
+            SIGUSR2 => self.usr2.store(true, Ordering::Relaxed),
+            SIGTTIN => {
+                self.ttin.fetch_add(1, Ordering::Relaxed);
+            }
+            SIGTTOU => {
+                self.ttou.fetch_add(1, Ordering::Relaxed);
+            }
+            SIGCHLD => self.chld.store(true, Ordering::Relaxed),
+            // WINCH: a window resize must not stop workers.
+            _ => {}
+        }
+    }
+}

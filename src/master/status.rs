@@ -1,0 +1,159 @@
+//! What `status` tells: the state of the supervisor joined with what the scoreboards count. Durations in seconds,
+//! sizes in bytes; the fields are an interface for programs, the text is for people.
+
+use std::sync::atomic::Ordering;
+
+use forkmaster_wire::scoreboard::Scoreboard;
+use serde_json::{json, Value};
+
+use crate::event_loop::Master;
+use crate::supervisor::Phase;
+
+/// What processes that are gone have counted: totals never go back.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    pub requests: u64,
+    pub accepted: u64,
+    pub errors: u64,
+}
+
+impl Totals {
+    pub fn add(&mut self, board: &Scoreboard, cell: u32) {
+        let cell = board.cell(cell);
+        self.requests = self.requests.saturating_add(cell.requests.load(Ordering::Relaxed));
+        self.accepted = self.accepted.saturating_add(cell.accepted.load(Ordering::Relaxed));
+        self.errors = self.errors.saturating_add(cell.errors.load(Ordering::Relaxed));
+    }
+}
+
+pub fn status(master: &Master) -> Value {
+    let now = master.clock.now();
+    let mut totals = master.totals;
+    for worker in master.workers.values() {
+        if let Some(crew) = master.crews.get(&worker.generation) {
+            totals.add(&crew.board, worker.cell);
+        }
+    }
+    let generations: Vec<Value> = master
+        .supervisor
+        .generations()
+        .iter()
+        .filter_map(|generation| {
+            let crew = master.crews.get(&generation.id)?;
+            let workers: Vec<Value> = generation
+                .workers
+                .iter()
+                .map(|worker| {
+                    let process = master.workers.get(&worker.id);
+                    let cell = process.map(|process| crew.board.cell(process.cell));
+                    json!({
+                        "slot": worker.slot,
+                        "pid": worker.pid,
+                        "state": worker.state.word(),
+                        "age_s": now.saturating_duration_since(worker.born).as_secs_f64(),
+                        "requests": cell.map_or(0, |cell| cell.requests.load(Ordering::Relaxed)),
+                        "busy": cell.map_or(0, |cell| cell.busy.load(Ordering::Relaxed)),
+                        "connections": cell.map_or(0, |cell| cell.connections.load(Ordering::Relaxed)),
+                    })
+                })
+                .collect();
+            Some(json!({
+                "generation": generation.id,
+                "state": generation.state.word(),
+                "release": crew.settings.app.release,
+                "venv": crew.settings.app.interpreter.venv,
+                "python": crew.interpreter.as_ref().map(|interpreter| interpreter.version.clone()),
+                "preload": crew.settings.app.preload,
+                "in_place": crew.in_place,
+                "age_s": now.saturating_duration_since(crew.began).as_secs_f64(),
+                "workers_wanted": master.supervisor.wanted_of(generation),
+                "template": {
+                    "pid": crew.template.as_ref().map(|template| template.pid),
+                    "state": generation.template.word(),
+                },
+                "workers": workers,
+            }))
+        })
+        .collect();
+    let serving = master.supervisor.serving();
+    let listeners = serving.and_then(|generation| master.crews.get(&generation.id)).map(|crew| {
+        let listeners = master.listeners.wire(&crew.listeners);
+        listeners.into_iter().map(|(listener, _)| json!({"address": listener.address})).collect::<Vec<Value>>()
+    });
+    json!({
+        "ok": true,
+        "name": master.crews.values().next().map(|crew| crew.settings.name.clone()),
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "state": word(master),
+        "ready": master.is_ready(),
+        "generations": generations,
+        "listeners": listeners.unwrap_or_default(),
+        "requests": totals.requests,
+        "accepted": totals.accepted,
+        "errors": totals.errors,
+        "last_reload": master.last_reload.as_ref().map(|last| last.to_json()),
+    })
+}
+
+/// The master's own state.
+fn word(master: &Master) -> &'static str {
+    match master.supervisor.phase() {
+        Phase::Delaying { .. } | Phase::Stopping { .. } => "stopping",
+        Phase::Ending { .. } | Phase::Ended => "ending",
+        Phase::Running => match (master.supervisor.serving(), master.supervisor.in_transaction()) {
+            (None, _) => "starting",
+            (Some(_), Some(_)) => "reloading",
+            (Some(generation), None) if generation.serving() < master.supervisor.wanted_of(generation) as usize => {
+                "degraded"
+            }
+            (Some(_), None) => "running",
+        },
+    }
+}
+
+/// `status` for people.
+pub fn text(status: &Value) -> String {
+    let get = |value: &Value, key: &str| match &value[key] {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    };
+    let mut text = format!(
+        "{} pid {}: {}{}\n",
+        get(status, "name"),
+        get(status, "pid"),
+        get(status, "state"),
+        if status["ready"] == true { "" } else { ", not ready" }
+    );
+    let addresses: Vec<String> =
+        status["listeners"].as_array().into_iter().flatten().map(|listener| get(listener, "address")).collect();
+    text.push_str(&format!("listening on {}\n", addresses.join(", ")));
+    for generation in status["generations"].as_array().into_iter().flatten() {
+        let in_place = if generation["in_place"] == true { ", in place: code on disk is not pinned" } else { "" };
+        text.push_str(&format!(
+            "generation {} {}: {} (Python {}){in_place}\n",
+            get(generation, "generation"),
+            get(generation, "state"),
+            get(generation, "release"),
+            get(generation, "python")
+        ));
+        let template = &generation["template"];
+        text.push_str(&format!("  template pid {} {}\n", get(template, "pid"), get(template, "state")));
+        for worker in generation["workers"].as_array().into_iter().flatten() {
+            text.push_str(&format!(
+                "  worker {} pid {} {}, {:.0} s, {} requests\n",
+                get(worker, "slot"),
+                get(worker, "pid"),
+                get(worker, "state"),
+                worker["age_s"].as_f64().unwrap_or_default(),
+                get(worker, "requests")
+            ));
+        }
+    }
+    let last = &status["last_reload"];
+    if last["ok"] == false {
+        text.push_str(&format!("the latest reload was refused: {}\n", get(last, "reason")));
+    }
+    text
+}

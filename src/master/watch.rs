@@ -1,0 +1,85 @@
+//! Looking at the scoreboard: which requests run beyond their limit, which workers give no sign of life. A worker
+//! may be hostile, so every value is checked; at worst a worker escapes its own limit, or is replaced for nothing.
+
+use std::time::Duration;
+
+use forkmaster_wire::scoreboard::{monotonic_ns, Running, Scoreboard};
+
+use crate::clock::Clock;
+use crate::config::settings::Server;
+use crate::supervisor::worker::Stuck;
+
+/// A worker's event loop turns at least once a second; so long a silence means that it is stopped or broken.
+pub const SILENT_AFTER: Duration = Duration::from_secs(30);
+
+/// How often the board is looked at, at the most and at the least.
+const EVERY_MAX: Duration = Duration::from_millis(500);
+const EVERY_MIN: Duration = Duration::from_millis(50);
+
+/// What one look at a worker's cell shows.
+pub struct Look {
+    /// Requests beyond their limit, the oldest first, with the time in the application and the limit.
+    pub stuck: Vec<(Running, Duration, Duration)>,
+    /// Other running requests.
+    pub others: u32,
+    pub silent: bool,
+}
+
+/// How often to look, so that a limit is noticed soon after it has passed.
+pub fn every(server: &Server) -> Duration {
+    let limits = server.request_timeouts.iter().map(|(_, limit)| *limit).chain([server.request_timeout]);
+    let shortest = limits.flatten().min().unwrap_or(EVERY_MAX * 4);
+    (shortest / 4).clamp(EVERY_MIN, EVERY_MAX)
+}
+
+pub fn look(board: &Scoreboard, cell: u32, server: &Server, clock: &Clock) -> Look {
+    let now = monotonic_ns();
+    let since = |then: u64| clock.lasted(Duration::from_nanos(now.saturating_sub(then)));
+    let mut look = Look { stuck: Vec::new(), others: 0, silent: false };
+    for running in running(board, cell) {
+        let inside = if running.entered_ns == 0 { Duration::ZERO } else { since(running.entered_ns) };
+        match limit(server, &running.text) {
+            Some(limit) if inside > limit => look.stuck.push((running, inside, limit)),
+            Some(_) | None => look.others += 1,
+        }
+    }
+    look.stuck.sort_by_key(|(running, ..)| running.started_ns);
+    // 0: it has not begun to beat.
+    let beat = board.cell(cell).beat_ns.load(std::sync::atomic::Ordering::Relaxed);
+    look.silent = beat != 0 && since(beat) > SILENT_AFTER;
+    look
+}
+
+/// All running requests of a process.
+pub fn running(board: &Scoreboard, cell: u32) -> impl Iterator<Item = Running> + '_ {
+    (0..board.threads()).filter_map(move |thread| board.thread(cell, thread).running())
+}
+
+/// How long a request has been running.
+pub fn age(running: &Running) -> Duration {
+    Duration::from_nanos(monotonic_ns().saturating_sub(running.started_ns))
+}
+
+/// Does this very request still run?
+pub fn still_runs(board: &Scoreboard, cell: u32, stuck: Stuck) -> bool {
+    match stuck {
+        Stuck::Request(number) => running(board, cell).any(|running| running.request == number),
+        Stuck::Silent => true,
+    }
+}
+
+/// The limit for `GET /reports/2024`: the longest prefix wins (they are sorted so), else the general one.
+fn limit(server: &Server, request: &str) -> Option<Duration> {
+    let path = request.split_once(' ').map_or("", |(_, path)| path);
+    let prefix = server.request_timeouts.iter().find(|(prefix, _)| path.starts_with(prefix.as_str()));
+    prefix.map_or(server.request_timeout, |(_, limit)| *limit)
+}
+
+/// Resident memory of a process; None when it is gone. proc_pid_statm(5).
+pub fn resident_bytes(pid: i32) -> Option<u64> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    // SAFETY: sysconf(3) with a valid name.
+    let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64;
+    Some(pages * page_bytes)
+}

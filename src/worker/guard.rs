@@ -1,0 +1,98 @@
+//! The guard: a native thread that watches the channel and the lifeline from before the import on, so that the
+//! master is heard, and its end is noticed, however long Python holds its lock. It never touches Python itself.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use forkmaster_wire::channel::{cut_text, Received};
+use forkmaster_wire::message::{FromWorker, ToWorker};
+use nix::errno::Errno;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+
+use crate::link::Link;
+use crate::signals::with_all_blocked;
+use crate::stacks;
+
+/// Without its master a worker is in nobody's books, and the next master wants the addresses: running requests
+/// get this long.
+const ORPHAN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Starts the guard. All signals are blocked in it: they belong to the main thread.
+pub fn start(link: Arc<Link>, lifeline: OwnedFd) -> io::Result<()> {
+    with_all_blocked(|| thread::Builder::new().name("fm-guard".into()).spawn(move || watch(&link, &lifeline)))?;
+    Ok(())
+}
+
+fn watch(link: &Arc<Link>, lifeline: &OwnedFd) {
+    let dumping = Arc::new(AtomicBool::new(false));
+    loop {
+        let mut watched =
+            [PollFd::new(link.as_fd(), PollFlags::POLLIN), PollFd::new(lifeline.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut watched, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            // Out of kernel memory: without the guard the worker would outlive its master.
+            Err(error) => {
+                log::error!("the master's channel cannot be watched: {error}");
+                end(link);
+            }
+        }
+        let [channel, lifeline] = watched.map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
+        // Nothing is ever written to the lifeline: any event is its end.
+        if lifeline {
+            end(link);
+        }
+        if channel {
+            receive(link, &dumping);
+        }
+    }
+}
+
+/// Takes all messages that are there.
+fn receive(link: &Arc<Link>, dumping: &Arc<AtomicBool>) {
+    loop {
+        match link.receive() {
+            Ok(Received::Message(ToWorker::Stacks { id }, _)) => dump_stacks(link, dumping, id),
+            Ok(Received::Message(command, _)) => link.obey(command),
+            Ok(Received::Empty) => return,
+            Ok(Received::Eof) => end(link),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // A message of another version.
+            Err(error) => log::error!("a message of the master was not understood: {error}"),
+        }
+    }
+}
+
+/// On a thread of its own, since it waits for the interpreter's lock; one at a time, since that may take for ever.
+fn dump_stacks(link: &Arc<Link>, dumping: &Arc<AtomicBool>, id: u64) {
+    if dumping.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let (link, done) = (Arc::clone(link), Arc::clone(dumping));
+    let dump = move || {
+        if let Some(text) = stacks::all_threads() {
+            link.tell(&FromWorker::Stacks { id, text: cut_text(&text) });
+        }
+        done.store(false, Ordering::Relaxed);
+    };
+    if let Err(error) = thread::Builder::new().name("fm-stacks".into()).spawn(dump) {
+        dumping.store(false, Ordering::Relaxed);
+        log::error!("no thread for the stacks: {error}");
+    }
+}
+
+/// The master is gone. What is running may finish within the time limit; then the process ends, also where Python
+/// is stuck or its exit handlers are.
+fn end(link: &Link) -> ! {
+    if let Some(handle) = link.handle() {
+        log::warn!("the master is gone; ending");
+        handle.stop(Duration::ZERO);
+        // Not a wait for something: the process normally ends by itself meanwhile.
+        thread::sleep(ORPHAN_TIMEOUT);
+    }
+    // SAFETY: ends the process without running anything.
+    unsafe { libc::_exit(0) }
+}

@@ -1,0 +1,126 @@
+//! The worker's side of its master: what it tells, and the commands it gets. Commands that come before there is
+//! a server (during the import) wait here for it.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
+
+use forkmaster_http::serve::{Handle, Reports};
+use forkmaster_wire::channel::{Channel, Received};
+use forkmaster_wire::message::{FromWorker, ListenerId, ToWorker};
+
+use crate::title::Title;
+
+pub struct Link {
+    channel: Channel,
+    title: Title,
+    /// `forkmaster: shop worker gen=3 slot=1`; the state follows.
+    who: String,
+    /// Commands that wait for the server.
+    waiting: Mutex<Vec<ToWorker>>,
+    /// Set once, when the server is there. Apart from the mutex, since a forked child must not take locks that
+    /// another thread may have held at the fork.
+    handle: OnceLock<Handle>,
+}
+
+impl Link {
+    pub fn new(channel: Channel, title: Title, who: String) -> Link {
+        let link = Link { channel, title, who, waiting: Mutex::default(), handle: OnceLock::new() };
+        link.show("starting");
+        link
+    }
+
+    /// Sends without waiting. A master that is gone is noticed by the guard.
+    pub fn tell(&self, message: &FromWorker) {
+        match self.channel.send(message, &[]) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            Err(error) => log::error!("the master cannot be told {message:?}: {error}"),
+        }
+    }
+
+    pub fn receive(&self) -> std::io::Result<Received<ToWorker>> {
+        self.channel.receive(false)
+    }
+
+    /// Shows a state in the process title.
+    pub fn show(&self, state: &str) {
+        self.title.set(&format!("{} {state}", self.who));
+    }
+
+    /// Carries out a command, or keeps it until there is a server.
+    pub fn obey(&self, command: ToWorker) {
+        let mut waiting = self.waiting();
+        match self.handle.get() {
+            Some(handle) => obey(handle, command),
+            None => waiting.push(command),
+        }
+    }
+
+    /// The server is there.
+    pub fn serve_with(&self, handle: Handle) {
+        let mut waiting = self.waiting();
+        for command in waiting.drain(..) {
+            obey(&handle, command);
+        }
+        // Called once in the life of a worker.
+        let _ = self.handle.set(handle);
+    }
+
+    pub fn handle(&self) -> Option<&Handle> {
+        self.handle.get()
+    }
+
+    /// The worker ends by itself. False: there is no server yet, so there is nothing to finish either.
+    pub fn leave(&self, reason: &str) -> bool {
+        let Some(handle) = self.handle.get() else { return false };
+        self.tell(&FromWorker::Leaving { reason: reason.to_owned() });
+        handle.drain(Vec::new());
+        true
+    }
+
+    pub fn child_title(&self) {
+        self.title.set(&format!("{} child", self.who));
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<ToWorker>> {
+        self.waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+}
+
+impl AsRawFd for Link {
+    fn as_raw_fd(&self) -> i32 {
+        self.channel.as_raw_fd()
+    }
+}
+
+impl Reports for Link {
+    fn serving(&self) {
+        self.show("serving");
+        self.tell(&FromWorker::Serving);
+    }
+
+    fn draining(&self) {
+        self.show("draining");
+        self.tell(&FromWorker::Draining);
+    }
+}
+
+fn obey(handle: &Handle, command: ToWorker) {
+    let ids = |listeners: Vec<ListenerId>| listeners.into_iter().map(|listener| listener.0).collect();
+    match command {
+        ToWorker::Serve => handle.serve(),
+        ToWorker::Drain { keep } => handle.drain(ids(keep)),
+        ToWorker::CloseListeners { listeners } => handle.close_listeners(ids(listeners)),
+        ToWorker::Stop { idle_ms } => handle.stop(Duration::from_millis(idle_ms)),
+        ToWorker::Retire => handle.retire(),
+        // Answered by the guard, with or without a server.
+        ToWorker::Stacks { .. } => {}
+    }
+}

@@ -1,0 +1,189 @@
+//! The probe: one request through the application before it serves clients. It proves what an import cannot
+//! (settings, templates, a database that answers), and warms the process up.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+
+use forkmaster_http::serve::{BadResponse, Local, Peer, Version};
+use forkmaster_wire::message::{Failure, Probe, Stage};
+use pyo3::prelude::*;
+use pyo3::types::{PyAny, PyBytes};
+
+use crate::failure::{failure, summary, traceback};
+use crate::wsgi::environ::{Builder, Common, Request, Scheme};
+use crate::wsgi::input::Input;
+use crate::wsgi::response::{close, start, Answer};
+
+/// How much of a refused answer's body is kept for the details: an error page in plain text says why.
+const BODY_BYTES_KEPT: usize = 4 * 1024;
+
+/// Sends the probe. A redirect is a failure like any other status that is not accepted: nothing says that where
+/// it leads works.
+pub fn run(py: Python<'_>, application: &Bound<'_, PyAny>, common: Arc<Common>, probe: &Probe) -> Result<(), Failure> {
+    let line = format!("probe GET {}", probe.path);
+    let record = match request(py, application, common, probe) {
+        Ok(record) => record,
+        Err(error) => {
+            let reason = format!("{line} raised {}", summary(py, &error));
+            return Err(failure(Stage::Probe, reason, &traceback(py, &error)));
+        }
+    };
+    let Some(status) = record.status else {
+        return Err(failure(Stage::Probe, format!("{line} was answered without start_response"), ""));
+    };
+    let code = status.get(..3).and_then(|code| code.parse::<u16>().ok());
+    let accepted = |code: u16| match probe.status.as_slice() {
+        [] => (200..300).contains(&code),
+        listed => listed.contains(&code),
+    };
+    if code.is_some_and(accepted) {
+        return Ok(());
+    }
+    let place = record.location.map(|location| format!(" to {location}")).unwrap_or_default();
+    let body = String::from_utf8_lossy(&record.body);
+    // A page for browsers tells an operator nothing.
+    let details = Some(body.trim()).filter(|body| !body.starts_with('<')).unwrap_or_default();
+    Err(failure(Stage::Probe, format!("{line} answered {status}{place}"), details))
+}
+
+fn request(py: Python<'_>, application: &Bound<'_, PyAny>, common: Arc<Common>, probe: &Probe) -> PyResult<Record> {
+    let request = ProbeRequest::new(probe);
+    let input = Bound::new(py, Input::memory(PyBytes::new(py, b"")))?;
+    let environ = Builder::new(py, common)?.build(py, &request, input.into_any())?;
+    let answer = Bound::new(py, ProbeAnswer { record: Mutex::default() })?;
+    let result = application.call1((environ, &answer))?;
+    let read = (|| -> PyResult<()> {
+        for piece in result.try_iter()? {
+            answer.get().keep(&piece?)?;
+        }
+        Ok(())
+    })();
+    let closed = close(&result);
+    read.and(closed)?;
+    Ok(answer.get().take())
+}
+
+/// What the application answered.
+#[derive(Default)]
+struct Record {
+    status: Option<String>,
+    location: Option<String>,
+    body: Vec<u8>,
+}
+
+impl Answer for Record {
+    fn start(&mut self, status: &[u8], fields: &[(&[u8], &[u8])]) -> Result<(), BadResponse> {
+        self.status = Some(String::from_utf8_lossy(status).into_owned());
+        let location = fields.iter().find(|(name, _)| name.eq_ignore_ascii_case(b"location"));
+        self.location = location.map(|(_, value)| String::from_utf8_lossy(value).into_owned());
+        Ok(())
+    }
+
+    fn head_sent(&self) -> bool {
+        !self.body.is_empty()
+    }
+}
+
+/// `start_response` of the probe, and the `write` that it returns.
+#[pyclass(frozen, name = "ProbeAnswer", module = "_forkmaster")]
+struct ProbeAnswer {
+    record: Mutex<Record>,
+}
+
+impl ProbeAnswer {
+    fn keep(&self, piece: &Bound<'_, PyAny>) -> PyResult<()> {
+        let piece = piece.cast::<PyBytes>()?.as_bytes();
+        let mut record = self.lock();
+        let room = BODY_BYTES_KEPT.saturating_sub(record.body.len());
+        record.body.extend_from_slice(&piece[..piece.len().min(room)]);
+        Ok(())
+    }
+
+    fn take(&self) -> Record {
+        std::mem::take(&mut *self.lock())
+    }
+
+    /// Held only for a few instructions, never while Python code runs.
+    fn lock(&self) -> std::sync::MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+#[pymethods]
+impl ProbeAnswer {
+    #[pyo3(signature = (status, headers, exc_info=None, /))]
+    fn __call__<'py>(
+        this: &Bound<'py, Self>,
+        status: &Bound<'py, PyAny>,
+        headers: &Bound<'py, PyAny>,
+        exc_info: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        // Reading `headers` runs application code, so the record is filled in a copy.
+        let mut record = this.get().take();
+        let again = record.status.is_some();
+        let started = start(&mut record, again, status, headers, exc_info);
+        *this.get().lock() = record;
+        started?;
+        this.getattr("write")
+    }
+
+    #[pyo3(signature = (data, /))]
+    fn write(&self, data: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.keep(data)
+    }
+}
+
+/// The probe as an environ is made from it.
+struct ProbeRequest<'a> {
+    probe: &'a Probe,
+    peer: Peer,
+    local: Local,
+}
+
+impl ProbeRequest<'_> {
+    fn new(probe: &Probe) -> ProbeRequest<'_> {
+        let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        // Without a connection, name and port of the server are those that the probe asks for.
+        ProbeRequest { probe, peer: Peer::Inet(nowhere), local: Local::Unix(Default::default()) }
+    }
+}
+
+impl Request for ProbeRequest<'_> {
+    fn method(&self) -> &[u8] {
+        b"GET"
+    }
+    fn target(&self) -> &[u8] {
+        self.probe.path.as_bytes()
+    }
+    fn path(&self) -> &[u8] {
+        self.probe.path.split('?').next().unwrap_or_default().as_bytes()
+    }
+    fn query(&self) -> &[u8] {
+        self.probe.path.split_once('?').map(|(_, query)| query).unwrap_or_default().as_bytes()
+    }
+    fn version(&self) -> Version {
+        Version::Http11
+    }
+    fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let host: (&[u8], &[u8]) = (b"Host", self.probe.host.as_bytes());
+        let agent: (&[u8], &[u8]) = (b"User-Agent", b"forkmaster-probe");
+        let accept: (&[u8], &[u8]) = (b"Accept", b"*/*");
+        [host, agent, accept].into_iter()
+    }
+    fn peer(&self) -> &Peer {
+        &self.peer
+    }
+    fn local(&self) -> &Local {
+        &self.local
+    }
+    fn content_length(&self) -> Option<u64> {
+        None
+    }
+    fn scheme(&self) -> Scheme {
+        if self.probe.scheme.eq_ignore_ascii_case("https") {
+            Scheme::Https
+        } else {
+            Scheme::Http
+        }
+    }
+}

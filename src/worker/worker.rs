@@ -1,0 +1,430 @@
+//! The life of a worker, from its fork to its last request: import and proof where the template has not done
+//! them, then the app threads.
+//!
+//! starting (guard, signal handlers, import, proof) -> ready (app threads wait) -> serving and draining, which are
+//! states of the server that it drives -> the interpreter's own end.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use forkmaster_http::serve::{self, AppThread, Meter, Reports, Server, Wake};
+use forkmaster_wire::channel::Channel;
+use forkmaster_wire::message::{Boot, Failure, FromWorker, GenerationId, SlotIndex, Spawn, Stage};
+use forkmaster_wire::scoreboard::{monotonic_ns, Cell, Scoreboard};
+use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
+use pyo3::prelude::*;
+use pyo3::types::{PyCFunction, PyDict, PyTuple};
+
+use crate::failure::{failure, from_exception, summary, traceback};
+use crate::link::Link;
+use crate::signals::{self, exit_now, with_all_blocked, Signals};
+use crate::title::Title;
+use crate::wsgi::environ::Common;
+use crate::wsgi::forwarded::{Believed, Trusted};
+use crate::wsgi::response::Progress;
+use crate::wsgi::Gateway;
+use crate::{guard, probe, startup, tempdir};
+
+/// Other Python threads get their turn within CPython's switch interval (sys.setswitchinterval: 5 ms), also where
+/// requests follow each other without a wait between them.
+const TURN_NS: u64 = 5_000_000;
+
+/// What a worker is born with: `Spawn` and the descriptors that travelled with it.
+pub struct Birth {
+    spawn: Spawn,
+    channel: Channel,
+    scoreboard: OwnedFd,
+    stacks: OwnedFd,
+    listeners: Vec<OwnedFd>,
+}
+
+impl Birth {
+    pub fn new(spawn: Spawn, fds: Vec<OwnedFd>) -> Result<Birth, String> {
+        let (expected, came) = (3 + spawn.listeners.len(), fds.len());
+        let mut fds = fds.into_iter();
+        match (fds.next(), fds.next(), fds.next()) {
+            (Some(channel), Some(scoreboard), Some(stacks)) if came == expected => {
+                Ok(Birth { spawn, channel: channel.into(), scoreboard, stacks, listeners: fds.collect() })
+            }
+            (_, _, _) => Err(format!("{came} file descriptors came with Spawn, not {expected}")),
+        }
+    }
+
+    pub fn channel(&self) -> &Channel {
+        &self.channel
+    }
+}
+
+/// A worker as its threads share it.
+pub struct Worker {
+    generation: GenerationId,
+    slot: SlotIndex,
+    pid: u32,
+    link: Arc<Link>,
+    board: &'static Scoreboard,
+    cell_index: u32,
+    cell: &'static Cell,
+    /// Requests begun; numbers them on the scoreboard.
+    begun: AtomicU64,
+    answered: AtomicU64,
+    max_requests: Option<u64>,
+    /// The application has forked, and this is the child.
+    forked_child: AtomicBool,
+    /// Descriptors that belong to the worker and not to such a child.
+    own: Vec<RawFd>,
+}
+
+impl fmt::Display for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "worker gen={} slot={} pid={}", self.generation, self.slot, self.pid)
+    }
+}
+
+impl Worker {
+    /// A request goes to the application; returns its number.
+    pub fn begin(&self) -> u64 {
+        self.cell.busy.fetch_add(1, Ordering::Relaxed);
+        self.begun.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub fn finished(&self, latency_ns: u64, raised: bool) {
+        self.cell.busy.fetch_sub(1, Ordering::Relaxed);
+        self.cell.finished(latency_ns);
+        if raised {
+            self.cell.errors.fetch_add(1, Ordering::Relaxed);
+        }
+        let answered = self.answered.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.max_requests == Some(answered) {
+            self.link.tell(&FromWorker::RequestsServed);
+        }
+    }
+
+    /// See `Link::leave`.
+    pub fn leave(&self, reason: &str) -> bool {
+        self.link.leave(reason)
+    }
+
+    pub fn is_forked_child(&self) -> bool {
+        self.forked_child.load(Ordering::Relaxed)
+    }
+
+    /// In a child that the application forked without exec (`multiprocessing`): it never serves, beats or
+    /// reports. Its copies of our descriptors become /dev/null, since their owners still hold the numbers. Takes
+    /// no locks: other threads of the parent may have held them at the fork.
+    fn forget_in_child(&self) {
+        self.forked_child.store(true, Ordering::Relaxed);
+        self.link.child_title();
+        // Without it the counts of a child would be added to its parent's.
+        let forgotten = self.board.forget_in_child();
+        if let Some(handle) = self.link.handle() {
+            handle.forget_in_child();
+        }
+        let null = std::fs::File::options().read(true).write(true).open("/dev/null");
+        match (forgotten, null) {
+            (Ok(()), Ok(null)) => {
+                for number in &self.own {
+                    // SAFETY: replaces a descriptor of ours; the number stays with its owner.
+                    unsafe { libc::dup3(null.as_raw_fd(), *number, libc::O_CLOEXEC) };
+                }
+            }
+            (Err(error), _) | (Ok(()), Err(error)) => log::warn!("child of {self}: cannot let go of the worker's files: {error}"),
+        }
+    }
+}
+
+/// Runs a worker to its end. Returns when it is drained, so that the interpreter ends in its usual way; where it
+/// never came to serve, it says why and exits.
+pub fn live(
+    py: Python<'_>,
+    boot: &Boot,
+    birth: Birth,
+    preloaded: Option<Py<PyAny>>,
+    signals: &Signals,
+    lifeline: OwnedFd,
+    title: Title,
+) -> PyResult<()> {
+    let Birth { spawn, channel, scoreboard, stacks, listeners } = birth;
+    let who = format!("forkmaster: {} worker gen={} slot={}", boot.name, boot.generation, spawn.slot);
+    let link = Arc::new(Link::new(channel, title, who));
+    let started = (|| -> Result<(), Failure> {
+        let broken = |error: PyErr| from_exception(py, Stage::Start, "while it was started", &error);
+        // `faulthandler` knows the number for the rest of the process's life.
+        let stacks = stacks.into_raw_fd();
+        let (wakeup, wakeup_end) = signals::wakeup_pipe().map_err(|error| os_failure("the signal pipe", &error))?;
+        let own =
+            vec![link.as_raw_fd(), lifeline.as_raw_fd(), stacks, scoreboard.as_raw_fd(), wakeup_end.as_raw_fd()];
+        guard::start(Arc::clone(&link), lifeline).map_err(|error| os_failure("the guard thread", &error))?;
+        let worker = Arc::new(Worker::new(boot, &spawn, Arc::clone(&link), scoreboard, own)?);
+        signals.act_on(&worker);
+        signals::enable_dumps(py, stacks).map_err(broken)?;
+        signals::set_wakeup(py, Some(wakeup_end.as_fd())).map_err(broken)?;
+        register_at_fork(py, &worker).map_err(broken)?;
+        link.tell(&FromWorker::Hello { pid: std::process::id() as i32 });
+        let application = match preloaded {
+            Some(application) => application.into_bound(py),
+            None => startup::import(py, boot)?,
+        };
+        let common = Arc::new(common(boot));
+        prove(py, boot, &spawn, &worker, &application, &common)?;
+        let server = make_server(boot, &spawn, &worker, listeners)?;
+        serve(py, &worker, server, &application, &common, wakeup).map_err(broken)
+    })();
+    match started {
+        Ok(()) => Ok(()),
+        Err(failure) => {
+            link.tell(&FromWorker::Failed(failure));
+            exit_now(py, 1)
+        }
+    }
+}
+
+impl Worker {
+    fn new(
+        boot: &Boot,
+        spawn: &Spawn,
+        link: Arc<Link>,
+        scoreboard: OwnedFd,
+        own: Vec<RawFd>,
+    ) -> Result<Worker, Failure> {
+        let board = Scoreboard::open(scoreboard, spawn.cells, boot.threads)
+            .map_err(|error| os_failure("the scoreboard", &error))?;
+        if spawn.cell >= board.cells() {
+            return Err(failure(Stage::Start, format!("cell {} of {}", spawn.cell, board.cells()), ""));
+        }
+        // Mapped for the life of the process: app threads and the server's threads hold references into it.
+        let board: &'static Scoreboard = Box::leak(Box::new(board));
+        Ok(Worker {
+            generation: boot.generation,
+            slot: spawn.slot,
+            pid: std::process::id(),
+            link,
+            board,
+            cell_index: spawn.cell,
+            cell: board.cell(spawn.cell),
+            begun: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+            max_requests: spawn.max_requests,
+            forked_child: AtomicBool::new(false),
+            own,
+        })
+    }
+}
+
+/// What happens when the application forks; see `Worker::forget_in_child`.
+fn register_at_fork(py: Python<'_>, worker: &Arc<Worker>) -> PyResult<()> {
+    let parent = Arc::clone(worker);
+    let before = move |_: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| {
+        if let Some(handle) = parent.link.handle() {
+            handle.forked();
+        }
+    };
+    let child = Arc::clone(worker);
+    let after = move |_: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| child.forget_in_child();
+    let handlers = PyDict::new(py);
+    handlers.set_item("before", PyCFunction::new_closure(py, None, None, before)?)?;
+    handlers.set_item("after_in_child", PyCFunction::new_closure(py, None, None, after)?)?;
+    py.import("os")?.call_method("register_at_fork", (), Some(&handlers))?;
+    Ok(())
+}
+
+fn prove(
+    py: Python<'_>,
+    boot: &Boot,
+    spawn: &Spawn,
+    worker: &Worker,
+    application: &Bound<'_, PyAny>,
+    common: &Arc<Common>,
+) -> Result<(), Failure> {
+    let Some(request) = &boot.probe else { return Ok(()) };
+    match probe::run(py, application, Arc::clone(common), request) {
+        Ok(()) => Ok(()),
+        Err(failure) if spawn.prove => Err(failure),
+        // A database outage must not empty the slots.
+        Err(failure) => {
+            log::warn!("{worker}: {}", failure.reason);
+            Ok(())
+        }
+    }
+}
+
+fn common(boot: &Boot) -> Common {
+    let (trusted, unknown) = Trusted::parse(&boot.http.forwarded_allow_ips);
+    for entry in unknown {
+        log::warn!("forwarded_allow_ips: {entry} is neither an address nor a network; left out");
+    }
+    let (believed, unknown) = Believed::parse(&boot.http.forwarded_headers);
+    for entry in unknown {
+        log::warn!("forwarded_headers: {entry} is unknown; left out");
+    }
+    let response_buffer = boot.http.response_buffer;
+    Common { response_buffer, multithread: boot.threads > 1, multiprocess: boot.workers > 1, trusted, believed }
+}
+
+fn make_server(boot: &Boot, spawn: &Spawn, worker: &Arc<Worker>, listeners: Vec<OwnedFd>) -> Result<Server, Failure> {
+    let http = &boot.http;
+    let settings = serve::Settings {
+        threads: boot.threads as usize,
+        connections: http.connections as usize,
+        keepalive_timeout: Duration::from_millis(http.keepalive_timeout_ms),
+        header_timeout: Duration::from_millis(http.header_timeout_ms),
+        body_timeout: Duration::from_millis(http.body_timeout_ms),
+        write_timeout: Duration::from_millis(http.write_timeout_ms),
+        limit_request_line: http.limit_request_line as usize,
+        limit_request_fields: http.limit_request_fields as usize,
+        limit_request_field_size: http.limit_request_field_size as usize,
+        limit_request_head: http.limit_request_head as usize,
+        body_memory: http.body_memory,
+        max_body: http.max_body,
+        temp_dir: tempdir::choose(&http.temp_dirs),
+        temp_limit: http.temp_limit,
+        response_buffer: http.response_buffer,
+    };
+    let listeners = spawn.listeners.iter().zip(listeners);
+    let listeners = listeners.map(|(listener, fd)| serve::Listener { id: listener.id.0, fd }).collect();
+    let meter = Arc::new(Board(worker.cell));
+    let reports: Arc<dyn Reports> = Arc::<Link>::clone(&worker.link);
+    Server::new(settings, listeners, meter, reports).map_err(|error| os_failure("the server", &error))
+}
+
+/// Starts the app threads, says Ready, and is the first app thread itself until the server is done.
+fn serve(
+    py: Python<'_>,
+    worker: &Arc<Worker>,
+    server: Server,
+    application: &Bound<'_, PyAny>,
+    common: &Arc<Common>,
+    wakeup: OwnedFd,
+) -> PyResult<()> {
+    let handle = server.handle();
+    let mut lives = Vec::new();
+    // The server may start native threads.
+    for (number, thread) in (0..).zip(with_all_blocked(|| server.start(Some(wakeup)))?) {
+        let progress = Progress::new(worker.board.thread(worker.cell_index, number));
+        let gateway = Gateway::new(py, application.clone().unbind(), Arc::clone(common), Arc::clone(worker), progress)?;
+        lives.push(AppLife { thread, gateway, worker: Arc::clone(worker), turn_ns: 0 });
+    }
+    let mut lives = lives.into_iter();
+    let mut main = lives.next();
+    let mut others = Vec::new();
+    for (number, life) in (1..).zip(lives) {
+        others.push(start_thread(py, number, life)?);
+    }
+    worker.link.show("ready");
+    worker.link.tell(&FromWorker::Ready);
+    worker.link.serve_with(handle);
+    if let Some(main) = &mut main {
+        main.run(py);
+    }
+    // Before the server closes the other end.
+    signals::set_wakeup(py, None)?;
+    for thread in others {
+        // Handlers of signals may raise here; the thread is done, so the next try succeeds.
+        while let Err(error) = thread.call_method0(py, "join") {
+            log::warn!("{worker}: {} while ending", summary(py, &error));
+        }
+    }
+    Ok(())
+}
+
+/// App threads are Python's own threads, with one thread state for life: `threading.local` keeps its values, and
+/// with it Django its database connection.
+fn start_thread(py: Python<'_>, number: usize, life: AppLife) -> PyResult<Py<PyAny>> {
+    let life = Mutex::new(Some(life));
+    let target = move |arguments: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| {
+        let life = life.lock().ok().and_then(|mut life| life.take());
+        if let Some(mut life) = life {
+            life.run(arguments.py());
+        }
+    };
+    let arguments = PyDict::new(py);
+    arguments.set_item("target", PyCFunction::new_closure(py, None, None, target)?)?;
+    arguments.set_item("name", format!("forkmaster-app-{number}"))?;
+    // As the main thread is: what it starts inherits the flag.
+    arguments.set_item("daemon", false)?;
+    let thread = py.import("threading")?.getattr("Thread")?.call((), Some(&arguments))?;
+    thread.call_method0("start")?;
+    Ok(thread.unbind())
+}
+
+/// One app thread.
+struct AppLife {
+    thread: AppThread,
+    gateway: Gateway,
+    worker: Arc<Worker>,
+    /// When the interpreter's lock was last given up here.
+    turn_ns: u64,
+}
+
+impl AppLife {
+    /// Serves until the server is done. Looks for the next request with the interpreter's lock, which a fast
+    /// application needs again at once; waits without it.
+    fn run(&mut self, py: Python<'_>) {
+        loop {
+            while let Some(exchange) = self.thread.poll() {
+                self.gateway.serve(py, exchange);
+                if self.worker.is_forked_child() {
+                    // A request that forked has returned in the child too, with our stack but without our server.
+                    exit_now(py, 0);
+                }
+                self.take_turns(py);
+            }
+            let thread = &mut self.thread;
+            let wake = py.detach(|| thread.wait());
+            self.turn_ns = monotonic_ns();
+            match wake {
+                Wake::Request(exchange) => self.gateway.serve(py, exchange),
+                Wake::Signal => self.handle_signals(py),
+                Wake::Done => return,
+            }
+            if self.worker.is_forked_child() {
+                exit_now(py, 0);
+            }
+        }
+    }
+
+    fn take_turns(&mut self, py: Python<'_>) {
+        let now = monotonic_ns();
+        if now.saturating_sub(self.turn_ns) >= TURN_NS {
+            // CPython hands the lock over here if another thread has asked for it.
+            py.detach(|| ());
+            self.turn_ns = now;
+        }
+    }
+
+    /// Runs the handlers of signals that came outside a request. As in any program SystemExit and
+    /// KeyboardInterrupt end the process; here that is a drain.
+    fn handle_signals(&self, py: Python<'_>) {
+        let Err(error) = py.check_signals() else { return };
+        if error.is_instance_of::<PySystemExit>(py) || error.is_instance_of::<PyKeyboardInterrupt>(py) {
+            let reason = format!("{} in a signal handler", summary(py, &error));
+            self.worker.leave(&reason);
+        } else {
+            log::error!("{}: exception in a signal handler\n{}", self.worker, traceback(py, &error));
+        }
+    }
+}
+
+/// The server's meter: the worker's cell of the scoreboard.
+struct Board(&'static Cell);
+
+impl Meter for Board {
+    fn beat(&self) {
+        self.0.beat_ns.store(monotonic_ns(), Ordering::Relaxed);
+    }
+
+    fn accepted(&self) {
+        self.0.accepted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn connections(&self, open: usize) {
+        self.0.connections.store(u32::try_from(open).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+}
+
+fn os_failure(what: &str, error: &io::Error) -> Failure {
+    failure(Stage::Start, format!("{what}: {error}"), "")
+}

@@ -1,0 +1,5 @@
+"""Its import does not end."""
+
+import threading
+
+threading.Event().wait()

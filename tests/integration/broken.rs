@@ -1,0 +1,306 @@
+//! A bad release cannot take the service down. Each case deploys one that is broken in its own way, by `reload` and
+//! by a bare HUP: no client notices, all old workers stay, the log says why, and a later good release works.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use crate::harness::load::Load;
+use crate::harness::site::Site;
+
+/// One way to break a release. `make` breaks what release 2 would have been; the reload must be refused and its
+/// reason must contain `expected`, in the answer to `reload` and in the log.
+fn refused(name: &str, settings: &[(&str, &str)], make: impl Fn(&Site), expected: &str) {
+    let site = Site::new(name);
+    site.release("1");
+    site.release("3");
+    site.flip("1");
+    for (key, value) in settings {
+        site.set(key, value);
+    }
+    let master = site.start();
+    let before = master.wait_serving();
+    let config = fs::read_to_string(site.config_path()).expect("the site has a configuration");
+    let load = Load::on(&master.address()).closing(2).keeping(2).start();
+
+    make(&site);
+    let output = master.cli(&["reload"]);
+    assert_eq!(output.code, Some(1), "reload of a broken release: {output}");
+    assert!(output.text().contains(expected), "the answer does not say {expected:?}: {output}");
+    assert!(master.log().contains(expected), "the log does not say {expected:?}");
+    let refusal = master.status().and_then(|status| status.last_refusal());
+    assert!(refusal.is_some(), "status does not tell that the last reload was refused");
+
+    let mark = master.mark();
+    master.hup();
+    master.wait_log_after(mark, expected);
+    // The bare HUP is over when the next command has been carried out.
+    assert_eq!(master.cli(&["reload"]).code, Some(1));
+
+    let after = master.wait_serving();
+    assert_eq!(before, after, "the old workers are not the same");
+    load.wait_answers(20);
+    fs::write(site.config_path(), config).expect("it is our file");
+    site.flip("3");
+    master.reload();
+    load.wait_answers(20);
+    let report = load.stop();
+    report.assert_no_failures();
+    assert_eq!(report.answers.last().map(|answer| answer.release.as_str()), Some("3"));
+    master.wait_drained();
+    let left = site.processes().len();
+    // The master, the new template, two workers and the kept template of release 1.
+    assert!(left <= 5, "processes are left over:\n{}", crate::harness::process::table(&site.processes()));
+}
+
+fn release_2_from(app: &'static str) -> impl Fn(&Site) {
+    move |site| {
+        site.build("2").app(app).make();
+        site.flip("2");
+    }
+}
+
+#[test]
+fn a_syntax_error() {
+    refused("syntax_error", &[], release_2_from("broken/syntax_error.py"), "SyntaxError");
+}
+
+#[test]
+fn a_syntax_error_with_preload() {
+    let preload = [("app.preload", "true")];
+    refused("syntax_error_preload", &preload, release_2_from("broken/syntax_error.py"), "SyntaxError");
+}
+
+#[test]
+fn a_missing_dependency() {
+    let expected = "No module named 'package_that_nobody_installed'";
+    refused("missing_dependency", &[], release_2_from("broken/missing_dependency.py"), expected);
+}
+
+#[test]
+fn a_missing_dependency_with_preload() {
+    let expected = "No module named 'package_that_nobody_installed'";
+    refused(
+        "missing_dependency_preload",
+        &[("app.preload", "true")],
+        release_2_from("broken/missing_dependency.py"),
+        expected,
+    );
+}
+
+#[test]
+fn a_missing_callable() {
+    refused("missing_callable", &[], release_2_from("broken/missing_callable.py"), "application");
+}
+
+#[test]
+fn an_import_that_hangs() {
+    refused(
+        "hanging_import",
+        &[("server.boot_timeout", "'2s'")],
+        release_2_from("broken/hanging_import.py"),
+        "boot_timeout",
+    );
+}
+
+#[test]
+fn an_import_that_hangs_with_preload() {
+    let settings = [("server.boot_timeout", "'2s'"), ("app.preload", "true")];
+    refused("hanging_import_preload", &settings, release_2_from("broken/hanging_import.py"), "boot_timeout");
+}
+
+#[test]
+fn sys_exit_at_import() {
+    refused("sys_exit", &[], release_2_from("broken/sys_exit.py"), "SystemExit");
+}
+
+#[test]
+fn sys_exit_at_import_with_preload() {
+    refused("sys_exit_preload", &[("app.preload", "true")], release_2_from("broken/sys_exit.py"), "SystemExit");
+}
+
+#[test]
+fn os_exit_at_import() {
+    refused("os_exit", &[], release_2_from("broken/os_exit.py"), "exit code 3");
+}
+
+#[test]
+fn os_exit_at_import_with_preload() {
+    refused("os_exit_preload", &[("app.preload", "true")], release_2_from("broken/os_exit.py"), "exit code 3");
+}
+
+#[test]
+fn a_segfault_at_import() {
+    refused("segfault", &[], release_2_from("broken/segfault.py"), "SIGSEGV");
+}
+
+#[test]
+fn a_segfault_at_import_with_preload() {
+    refused("segfault_preload", &[("app.preload", "true")], release_2_from("broken/segfault.py"), "SIGSEGV");
+}
+
+#[test]
+fn a_django_urlconf_that_does_not_import() {
+    for preload in ["false", "true"] {
+        let make = |site: &Site| {
+            site.build("2").packages("django").app("broken/django_urls.py").with("broken/urls_of_django.py").make();
+            site.flip("2");
+        };
+        let name = format!("django_urls_preload_{preload}");
+        refused(&name, &[("app.preload", preload)], make, "No module named 'views_that_were_renamed'");
+    }
+}
+
+#[test]
+fn a_probe_that_answers_500() {
+    refused("probe_500", &[("app.probe", "'/'")], release_2_from("broken/probe_fails.py"), "500");
+}
+
+#[test]
+fn a_probe_that_redirects() {
+    refused("probe_301", &[("app.probe", "'/'")], release_2_from("broken/probe_redirects.py"), "301");
+}
+
+#[test]
+fn a_module_of_imports_that_is_missing() {
+    let make = |site: &Site| {
+        site.release("2");
+        fs::remove_file(site.release_path("2").join("later.py")).ok();
+        site.set("app.imports", "['tasks_that_are_not_there']");
+        site.flip("2");
+    };
+    refused("imports", &[], make, "No module named 'tasks_that_are_not_there'");
+}
+
+#[test]
+fn a_missing_venv() {
+    let make = |site: &Site| {
+        site.build("2").bare().make();
+        site.flip("2");
+    };
+    refused("missing_venv", &[("app.venv", "'venv'")], make, "releases/2/venv");
+}
+
+#[test]
+fn a_venv_without_an_interpreter() {
+    let make = |site: &Site| {
+        site.release("2");
+        fs::remove_file(site.release_path("2").join("venv/bin/python")).expect("a venv has one");
+        site.flip("2");
+    };
+    refused("venv_without_python", &[("app.venv", "'venv'")], make, "releases/2/venv");
+}
+
+#[test]
+fn a_dangling_symlink() {
+    refused("dangling", &[], |site| site.flip("never-copied"), "current");
+}
+
+#[test]
+fn a_symlink_to_itself() {
+    let make = |site: &Site| {
+        fs::remove_file(site.path().join("current")).ok();
+        symlink("current", site.path().join("current")).ok();
+    };
+    refused("symlink_loop", &[], make, "current");
+}
+
+#[test]
+fn an_invalid_config_file() {
+    let make = |site: &Site| {
+        site.flip("3");
+        site.config("[app\nmodule = 'app:application'\n");
+    };
+    refused("invalid_config", &[], make, "app.toml");
+}
+
+#[test]
+fn an_unknown_key_in_the_config_file() {
+    let make = |site: &Site| {
+        site.flip("3");
+        site.set("server.wokers", "3");
+    };
+    refused("unknown_key", &[], make, "did you mean `workers`");
+}
+
+#[test]
+fn a_config_file_that_is_gone() {
+    let make = |site: &Site| {
+        fs::remove_file(site.config_path()).ok();
+    };
+    let site = Site::new("config_gone");
+    site.release("1");
+    site.flip("1");
+    let master = site.start();
+    let before = master.workers();
+    let control = site.path().join("control.sock");
+    assert!(control.exists());
+    let mark = master.mark();
+    let config = fs::read_to_string(site.config_path()).expect("the site has a configuration");
+    make(&site);
+    master.hup();
+    master.wait_log_after(mark, "app.toml");
+    site.config(&config);
+    assert_eq!(master.wait_serving(), before);
+    assert_eq!(master.get("/").text(), "1");
+}
+
+#[test]
+fn a_release_whose_second_worker_cannot_start_is_rolled_back() {
+    let site = Site::new("rolling_fails");
+    site.release("1");
+    // The first process that imports it wins a directory; every later one fails, as with a connection limit.
+    let source = "import os, release\nos.mkdir(os.path.join(os.path.dirname(__file__), 'taken'))\nfrom good import application\n";
+    let good = crate::harness::site::app_source("app.py");
+    site.build("2").file("good.py", &good).file("app.py", source).make();
+    site.flip("1");
+    site.set("server.workers", "3");
+    let master = site.start();
+    let load = Load::on(&master.address()).closing(3).keeping(4).start();
+    site.flip("2");
+    let output = master.cli(&["reload"]);
+    assert_eq!(output.code, Some(1), "{output}");
+    assert!(output.text().contains("FileExistsError"), "{output}");
+    master.wait_log("generation gen=2 rolling -> abandoned");
+    master.wait_workers(3);
+    load.wait_answers(30);
+    let report = load.stop();
+    report.assert_no_failures();
+    master.wait_drained();
+    assert_eq!(master.get("/").text(), "1");
+}
+
+#[test]
+fn a_first_start_with_a_broken_release_exits_69_with_the_traceback() {
+    for preload in ["false", "true"] {
+        let site = Site::new("first_start");
+        site.build("1").app("broken/missing_dependency.py").make();
+        site.flip("1");
+        site.set("app.preload", preload);
+        let master = site.spawn();
+        assert_eq!(master.wait_exit().code(), Some(69), "preload = {preload}");
+        let log = master.log();
+        assert!(log.contains("Traceback (most recent call last)"), "no traceback, preload = {preload}");
+        assert!(log.contains("No module named 'package_that_nobody_installed'"));
+        assert!(log.contains("app.py"), "the traceback does not name the file");
+        assert!(site.processes().is_empty(), "{}", crate::harness::process::table(&site.processes()));
+    }
+}
+
+#[test]
+fn the_traceback_of_a_refused_release_is_in_the_answer_and_the_log_in_full() {
+    let site = Site::new("traceback");
+    site.release("1");
+    let deep = "def one():\n    two()\n\n\ndef two():\n    raise ValueError('no such tenant: \u{fc}bung')\n\n\none()\n";
+    site.build("2").file("app.py", deep).make();
+    site.flip("1");
+    let master = site.start();
+    site.flip("2");
+    let output = master.cli(&["reload"]);
+    assert_eq!(output.code, Some(1), "{output}");
+    for text in [output.text(), master.log()] {
+        for line in ["Traceback (most recent call last)", "in one", "in two", "ValueError: no such tenant: \u{fc}bung"]
+        {
+            assert!(text.contains(line), "{line:?} is missing in:\n{text}");
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! Workers and templates that die, hang or grow. Deaths are known by exact exit status and at once; a service that
+//! serves is never stopped by one that cannot start.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
+
+use crate::harness::client::{self, head, Connection};
+use crate::harness::load::Load;
+use crate::harness::master::{Master, Worker};
+use crate::harness::process::{self, rss_anon_bytes};
+use crate::harness::site::{app_source, Site};
+use crate::harness::wait_for;
+
+/// A worker that died is noticed within this time: far below every deadline of the configuration.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+fn one_release(name: &str) -> Site {
+    let site = Site::new(name);
+    site.release("1");
+    site.flip("1");
+    site
+}
+
+fn kill_worker(worker: &Worker, signal: Signal) {
+    kill(Pid::from_raw(worker.pid), signal).expect("a serving worker is there");
+}
+
+/// Waits until the configured workers serve again without the one that died.
+fn wait_replaced(master: &Master, old: &Worker) -> Vec<Worker> {
+    let count = master.status().and_then(|status| status.serving()).map_or(0, |serving| serving.workers.len()).max(1);
+    master.wait_or_exit("a replacement", || {
+        let now = master.workers();
+        (now.len() >= count && now.iter().all(|worker| worker.pid != old.pid)).then_some(now)
+    })
+}
+
+#[test]
+fn a_killed_worker_is_replaced_and_its_cause_is_logged() {
+    let site = one_release("killed_worker");
+    let master = site.start();
+    let victim = master.wait_serving().remove(0);
+    let died = Instant::now();
+    kill_worker(&victim, Signal::SIGKILL);
+    let line = master.wait_log(&format!("worker gen=1 slot={} pid={} serving -> ", victim.slot, victim.pid));
+    assert!(line.contains("SIGKILL"), "{line}");
+    let now = wait_replaced(&master, &victim);
+    assert!(died.elapsed() < AT_ONCE, "{:?}", died.elapsed());
+    assert!(now.iter().any(|worker| worker.slot == victim.slot), "the slot outlives its worker");
+}
+
+#[test]
+fn exit_codes_and_crashes_of_a_worker_are_named() {
+    for (path, expected) in [("/exit?code=7", "exit code 7"), ("/crash", "SIGSEGV")] {
+        let site = one_release("worker_causes");
+        let master = site.start();
+        let failed = client::get(&master.address(), path);
+        assert!(failed.is_err(), "{path} was answered");
+        master.wait_log(&format!("worker gen=1 slot=* pid=* serving -> *{expected}"));
+        master.wait_serving();
+        assert_eq!(master.get("/").text(), "1");
+    }
+}
+
+#[test]
+fn sysexit_in_a_request_ends_that_request_only_or_its_worker_never_the_service() {
+    let site = one_release("sysexit");
+    let master = site.start();
+    let _ = client::get(&master.address(), "/sysexit");
+    master.wait_serving();
+    for _ in 0..10 {
+        assert_eq!(master.get("/").text(), "1");
+    }
+    assert!(master.exited().is_none());
+}
+
+/// A hook that the virtualenv's sitecustomize installs in the template: it runs `action` at a fork, once per file
+/// `trigger` that the test puts into the release.
+fn fork_hook(when: &str, action: &str) -> String {
+    format!(
+        "import os, signal\n\
+         def hook():\n\
+         \x20   here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__)))))\n\
+         \x20   try:\n\
+         \x20       os.unlink(os.path.join(here, 'trigger'))\n\
+         \x20   except FileNotFoundError:\n\
+         \x20       return\n\
+         \x20   {action}\n\
+         os.register_at_fork({when}=hook)\n"
+    )
+}
+
+/// Kills one worker while `trigger` is set, so that its replacement dies at the chosen point, and expects that the
+/// slot is filled soon all the same.
+fn dies_while_starting(name: &str, file: &str, source: &str, expected_in_log: &str) {
+    let site = Site::new(name);
+    // No deadline may be what notices the death.
+    site.set("server.boot_timeout", "'10m'");
+    site.build("1").file(file, source).file("good.py", &app_source("app.py")).make();
+    site.flip("1");
+    let master = site.start();
+    let victim = master.wait_serving().remove(0);
+    let mark = master.mark();
+    site.write("releases/1/trigger", "");
+    let died = Instant::now();
+    kill_worker(&victim, Signal::SIGKILL);
+    master.wait_log_after(mark, expected_in_log);
+    wait_replaced(&master, &victim);
+    assert!(died.elapsed() < AT_ONCE, "{:?}", died.elapsed());
+    assert!(!site.release_path("1").join("trigger").exists(), "the hook did not run");
+    assert_eq!(master.get("/").text(), "1");
+    assert!(master.children().iter().all(|child| !child.is_zombie()), "{}", process::table(&master.children()));
+}
+
+#[test]
+fn a_worker_that_dies_before_it_introduces_itself() {
+    let hook = fork_hook("after_in_child", "os.kill(os.getpid(), signal.SIGKILL)");
+    dies_while_starting(
+        "dies_first",
+        "site-packages/sitecustomize.py",
+        &hook,
+        "worker gen=1 slot=* starting -> gone cause=\"SIGKILL\"",
+    );
+}
+
+#[test]
+fn a_worker_that_exits_before_it_introduces_itself() {
+    let hook = fork_hook("after_in_child", "os._exit(9)");
+    dies_while_starting(
+        "exits_first",
+        "site-packages/sitecustomize.py",
+        &hook,
+        "worker gen=1 slot=* starting -> gone cause=\"exit code 9\"",
+    );
+}
+
+#[test]
+fn a_worker_that_dies_during_the_import() {
+    let app = "import os, signal\nhere = os.path.dirname(os.path.abspath(__file__))\n\
+               try:\n\
+               \x20   os.unlink(os.path.join(here, 'trigger'))\n\
+               \x20   os.kill(os.getpid(), signal.SIGKILL)\n\
+               except FileNotFoundError:\n\
+               \x20   pass\n\
+               from good import application\n";
+    dies_while_starting("dies_in_import", "app.py", app, "worker gen=1 slot=* starting -> gone cause=\"SIGKILL\"");
+}
+
+/// The thread is started by the import and kills the process as soon as anything is asked: after Ready.
+#[test]
+fn a_worker_that_dies_right_after_it_is_ready() {
+    let app = "import os, signal, threading, time\nhere = os.path.dirname(os.path.abspath(__file__))\n\
+               def end():\n\
+               \x20   while True:\n\
+               \x20       try:\n\
+               \x20           os.unlink(os.path.join(here, 'trigger'))\n\
+               \x20       except FileNotFoundError:\n\
+               \x20           time.sleep(0.01)\n\
+               \x20       else:\n\
+               \x20           os.kill(os.getpid(), signal.SIGKILL)\n\
+               threading.Thread(target=end, daemon=True).start()\n\
+               from good import application\n";
+    let site = Site::new("dies_when_ready");
+    site.build("1").file("app.py", app).file("good.py", &app_source("app.py")).make();
+    site.flip("1");
+    let master = site.start();
+    for _ in 0..3 {
+        let mark = master.mark();
+        site.write("releases/1/trigger", "");
+        master.wait_log_after(mark, "worker gen=1 slot=* pid=* -> *SIGKILL");
+        master.wait_log_after(mark, "worker gen=1 slot=* pid=* starting -> ready");
+        master.wait_serving();
+    }
+}
+
+#[test]
+fn a_middle_process_that_dies_before_it_forks() {
+    let hook = fork_hook("before", "os.kill(os.getpid(), signal.SIGKILL)");
+    let site = Site::new("middle_dies");
+    site.set("server.boot_timeout", "'10m'");
+    site.build("1").file("site-packages/sitecustomize.py", &hook).make();
+    site.flip("1");
+    let master = site.start();
+    let victim = master.wait_serving().remove(0);
+    site.write("releases/1/trigger", "");
+    kill_worker(&victim, Signal::SIGKILL);
+    wait_replaced(&master, &victim);
+    assert_eq!(master.wait_serving().len(), 2);
+}
+
+#[test]
+fn a_template_that_dies_in_the_middle_of_a_spawn() {
+    // The hook runs in the middle process, whose parent is the template.
+    let hook = fork_hook("before", "os.kill(os.getppid(), signal.SIGKILL)");
+    let site = Site::new("template_dies_in_spawn");
+    site.set("server.boot_timeout", "'10m'");
+    site.build("1").file("site-packages/sitecustomize.py", &hook).make();
+    site.flip("1");
+    let master = site.start();
+    let serving = master.status().and_then(|status| status.serving()).expect("it serves");
+    let victim = master.wait_serving().remove(0);
+    let load = Load::on(&master.address()).start();
+    site.write("releases/1/trigger", "");
+    // The other worker goes on; what the killed one had in hand may fail, so it is idle when it dies.
+    let report = load.stop();
+    report.assert_no_failures();
+    let died = Instant::now();
+    kill_worker(&victim, Signal::SIGKILL);
+    let template = master.wait_or_exit("another template", || {
+        let now = master.status()?.serving()?.template_pid;
+        (now != 0 && now != serving.template_pid).then_some(now)
+    });
+    wait_replaced(&master, &victim);
+    assert!(died.elapsed() < AT_ONCE, "{:?}", died.elapsed());
+    master.wait_serving();
+    let mut children: Vec<i32> = master.children().iter().map(|child| child.pid).collect();
+    let mut expected: Vec<i32> = master.workers().iter().map(|worker| worker.pid).chain([template]).collect();
+    children.sort();
+    expected.sort();
+    assert_eq!(children, expected, "exactly the workers and one template");
+}
+
+#[test]
+fn a_dead_template_is_started_again_and_touches_no_worker() {
+    for preload in ["false", "true"] {
+        let site = one_release("dead_template");
+        site.set("app.preload", preload);
+        let master = site.start();
+        let before = master.wait_serving();
+        let template = master.status().and_then(|status| status.serving()).expect("it serves").template_pid;
+        let load = Load::on(&master.address()).closing(2).keeping(2).start();
+        kill(Pid::from_raw(template), Signal::SIGKILL).expect("the template is there");
+        master.wait_log("template gen=1 ready -> gone cause=\"SIGKILL\"");
+        master.wait_or_exit("another template", || {
+            let now = master.status()?.serving()?.template_pid;
+            (now != 0 && now != template).then_some(())
+        });
+        load.wait_answers(20);
+        load.stop().assert_no_failures();
+        assert_eq!(master.workers(), before);
+        // The new one can fork.
+        kill_worker(&before[0], Signal::SIGKILL);
+        wait_replaced(&master, &before[0]);
+    }
+}
+
+#[test]
+fn a_release_that_cannot_start_any_more_is_tried_with_backoff_and_the_rest_serves_on() {
+    let site = one_release("backoff");
+    let master = site.start();
+    let victim = master.wait_serving().remove(0);
+    site.write("releases/1/app.py", "raise RuntimeError('edited in place')\n");
+    let mark = master.mark();
+    kill_worker(&victim, Signal::SIGKILL);
+    // 0.1 s, doubled each time: five attempts within 3.1 s and no more than six in 5 s.
+    wait_for("some attempts", || (attempts(&master, mark) >= 4).then_some(()));
+    let started = Instant::now();
+    let before = attempts(&master, mark);
+    let load = Load::on(&master.address()).closing(2).keeping(1).start();
+    wait_for("three seconds of service", || (started.elapsed() > Duration::from_secs(3)).then_some(()));
+    load.stop().assert_no_failures();
+    let more = attempts(&master, mark) - before;
+    assert!(more <= 3, "{more} attempts in three seconds: no backoff");
+    // Repaired: the slot is filled again without a reload.
+    site.write("releases/1/app.py", &app_source("app.py"));
+    master.wait_workers(2);
+}
+
+fn attempts(master: &Master, mark: usize) -> usize {
+    master.log_after(mark).lines().filter(|line| line.contains("failed to boot")).count()
+}
+
+#[test]
+fn a_request_over_request_timeout_has_its_stacks_logged_and_its_worker_replaced_first() {
+    let site = one_release("request_timeout");
+    site.set("server.request_timeout", "'1s'").set("server.graceful_timeout", "'2s'").set("server.workers", "1");
+    let master = site.start();
+    let address = master.address();
+    let victim = master.wait_serving().remove(0);
+    let mut stuck = Connection::open(&address).expect("it accepts");
+    stuck.send(head("GET", "/sleep?s=60", &[])).expect("it can be sent");
+    let asked = Instant::now();
+    let line = master.wait_log("GET /sleep");
+    assert!(!line.contains("s=60"), "the query may hold secrets: {line}");
+    // The stack names the function that hangs.
+    master.wait_log("in sleep");
+    let response = wait_for("an answer of the replacement", || client::get(&address, "/").ok());
+    assert_ne!(response.pid(), victim.pid);
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    assert!(stuck.read().is_err(), "the stuck request is not answered");
+    let log = master.log();
+    let ready = log
+        .lines()
+        .position(|line| line.contains("starting -> ready") && !line.contains(&format!("pid={} ", victim.pid)));
+    let killed =
+        log.lines().position(|line| line.contains(&format!("pid={} ", victim.pid)) && line.contains("SIGKILL"));
+    assert!(ready.is_some() && killed.is_some() && ready < killed, "the replacement is not ready first:\n{log}");
+}
+
+#[test]
+fn a_worker_that_holds_the_interpreter_lock_is_found_too() {
+    let site = one_release("hold");
+    site.set("server.request_timeout", "'1s'").set("server.graceful_timeout", "'1s'");
+    let master = site.start();
+    let address = master.address();
+    let mut stuck = Connection::open(&address).expect("it accepts");
+    stuck.send(head("GET", "/hold?s=60", &[])).expect("it can be sent");
+    master.wait_log("GET /hold");
+    // faulthandler's form: no Python ran in that process.
+    master.wait_log("in hold");
+    master.wait_workers(2);
+    assert!(stuck.read().is_err());
+    assert_eq!(client::get(&address, "/").expect("it is answered").text(), "1");
+}
+
+#[test]
+fn other_requests_of_a_worker_that_is_going_may_finish() {
+    let site = one_release("others_finish");
+    site.set("server.request_timeout", "'2s'").set("server.graceful_timeout", "'10s'");
+    site.set("server.workers", "1").set("server.threads", "4");
+    let master = site.start();
+    let address = master.address();
+    let mut stuck = Connection::open(&address).expect("it accepts");
+    stuck.send(head("GET", "/sleep?s=60", &[])).expect("it can be sent");
+    // Its stream makes progress all the time, so its own limit is never reached, and it ends after 4 s.
+    let mut stream = Connection::open(&address).expect("it accepts");
+    stream.send(head("GET", "/stream?pieces=20&pause=0.2", &[])).expect("it can be sent");
+    let response = stream.read().expect("a request with progress finishes");
+    assert_eq!(response.text().lines().count(), 20);
+    assert!(stuck.read().is_err());
+}
+
+#[test]
+fn a_stream_with_progress_is_not_a_stuck_request() {
+    let site = one_release("progress");
+    site.set("server.request_timeout", "'1s'");
+    let master = site.start();
+    let mut stream = Connection::open(&master.address()).expect("it accepts");
+    stream.send(head("GET", "/stream?pieces=8&pause=0.5", &[])).expect("it can be sent");
+    assert_eq!(stream.read().expect("it goes on for 4 s").text().lines().count(), 8);
+    master.assert_quiet_log();
+}
+
+#[test]
+fn request_timeouts_by_prefix() {
+    let site = one_release("prefix_timeouts");
+    site.set("server.request_timeout", "'1s'").set("server.request_timeouts", "{ '/slow-' = 'none', '/sleep' = '1m' }");
+    let master = site.start();
+    let mut sleeper = Connection::open(&master.address()).expect("it accepts");
+    assert_eq!(sleeper.get("/sleep?s=2.5").expect("its own limit is a minute").text(), "1");
+    let mut uploader = Connection::open(&master.address()).expect("it accepts");
+    assert_eq!(uploader.post("/slow-echo?s=2.5", b"x").expect("it has no limit").text(), "x");
+    master.assert_quiet_log();
+}
+
+/// Sends requests, one connection each, until every worker has another pid.
+fn recycled(site: &Site, more: impl Fn(&Master)) {
+    let master = site.start();
+    let before = master.wait_serving();
+    let load = Load::on(&master.address()).closing(3).keeping(3).posting(10_000).start();
+    wait_for("other workers", || {
+        more(&master);
+        let now = master.workers();
+        (now.len() == before.len() && now.iter().all(|worker| before.iter().all(|old| old.pid != worker.pid)))
+            .then_some(())
+    });
+    load.wait_answers(20);
+    load.stop().assert_no_failures();
+    assert!(!master.log().contains("SIGKILL"), "workers are drained, not killed");
+}
+
+#[test]
+fn max_requests_replaces_workers_without_a_failure() {
+    let site = one_release("max_requests");
+    site.set("server.max_requests", "200").set("server.max_requests_jitter", "50");
+    recycled(&site, |_| ());
+}
+
+#[test]
+fn max_lifetime_replaces_workers_without_a_failure() {
+    let site = one_release("max_lifetime");
+    site.set("server.max_lifetime", "'2s'");
+    recycled(&site, |_| ());
+}
+
+#[test]
+fn max_rss_replaces_workers_without_a_failure() {
+    let site = one_release("max_rss");
+    site.set("server.max_rss", "'200MiB'");
+    recycled(&site, |master| {
+        if master.workers().iter().all(|worker| rss_anon_bytes(worker.pid) < 300 << 20) {
+            client::get(&master.address(), "/grow?mib=50").expect("it is answered");
+        }
+    });
+}
+
+#[test]
+fn no_pid_is_signalled_that_was_reaped() {
+    // A worker that exits by itself in the moment of its drain deadline: the log tells one cause for each pid.
+    let site = one_release("signalled_once");
+    site.set("server.graceful_timeout", "'1s'").set("server.request_timeout", "'1s'");
+    let master = site.start();
+    for _ in 0..3 {
+        let mut stuck = Connection::open(&master.address()).expect("it accepts");
+        stuck.send(head("GET", "/sleep?s=2", &[])).expect("it can be sent");
+        let _ = stuck.read();
+    }
+    master.wait_serving();
+    master.term();
+    assert_eq!(master.wait_exit().code(), Some(0));
+    let log = master.log();
+    let mut ends: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains(" worker gen=") && line.contains("-> gone"))
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with("pid=")))
+        .collect();
+    let all = ends.len();
+    ends.sort();
+    ends.dedup();
+    assert_eq!(all, ends.len(), "a worker ended twice:\n{log}");
+}

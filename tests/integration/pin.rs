@@ -1,0 +1,178 @@
+//! A generation is one thing: every worker of it runs the same release, virtualenv and Python until the next HUP,
+//! whatever happens to symlinks and files meanwhile.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
+
+use crate::harness::machine::Machine;
+use crate::harness::master::{Master, Worker};
+use crate::harness::site::{make_venv, Site};
+
+/// Kills every worker and waits for as many new ones.
+fn replace_all_workers(master: &Master) -> Vec<Worker> {
+    let old = master.wait_serving();
+    for worker in &old {
+        kill(Pid::from_raw(worker.pid), Signal::SIGKILL).expect("a serving worker is there");
+    }
+    master.wait_or_exit("new workers for the killed ones", || {
+        let now = master.workers();
+        let all_new = now.iter().all(|worker| old.iter().all(|before| before.pid != worker.pid));
+        (now.len() == old.len() && all_new).then_some(now)
+    })
+}
+
+#[test]
+fn a_worker_killed_between_flip_and_hup_comes_back_on_the_old_release() {
+    for preload in ["false", "true"] {
+        let site = Site::new(&format!("killed_after_flip_preload_{preload}"));
+        site.release("1");
+        site.release("2");
+        site.flip("1");
+        site.set("app.preload", preload);
+        let master = site.start();
+        site.flip("2");
+        replace_all_workers(&master);
+        for _ in 0..10 {
+            let info = master.get("/info").json();
+            assert_eq!((info["release"].as_str(), info["dep"].as_str()), (Some("1"), Some("1")), "preload = {preload}");
+        }
+        master.reload();
+        assert_eq!(master.get("/info").json()["dep"], "2");
+    }
+}
+
+#[test]
+fn a_template_killed_between_flip_and_hup_comes_back_on_the_old_release() {
+    let site = Site::new("template_killed_after_flip");
+    site.release("1");
+    site.release("2");
+    site.flip("1");
+    let master = site.start();
+    let template = master.status().and_then(|status| status.serving()).expect("it serves").template_pid;
+    let before = master.workers();
+    site.flip("2");
+    kill(Pid::from_raw(template), Signal::SIGKILL).expect("the template is there");
+    master.wait_or_exit("another template", || {
+        let now = master.status()?.serving()?.template_pid;
+        (now != 0 && now != template).then_some(())
+    });
+    assert_eq!(master.workers(), before, "a dead template touches no worker");
+    replace_all_workers(&master);
+    assert_eq!(master.get("/").text(), "1");
+}
+
+#[test]
+fn a_venv_that_is_a_symlink_is_pinned_too() {
+    let site = Site::new("venv_symlink");
+    let python = Machine::get().default_python();
+    for version in ["old", "new"] {
+        let packages = make_venv(python, &site.path().join("venvs").join(version));
+        fs::write(packages.join("dep.py"), format!("VERSION = '{version}'\n")).expect("it is our directory");
+    }
+    let link = site.path().join("venv");
+    symlink("venvs/old", &link).expect("a symlink can be made");
+    site.build("1").bare().make();
+    fs::remove_file(site.release_path("1").join("dep.py")).expect("a bare release has it");
+    site.flip("1");
+    site.set("app.venv", "'../../venv'");
+    let master = site.start();
+    fs::remove_file(&link).expect("it is there");
+    symlink("venvs/new", &link).expect("a symlink can be made");
+    replace_all_workers(&master);
+    let info = master.get("/info").json();
+    assert_eq!(info["dep"], "old");
+    let real = site.path().canonicalize().expect("the site is there").join("venvs/old");
+    assert_eq!(info["prefix"], real.to_str().expect("plain characters"));
+    master.reload();
+    assert_eq!(master.get("/info").json()["dep"], "new");
+}
+
+#[test]
+fn with_preload_files_changed_in_place_do_not_matter_until_the_next_hup() {
+    let site = Site::new("changed_in_place");
+    site.release("1");
+    site.flip("1");
+    site.set("app.preload", "true");
+    let master = site.start();
+    site.write("releases/1/release.py", "NAME = 'changed'\nIMPORT_S = 0.0\n");
+    replace_all_workers(&master);
+    assert_eq!(master.get("/").text(), "1");
+    master.reload();
+    assert_eq!(master.get("/").text(), "changed");
+}
+
+#[test]
+fn with_preload_a_deleted_release_goes_on_serving() {
+    let site = Site::new("deleted_release");
+    site.release("1");
+    site.release("2");
+    site.flip("1");
+    site.set("app.preload", "true");
+    let master = site.start();
+    site.flip("2");
+    fs::remove_dir_all(site.release_path("1")).expect("a deploy tool prunes it");
+    replace_all_workers(&master);
+    for _ in 0..5 {
+        assert_eq!(master.get("/").text(), "1");
+    }
+    master.reload();
+    assert_eq!(master.get("/").text(), "2");
+}
+
+#[test]
+fn without_preload_workers_of_a_deleted_release_live_on_and_a_reload_works() {
+    let site = Site::new("deleted_release_no_preload");
+    site.release("1");
+    site.release("2");
+    site.flip("1");
+    let master = site.start();
+    let workers = master.workers();
+    fs::remove_dir_all(site.release_path("1")).expect("a deploy tool prunes it");
+    kill(Pid::from_raw(workers[0].pid), Signal::SIGKILL).expect("a serving worker is there");
+    master.wait_log("worker gen=1 slot=* failed to boot*ModuleNotFoundError");
+    assert_eq!(master.get("/").text(), "1", "the other worker still serves");
+    site.flip("2");
+    master.reload();
+    assert_eq!(master.get("/").text(), "2");
+    master.wait_serving();
+}
+
+#[test]
+fn a_module_imported_later_is_of_the_same_release() {
+    let site = Site::new("lazy_import");
+    for release in ["1", "2"] {
+        site.build(release).file("later.py", &format!("NAME = 'later {release}'\n")).make();
+    }
+    site.flip("1");
+    site.set("server.workers", "1");
+    let master = site.start();
+    site.flip("2");
+    assert_eq!(master.get("/lazy").text(), "later 1");
+}
+
+#[test]
+fn a_config_file_inside_current_follows_the_flip() {
+    let site = Site::new("config_in_release");
+    for release in ["1", "2"] {
+        let config = format!(
+            "[app]\nmodule = 'app:application'\n[env]\nFROM_CONFIG = '{release}'\n[server]\nbind = ['127.0.0.1:0']\n\
+             [control]\nsocket = '{}/control.sock'\n",
+            site.path().display()
+        );
+        site.build(release).file("deploy.toml", &config).make();
+    }
+    site.flip("1");
+    let config = site.path().join("current/deploy.toml");
+    let launch = crate::harness::master::Launch::default().args(&["-c", config.to_str().expect("plain characters")]);
+    let master = site.launch(launch);
+    master.wait_log("worker gen=1 * -> serving");
+    assert_eq!(master.get("/info").json()["environ"]["FROM_CONFIG"], "1");
+    site.flip("2");
+    master.hup();
+    master.wait_log("generation gen=2 rolling -> serving");
+    let info = master.get("/info").json();
+    assert_eq!((info["environ"]["FROM_CONFIG"].as_str(), info["release"].as_str()), (Some("2"), Some("2")));
+}

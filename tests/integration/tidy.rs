@@ -1,0 +1,184 @@
+//! The rules of the house that a program can check: which part may know which, and what is never left behind. Read
+//! from the sources, so that a rule that was broken is named with its line.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A part of the sources and the names that must not occur in it, each with the reason.
+const ARROWS: [(&str, &[(&str, &str)]); 5] = [
+    ("src/master", &[("pyo3", "the master knows no Python"), ("forkmaster_http", "the master serves no requests")]),
+    (
+        "src/wire",
+        &[("pyo3", "both ends speak it, one of them without Python"), ("forkmaster_http", "the messages know no HTTP")],
+    ),
+    ("src/http", &[("pyo3", "the HTTP crate knows no Python"), ("forkmaster_wire", "the HTTP crate knows no master")]),
+    (
+        "src/http/proto",
+        &[
+            ("serve::", "arrows go from serve to proto and never back"),
+            ("std::io", "the protocol does no input or output"),
+            ("std::net", "the protocol does no input or output"),
+        ],
+    ),
+    ("src/worker", &[("crate::master", "the worker knows messages, not the master")]),
+];
+
+/// The supervisor decides and does nothing.
+const PURE: [&str; 5] = ["std::fs", "std::net", "libc::", "Instant::now", "SystemTime"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All Rust files below a directory, without tests' own files.
+fn sources(directory: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![root().join(directory)];
+    while let Some(directory) = open.pop() {
+        let entries = fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+        for path in entries.flatten().map(|entry| entry.path()) {
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    assert!(!found.is_empty(), "no sources in {directory}");
+    found
+}
+
+/// Lines of code, numbered: no comments, and nothing after the file's own tests begin.
+fn code(path: &Path) -> Vec<(usize, String)> {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let lines = text.lines().enumerate().map(|(at, line)| (at + 1, line.to_string()));
+    let lines = lines.take_while(|(_, line)| line.trim() != "#[cfg(test)]");
+    lines.filter(|(_, line)| !line.trim_start().starts_with("//")).collect()
+}
+
+fn is_test_file(path: &Path) -> bool {
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("");
+    stem == "tests"
+        || stem.ends_with("_test")
+        || stem.ends_with("_tests")
+        || path.components().any(|part| part.as_os_str() == "tests")
+}
+
+/// Every line of code below a directory in which one of the words occurs.
+fn lines_with(directory: &str, words: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for path in sources(directory).into_iter().filter(|path| !is_test_file(path)) {
+        for (number, line) in code(&path) {
+            if words.iter().any(|word| line.contains(word)) {
+                let name = path.strip_prefix(root()).unwrap_or(&path);
+                found.push(format!("{}:{number}: {}", name.display(), line.trim()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn imports_follow_the_arrows() {
+    for (directory, forbidden) in ARROWS {
+        for (word, reason) in forbidden {
+            let found = lines_with(directory, &[word]);
+            assert!(found.is_empty(), "{reason}:\n{}", found.join("\n"));
+        }
+    }
+}
+
+#[test]
+fn dependencies_follow_the_arrows() {
+    let manifest = |path: &str| fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let dependencies =
+        |text: String| text.split("[dependencies]").nth(1).unwrap_or("").split("\n[").next().unwrap_or("").to_string();
+    for (path, forbidden) in [
+        ("Cargo.toml", &["pyo3", "forkmaster-http", "httparse"][..]),
+        ("src/wire/Cargo.toml", &["pyo3", "forkmaster-http", "mio"]),
+        ("src/http/Cargo.toml", &["pyo3", "forkmaster-wire"]),
+    ] {
+        let text = dependencies(manifest(path));
+        for name in forbidden {
+            assert!(!text.lines().any(|line| line.starts_with(name)), "{path} depends on {name}");
+        }
+    }
+}
+
+#[test]
+fn the_supervisor_is_pure() {
+    let found = lines_with("src/master/supervisor", &PURE);
+    assert!(found.is_empty(), "the supervisor does something itself:\n{}", found.join("\n"));
+}
+
+#[test]
+fn nothing_sleeps_to_hope() {
+    let found = lines_with("src", &["thread::sleep", "libc::usleep", "libc::sleep", "libc::nanosleep"]);
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn nothing_unfinished_is_left_behind() {
+    let found = lines_with("src", &["todo!", "unimplemented!", "dbg!", "allow(dead_code)", "allow(unused"]);
+    assert!(found.is_empty(), "{}", found.join("\n"));
+    let notes = ["TODO", "FIXME", "XXX"];
+    for path in sources("src") {
+        let text = fs::read_to_string(&path).expect("it was listed");
+        for (at, line) in text.lines().enumerate() {
+            assert!(!notes.iter().any(|note| line.contains(note)), "{}:{}: {line}", path.display(), at + 1);
+        }
+    }
+}
+
+/// stdout belongs to the application and to the answers of the verbs; the library parts have no business there.
+#[test]
+fn libraries_do_not_print() {
+    for directory in ["src/wire", "src/http", "src/worker", "src/master/supervisor"] {
+        let found = lines_with(directory, &["println!", "print!("]);
+        assert!(found.is_empty(), "{}", found.join("\n"));
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is() {
+    for directory in ["src", "tests/integration"] {
+        for path in sources(directory) {
+            let text = fs::read_to_string(&path).expect("it was listed");
+            assert!(text.starts_with("//! "), "{} does not begin with //!", path.display());
+        }
+    }
+}
+
+/// `unsafe` is one call a block, and says on which fact it relies.
+#[test]
+fn every_unsafe_block_has_its_reason() {
+    let mut missing = Vec::new();
+    for path in sources("src").into_iter().filter(|path| !is_test_file(path)) {
+        let text = fs::read_to_string(&path).expect("it was listed");
+        let lines: Vec<&str> = text.lines().collect();
+        for (at, line) in lines.iter().enumerate() {
+            let code = line.split("//").next().unwrap_or("");
+            if !code.contains("unsafe {") && !code.contains("unsafe impl") {
+                continue;
+            }
+            // The comment stands above the statement, which may begin some lines before the block.
+            let above = &lines[at.saturating_sub(8)..=at];
+            if !above.iter().any(|line| line.contains("SAFETY:")) {
+                missing.push(format!("{}:{}: {}", path.display(), at + 1, line.trim()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+#[test]
+fn state_machines_name_every_event() {
+    let files =
+        ["src/master/supervisor/mod.rs", "src/master/supervisor/worker.rs", "src/master/supervisor/generation.rs"];
+    for file in files {
+        let found: Vec<_> =
+            code(&root().join(file)).into_iter().filter(|(_, line)| line.trim_start().starts_with("_ =>")).collect();
+        assert!(found.is_empty(), "{file}: {found:?}");
+    }
+}
