@@ -327,6 +327,8 @@ pub fn wait_for_end(stream: &mut UnixStream, timeout: Option<Duration>) -> io::R
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     /// A socket as a supervisor would hand one over, to see that nothing but the protocol is needed.

@@ -730,6 +730,11 @@ impl Master {
         signal_kill(pid);
     }
 
+    /// For `Mutant::KillOldFirst` only.
+    pub fn kill_all_workers(&self) {
+        self.workers.values().filter_map(|worker| worker.pid).for_each(signal_kill);
+    }
+
     /// Logs what is stuck, and asks for the stacks.
     fn dump_stacks(&mut self, id: WorkerId) {
         self.last_stacks += 1;
@@ -820,8 +825,9 @@ impl Master {
         let unused: Vec<ListenerId> = self.listeners.ids().into_iter().filter(|id| !used.contains(id)).collect();
         self.listeners.close(&unused);
         for worker in self.workers.values_mut() {
-            let listeners: Vec<ListenerId> =
-                worker.listeners.extract_if(.., |listener| unused.contains(listener)).collect();
+            let (listeners, kept): (Vec<ListenerId>, Vec<ListenerId>) =
+                worker.listeners.iter().partition(|listener| unused.contains(listener));
+            worker.listeners = kept;
             if !listeners.is_empty() {
                 worker.tell(&ToWorker::CloseListeners { listeners });
             }
@@ -868,6 +874,7 @@ fn max_requests(server: &crate::config::settings::Server, worker: WorkerId) -> O
         return None;
     }
     // Fibonacci hashing: consecutive numbers are spread over the whole range.
-    let spread = worker.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-    Some(server.max_requests + spread * (server.max_requests_jitter + 1) >> 32)
+    let spread = worker.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let jitter = (u128::from(spread) * (u128::from(server.max_requests_jitter) + 1)) >> 64;
+    Some(server.max_requests.saturating_add(jitter as u64))
 }

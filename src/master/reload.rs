@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use forkmaster_wire::message::GenerationId;
+use forkmaster_wire::mutant::{self, Mutant};
 use serde_json::{json, Value};
 
 use crate::config::settings::Settings;
@@ -121,6 +122,9 @@ pub fn start(master: &mut Master, loaded: Loaded, asker: Option<(ClientId, bool)
         Some((client, true)) => master.wait(client, Waiting::Verdict { generation }),
         Some((client, false)) => master.answer(client, json!({"ok": true, "generation": generation})),
         None => {}
+    }
+    if mutant::is(Mutant::KillOldFirst) {
+        master.kill_all_workers();
     }
     master.tell(Event::Reload { generation, plan });
     Ok(())

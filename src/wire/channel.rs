@@ -45,8 +45,8 @@ impl Channel {
     /// Both ends are CLOEXEC. `SOCK_NONBLOCK` is a flag of each end's own description, so the master can be
     /// non-blocking while its peer is not; here both are blocking.
     pub fn pair() -> io::Result<(Channel, Channel)> {
-        let (one, other) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).map_err(io::Error::from)?;
+        let (one, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+            .map_err(io::Error::from)?;
         Ok((Channel { fd: one }, Channel { fd: other }))
     }
 

@@ -6,6 +6,7 @@
 pub mod channel;
 pub mod inherit;
 pub mod message;
+pub mod mutant;
 pub mod scoreboard;
 pub mod timestamp;
 

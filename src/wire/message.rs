@@ -56,10 +56,17 @@ pub enum FromTemplate {
     /// The application could not be imported (with `preload`). The template exits after sending it.
     Failed(Failure),
     /// The fork itself failed; the worker will never introduce itself.
-    SpawnFailed { worker: WorkerId, reason: String },
-    Pong { id: u64 },
+    SpawnFailed {
+        worker: WorkerId,
+        reason: String,
+    },
+    Pong {
+        id: u64,
+    },
     /// Forking failed twice in a row (a middle process hung): this template must be replaced.
-    Broken { reason: String },
+    Broken {
+        reason: String,
+    },
 }
 
 /// Master to worker.
@@ -87,9 +94,13 @@ pub enum ToWorker {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum FromWorker {
     /// Sent by the middle process, which knows the pid first.
-    Forked { pid: i32 },
+    Forked {
+        pid: i32,
+    },
     /// The worker has introduced itself; nothing of the application is imported yet (without `preload`).
-    Hello { pid: i32 },
+    Hello {
+        pid: i32,
+    },
     /// The application is there and proved, app threads are running; the worker waits for `Serve`.
     Ready,
     /// Import or proof failed; the worker exits after sending it.
@@ -102,8 +113,13 @@ pub enum FromWorker {
     RequestsServed,
     /// The application ended itself (SystemExit or KeyboardInterrupt outside a request, or TERM sent to the
     /// worker): it stops accepting by itself and drains; the slot needs a new worker.
-    Leaving { reason: String },
-    Stacks { id: u64, text: String },
+    Leaving {
+        reason: String,
+    },
+    Stacks {
+        id: u64,
+        text: String,
+    },
 }
 
 /// What a template and its workers must know; fixed for the life of a generation.

@@ -25,7 +25,9 @@ fn callable<'py>(object: Bound<'py, PyAny>, what: &str) -> PyResult<Bound<'py, P
     }
     let kind = object.get_type();
     let kind = kind.name()?;
-    Err(PyTypeError::new_err(format!("{what} is of type {kind} and cannot be called; a WSGI application is a callable")))
+    Err(PyTypeError::new_err(format!(
+        "{what} is of type {kind} and cannot be called; a WSGI application is a callable"
+    )))
 }
 
 /// Literals only: a configuration file that runs code would be one more place for an application to fail in.

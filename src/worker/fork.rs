@@ -80,7 +80,8 @@ fn wait_for(middle: Pid) -> Result<(), ForkError> {
     match status {
         WaitStatus::Exited(_, 0) => Ok(()),
         _failed if hung => {
-            let reason = format!("the forking process hung for {} s, likely in a fork handler", MIDDLE_TIMEOUT.as_secs());
+            let reason =
+                format!("the forking process hung for {} s, likely in a fork handler", MIDDLE_TIMEOUT.as_secs());
             Err(ForkError { reason, hung })
         }
         failed => Err(ForkError { reason: format!("the forking process ended with {failed:?}"), hung: false }),

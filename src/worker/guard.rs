@@ -73,10 +73,12 @@ fn dump_stacks(link: &Arc<Link>, dumping: &Arc<AtomicBool>, id: u64) {
     }
     let (link, done) = (Arc::clone(link), Arc::clone(dumping));
     let dump = move || {
-        if let Some(text) = stacks::all_threads() {
+        let text = stacks::all_threads();
+        // First, so that whoever has the answer may ask again.
+        done.store(false, Ordering::Relaxed);
+        if let Some(text) = text {
             link.tell(&FromWorker::Stacks { id, text: cut_text(&text) });
         }
-        done.store(false, Ordering::Relaxed);
     };
     if let Err(error) = thread::Builder::new().name("fm-stacks".into()).spawn(dump) {
         dumping.store(false, Ordering::Relaxed);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use forkmaster_http::serve::{Handle, Reports};
 use forkmaster_wire::channel::{Channel, Received};
 use forkmaster_wire::message::{FromWorker, ListenerId, ToWorker};
+use forkmaster_wire::mutant::{self, Mutant};
 
 use crate::title::Title;
 
@@ -116,6 +117,7 @@ fn obey(handle: &Handle, command: ToWorker) {
     let ids = |listeners: Vec<ListenerId>| listeners.into_iter().map(|listener| listener.0).collect();
     match command {
         ToWorker::Serve => handle.serve(),
+        ToWorker::Drain { .. } if mutant::is(Mutant::DrainClosesIdle) => handle.stop(Duration::ZERO),
         ToWorker::Drain { keep } => handle.drain(ids(keep)),
         ToWorker::CloseListeners { listeners } => handle.close_listeners(ids(listeners)),
         ToWorker::Stop { idle_ms } => handle.stop(Duration::from_millis(idle_ms)),

@@ -7,7 +7,7 @@
 
 use std::ffi::c_int;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::{Arc, OnceLock};
 
 use nix::fcntl::OFlag;
@@ -129,26 +129,29 @@ pub fn wakeup_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(io::Error::from)
 }
 
-/// None: Python forgets the pipe, before its end is closed.
-pub fn set_wakeup(py: Python<'_>, end: Option<BorrowedFd<'_>>) -> PyResult<()> {
+/// -1: Python forgets the pipe, before its end is closed.
+pub fn set_wakeup(py: Python<'_>, end: RawFd) -> PyResult<()> {
     let arguments = PyDict::new(py);
     // A full pipe wakes as well as one byte more.
     arguments.set_item("warn_on_full_buffer", false)?;
-    let number = end.map_or(-1, |end| end.as_raw_fd());
-    py.import("signal")?.call_method("set_wakeup_fd", (number,), Some(&arguments))?;
+    py.import("signal")?.call_method("set_wakeup_fd", (end,), Some(&arguments))?;
     Ok(())
 }
 
-/// `faulthandler`: tracebacks on stderr when the process crashes (SEGV, ABRT and their like), and the stacks of
-/// all threads into the master's pipe on SIGRTMIN+3, which works while C code holds the interpreter's lock.
-pub fn enable_dumps(py: Python<'_>, stacks: RawFd) -> PyResult<()> {
-    let faulthandler = py.import("faulthandler")?;
+/// `faulthandler`: the Python traceback on stderr when the process crashes (SEGV, ABRT and their like).
+pub fn enable_crash_dumps(py: Python<'_>) -> PyResult<()> {
     let arguments = PyDict::new(py);
     arguments.set_item("file", libc::STDERR_FILENO)?;
-    faulthandler.call_method("enable", (), Some(&arguments))?;
+    py.import("faulthandler")?.call_method("enable", (), Some(&arguments))?;
+    Ok(())
+}
+
+/// The stacks of all threads into the master's pipe on SIGRTMIN+3, also while C code holds the interpreter's lock.
+pub fn register_stack_dumps(py: Python<'_>, stacks: RawFd) -> PyResult<()> {
+    let arguments = PyDict::new(py);
     arguments.set_item("file", stacks)?;
     arguments.set_item("all_threads", true)?;
-    faulthandler.call_method("register", (libc::SIGRTMIN() + 3,), Some(&arguments))?;
+    py.import("faulthandler")?.call_method("register", (libc::SIGRTMIN() + 3,), Some(&arguments))?;
     Ok(())
 }
 

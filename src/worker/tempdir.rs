@@ -7,16 +7,18 @@ use nix::fcntl::{open, OFlag};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{statfs, TMPFS_MAGIC};
 
-pub fn choose(directories: &[PathBuf]) -> Option<PathBuf> {
+/// With `tell`, says what an operator should know of the choice.
+pub fn choose(directories: &[PathBuf], tell: bool) -> Option<PathBuf> {
     let chosen = directories.iter().find(|directory| writable(directory));
     match chosen {
-        None => {
-            log::warn!("no temporary directory is writable ({}): bodies larger than body_memory get 413", list(directories));
+        None if tell => {
+            let tried = list(directories);
+            log::warn!("no temporary directory is writable ({tried}): bodies larger than body_memory get 413");
         }
-        Some(chosen) if in_memory(chosen) => {
+        Some(chosen) if tell && in_memory(chosen) => {
             log::warn!("temporary directory {} is a tmpfs: large bodies go to memory", chosen.display());
         }
-        Some(_) => {}
+        None | Some(_) => {}
     }
     chosen.cloned()
 }

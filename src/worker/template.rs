@@ -8,14 +8,16 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use forkmaster_wire::channel::{Channel, Received};
-use forkmaster_wire::message::{Boot, Failure, FromTemplate, Hello, Loaded, LogLevel, Spawn, Stage, ToTemplate, WorkerId};
+use forkmaster_wire::message::{
+    Boot, Failure, FromTemplate, Hello, Loaded, LogLevel, Spawn, Stage, ToTemplate, WorkerId,
+};
 use forkmaster_wire::WIRE_HASH;
 use log::LevelFilter;
 use pyo3::prelude::*;
 
 use crate::failure::{failure, from_exception};
 use crate::fork::{fork, Forked};
-use crate::signals::{exit_now, flush, Signals};
+use crate::signals::{enable_crash_dumps, exit_now, flush, Signals};
 use crate::title::Title;
 use crate::worker::{self, Birth};
 use crate::{logger, startup};
@@ -67,6 +69,7 @@ impl Template {
         let load = || -> Result<(Signals, Option<Py<PyAny>>, Loaded), Failure> {
             let broken = |error: PyErr| from_exception(py, Stage::Start, "while it was started", &error);
             startup::enter_release(py, &boot)?;
+            enable_crash_dumps(py).map_err(broken)?;
             let mut signals = Signals::install(py).map_err(broken)?;
             let mut loaded = Loaded { import_ms: 0, threads: Vec::new() };
             let mut application = None;

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -131,7 +131,9 @@ impl Worker {
                     unsafe { libc::dup3(null.as_raw_fd(), *number, libc::O_CLOEXEC) };
                 }
             }
-            (Err(error), _) | (Ok(()), Err(error)) => log::warn!("child of {self}: cannot let go of the worker's files: {error}"),
+            (Err(error), _) | (Ok(()), Err(error)) => {
+                log::warn!("child of {self}: cannot let go of the worker's files: {error}")
+            }
         }
     }
 }
@@ -152,23 +154,22 @@ pub fn live(
     let link = Arc::new(Link::new(channel, title, who));
     let started = (|| -> Result<(), Failure> {
         let broken = |error: PyErr| from_exception(py, Stage::Start, "while it was started", &error);
-        // `faulthandler` knows the number for the rest of the process's life.
-        let stacks = stacks.into_raw_fd();
         let (wakeup, wakeup_end) = signals::wakeup_pipe().map_err(|error| os_failure("the signal pipe", &error))?;
-        let own =
-            vec![link.as_raw_fd(), lifeline.as_raw_fd(), stacks, scoreboard.as_raw_fd(), wakeup_end.as_raw_fd()];
+        // These stay open for the rest of the process's life: Python knows the numbers, and so do forked children.
+        let (stacks, wakeup_end) = (stacks.into_raw_fd(), wakeup_end.into_raw_fd());
+        let own = vec![link.as_raw_fd(), lifeline.as_raw_fd(), stacks, scoreboard.as_raw_fd(), wakeup_end];
         guard::start(Arc::clone(&link), lifeline).map_err(|error| os_failure("the guard thread", &error))?;
         let worker = Arc::new(Worker::new(boot, &spawn, Arc::clone(&link), scoreboard, own)?);
         signals.act_on(&worker);
-        signals::enable_dumps(py, stacks).map_err(broken)?;
-        signals::set_wakeup(py, Some(wakeup_end.as_fd())).map_err(broken)?;
+        signals::register_stack_dumps(py, stacks).map_err(broken)?;
+        signals::set_wakeup(py, wakeup_end).map_err(broken)?;
         register_at_fork(py, &worker).map_err(broken)?;
         link.tell(&FromWorker::Hello { pid: std::process::id() as i32 });
         let application = match preloaded {
             Some(application) => application.into_bound(py),
             None => startup::import(py, boot)?,
         };
-        let common = Arc::new(common(boot));
+        let common = Arc::new(common(boot, spawn.prove));
         prove(py, boot, &spawn, &worker, &application, &common)?;
         let server = make_server(boot, &spawn, &worker, listeners)?;
         serve(py, &worker, server, &application, &common, wakeup).map_err(broken)
@@ -251,14 +252,17 @@ fn prove(
     }
 }
 
-fn common(boot: &Boot) -> Common {
-    let (trusted, unknown) = Trusted::parse(&boot.http.forwarded_allow_ips);
-    for entry in unknown {
-        log::warn!("forwarded_allow_ips: {entry} is neither an address nor a network; left out");
-    }
-    let (believed, unknown) = Believed::parse(&boot.http.forwarded_headers);
-    for entry in unknown {
-        log::warn!("forwarded_headers: {entry} is unknown; left out");
+/// What is odd is told by a generation's first worker, and not again by every other one.
+fn common(boot: &Boot, tell: bool) -> Common {
+    let (trusted, odd_peers) = Trusted::parse(&boot.http.forwarded_allow_ips);
+    let (believed, odd_names) = Believed::parse(&boot.http.forwarded_headers);
+    if tell {
+        for entry in odd_peers {
+            log::warn!("forwarded_allow_ips: {entry} is neither an address nor a network; left out");
+        }
+        for entry in odd_names {
+            log::warn!("forwarded_headers: {entry} is unknown; left out");
+        }
     }
     let response_buffer = boot.http.response_buffer;
     Common { response_buffer, multithread: boot.threads > 1, multiprocess: boot.workers > 1, trusted, believed }
@@ -279,7 +283,7 @@ fn make_server(boot: &Boot, spawn: &Spawn, worker: &Arc<Worker>, listeners: Vec<
         limit_request_head: http.limit_request_head as usize,
         body_memory: http.body_memory,
         max_body: http.max_body,
-        temp_dir: tempdir::choose(&http.temp_dirs),
+        temp_dir: tempdir::choose(&http.temp_dirs, spawn.prove),
         temp_limit: http.temp_limit,
         response_buffer: http.response_buffer,
     };
@@ -320,7 +324,7 @@ fn serve(
         main.run(py);
     }
     // Before the server closes the other end.
-    signals::set_wakeup(py, None)?;
+    signals::set_wakeup(py, -1)?;
     for thread in others {
         // Handlers of signals may raise here; the thread is done, so the next try succeeds.
         while let Err(error) = thread.call_method0(py, "join") {

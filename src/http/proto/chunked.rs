@@ -17,12 +17,24 @@ const TRAILER_FIELDS_MAX: u32 = 100;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Size { size: u64, digits: u32 },
+    Size {
+        size: u64,
+        digits: u32,
+    },
     /// White space after the size; only an extension may follow it.
-    BeforeExtension { size: u64 },
-    Extension { size: u64, line_bytes: u32 },
-    SizeLf { size: u64 },
-    Data { left: u64 },
+    BeforeExtension {
+        size: u64,
+    },
+    Extension {
+        size: u64,
+        line_bytes: u32,
+    },
+    SizeLf {
+        size: u64,
+    },
+    Data {
+        left: u64,
+    },
     DataCr,
     DataLf,
     TrailerStart,
@@ -195,7 +207,10 @@ mod tests {
     fn bodies() {
         assert_eq!(decode(b"0\r\n\r\n"), Ok(Some((vec![], &b""[..]))));
         assert_eq!(decode(b"3\r\nabc\r\n2;x=\"y\"\r\nde\r\n0\r\n\r\nGET"), Ok(Some((b"abcde".to_vec(), &b"GET"[..]))));
-        assert_eq!(decode(b"00a\r\n0123456789\r\n0\r\nA: b\r\nC:\r\n\r\n"), Ok(Some((b"0123456789".to_vec(), &b""[..]))));
+        assert_eq!(
+            decode(b"00a\r\n0123456789\r\n0\r\nA: b\r\nC:\r\n\r\n"),
+            Ok(Some((b"0123456789".to_vec(), &b""[..])))
+        );
         assert_eq!(decode(b"1 ;a\r\nx\r\n0\r\n\r\n"), Ok(Some((b"x".to_vec(), &b""[..]))));
         for unfinished in [&b""[..], b"3", b"3\r\nab", b"3\r\nabc\r\n0\r\n", b"0\r\n\r", b"0\r\nA: b\r\n"] {
             assert_eq!(decode(unfinished), Ok(None), "{unfinished:?}");

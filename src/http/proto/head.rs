@@ -53,7 +53,10 @@ impl Span {
 pub enum Scan {
     More,
     /// The head is `bytes[start..end]`, its empty line included.
-    Complete { start: usize, end: usize },
+    Complete {
+        start: usize,
+        end: usize,
+    },
 }
 
 /// Looks for the end of a head in a buffer that grows at its end.
@@ -311,11 +314,14 @@ fn translate(error: httparse::Error, bytes: &[u8]) -> Refusal {
     }
 }
 
-/// Whether the request line ends with `HTTP/` digit `.` digit, so that 505 is the honest answer.
+/// Whether the request line is well-formed and ends with `HTTP/` digit `.` digit: then 505 is the honest answer.
 fn names_a_version(bytes: &[u8]) -> bool {
     let line = bytes.split(|&byte| byte == b'\r').next().unwrap_or_default();
-    let last = line.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
-    match last {
+    let mut parts = line.split(|&byte| byte == b' ');
+    let (Some(_), Some(_), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return false;
+    };
+    match version {
         [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] => major.is_ascii_digit() && minor.is_ascii_digit(),
         _ => false,
     }
@@ -364,7 +370,7 @@ impl Expect {
 mod tests {
     use super::*;
 
-    pub fn limits() -> Limits {
+    fn limits() -> Limits {
         Limits { request_line: 100, field_size: 100, fields: 5, head: 400 }
     }
 
@@ -487,12 +493,6 @@ mod tests {
         accepted(format!("{line}\r\nHost: h\r\n\r\n").as_bytes());
         accepted(format!("GET / HTTP/1.1\r\nHost: h\r\nA: {}\r\n\r\n", "b".repeat(97)).as_bytes());
         accepted(format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n", "A: b\r\n".repeat(4)).as_bytes());
-        assert_eq!(read(&b"G".repeat(101)), Ok(None).map_err(|(): ()| refusal::NOT_HTTP).map(|_: Option<()>| None));
-    }
-
-    impl PartialEq for Head {
-        fn eq(&self, other: &Head) -> bool {
-            self.fields == other.fields
-        }
+        assert!(matches!(read(&b"G".repeat(101)), Ok(None)));
     }
 }

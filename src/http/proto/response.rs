@@ -85,9 +85,9 @@ impl Head {
     fn try_set(&mut self, status: &[u8], fields: &[(&[u8], &[u8])]) -> Result<(), String> {
         let shown = || String::from_utf8_lossy(status).into_owned();
         let (code, reason) = status.split_at(status.len().min(3));
-        let code = code.iter().try_fold(0u16, |code, digit| {
-            digit.is_ascii_digit().then(|| code * 10 + u16::from(digit - b'0'))
-        });
+        let code = code
+            .iter()
+            .try_fold(0u16, |code, digit| digit.is_ascii_digit().then(|| code * 10 + u16::from(digit - b'0')));
         let code = match code {
             Some(code @ 200..=999) => code,
             Some(100..=199) => return Err(format!("status {:?}: an interim answer cannot be the last", shown())),
@@ -268,7 +268,15 @@ mod tests {
             ("200 OK", length, to_head, None, Framing::None, true, "Content-Length: 5"),
             ("200 OK", &[], to_head, Some(7), Framing::None, true, "Content-Length: 7"),
             ("304 Not Modified", length, ASKED, Some(0), Framing::None, true, "Content-Length: 5"),
-            ("200 OK", length, Asked { keep_alive: false, ..ASKED }, None, Framing::Length(5), false, "Connection: close"),
+            (
+                "200 OK",
+                length,
+                Asked { keep_alive: false, ..ASKED },
+                None,
+                Framing::Length(5),
+                false,
+                "Connection: close",
+            ),
         ];
         for (status, fields, asked, whole, framing, keep, line) in cases {
             let (got, got_keep, text) = framed(status, fields, asked, whole);
@@ -276,7 +284,8 @@ mod tests {
             assert!(text.contains(&format!("\r\n{line}\r\n")), "{text}");
             assert!(text.ends_with("\r\n\r\n"));
         }
-        for (status, asked, whole) in [("204 No Content", ASKED, Some(0)), ("200 OK", to_head, Some(0)), ("304 X", ASKED, None)]
+        for (status, asked, whole) in
+            [("204 No Content", ASKED, Some(0)), ("200 OK", to_head, Some(0)), ("304 X", ASKED, None)]
         {
             let (framing, _, text) = framed(status, &[], asked, whole);
             assert_eq!(framing, Framing::None);
@@ -298,9 +307,21 @@ mod tests {
     fn what_the_application_may_not_say() {
         let one = |name: &'static [u8], value: &'static [u8]| Head::default().set(b"200 OK", &[(name, value)]);
         for (name, value) in [
-            (&b"A\r\nB"[..], &b"c"[..]), (b"", b"c"), (b"A ", b"c"), (b"A:", b"c"), (b"\xe9", b"c"), (b"A", b"b\r\nc: d"), (b"A", b"b\n"),
-            (b"A", b"\0"), (b"A", b"\x7f"), (b"Connection", b"close"), (b"Transfer-Encoding", b"chunked"), (b"Upgrade", b"h2c"),
-            (b"Content-Length", b"-1"), (b"Content-Length", b"1, 1"), (b"Content-Length", b""),
+            (&b"A\r\nB"[..], &b"c"[..]),
+            (b"", b"c"),
+            (b"A ", b"c"),
+            (b"A:", b"c"),
+            (b"\xe9", b"c"),
+            (b"A", b"b\r\nc: d"),
+            (b"A", b"b\n"),
+            (b"A", b"\0"),
+            (b"A", b"\x7f"),
+            (b"Connection", b"close"),
+            (b"Transfer-Encoding", b"chunked"),
+            (b"Upgrade", b"h2c"),
+            (b"Content-Length", b"-1"),
+            (b"Content-Length", b"1, 1"),
+            (b"Content-Length", b""),
         ] {
             assert!(one(name, value).is_err(), "{name:?}: {value:?}");
         }

@@ -96,7 +96,8 @@ fn is_name(host: &[u8]) -> bool {
                 [a, b, tail @ ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => rest = tail,
                 _ => return false,
             },
-            b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' => {}
+            b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' => {
+            }
             byte if byte.is_ascii_alphanumeric() => {}
             _ => return false,
         }
@@ -117,11 +118,10 @@ mod tests {
         assert_eq!(get(b"HTTP://h:8/p?q"), Ok(Target { path: Some(b"/p"), query: b"q", authority: Some(b"h:8") }));
         assert_eq!(get(b"http://h?q"), Ok(Target { path: None, query: b"q", authority: Some(b"h") }));
         assert_eq!(parse(b"OPTIONS", b"*"), Ok(Target { path: Some(b"*"), query: b"", authority: None }));
-        assert_eq!(
-            parse(b"OPTIONS", b"https://h"),
-            Ok(Target { path: Some(b"*"), query: b"", authority: Some(b"h") })
-        );
-        for bad in [&b""[..], b"*", b"a", b"h:80", b"ftp://h/", b"http://", b"http:///p", b"http://u@h/", b"/a#b", b"/\x7f"] {
+        assert_eq!(parse(b"OPTIONS", b"https://h"), Ok(Target { path: Some(b"*"), query: b"", authority: Some(b"h") }));
+        for bad in
+            [&b""[..], b"*", b"a", b"h:80", b"ftp://h/", b"http://", b"http:///p", b"http://u@h/", b"/a#b", b"/\x7f"]
+        {
             assert_eq!(parse(b"GET", bad), Err(refusal::TARGET), "{bad:?}");
         }
         assert_eq!(parse(b"CONNECT", b"h:80"), Err(refusal::CONNECT));
@@ -133,7 +133,19 @@ mod tests {
             assert!(is_host(good), "{good:?}");
         }
         for bad in [
-            &b""[..], b":80", b"a b", b"a/b", b"a@b", b"a:b", b"a:1:2", b"[::1", b"[::1]x", b"[x]", b"a:123456", b"%4", b"a,b c",
+            &b""[..],
+            b":80",
+            b"a b",
+            b"a/b",
+            b"a@b",
+            b"a:b",
+            b"a:1:2",
+            b"[::1",
+            b"[::1]x",
+            b"[x]",
+            b"a:123456",
+            b"%4",
+            b"a,b c",
             b"\xe9",
         ] {
             assert!(!is_host(bad), "{bad:?}");

@@ -66,7 +66,9 @@ pub enum Received {
     Complete,
     Refused(Refusal),
     /// The client sends no more and what it sent is no request.
-    Ended { in_the_middle: bool },
+    Ended {
+        in_the_middle: bool,
+    },
 }
 
 impl Connection {
@@ -183,7 +185,9 @@ impl Connection {
     /// Goes on with what was read; true when the request is complete.
     fn parse(&mut self, rules: &Rules) -> Result<bool, Refusal> {
         if let Phase::Head = self.phase {
-            let Scan::Complete { start, end } = self.scanner.scan(&self.input, &rules.limits)? else { return Ok(false) };
+            let Scan::Complete { start, end } = self.scanner.scan(&self.input, &rules.limits)? else {
+                return Ok(false);
+            };
             self.head.read(&self.input, start, end, &rules.limits)?;
             self.head_end = end;
             self.begin_body(rules)?;

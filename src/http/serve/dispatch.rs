@@ -175,8 +175,15 @@ enum Parked {
 /// Where an app thread sleeps.
 enum Parker {
     /// The main thread: poll(2) returns for a signal, by EINTR or through the interpreter's wakeup descriptor.
-    Main { bell: EventFd, wakeup: OnceLock<OwnedFd>, wakeup_ended: AtomicBool },
-    Plain { told: Mutex<bool>, bell: Condvar },
+    Main {
+        bell: EventFd,
+        wakeup: OnceLock<OwnedFd>,
+        wakeup_ended: AtomicBool,
+    },
+    Plain {
+        told: Mutex<bool>,
+        bell: Condvar,
+    },
 }
 
 impl Parker {

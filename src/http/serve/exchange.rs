@@ -19,7 +19,10 @@ use super::{Local, Peer};
 pub enum Body<'a> {
     Memory(&'a [u8]),
     /// An unlinked temporary file, positioned at 0.
-    File { file: BorrowedFd<'a>, length: u64 },
+    File {
+        file: BorrowedFd<'a>,
+        length: u64,
+    },
 }
 
 /// How far a write got.

@@ -65,7 +65,11 @@ pub struct Load {
 
 /// What came of trying to accept.
 pub enum Accepted {
-    Connection { socket: OwnedFd, peer: Peer, local: Arc<Local> },
+    Connection {
+        socket: OwnedFd,
+        peer: Peer,
+        local: Arc<Local>,
+    },
     Empty,
     /// Not now.
     Stalled,
@@ -96,12 +100,10 @@ impl Listeners {
         let interest = if self.masked { Interest::Masked } else { Interest::Listen };
         for (index, socket) in self.sockets.iter_mut().enumerate() {
             match (socket.state, &socket.fd) {
-                (State::Paused, Some(fd)) => {
-                    match epoll.add(fd.as_raw_fd(), Token::listener(index), interest) {
-                        Ok(()) => socket.state = State::Accepting,
-                        Err(error) => log::error!("listener {}: cannot be watched: {error}", socket.id),
-                    }
-                }
+                (State::Paused, Some(fd)) => match epoll.add(fd.as_raw_fd(), Token::listener(index), interest) {
+                    Ok(()) => socket.state = State::Accepting,
+                    Err(error) => log::error!("listener {}: cannot be watched: {error}", socket.id),
+                },
                 (State::Paused | State::Accepting | State::Closing, _) => {}
             }
         }

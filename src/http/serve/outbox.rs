@@ -126,7 +126,8 @@ impl Link {
         }
         let mut rest = head;
         let (mut offset, mut left) = (offset, length);
-        let outcome = (!self.is_queued()).then(|| send_head_and_file(self.fd(), &mut rest, &file, &mut offset, &mut left));
+        let outcome =
+            (!self.is_queued()).then(|| send_head_and_file(self.fd(), &mut rest, &file, &mut offset, &mut left));
         match outcome {
             Some(Ok(())) if rest.is_empty() && left == 0 => return Sent::All,
             Some(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {
@@ -168,8 +169,7 @@ impl Link {
                 return;
             }
             let drained = outbox.drained;
-            let (guard, timeout) =
-                self.room.wait_timeout(outbox, patience).unwrap_or_else(PoisonError::into_inner);
+            let (guard, timeout) = self.room.wait_timeout(outbox, patience).unwrap_or_else(PoisonError::into_inner);
             outbox = guard;
             if timeout.timed_out() && outbox.drained == drained {
                 drop(outbox);
@@ -205,14 +205,19 @@ impl Link {
 pub enum Sent {
     All,
     /// At least a part lies in the queue. `tell`: the loop does not know yet.
-    Queued { tell: bool, full: bool },
+    Queued {
+        tell: bool,
+        full: bool,
+    },
     Gone,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
     Empty,
-    Blocked { progress: bool },
+    Blocked {
+        progress: bool,
+    },
     /// The share of this turn is used up; the socket may take more.
     Again,
     /// The client is gone, or a file is shorter than it was: the answer cannot be completed.
@@ -229,11 +234,21 @@ enum Progress {
 
 #[derive(Debug)]
 enum Segment {
-    Memory { bytes: Vec<u8>, at: usize },
+    Memory {
+        bytes: Vec<u8>,
+        at: usize,
+    },
     /// Bytes of the response's own spool.
-    Spooled { offset: u64, left: u64 },
+    Spooled {
+        offset: u64,
+        left: u64,
+    },
     /// Bytes of the application's file, by a descriptor of our own, so that it may close its one.
-    File { file: OwnedFd, offset: u64, left: u64 },
+    File {
+        file: OwnedFd,
+        offset: u64,
+        left: u64,
+    },
 }
 
 #[derive(Debug)]

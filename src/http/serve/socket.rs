@@ -81,9 +81,8 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Peer)> {
     let mut length = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: address and length outlive the call and length says how large address is.
-    let fd = unsafe {
-        libc::accept4(listener.as_raw_fd(), (&raw mut address).cast::<libc::sockaddr>(), &mut length, flags)
-    };
+    let fd =
+        unsafe { libc::accept4(listener.as_raw_fd(), (&raw mut address).cast::<libc::sockaddr>(), &mut length, flags) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -152,8 +152,8 @@ impl Supervisor {
             (S::Opening { .. }, WorkerEvent::Serving) => self.change(at, id, S::Serving { since: now, due: None }, now),
             (S::Closing { deadline, .. }, WorkerEvent::Draining) => self.change(at, id, S::Draining { deadline }, now),
 
-            (S::Serving { due: None, .. }, WorkerEvent::RequestsServed) => self.mark_due(at, id, Due::MaxRequests),
-            (S::Serving { due: None, .. }, WorkerEvent::TooBig) => self.mark_due(at, id, Due::MaxRss),
+            (S::Serving { due: None, .. }, WorkerEvent::RequestsServed) => self.mark_due(at, id, Due::Requests),
+            (S::Serving { due: None, .. }, WorkerEvent::TooBig) => self.mark_due(at, id, Due::Memory),
 
             (S::Starting { .. }, WorkerEvent::Leaving { reason }) => {
                 self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN }, now);

@@ -375,7 +375,7 @@ impl Supervisor {
                 self.seat_lost(at, worker, now);
                 self.kill(at, id, now);
             }
-            WorkerState::Serving { due: None, .. } => self.mark_due(at, id, Due::MaxLifetime),
+            WorkerState::Serving { due: None, .. } => self.mark_due(at, id, Due::Lifetime),
             WorkerState::Closing { heard_by, deadline } if deadline > heard_by => {
                 let line = format!("{} did not confirm that it stopped accepting", self.name(at, id));
                 self.log(Level::Warn, line);

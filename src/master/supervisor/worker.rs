@@ -45,9 +45,9 @@ pub enum State {
 /// Why a healthy worker is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
-    MaxRequests,
-    MaxLifetime,
-    MaxRss,
+    Requests,
+    Lifetime,
+    Memory,
 }
 
 /// Why a worker is being terminated.
@@ -165,9 +165,9 @@ impl State {
 impl fmt::Display for Due {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Due::MaxRequests => "max_requests",
-            Due::MaxLifetime => "max_lifetime",
-            Due::MaxRss => "max_rss",
+            Due::Requests => "max_requests",
+            Due::Lifetime => "max_lifetime",
+            Due::Memory => "max_rss",
         })
     }
 }

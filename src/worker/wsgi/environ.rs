@@ -248,7 +248,11 @@ impl Builder {
         Ok(text)
     }
 
-    fn server_address<'py>(&mut self, py: Python<'py>, address: SocketAddr) -> (Bound<'py, PyString>, Bound<'py, PyString>) {
+    fn server_address<'py>(
+        &mut self,
+        py: Python<'py>,
+        address: SocketAddr,
+    ) -> (Bound<'py, PyString>, Bound<'py, PyString>) {
         if let Some((_, name, port)) = self.local.as_ref().filter(|(known, ..)| *known == address) {
             return (name.bind(py).clone(), port.bind(py).clone());
         }

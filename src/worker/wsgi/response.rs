@@ -196,13 +196,12 @@ pub fn start(
     let mut strings = Vec::new();
     for header in headers.try_iter()? {
         let header = header?;
-        let (name, value) = header.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>().map_err(|_| {
-            PyTypeError::new_err("response headers must be a list of tuples (name, value)")
-        })?;
+        let (name, value) = header
+            .extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()
+            .map_err(|_| PyTypeError::new_err("response headers must be a list of tuples (name, value)"))?;
         strings.push((latin1_bytes(&name, "a header's name")?, latin1_bytes(&value, "a header's value")?));
     }
-    let fields: Vec<(&[u8], &[u8])> =
-        strings.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+    let fields: Vec<(&[u8], &[u8])> = strings.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
     answer.start(status.as_bytes(), &fields).map_err(|BadResponse(text)| PyValueError::new_err(text))
 }
 

@@ -105,7 +105,8 @@ fn start_may_be_repeated_until_the_head_is_out() {
 #[test]
 fn files_are_sent_from_their_offset() {
     let path = std::env::temp_dir().join(format!("forkmaster-sendfile-{}", std::process::id()));
-    let mut file = std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&path).expect("file");
+    let mut file =
+        std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&path).expect("file");
     std::fs::remove_file(&path).expect("unlink");
     let content: Vec<u8> = (0..6_000_000u32).map(|number| (number / 7) as u8).collect();
     file.write_all(&content).expect("write");

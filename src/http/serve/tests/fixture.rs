@@ -162,14 +162,24 @@ impl Fixture {
 
     /// Waits until the server or the application has said this; what else it said before is skipped.
     pub fn expect(&self, wanted: &Told) {
+        self.expect_all(std::slice::from_ref(wanted));
+    }
+
+    /// As `expect`, for several things in any order.
+    pub fn expect_all(&self, wanted: &[Told]) {
         let deadline = Instant::now() + PATIENCE;
+        let mut missing: Vec<&Told> = wanted.iter().collect();
         let mut seen = Vec::new();
-        loop {
+        while !missing.is_empty() {
             match self.told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(told) if told == *wanted => return,
-                Ok(told) => seen.push(told),
+                Ok(told) => {
+                    if let Some(found) = missing.iter().position(|missing| **missing == told) {
+                        missing.remove(found);
+                    }
+                    seen.push(told);
+                }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                    panic!("{wanted:?} was not told, but {seen:?}")
+                    panic!("{missing:?} was not told, but {seen:?}")
                 }
             }
         }

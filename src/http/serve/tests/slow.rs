@@ -111,8 +111,7 @@ fn a_reader_that_reads_nothing_is_dropped() {
     for path in ["/whole", "/pieces"] {
         let mut client = fixture.client();
         client.send(format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n"));
-        fixture.expect_app("finished");
-        fixture.expect(&Told::Connections(0));
+        fixture.expect_all(&[Told::App("finished".to_string()), Told::Connections(0)]);
     }
     fixture.stop();
 }
@@ -136,8 +135,7 @@ fn a_client_that_leaves_ends_the_answer_not_the_thread() {
     fixture.expect_app("began");
     drop(client);
     fixture.gate.open();
-    fixture.expect_app("finished");
-    fixture.expect(&Told::Connections(0));
+    fixture.expect_all(&[Told::App("finished".to_string()), Told::Connections(0)]);
     // In the middle of a head and of a body.
     for piece in ["GET / HT", "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc"] {
         let mut client = fixture.client();
