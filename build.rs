@@ -31,7 +31,10 @@ fn main() {
 fn build() -> PathBuf {
     let root = PathBuf::from(set_by_cargo("CARGO_MANIFEST_DIR"));
     let target = set_by_cargo("TARGET");
-    let directory = PathBuf::from(set_by_cargo("OUT_DIR")).join("worker");
+    // OUT_DIR is TARGET/PROFILE/build/PACKAGE-HASH/out, and the hash differs between `cargo test` and `cargo clippy`:
+    // beside `build` one library serves both.
+    let out = PathBuf::from(set_by_cargo("OUT_DIR"));
+    let directory = out.ancestors().nth(3).unwrap_or(&out).join("worker-library");
     // PROFILE is `debug` or `release` also for custom profiles: it names the one they inherit from.
     let (profile, profile_directory) = match set_by_cargo("PROFILE").as_str() {
         "release" => ("release", "release"),

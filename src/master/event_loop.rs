@@ -262,8 +262,10 @@ impl Master {
                     None => continue,
                 },
                 Ok(Received::Empty) => return,
-                // The exit says more, and follows at once.
-                Ok(Received::Eof) => return self.unwatch_template(generation),
+                Ok(Received::Eof) => {
+                    self.unwatch_template(generation);
+                    return self.tell(Event::Template { generation, event: TemplateEvent::ChannelLost });
+                }
                 Err(error) => TemplateEvent::Broken { reason: format!("its channel: {error}") },
             };
             self.tell(Event::Template { generation, event });

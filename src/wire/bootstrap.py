@@ -14,7 +14,7 @@ def bootstrap():
         import json
 
         # JSON has no lone surrogates, and a packet of the channel is bounded: the last lines say the most.
-        details = details.encode("utf-8", "replace").decode("utf-8")[-20000:]
+        reason, details = (text.encode("utf-8", "replace").decode("utf-8")[-5000:] for text in (reason, details))
         packet = json.dumps({"Failed": {"stage": "start", "reason": reason, "details": details}})
         os.write(channel, packet.encode("utf-8"))
         os._exit(1)

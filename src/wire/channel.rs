@@ -83,8 +83,9 @@ impl Channel {
             let received = match recvmsg::<UnixAddr>(self.fd.as_raw_fd(), &mut parts, Some(&mut control), flags) {
                 Ok(received) => received,
                 Err(Errno::EAGAIN) => return Ok(Received::Empty),
-                // The peer died with messages of ours unread.
-                Err(Errno::ECONNRESET) => return Ok(Received::Eof),
+                // The peer died with messages of ours unread. The kernel says so once, before what the peer had
+                // sent; its last words and then the end of file follow.
+                Err(Errno::ECONNRESET) => return self.receive(wait),
                 Err(error) => return Err(error.into()),
             };
             let mut fds = Vec::new();
@@ -160,6 +161,16 @@ mod tests {
         assert!(matches!(other.receive::<FromWorker>(true).unwrap(), Received::Eof));
         let error = other.send(&FromWorker::Ready, &[]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn the_last_words_of_a_peer_that_did_not_listen_arrive() {
+        let (one, other) = Channel::pair().unwrap();
+        other.send(&ToWorker::Serve, &[]).unwrap();
+        one.send(&FromWorker::Ready, &[]).unwrap();
+        drop(one);
+        assert!(matches!(other.receive(true).unwrap(), Received::Message(FromWorker::Ready, _)));
+        assert!(matches!(other.receive::<FromWorker>(true).unwrap(), Received::Eof));
     }
 
     #[test]

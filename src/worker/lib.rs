@@ -32,6 +32,7 @@ fn _forkmaster(module: &Bound<'_, PyModule>) -> PyResult<()> {
 /// the interpreter ends as it does for every Python program: `atexit` runs, threads are joined.
 #[pyfunction]
 fn run(py: Python<'_>, channel: RawFd, library: RawFd, lifeline: RawFd) -> PyResult<()> {
+    abort_on_panic();
     // The library's file stays open at its number for the life of the process: its path names it.
     let _stays_open = library;
     // SAFETY: the master made this descriptor for us; the bootstrap gives it away with this call.
@@ -39,4 +40,15 @@ fn run(py: Python<'_>, channel: RawFd, library: RawFd, lifeline: RawFd) -> PyRes
     // SAFETY: as above.
     let lifeline = unsafe { OwnedFd::from_raw_fd(lifeline) };
     template::run(py, channel.into(), lifeline)
+}
+
+/// A panic is a broken invariant of ours. The process ends at once, in whichever thread it was: unwinding would
+/// leave a worker that looks alive and has lost its loop or an app thread. The abort also makes `faulthandler`
+/// write the Python stacks, and the master sees a signal and replaces the process.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
 }

@@ -1,6 +1,7 @@
 //! The worker's side of its master: what it tells, and the commands it gets. Commands that come before there is
 //! a server (during the import) wait here for it.
 
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
@@ -35,7 +36,7 @@ impl Link {
     pub fn tell(&self, message: &FromWorker) {
         match self.channel.send(message, &[]) {
             Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {}
             Err(error) => log::error!("the master cannot be told {message:?}: {error}"),
         }
     }
@@ -80,8 +81,9 @@ impl Link {
         true
     }
 
-    pub fn child_title(&self) {
-        self.title.set(&format!("{} child", self.who));
+    /// The title of a child that the application forked.
+    pub fn show_child(&self) {
+        self.title.set_if_free(&format!("{} child", self.who));
     }
 
     fn waiting(&self) -> MutexGuard<'_, Vec<ToWorker>> {

@@ -1,11 +1,10 @@
 //! Log lines on stderr, in the master's form: `2026-11-22T23:25:59.123Z INFO  message`. One write(2) a line, so
-//! that the lines of several processes do not mix. UTC is computed here, not by libc, whose idea of local time
-//! follows the application's `time.tzset()`.
+//! that the lines of several processes do not mix.
 
 use std::fmt::Write;
 use std::os::fd::BorrowedFd;
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use forkmaster_wire::timestamp;
 use log::{LevelFilter, Log, Metadata, Record};
 
 struct StderrLog;
@@ -26,9 +25,8 @@ impl Log for StderrLog {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut line = String::with_capacity(128);
-        timestamp(&mut line, since_epoch.as_secs(), since_epoch.subsec_millis());
+        timestamp::push_now(&mut line);
         // Writing to a String cannot fail.
         let _ = writeln!(line, " {:<5} {}", record.level(), record.args());
         // SAFETY: file descriptor 2 is open for the life of the process: Python sees to it at its start.
@@ -40,40 +38,9 @@ impl Log for StderrLog {
     fn flush(&self) {}
 }
 
-/// Civil date from days since 1970 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
-fn timestamp(line: &mut String, seconds: u64, milliseconds: u32) {
-    let days = seconds / 86_400 + 719_468;
-    let era = days / 146_097;
-    let day_of_era = days % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    let _ = write!(line, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milliseconds:03}Z");
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates_are_right() {
-        for (seconds, expected) in [
-            (0, "1970-01-01T00:00:00.007Z"),
-            (951_782_399, "2000-02-28T23:59:59.007Z"),
-            (951_782_400, "2000-02-29T00:00:00.007Z"),
-            (1_795_389_959, "2026-11-22T23:25:59.007Z"),
-            (4_107_542_399, "2100-02-28T23:59:59.007Z"),
-            (4_107_542_400, "2100-03-01T00:00:00.007Z"),
-        ] {
-            let mut line = String::new();
-            timestamp(&mut line, seconds, 7);
-            assert_eq!(line, expected);
-        }
-    }
 
     #[test]
     fn starting_twice_changes_the_level_only() {

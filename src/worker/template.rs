@@ -175,8 +175,10 @@ fn receive(py: Python<'_>, channel: &Channel) -> PyResult<Option<(ToTemplate, Ve
 
 /// Sends without waiting. A master that is gone is noticed at the next receive.
 fn tell(channel: &Channel, message: &FromTemplate) {
-    if let Err(error) = channel.send(message, &[]) {
-        log::error!("the master cannot be told {message:?}: {error}");
+    match channel.send(message, &[]) {
+        Ok(()) => {}
+        Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {}
+        Err(error) => log::error!("the master cannot be told {message:?}: {error}"),
     }
 }
 

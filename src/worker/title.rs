@@ -19,19 +19,31 @@ impl Title {
         Title { area: Mutex::new(command_line_area(&stat)) }
     }
 
-    /// No-op where the area was not found (/proc is not mounted).
     pub fn set(&self, title: &str) {
-        let Ok(area) = self.area.lock() else { return };
-        let Some(area) = area.as_ref() else { return };
-        let bytes = area.len();
-        // The last byte stays zero: otherwise the kernel takes the title to go on in the environment.
-        let title = &title.as_bytes()[..title.len().min(bytes - 1)];
-        // SAFETY: the kernel says that this process's command line is here; it lies on the initial stack, which
-        // stays mapped and writable for the life of the process. Python and libc keep copies of their own.
-        let memory = unsafe { std::slice::from_raw_parts_mut(area.start as *mut u8, bytes) };
-        memory[..title.len()].copy_from_slice(title);
-        memory[title.len()..].fill(0);
+        if let Ok(area) = self.area.lock() {
+            write(&area, title);
+        }
     }
+
+    /// As `set`, in a forked child: a thread that the child does not have may have held the lock at the fork.
+    pub fn set_if_free(&self, title: &str) {
+        if let Ok(area) = self.area.try_lock() {
+            write(&area, title);
+        }
+    }
+}
+
+/// No-op where the area was not found (/proc is not mounted).
+fn write(area: &Option<Range<usize>>, title: &str) {
+    let Some(area) = area else { return };
+    let bytes = area.len();
+    // The last byte stays zero: otherwise the kernel takes the title to go on in the environment.
+    let title = &title.as_bytes()[..title.len().min(bytes - 1)];
+    // SAFETY: the kernel says that this process's command line is here; it lies on the initial stack, which stays
+    // mapped and writable for the life of the process. Python and libc keep copies of their own.
+    let memory = unsafe { std::slice::from_raw_parts_mut(area.start as *mut u8, bytes) };
+    memory[..title.len()].copy_from_slice(title);
+    memory[title.len()..].fill(0);
 }
 
 /// Fields 48 and 49 of /proc/self/stat are `arg_start` and `arg_end` (proc(5)). The second field, the name in
@@ -55,6 +67,7 @@ mod tests {
         let line = std::fs::read("/proc/self/cmdline").unwrap();
         assert!(line.starts_with(b"forkmaster: t\0"), "{line:?}");
         title.set(&"x".repeat(100_000));
+        title.set_if_free(&"x".repeat(100_001));
         let line = std::fs::read("/proc/self/cmdline").unwrap();
         assert!(line.len() < 100_000 && line.starts_with(b"xxx") && line.ends_with(b"x\0"));
     }

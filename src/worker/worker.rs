@@ -117,7 +117,7 @@ impl Worker {
     /// no locks: other threads of the parent may have held them at the fork.
     fn forget_in_child(&self) {
         self.forked_child.store(true, Ordering::Relaxed);
-        self.link.child_title();
+        self.link.show_child();
         // Without it the counts of a child would be added to its parent's.
         let forgotten = self.board.forget_in_child();
         if let Some(handle) = self.link.handle() {

@@ -10,6 +10,10 @@ use crate::harness::site::Site;
 /// One way to break a release. `make` breaks what release 2 would have been; the reload must be refused and its
 /// reason must contain `expected`, in the answer to `reload` and in the log.
 fn refused(name: &str, settings: &[(&str, &str)], make: impl Fn(&Site), expected: &str) {
+    refused_as_asked_with(&["reload"], name, settings, make, expected);
+}
+
+fn refused_as_asked_with(ask: &[&str], name: &str, settings: &[(&str, &str)], make: impl Fn(&Site), expected: &str) {
     let site = Site::new(name);
     site.release("1");
     site.release("3");
@@ -23,29 +27,28 @@ fn refused(name: &str, settings: &[(&str, &str)], make: impl Fn(&Site), expected
     let load = Load::on(&master.address()).closing(2).keeping(2).start();
 
     make(&site);
-    let output = master.cli(&["reload"]);
+    let output = master.cli(ask);
     assert_eq!(output.code, Some(1), "reload of a broken release: {output}");
     assert!(output.text().contains(expected), "the answer does not say {expected:?}: {output}");
     assert!(master.log().contains(expected), "the log does not say {expected:?}");
-    let refusal = master.status().and_then(|status| status.last_refusal());
+    let refusal = master.status_with(&ask[1..]).and_then(|status| status.last_refusal());
     assert!(refusal.is_some(), "status does not tell that the last reload was refused");
 
     let mark = master.mark();
     master.hup();
     master.wait_log_after(mark, expected);
     // The bare HUP is over when the next command has been carried out.
-    assert_eq!(master.cli(&["reload"]).code, Some(1));
+    assert_eq!(master.cli(ask).code, Some(1));
 
+    fs::write(site.config_path(), config).expect("it is our file");
     let after = master.wait_serving();
     assert_eq!(before, after, "the old workers are not the same");
     load.wait_answers(20);
-    fs::write(site.config_path(), config).expect("it is our file");
     site.flip("3");
     master.reload();
     load.wait_answers(20);
-    let report = load.stop();
-    report.assert_no_failures();
-    assert_eq!(report.answers.last().map(|answer| answer.release.as_str()), Some("3"));
+    load.stop().assert_no_failures();
+    assert_eq!(master.get("/").text(), "3");
     master.wait_drained();
     let left = site.processes().len();
     // The master, the new template, two workers and the kept template of release 1.
@@ -177,7 +180,7 @@ fn a_missing_venv() {
         site.build("2").bare().make();
         site.flip("2");
     };
-    refused("missing_venv", &[("app.venv", "'venv'")], make, "releases/2/venv");
+    refused("missing_venv", &[("app.venv", "'current/venv'")], make, "there is no venv");
 }
 
 #[test]
@@ -187,7 +190,7 @@ fn a_venv_without_an_interpreter() {
         fs::remove_file(site.release_path("2").join("venv/bin/python")).expect("a venv has one");
         site.flip("2");
     };
-    refused("venv_without_python", &[("app.venv", "'venv'")], make, "releases/2/venv");
+    refused("venv_without_python", &[("app.venv", "'current/venv'")], make, "not a usable venv");
 }
 
 #[test]
@@ -210,7 +213,21 @@ fn an_invalid_config_file() {
         site.flip("3");
         site.config("[app\nmodule = 'app:application'\n");
     };
-    refused("invalid_config", &[], make, "app.toml");
+    // A file that cannot be read names no socket to ask through.
+    refused_as_asked_with(&["reload", "--socket", "control.sock"], "invalid_config", &[], make, "app.toml");
+}
+
+/// Asked without the socket, the command cannot know its master, and says what is wrong with the file.
+#[test]
+fn a_reload_through_an_invalid_config_file_is_a_configuration_error() {
+    let site = Site::new("reload_invalid_config");
+    site.release("1");
+    site.flip("1");
+    let master = site.start();
+    site.config("[app\nmodule = 'app:application'\n");
+    let output = master.cli(&["reload"]);
+    assert_eq!(output.code, Some(78), "{output}");
+    assert!(output.text().contains("app.toml:1:"), "{output}");
 }
 
 #[test]

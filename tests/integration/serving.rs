@@ -180,7 +180,8 @@ fn django(name: &str) -> Site {
 
 /// Logs in as a browser does: a page with a token, a form, cookies, a redirect.
 fn admin_login(site: &Site, base: &str, extra: &[&str]) {
-    let jar = site.path().join(format!("cookies-{}", base.len()));
+    let jar = site.path().join("cookies");
+    let _ = fs::remove_file(&jar);
     let jar = jar.to_str().expect("plain characters");
     let url = format!("{base}/admin/login/?next=/admin/");
     let with = |args: &[&str]| curl(&[extra, &["-b", jar, "-c", jar], args].concat());

@@ -190,7 +190,9 @@ mod tests {
     use super::*;
 
     /// The decoded body and what follows it; None where the input ends too early.
-    fn decode(input: &[u8]) -> Result<Option<(Vec<u8>, &[u8])>, Refusal> {
+    type Decoded<'a> = Result<Option<(Vec<u8>, &'a [u8])>, Refusal>;
+
+    fn decode(input: &[u8]) -> Decoded<'_> {
         let mut decoder = Decoder::default();
         let mut rest = input;
         let mut body = Vec::new();

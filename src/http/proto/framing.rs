@@ -94,7 +94,8 @@ mod tests {
     #[test]
     fn every_step() {
         use Version::{Http10, Http11};
-        let cases: &[(Version, &[(&str, &str)], Result<Framing, Refusal>)] = &[
+        type Case = (Version, &'static [(&'static str, &'static str)], Result<Framing, Refusal>);
+        let cases: &[Case] = &[
             (Http11, &[], Ok(Framing::None)),
             (Http11, &[("cl", "0")], Ok(Framing::Length(0))),
             (Http10, &[("cl", "5")], Ok(Framing::Length(5))),

@@ -227,11 +227,11 @@ impl EventLoop {
                 self.reports.draining();
             }
             Command::CloseListeners(which) => {
-                self.listeners.begin_closing(&self.epoll, |id| which.contains(&id));
+                self.close_listeners(|id| which.contains(&id));
             }
             Command::Stop { idle } => {
                 self.wind_up(Mode::Draining);
-                self.listeners.begin_closing(&self.epoll, |_| true);
+                self.close_listeners(|_| true);
                 self.report_draining = true;
                 self.keepalive = self.keepalive.min(idle);
                 self.timers.bring_forward(Kind::Keepalive, self.now + self.keepalive);
@@ -246,6 +246,10 @@ impl EventLoop {
                 self.reports.draining();
             }
         }
+    }
+
+    fn close_listeners(&mut self, which: impl Fn(u32) -> bool) {
+        self.listeners.begin_closing(&self.epoll, which, |fd| self.shared.forget_fd(fd));
     }
 
     fn wind_up(&mut self, mode: Mode) {
@@ -544,7 +548,7 @@ impl EventLoop {
             After::Close => self.close(connection),
             After::Linger => self.linger(connection),
             After::Reset => {
-                socket::reset_on_close(connection.link.fd());
+                socket::reset(connection.link.fd());
                 self.close(connection);
             }
         }

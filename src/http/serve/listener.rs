@@ -122,14 +122,22 @@ impl Listeners {
         }
     }
 
-    /// From now on these are only emptied and closed.
-    pub fn begin_closing(&mut self, epoll: &Epoll, which: impl Fn(u32) -> bool) {
-        for socket in self.sockets.iter_mut().filter(|socket| which(socket.id) && socket.fd.is_some()) {
+    /// From now on these are only emptied and closed. One that this process was not accepting from is not for it
+    /// to empty (it never served, or it drains and its successor serves): it is left to the others.
+    pub fn begin_closing(&mut self, epoll: &Epoll, which: impl Fn(u32) -> bool, forget: impl Fn(RawFd)) {
+        for socket in self.sockets.iter_mut().filter(|socket| which(socket.id)) {
             match socket.state {
-                State::Accepting => socket.leave(epoll),
-                State::Paused | State::Closing => {}
+                State::Accepting => {
+                    socket.leave(epoll);
+                    socket.state = State::Closing;
+                }
+                State::Paused => {
+                    if let Some(fd) = socket.fd.take() {
+                        forget(fd.as_raw_fd());
+                    }
+                }
+                State::Closing => {}
             }
-            socket.state = State::Closing;
         }
     }
 

@@ -136,7 +136,8 @@ impl Handle {
         self.shared.command(Command::Drain { keep });
     }
 
-    /// Accept until EAGAIN, then close these listeners.
+    /// Accept until EAGAIN, then close these listeners (those that were being accepted from; others are closed
+    /// as they are).
     pub fn close_listeners(&self, listeners: Vec<u32>) {
         self.shared.command(Command::CloseListeners(listeners));
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::budget::Charge;
 use super::settings::{RESPONSE_MEMORY_BYTES_MAX, TURN_BYTES_MAX};
 use super::socket;
-use super::spool::{Spool, TempFiles};
+use super::spool::{Failed, Spool, TempFiles};
 
 /// Small pieces are gathered in memory up to this, so that a queue of them is neither many sends nor one vector
 /// that grows for ever at one end while it is sent at the other.
@@ -341,12 +341,26 @@ impl Outbox {
 
     /// Where in the spool the bytes went; None: they did not.
     fn push_spool(&mut self, bytes: &[u8], temp: &TempFiles) -> Option<u64> {
+        if !temp.available() {
+            return None;
+        }
+        match self.try_spool(bytes, temp) {
+            Ok(offset) => Some(offset),
+            Err(Failed::Full) => None,
+            Err(Failed::Io(error)) => {
+                log::warn!("temporary file for a response: {error}");
+                None
+            }
+        }
+    }
+
+    fn try_spool(&mut self, bytes: &[u8], temp: &TempFiles) -> Result<u64, Failed> {
         let spool = match &mut self.spool {
             Some(spool) => spool,
-            None => self.spool.insert(temp.create(0).ok()?),
+            None => self.spool.insert(temp.create(0)?),
         };
         let offset = spool.length();
-        spool.append(bytes).ok().map(|()| offset)
+        spool.append(bytes).map(|()| offset)
     }
 
     fn drain(&mut self, fd: RawFd) -> Progress {

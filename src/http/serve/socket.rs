@@ -144,24 +144,24 @@ fn unix_path(address: &libc::sockaddr_storage, length: usize) -> PathBuf {
     PathBuf::from(std::ffi::OsStr::from_bytes(path))
 }
 
-fn set_option<T>(socket: RawFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
-    let length = size_of::<T>() as libc::socklen_t;
+pub fn set_nodelay(socket: RawFd) -> io::Result<()> {
+    let value: libc::c_int = 1;
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: value outlives the call and length is its size.
-    match unsafe { libc::setsockopt(socket, level, name, (&raw const *value).cast(), length) } {
+    match unsafe { libc::setsockopt(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, (&raw const value).cast(), length) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-pub fn set_nodelay(socket: RawFd) -> io::Result<()> {
-    set_option(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, &1i32)
-}
-
-/// The next close sends RST: the only way to tell that a body without a length was cut.
-pub fn reset_on_close(socket: RawFd) {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    // Fails on Unix sockets only, where it has no meaning.
-    let _ = set_option(socket, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
+/// Sends RST at once: the only way to tell that a body without a length was cut. connect(2) with AF_UNSPEC
+/// dissolves the connection itself, so that it works also while a child of the application holds a copy.
+pub fn reset(socket: RawFd) {
+    // SAFETY: sockaddr is plain data, and zeroes are AF_UNSPEC.
+    let nowhere: libc::sockaddr = unsafe { zeroed() };
+    let length = size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY: the address outlives the call. Unix sockets refuse, where a reset has no meaning.
+    unsafe { libc::connect(socket, &nowhere, length) };
 }
 
 /// Sends FIN; false if the connection is gone already.
@@ -174,4 +174,28 @@ pub fn shutdown_write(socket: RawFd) -> bool {
 pub fn shutdown_both(socket: RawFd) {
     // SAFETY: a call with two numbers. It fails where the peer is gone, which is what is wanted.
     unsafe { libc::shutdown(socket, libc::SHUT_RDWR) };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn accepted_sockets_inherit_nodelay_and_have_their_flags() {
+        let listener = TcpListener::bind("[::]:0").expect("a free port");
+        set_nodelay(listener.as_raw_fd()).expect("setsockopt");
+        let port = listener.local_addr().expect("its address").port();
+        let client = TcpStream::connect(("127.0.0.1", port)).expect("connect");
+        let (socket, peer) = accept(listener.as_fd()).expect("a connection");
+        // SAFETY: these take no argument.
+        let (flags, descriptor) =
+            unsafe { (libc::fcntl(socket.as_raw_fd(), libc::F_GETFL), libc::fcntl(socket.as_raw_fd(), libc::F_GETFD)) };
+        assert!(flags & libc::O_NONBLOCK != 0 && descriptor & libc::FD_CLOEXEC != 0);
+        assert!(TcpStream::from(socket).nodelay().expect("getsockopt"));
+        // An IPv4 client of an IPv6 socket is an IPv4 client.
+        assert!(matches!(peer, Peer::Inet(address) if Some(address) == client.local_addr().ok()));
+    }
 }

@@ -44,9 +44,16 @@ impl Supervisor {
                 }
             }
             (_, TemplateEvent::Exited(exit)) => self.on_template_exit(at, exit, now),
+            (Template::Starting { deadline }, TemplateEvent::ChannelLost) => {
+                generation.template = Template::Starting { deadline: (*deadline).min(now + EXIT_WITHIN) };
+            }
+            (Template::Ready { .. }, TemplateEvent::ChannelLost) => {
+                generation.template = Template::Lost { kill_at: now + EXIT_WITHIN };
+            }
             // A message that was on its way when the template was told to stop, or came twice.
             (
                 Template::Ready { .. }
+                | Template::Lost { .. }
                 | Template::Resting { .. }
                 | Template::Stopping { .. }
                 | Template::Killed
@@ -55,6 +62,7 @@ impl Supervisor {
             )
             | (
                 Template::Starting { .. }
+                | Template::Lost { .. }
                 | Template::Resting { .. }
                 | Template::Stopping { .. }
                 | Template::Killed
@@ -62,8 +70,12 @@ impl Supervisor {
                 TemplateEvent::Pong { .. },
             )
             | (
-                Template::Resting { .. } | Template::Stopping { .. } | Template::Killed | Template::Gone,
-                TemplateEvent::Broken { .. },
+                Template::Lost { .. }
+                | Template::Resting { .. }
+                | Template::Stopping { .. }
+                | Template::Killed
+                | Template::Gone,
+                TemplateEvent::Broken { .. } | TemplateEvent::ChannelLost,
             ) => {}
         }
     }
@@ -87,6 +99,7 @@ impl Supervisor {
                         generation.template_backoff.after_death(now.saturating_duration_since(since))
                     }
                     Template::Starting { .. }
+                    | Template::Lost { .. }
                     | Template::Resting { .. }
                     | Template::Stopping { .. }
                     | Template::Killed

@@ -76,6 +76,10 @@ pub enum Template {
     Ready {
         since: Instant,
     },
+    /// Its channel is closed: it should be gone in a moment.
+    Lost {
+        kill_at: Instant,
+    },
     /// It died; the next start waits.
     Resting {
         until: Instant,
@@ -180,6 +184,7 @@ impl Template {
         match self {
             Template::Starting { .. } => "starting",
             Template::Ready { .. } => "ready",
+            Template::Lost { .. } => "lost",
             Template::Resting { .. } => "resting",
             Template::Stopping { .. } => "stopping",
             Template::Killed => "killed",
@@ -191,7 +196,7 @@ impl Template {
         match *self {
             Template::Starting { deadline } => Some(deadline),
             Template::Resting { until } => Some(until),
-            Template::Stopping { kill_at } => Some(kill_at),
+            Template::Stopping { kill_at } | Template::Lost { kill_at } => Some(kill_at),
             Template::Ready { .. } | Template::Killed | Template::Gone => None,
         }
     }

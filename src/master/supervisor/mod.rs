@@ -95,10 +95,12 @@ pub enum TemplateEvent {
     Pong {
         ping: u64,
     },
-    /// It says that it cannot fork any more, or its channel is lost.
+    /// It says that it cannot fork any more, or what it says makes no sense.
     Broken {
         reason: String,
     },
+    /// Its channel is closed. The exit status follows, unless the application closed descriptors that are not its.
+    ChannelLost,
     Exited(Exit),
 }
 
@@ -355,7 +357,7 @@ impl Supervisor {
                 generation.template = Template::Starting { deadline: now + generation.plan.boot_timeout };
                 self.actions.push(Action::StartTemplate { generation: id });
             }
-            Template::Stopping { .. } => self.kill_template(at),
+            Template::Stopping { .. } | Template::Lost { .. } => self.kill_template(at),
             Template::Ready { .. } | Template::Killed | Template::Gone => {}
         }
     }
@@ -531,7 +533,7 @@ impl Supervisor {
     fn stop_template(&mut self, at: usize, now: Instant) {
         let generation = &mut self.generations[at];
         match generation.template {
-            Template::Starting { .. } => self.kill_template(at),
+            Template::Starting { .. } | Template::Lost { .. } => self.kill_template(at),
             Template::Ready { .. } => {
                 generation.template = Template::Stopping { kill_at: now + TEMPLATE_STOP_WITHIN };
                 let generation = generation.id;
@@ -545,7 +547,7 @@ impl Supervisor {
     fn kill_template(&mut self, at: usize) {
         let generation = &mut self.generations[at];
         match generation.template {
-            Template::Starting { .. } | Template::Ready { .. } | Template::Stopping { .. } => {
+            Template::Starting { .. } | Template::Ready { .. } | Template::Lost { .. } | Template::Stopping { .. } => {
                 generation.template = Template::Killed;
                 let generation = generation.id;
                 self.actions.push(Action::KillTemplate { generation });

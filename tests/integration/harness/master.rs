@@ -182,7 +182,8 @@ impl Master {
     /// Fails if the log has a warning or an error, but for the one about root, which tests run as.
     #[track_caller]
     pub fn assert_quiet_log(&self) {
-        let loud: Vec<String> = self.log().lines().filter(|line| is_loud(line) && !line.contains(AS_ROOT)).map(str::to_string).collect();
+        let loud: Vec<String> =
+            self.log().lines().filter(|line| is_loud(line) && !line.contains(AS_ROOT)).map(str::to_string).collect();
         assert!(loud.is_empty(), "lines that should not be there:\n{}", loud.join("\n"));
     }
 
@@ -205,7 +206,12 @@ impl Master {
 
     /// The whole answer of `status --json`; None while nobody answers.
     pub fn status(&self) -> Option<Status> {
-        let output = self.cli(&["status", "--json"]);
+        self.status_with(&[])
+    }
+
+    /// The same with further arguments, for instance `--socket`.
+    pub fn status_with(&self, args: &[&str]) -> Option<Status> {
+        let output = self.cli(&[&["status", "--json"], args].concat());
         let json = serde_json::from_str(output.stdout.trim()).ok()?;
         Some(Status(json))
     }
@@ -222,8 +228,16 @@ impl Master {
     /// Waits until every configured worker serves, no other generation is at work, and returns the workers.
     #[track_caller]
     pub fn wait_serving(&self) -> Vec<Worker> {
-        let wanted = configured_workers(&self.config);
-        self.wait_workers(wanted)
+        self.wait_workers(self.configured_workers())
+    }
+
+    /// The number of workers as the site's configuration says it.
+    pub fn configured_workers(&self) -> usize {
+        let text = fs::read_to_string(&self.config).unwrap_or_default();
+        let value = text
+            .lines()
+            .find_map(|line| line.split_once("workers = ").filter(|(key, _)| ["", "server."].contains(key)));
+        value.and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(1)
     }
 
     /// Waits until the serving generation has exactly so many workers, all serving.
@@ -448,15 +462,6 @@ fn worker(value: &Value) -> Worker {
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or("").to_string()
-}
-
-/// The number of workers as the site's configuration says it.
-fn configured_workers(config: &Path) -> usize {
-    let text = fs::read_to_string(config).unwrap_or_default();
-    let line = text
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("server.workers = ").or(line.trim().strip_prefix("workers = ")));
-    line.and_then(|value| value.trim().parse().ok()).unwrap_or(1)
 }
 
 fn parse_address(text: &str) -> Option<Address> {

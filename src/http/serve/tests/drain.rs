@@ -167,6 +167,21 @@ fn a_retiring_worker_refuses_what_has_not_begun() {
 }
 
 #[test]
+fn a_worker_that_never_served_takes_nothing_when_it_stops() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.set_nonblocking(true).expect("fcntl");
+    let address = listener.local_addr().expect("its address");
+    let sibling = listener.try_clone().expect("dup");
+    let fixture = Fixture::with(settings(), address, vec![Listener { id: 0, fd: listener.into() }], None, app);
+    let client = fixture.client();
+    fixture.handle.stop(Duration::ZERO);
+    fixture.expect(&Told::Draining);
+    fixture.join();
+    sibling.accept().expect("still in the queue");
+    drop(client);
+}
+
+#[test]
 fn a_drain_without_connections_is_done_at_once() {
     let fixture = Fixture::new(Settings { threads: 3, ..settings() }, app);
     fixture.handle.drain(vec![]);

@@ -185,6 +185,11 @@ impl Fixture {
         }
     }
 
+    /// Whether the application has said this by now.
+    pub fn has_said(&self, text: &str) -> bool {
+        self.told.try_iter().any(|told| told == Told::App(text.to_string()))
+    }
+
     pub fn expect_app(&self, text: &str) {
         self.expect(&Told::App(text.to_string()));
     }

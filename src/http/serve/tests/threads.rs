@@ -4,6 +4,8 @@ use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use socket2::{Domain, Socket, Type};
+
 use super::fixture::{app, settings, Client, Fixture, PATIENCE};
 use crate::serve::{AppThread, Exchange, Handle, Listener, Settings};
 
@@ -103,6 +105,66 @@ fn the_main_thread_hears_of_signals() {
     drop(writer);
     fixture.expect_app("signal");
     assert_eq!(fixture.client().get("/hello").text(), "hello");
+    fixture.stop();
+}
+
+#[test]
+fn a_signal_interrupts_the_main_threads_wait() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: the handler does nothing, and nobody else in these tests uses this signal.
+    unsafe { libc::signal(libc::SIGUSR2, nothing as *const () as libc::sighandler_t) };
+    let fixture = Fixture::new(settings(), |mut exchange, _gate, _voice| {
+        // SAFETY: takes nothing.
+        let thread = unsafe { libc::gettid() }.to_string();
+        exchange.start(b"200 OK", &[]).expect("valid");
+        exchange.write_all(thread.as_bytes());
+        exchange.finish().expect("valid");
+    });
+    let thread: libc::pid_t = fixture.client().get("/").text().parse().expect("a thread id");
+    // A signal that comes before the wait is lost without a wakeup descriptor: send until one was heard of.
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !fixture.has_said("signal") {
+        assert!(std::time::Instant::now() < deadline, "the signal is not heard of");
+        // SAFETY: the thread is one of this process and alive.
+        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, libc::SIGUSR2) };
+        std::thread::yield_now();
+    }
+    assert_eq!(fixture.client().get("/").status, 200);
+    fixture.stop();
+}
+
+/// The limit is the process's, so this runs in a process of its own.
+#[test]
+fn running_out_of_descriptors_pauses_accepting() {
+    const ALONE: &str = "FORKMASTER_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let name = "serve::tests::threads::running_out_of_descriptors_pauses_accepting";
+        let output = std::process::Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", name, "--nocapture"])
+            .env(ALONE, "1")
+            .output()
+            .expect("a process");
+        let shown = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && shown.contains("1 passed"), "{shown}");
+        return;
+    }
+    let fixture = Fixture::new(settings(), app);
+    let mut first = fixture.client();
+    assert_eq!(first.get("/hello").text(), "hello");
+    let late = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
+    // SAFETY: the limit outlives the call.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &libc::rlimit { rlim_cur: 64, rlim_max: 64 }) }, 0);
+    let fillers: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    assert!(!fillers.is_empty());
+    late.connect(&fixture.address.into()).expect("connect");
+    let mut late = Client::new(late.into());
+    late.send("GET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
+    // Who is in stays in, and the loop does not spin.
+    for _ in 0..3 {
+        assert_eq!(first.get("/hello").text(), "hello");
+    }
+    drop(fillers);
+    assert_eq!(late.answer().text(), "hello");
     fixture.stop();
 }
 
