@@ -21,7 +21,10 @@ const EXIT_NOT_RUNNING: i32 = 3;
 const EXIT_TIMEOUT: i32 = 124;
 
 pub fn status(client: &Client, surroundings: &Surroundings, json: bool) -> i32 {
-    let Some(mut stream) = connect(client, surroundings) else { return EXIT_NOT_RUNNING };
+    let mut stream = match connect(client, surroundings) {
+        Ok(stream) => stream,
+        Err(code) => return code,
+    };
     let Some(answer) = ask(&mut stream, &Request::Status, Some(Duration::from_secs(10))) else { return EXIT_TIMEOUT };
     if json {
         println!("{answer}");
@@ -35,7 +38,10 @@ pub fn status(client: &Client, surroundings: &Surroundings, json: bool) -> i32 {
 }
 
 pub fn reload(client: &Client, surroundings: &Surroundings, waiting: Waiting) -> i32 {
-    let Some(mut stream) = connect(client, surroundings) else { return EXIT_NOT_RUNNING };
+    let mut stream = match connect(client, surroundings) {
+        Ok(stream) => stream,
+        Err(code) => return code,
+    };
     let (wait, timeout) = match waiting {
         Waiting::No => (false, None),
         Waiting::Until(timeout) => (true, timeout),
@@ -63,7 +69,10 @@ pub fn reload(client: &Client, surroundings: &Surroundings, waiting: Waiting) ->
 }
 
 pub fn wait_ready(client: &Client, surroundings: &Surroundings, timeout: Option<Duration>) -> i32 {
-    let Some(mut stream) = connect(client, surroundings) else { return EXIT_NOT_RUNNING };
+    let mut stream = match connect(client, surroundings) {
+        Ok(stream) => stream,
+        Err(code) => return code,
+    };
     match ask(&mut stream, &Request::WaitReady, timeout) {
         Some(answer) if answer["ok"] == true => 0,
         Some(_) => EXIT_REFUSED,
@@ -75,7 +84,10 @@ pub fn wait_ready(client: &Client, surroundings: &Surroundings, timeout: Option<
 }
 
 pub fn stop(client: &Client, surroundings: &Surroundings, now: bool, waiting: Waiting) -> i32 {
-    let Some(mut stream) = connect(client, surroundings) else { return EXIT_NOT_RUNNING };
+    let mut stream = match connect(client, surroundings) {
+        Ok(stream) => stream,
+        Err(code) => return code,
+    };
     let began = Instant::now();
     if ask(&mut stream, &Request::Stop { now }, Some(Duration::from_secs(10))).is_none() {
         eprintln!("forkmaster: the master does not answer");
@@ -98,8 +110,8 @@ pub fn stop(client: &Client, surroundings: &Surroundings, now: bool, waiting: Wa
     }
 }
 
-/// None: said on stderr why not.
-fn connect(client: &Client, surroundings: &Surroundings) -> Option<UnixStream> {
+/// The error is an exit code; stderr has the reason.
+fn connect(client: &Client, surroundings: &Surroundings) -> Result<UnixStream, i32> {
     let socket = match &client.socket {
         Some(ControlAddress::Path(path)) => ControlSocket::Path(path.clone()),
         Some(address @ ControlAddress::Abstract(_)) => ControlSocket::Auto(vec![address.clone()]),
@@ -107,15 +119,15 @@ fn connect(client: &Client, surroundings: &Surroundings) -> Option<UnixStream> {
             Ok(control) => control.socket,
             Err(problems) => {
                 eprintln!("forkmaster: {problems}");
-                return None;
+                return Err(i32::from(problems.exit_code()));
             }
         },
     };
     match control::connect(&socket) {
-        Ok(stream) => Some(stream),
+        Ok(stream) => Ok(stream),
         Err(reason) => {
             eprintln!("forkmaster: {reason}");
-            None
+            Err(EXIT_NOT_RUNNING)
         }
     }
 }

@@ -46,6 +46,8 @@ pub struct WorkerProcess {
     /// The read end of the pipe that faulthandler writes to.
     pub stacks: OwnedFd,
     pub stacks_token: Token,
+    /// What it has written, in many small pieces, until the dump is over.
+    pub stacks_text: Vec<u8>,
     pub dump: Dump,
     pub listeners: Vec<ListenerId>,
 }

@@ -41,6 +41,9 @@ const FIRST_FREE_TOKEN: usize = 2;
 /// Time for a worker to answer a request for its stacks, then for faulthandler to write them.
 const STACKS_WITHIN: Duration = Duration::from_millis(500);
 
+/// A hundred threads of a hundred frames; faulthandler itself stops at 100 of each.
+const STACKS_BYTES_MAX: usize = 1024 * 1024;
+
 /// Idle keep-alive connections live so much longer after the service was told to stop.
 const STOP_IDLE: Duration = Duration::from_secs(2);
 
@@ -387,25 +390,21 @@ impl Master {
         })
     }
 
+    /// faulthandler writes a word at a time; the log gets the whole when the dump is over.
     fn read_stacks(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        let mut text = Vec::new();
         let mut bytes = [0; 4096];
-        loop {
-            match nix::unistd::read(&worker.stacks, &mut bytes) {
-                Ok(0) | Err(_) => break,
-                Ok(read) => text.extend_from_slice(&bytes[..read]),
-            }
-        }
-        if !text.is_empty() {
-            log::warn!("{} stacks from faulthandler:\n{}", name(worker), String::from_utf8_lossy(&text).trim_end());
+        while let Ok(read @ 1..) = nix::unistd::read(&worker.stacks, &mut bytes) {
+            let room = STACKS_BYTES_MAX.saturating_sub(worker.stacks_text.len());
+            worker.stacks_text.extend_from_slice(&bytes[..read.min(room)]);
         }
     }
 
     /// The process has been reaped, or was never born.
     fn worker_ended(&mut self, id: WorkerId, exit: Exit) {
         self.read_stacks(id);
-        if let Some(worker) = self.workers.remove(&id) {
+        if let Some(mut worker) = self.workers.remove(&id) {
+            log_stacks(&mut worker);
             for token in [worker.token, worker.stacks_token] {
                 self.watched.remove(&token);
             }
@@ -482,7 +481,10 @@ impl Master {
                         unsafe { libc::kill(pid, libc::SIGRTMIN() + 3) };
                     }
                 }
-                Dump::Signalled { answer_by } if answer_by <= now => worker.dump = Dump::None,
+                Dump::Signalled { answer_by } if answer_by <= now => {
+                    worker.dump = Dump::None;
+                    log_stacks(worker);
+                }
                 Dump::None | Dump::Asked { .. } | Dump::Signalled { .. } => {}
             }
         }
@@ -699,6 +701,7 @@ impl Master {
             cell,
             stacks,
             stacks_token,
+            stacks_text: Vec::new(),
             dump: Dump::None,
             listeners: crew.listeners.clone(),
         };
@@ -860,6 +863,14 @@ impl Master {
 fn name(worker: &WorkerProcess) -> String {
     let pid = worker.pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
     format!("worker gen={} slot={} pid={pid}", worker.generation, worker.slot)
+}
+
+/// Logs what faulthandler has written.
+fn log_stacks(worker: &mut WorkerProcess) {
+    let text = std::mem::take(&mut worker.stacks_text);
+    if !text.is_empty() {
+        log::warn!("{} Python stacks, from faulthandler:\n{}", name(worker), String::from_utf8_lossy(&text).trim_end());
+    }
 }
 
 /// Only for a child that has not been reaped: until then its pid is its own.

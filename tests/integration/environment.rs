@@ -8,7 +8,7 @@ use crate::harness::client;
 use crate::harness::machine::Machine;
 use crate::harness::master::{Launch, Master};
 use crate::harness::process;
-use crate::harness::site::Site;
+use crate::harness::site::{copy_binary_to, Site};
 
 fn one_release(name: &str) -> Site {
     let site = Site::new(name);
@@ -301,14 +301,6 @@ fn a_read_only_root_without_a_temporary_directory() {
     assert!(!log.contains(" ERROR ") && !log.contains("Traceback"), "{log}");
     master.term();
     assert_eq!(master.wait_exit().code(), Some(0));
-}
-
-/// The binary under test may be below a directory that uid 10001 may not search.
-fn copy_binary_to(site: &Site) -> std::path::PathBuf {
-    let copy = site.path().join("forkmaster");
-    fs::copy(crate::harness::master::binary(), &copy).expect("the binary can be copied");
-    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("it is our file");
-    copy
 }
 
 /// /proc of a worker: it inherits what it must have and nothing else.

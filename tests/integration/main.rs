@@ -4,6 +4,8 @@ mod harness;
 
 // A bad release cannot take the service down.
 mod broken;
+// The commands of an operator and the socket they talk through.
+mod control;
 // What a generation's processes see: environment, user, umask, file systems.
 mod environment;
 // Workers and templates that die, hang or grow.

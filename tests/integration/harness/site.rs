@@ -283,6 +283,14 @@ pub fn app_source(file: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// A copy of the binary for users who may not search the directories on the way to it.
+pub fn copy_binary_to(site: &Site) -> PathBuf {
+    let copy = site.path().join("forkmaster");
+    fs::copy(super::master::binary(), &copy).expect("the binary can be copied");
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("it is our file");
+    copy
+}
+
 /// Ends what still works for a site. Processes can appear while this looks, so it looks until there are none.
 pub fn end_all(directory: &Path) {
     for _ in 0..50 {
