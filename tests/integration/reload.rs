@@ -111,15 +111,16 @@ fn code_packages_and_paths_follow_current() {
 #[test]
 fn the_next_release_may_have_another_python() {
     let machine = Machine::get();
+    let Some(other) = machine.other_python() else { return };
     let site = Site::new("another_python");
     site.release("1");
-    site.build("2").python(machine.other_python()).make();
+    site.build("2").python(other).make();
     site.flip("1");
     let master = site.start();
     assert_eq!(master.get("/info").json()["python"], machine.default_python().minor.as_str());
     site.flip("2");
     master.reload();
-    assert_eq!(master.get("/info").json()["python"], machine.other_python().minor.as_str());
+    assert_eq!(master.get("/info").json()["python"], other.minor.as_str());
     site.flip("1");
     master.reload();
     assert_eq!(master.get("/info").json()["python"], machine.default_python().minor.as_str());
@@ -172,7 +173,6 @@ fn a_running_request_finishes_on_the_old_release_while_the_new_one_answers() {
         site.build(&number.to_string()).import_s(0.3).make();
     }
     site.flip("1");
-    site.set("reload.keep_previous", "'0s'");
     let master = site.start();
     let address = master.address();
     let mut waits = Vec::new();
@@ -303,7 +303,6 @@ fn thirty_hups_in_a_storm_end_in_the_last_release() {
         site.release(&number.to_string());
     }
     site.flip("1");
-    site.set("reload.keep_previous", "'0s'");
     let master = site.start();
     let load = Load::on(&master.address()).closing(4).keeping(6).posting(20_000).start();
     for number in 0..30 {
@@ -340,7 +339,6 @@ fn two_hundred_reloads_leak_nothing() {
     site.release("1");
     site.release("2");
     site.flip("1");
-    site.set("reload.keep_previous", "'0s'");
     let master = site.start();
     master.wait_settled();
     let pid = master.pid();

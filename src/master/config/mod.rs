@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(server.temp_dirs, [Path::new("/var/tmp"), Path::new("/tmp")]);
         assert_eq!((server.temp_limit, server.response_buffer), (4 << 30, 64 << 20));
         assert_eq!((reload.max_surge, reload.max_unavailable), (Surge::Workers(1), 0));
-        assert_eq!((reload.drain_timeout, reload.keep_previous), (seconds(600), seconds(60)));
+        assert_eq!(reload.drain_timeout, seconds(600));
         assert_eq!((http.keepalive_timeout, http.header_timeout), (seconds(75), seconds(10)));
         assert_eq!((http.body_timeout, http.write_timeout), (seconds(30), seconds(30)));
         assert_eq!((http.limit_request_line, http.limit_request_fields), (8190, 100));
@@ -397,6 +397,7 @@ socket = "run/control.sock"
             ("server", "temp_limit = \"none\"", "cannot be \"none\""),
             ("server", "request_timeouts = { reports = \"1m\" }", "write \"/reports\""),
             ("server", "request_timeouts = { \"/r\" = 5 }", "write \"5s\""),
+            ("reload", "keep_previous = \"60s\"", "later version"),
             ("reload", "max_surge = \"50%\"", "\"100%\""),
             ("http", "limit_request_head = \"64GiB\"", "\"16MiB\""),
             ("http", "limit_request_line = 65537", "raise limit_request_head"),

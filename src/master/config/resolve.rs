@@ -643,8 +643,9 @@ impl<'a> Resolver<'a> {
             }
         }
         let drain_timeout = self.duration(("reload", "drain_timeout"), 600);
-        let keep_previous = self.duration(("reload", "keep_previous"), 60);
-        Reload { max_surge, max_unavailable, drain_timeout, keep_previous }
+        // It keeps the previous release's template for `rollback`, and comes with that verb.
+        self.only(("reload", "keep_previous"), "0s");
+        Reload { max_surge, max_unavailable, drain_timeout }
     }
 
     fn http(&mut self) -> Http {

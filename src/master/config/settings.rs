@@ -113,7 +113,6 @@ pub struct Reload {
     pub max_surge: Surge,
     pub max_unavailable: u32,
     pub drain_timeout: Duration,
-    pub keep_previous: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
