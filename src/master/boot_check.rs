@@ -12,6 +12,7 @@ use forkmaster_wire::message::{
 use nix::fcntl::OFlag;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{kill, Signal};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use crate::clock::Clock;
@@ -43,6 +44,9 @@ pub fn run(settings: &Settings) -> i32 {
     for pid in pids {
         // Not reaped yet, so the pid is still theirs; one that is gone already is no error.
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        // Nothing of the check is left behind. A worker whose middle process has not exited yet is not our child
+        // (ECHILD); then the middle or init reaps it.
+        let _ = waitpid(Pid::from_raw(pid), None);
     }
     match proved {
         Ok(python) => {
@@ -72,7 +76,7 @@ fn prove(settings: &Settings, pids: &mut Vec<i32>) -> Result<String, Refused> {
     let (lifeline, _held) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?;
     let crew = Crew::new(settings.clone(), Vec::new(), false, Clock::new().now())?;
     let (ours, theirs) = Channel::pair()?;
-    ours.send(&ToTemplate::Boot(Box::new(crew.boot(GenerationId(0)))), &[])?;
+    ours.send(&ToTemplate::Boot(Box::new(crew.boot(GenerationId(0)))), &[io::stderr().as_fd()])?;
     let app = &settings.app;
     pids.push(spawn::template(spawn::Start {
         executable: app.interpreter.executable.clone(),

@@ -20,15 +20,14 @@ use crate::config::{self, ConfigFile, Overrides, Source};
 /// Read where neither `-c` nor a module says otherwise.
 const FILE_DEFAULT: &str = "app.toml";
 
-const VERBS: [&str; 8] = ["run", "check", "config", "status", "reload", "wait", "stop", "shutdown"];
+const VERBS: [&str; 9] = ["run", "check", "config", "status", "health", "reload", "wait", "stop", "shutdown"];
 
 /// No module may be taken for one of them now, or the day they exist would change what a command does.
-const VERBS_TO_COME: [&str; 13] = [
+const VERBS_TO_COME: [&str; 12] = [
     "completions",
     "ctl",
     "dump",
     "events",
-    "health",
     "man",
     "pause",
     "recycle",
@@ -46,9 +45,19 @@ pub enum Command {
     Check { source: Source, boot: bool },
     ConfigShow(Source),
     Status { client: Client, json: bool },
+    Health { client: Client, probe: HealthProbe },
     Reload { client: Client, waiting: Waiting },
     WaitReady { client: Client, timeout: Option<Duration> },
     Stop { client: Client, now: bool, waiting: Waiting },
+}
+
+/// What a container's probe asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthProbe {
+    /// The master answers.
+    Live,
+    /// A worker serves.
+    Ready,
 }
 
 /// How a client finds its master.
@@ -101,6 +110,10 @@ pub fn parse(
             place.source(options).map(Command::ConfigShow)
         }
         Verb::Status { json } => Ok(Command::Status { client: place.client(), json }),
+        Verb::Health { live, ready: _ } => {
+            let probe = if live { HealthProbe::Live } else { HealthProbe::Ready };
+            Ok(Command::Health { client: place.client(), probe })
+        }
         Verb::Reload(options) => Ok(Command::Reload { client: place.client(), waiting: options.waiting() }),
         Verb::Wait { state: State::Ready, timeout } => Ok(Command::WaitReady { client: place.client(), timeout }),
         Verb::Stop { now, waiting } => Ok(Command::Stop { client: place.client(), now, waiting: waiting.waiting() }),
@@ -190,6 +203,15 @@ enum Verb {
         /// As JSON
         #[arg(long)]
         json: bool,
+    },
+    /// For container probes: exit 0 or 1
+    Health {
+        /// The master answers
+        #[arg(long)]
+        live: bool,
+        /// A worker serves; the default
+        #[arg(long, conflicts_with = "live")]
+        ready: bool,
     },
     /// Deploy what is on disk now; exit 0 when it serves, 1 with the reason when it was refused
     Reload(WaitOptions),
@@ -408,6 +430,11 @@ mod tests {
         let client = || Client { socket: None, source: source(Some("a.toml"), Overrides::default()) };
         assert_eq!(line("-c a.toml status").unwrap(), Command::Status { client: client(), json: false });
         assert_eq!(line("status --json -c a.toml").unwrap(), Command::Status { client: client(), json: true });
+        let healthy = |probe| Command::Health { client: client(), probe };
+        assert_eq!(line("-c a.toml health").unwrap(), healthy(HealthProbe::Ready));
+        assert_eq!(line("-c a.toml health --ready").unwrap(), healthy(HealthProbe::Ready));
+        assert_eq!(line("-c a.toml health --live").unwrap(), healthy(HealthProbe::Live));
+        assert!(line("-c a.toml health --live --ready").is_err());
         let forever = Waiting::Until(None);
         assert_eq!(line("reload -c a.toml").unwrap(), Command::Reload { client: client(), waiting: forever });
         let seconds = Some(Duration::from_secs(90));

@@ -6,12 +6,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::cli::{Client, Waiting};
+use crate::cli::{Client, HealthProbe, Waiting};
 use crate::config;
 use crate::config::settings::{ControlAddress, ControlSocket};
 use crate::config::surroundings::Surroundings;
 use crate::control::{self, Request};
 use crate::status;
+
+/// The master answers in milliseconds; one that takes longer than this is stuck. Docker gives a probe 30 s, Kubernetes
+/// 1 s unless told otherwise, and both end it themselves.
+const HEALTH_WITHIN: Duration = Duration::from_secs(5);
 
 /// Refused, or not ready.
 const EXIT_REFUSED: i32 = 1;
@@ -35,6 +39,25 @@ pub fn status(client: &Client, surroundings: &Surroundings, json: bool) -> i32 {
         true => 0,
         false => EXIT_REFUSED,
     }
+}
+
+/// Exit 0 or 1 and nothing else: probes know healthy and unhealthy, and Docker reserves 2.
+pub fn health(client: &Client, surroundings: &Surroundings, probe: HealthProbe) -> i32 {
+    let Ok(mut stream) = connect(client, surroundings) else { return EXIT_REFUSED };
+    let Some(answer) = ask(&mut stream, &Request::Status, Some(HEALTH_WITHIN)) else {
+        eprintln!("forkmaster: the master does not answer within {} s", HEALTH_WITHIN.as_secs());
+        return EXIT_REFUSED;
+    };
+    let healthy = match probe {
+        HealthProbe::Live => answer["ok"] == true,
+        HealthProbe::Ready => answer["ready"] == true,
+    };
+    let state = answer["state"].as_str().or(answer["reason"].as_str()).unwrap_or("no state given");
+    match healthy {
+        true => println!("{state}"),
+        false => eprintln!("forkmaster: {state}, not ready"),
+    }
+    i32::from(!healthy)
 }
 
 pub fn reload(client: &Client, surroundings: &Surroundings, waiting: Waiting) -> i32 {
@@ -89,9 +112,16 @@ pub fn stop(client: &Client, surroundings: &Surroundings, now: bool, waiting: Wa
         Err(code) => return code,
     };
     let began = Instant::now();
-    if ask(&mut stream, &Request::Stop { now }, Some(Duration::from_secs(10))).is_none() {
-        eprintln!("forkmaster: the master does not answer");
-        return EXIT_TIMEOUT;
+    match ask(&mut stream, &Request::Stop { now }, Some(Duration::from_secs(10))) {
+        Some(answer) if answer["ok"] == true => {}
+        Some(answer) => {
+            eprintln!("forkmaster: not stopped: {}", answer["reason"].as_str().unwrap_or("no reason given"));
+            return EXIT_REFUSED;
+        }
+        None => {
+            eprintln!("forkmaster: the master does not answer");
+            return EXIT_TIMEOUT;
+        }
     }
     let timeout = match waiting {
         Waiting::No => return 0,

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use forkmaster_wire::message::GenerationId;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{getsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
@@ -101,13 +102,19 @@ impl Control {
         Ok(Some(Control { listener, file, clients: BTreeMap::new(), last: 0, owner }))
     }
 
-    /// Accepts who is there. Anybody but the owner and root is turned away: an abstract name has no file mode.
-    pub fn accept(&mut self, registry: &Registry, mut token: impl FnMut() -> Token) {
-        while let Ok((stream, _)) = self.listener.accept() {
+    /// Accepts who is there. Anybody but the owner and root is turned away: an abstract name has no file mode. False:
+    /// there may be more, but no descriptor for them.
+    pub fn accept(&mut self, registry: &Registry, mut token: impl FnMut() -> Token) -> bool {
+        loop {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+            };
             let uid = getsockopt(&stream, sockopt::PeerCredentials).map(|peer| peer.uid());
             let known = uid.is_ok_and(|uid| uid == self.owner || uid == 0);
+            let who = uid.map_or_else(|_| "unknown uid".to_owned(), |uid| format!("uid {uid}"));
             if !known || self.clients.len() >= CLIENTS_MAX || stream.set_nonblocking(true).is_err() {
-                log::warn!("control client with uid {uid:?} turned away");
+                log::warn!("control client turned away: {who}, {} clients", self.clients.len());
                 continue;
             }
             let token = token();
@@ -124,22 +131,31 @@ impl Control {
         self.clients.iter().find(|(_, client)| client.token == token).map(|(id, _)| *id)
     }
 
-    /// Reads and writes what is possible; returns whole requests, or what is wrong with a line.
-    pub fn ready(&mut self, id: ClientId) -> Vec<Result<Request, String>> {
-        let Some(client) = self.clients.get_mut(&id) else { return Vec::new() };
+    /// Reads and writes what is possible. Drops a client that is gone, or that asks more than it waits for.
+    pub fn ready(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
         let open = client.read();
-        let mut requests = Vec::new();
-        while let Some(end) = client.unread.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = client.unread.drain(..=end).collect();
-            requests.push(serde_json::from_slice(&line).map_err(|error| format!("not a request: {error}")));
-        }
         let flushed = client.flush();
         // A client that has sent its request and closed its writing side may still read its answer.
-        let idle = client.waiting == Waiting::No && client.unsent.is_empty() && requests.is_empty();
-        if !flushed || client.unread.len() > REQUEST_BYTES_MAX || (!open && idle) {
+        let idle = client.waiting == Waiting::No && client.unsent.is_empty() && client.line_end().is_none();
+        let gone = !open && (idle || client.is_gone());
+        if !flushed || gone || client.unread.len() > REQUEST_BYTES_MAX {
             self.clients.remove(&id);
         }
-        requests
+    }
+
+    /// The next request of a client that does not wait for an answer, or what is wrong with its line.
+    pub fn next_request(&mut self, id: ClientId) -> Option<Result<Request, String>> {
+        let client = self.clients.get_mut(&id).filter(|client| client.waiting == Waiting::No)?;
+        let end = client.line_end()?;
+        let line: Vec<u8> = client.unread.drain(..=end).collect();
+        Some(serde_json::from_slice(&line).map_err(|error| format!("not a request: {error}")))
+    }
+
+    /// Clients that have sent their next request while they waited, and have their answer now.
+    pub fn pending(&self) -> Vec<ClientId> {
+        let is_pending = |client: &Client| client.waiting == Waiting::No && client.line_end().is_some();
+        self.clients.iter().filter(|(_, client)| is_pending(client)).map(|(id, _)| *id).collect()
     }
 
     pub fn wait(&mut self, id: ClientId, waiting: Waiting) {
@@ -192,6 +208,16 @@ impl Client {
         true
     }
 
+    fn line_end(&self) -> Option<usize> {
+        self.unread.iter().position(|byte| *byte == b'\n')
+    }
+
+    /// Has closed both directions: poll(2) reports POLLHUP, which a client that only stopped sending does not cause.
+    fn is_gone(&self) -> bool {
+        let mut polled = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
+        poll(&mut polled, PollTimeout::ZERO).is_ok_and(|events| events > 0)
+    }
+
     /// False when the client is gone.
     fn flush(&mut self) -> bool {
         while !self.unsent.is_empty() {
@@ -240,6 +266,11 @@ fn listen_at_first(addresses: &[ControlAddress]) -> io::Result<Option<Listening>
 /// Binds under this path, for the owner only. A stale file is replaced after a connect test; the directory (as of
 /// `/run/forkmaster`) is made if its parent is there.
 fn listen_at(path: &Path) -> io::Result<(UnixListener, (PathBuf, u64, u64))> {
+    // connect(2) calls a file that is no socket ECONNREFUSED, too.
+    if std::fs::symlink_metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
+        let text = format!("a file that is not a socket is at {}; remove it, or choose another path", path.display());
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+    }
     match UnixStream::connect(path) {
         Ok(_) => return Err(in_use(&path.display().to_string())),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
@@ -345,22 +376,101 @@ mod tests {
         let (poll, mut control) = control(&socket);
         let mut client = connect(&socket).unwrap();
         let asking = std::thread::spawn(move || ask(&mut client, &Request::Reload { wait: true }, None).unwrap());
-        let mut requests = Vec::new();
-        let mut token = 10;
+        let id = accepted(&poll, &mut control);
+        assert_eq!(next(&mut control, id), Ok(Request::Reload { wait: true }));
+        control.answer(id, serde_json::json!({"ok": true}));
+        assert_eq!(asking.join().unwrap().unwrap(), r#"{"ok":true,"v":1}"#);
+    }
+
+    /// The client that connects next.
+    fn accepted(poll: &mio::Poll, control: &mut Control) -> ClientId {
+        let token = Token(control.last as usize + 11);
         let started = Instant::now();
-        while requests.is_empty() {
+        loop {
             assert!(started.elapsed() < Duration::from_secs(10));
-            control.accept(poll.registry(), || {
-                token += 1;
-                Token(token)
-            });
-            if let Some(id) = control.client(Token(11)) {
-                requests = control.ready(id);
+            assert!(control.accept(poll.registry(), || token));
+            if let Some(id) = control.client(token) {
+                return id;
             }
         }
-        assert_eq!(requests, [Ok(Request::Reload { wait: true })]);
-        control.answer(control.client(Token(11)).unwrap(), serde_json::json!({"ok": true}));
-        assert_eq!(asking.join().unwrap().unwrap(), r#"{"ok":true,"v":1}"#);
+    }
+
+    /// The request that a client sends next.
+    fn next(control: &mut Control, id: ClientId) -> Result<Request, String> {
+        let started = Instant::now();
+        loop {
+            assert!(started.elapsed() < Duration::from_secs(10));
+            control.ready(id);
+            if let Some(request) = control.next_request(id) {
+                return request;
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_sent_while_another_waits_does_not_cost_its_answer() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = ControlSocket::Path(directory.path().join("control.sock"));
+        let (poll, mut control) = control(&socket);
+        let mut client = connect(&socket).unwrap();
+        client.write_all(b"{\"command\":\"wait_ready\"}\n{\"command\":\"status\"}\n").unwrap();
+        let id = accepted(&poll, &mut control);
+        assert_eq!(next(&mut control, id), Ok(Request::WaitReady));
+        control.wait(id, Waiting::Ready);
+        control.ready(id);
+        assert_eq!(control.next_request(id), None);
+        assert_eq!((control.pending().len(), control.waiting(|waiting| waiting == Waiting::Ready).len()), (0, 1));
+        control.answer(id, serde_json::json!({"ok": true}));
+        assert_eq!(control.pending(), [id]);
+        assert_eq!(control.next_request(id), Some(Ok(Request::Status)));
+    }
+
+    #[test]
+    fn a_client_that_left_while_it_waited_takes_no_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = ControlSocket::Path(directory.path().join("control.sock"));
+        let (poll, mut control) = control(&socket);
+        let ask_to_wait = |control: &mut Control| {
+            let mut client = connect(&socket).unwrap();
+            client.write_all(b"{\"command\":\"wait_ready\"}\n").unwrap();
+            let id = accepted(&poll, control);
+            assert_eq!(next(control, id), Ok(Request::WaitReady));
+            control.wait(id, Waiting::Ready);
+            (client, id)
+        };
+        let (client, id) = ask_to_wait(&mut control);
+        // It has nothing more to say, but listens.
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        control.ready(id);
+        assert_eq!(control.clients.len(), 1);
+        drop(client);
+        control.ready(id);
+        assert!(control.clients.is_empty());
+    }
+
+    #[test]
+    fn a_client_that_floods_is_dropped() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = ControlSocket::Path(directory.path().join("control.sock"));
+        let (poll, mut control) = control(&socket);
+        let mut client = connect(&socket).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let written = client.write("{\"command\":\"status\"}\n".repeat(5000).as_bytes()).unwrap();
+        assert!(written > REQUEST_BYTES_MAX);
+        let id = accepted(&poll, &mut control);
+        control.ready(id);
+        assert!(control.clients.is_empty() && control.next_request(id).is_none());
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_never_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("precious");
+        std::fs::write(&path, "text").unwrap();
+        let poll = mio::Poll::new().unwrap();
+        let error = Control::open(&ControlSocket::Path(path.clone()), poll.registry(), Token(1)).err().unwrap();
+        assert!(error.to_string().contains("not a socket"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "text");
     }
 
     #[test]

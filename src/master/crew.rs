@@ -1,7 +1,7 @@
 //! What the master holds of a generation and of its processes: pids, channels, the scoreboard. The supervisor knows
 //! their states and nothing of this.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use forkmaster_wire::channel::Channel;
@@ -12,6 +12,7 @@ use forkmaster_wire::scoreboard::Scoreboard;
 use mio::Token;
 
 use crate::config::settings::{Settings, Surge};
+use crate::log_file::AccessLog;
 use crate::supervisor::generation::{Plan, Surge as PlanSurge};
 
 /// Beyond the workers that are wanted: successors, draining ones, and workers added by TTIN.
@@ -26,6 +27,7 @@ pub struct Crew {
     /// The interpreter as the first template found itself; a restarted one must be the same.
     pub interpreter: Option<Hello>,
     pub board: Scoreboard,
+    pub access: Option<AccessLog>,
     cells: Vec<Option<WorkerId>>,
     pub began: Instant,
 }
@@ -71,7 +73,8 @@ impl Crew {
         let cells = settings.server.workers * 4 + SPARE_CELLS;
         let board = Scoreboard::create(cells, settings.server.threads)?;
         let cells = vec![None; cells as usize];
-        Ok(Crew { settings, in_place, listeners, template: None, interpreter: None, board, cells, began: now })
+        let access = None;
+        Ok(Crew { settings, in_place, listeners, template: None, interpreter: None, board, access, cells, began: now })
     }
 
     /// A free cell for a new worker; None only with more processes than any setting allows for.
@@ -83,8 +86,10 @@ impl Crew {
     }
 
     /// Only when the process has been reaped: until then it may write.
-    pub fn free_cell(&mut self, cell: u32) {
-        self.cells[cell as usize] = None;
+    pub fn free_cell_of(&mut self, worker: WorkerId) {
+        for cell in self.cells.iter_mut().filter(|cell| **cell == Some(worker)) {
+            *cell = None;
+        }
     }
 
     /// What the supervisor must know of the settings.
@@ -104,6 +109,12 @@ impl Crew {
             shutdown_delay: server.shutdown_delay,
             max_lifetime: server.max_lifetime,
         }
+    }
+
+    /// The logs as `Boot` and `Logs` carry them.
+    pub fn logs<'a>(&'a self, error: &'a OwnedFd) -> Vec<BorrowedFd<'a>> {
+        let access = self.access.as_ref().map(AsFd::as_fd);
+        std::iter::once(error.as_fd()).chain(access).collect()
     }
 
     /// What template and workers must know of the settings.
@@ -138,8 +149,16 @@ impl Crew {
                 response_buffer: server.response_buffer,
                 forwarded_allow_ips: http.forwarded_allow_ips.clone(),
                 forwarded_headers: http.forwarded_headers.clone(),
+                secure_scheme_headers: http.secure_scheme_headers.clone(),
+                underscore_headers: http.underscore_headers.clone(),
+                proxy_protocol: http
+                    .proxy_protocol
+                    .iter()
+                    .map(|(bind, version)| (bind.to_string(), *version))
+                    .collect(),
             },
             log_level: log.level,
+            access: self.access.as_ref().map(|_| log.access_format.clone()),
         }
     }
 }
@@ -147,7 +166,11 @@ impl Crew {
 impl TemplateProcess {
     /// A template that cannot be told anything is dying, and its exit tells more.
     pub fn tell(&self, message: &ToTemplate) {
-        if let Err(error) = self.channel.send(message, &[]) {
+        self.tell_with(message, &[]);
+    }
+
+    pub fn tell_with(&self, message: &ToTemplate, fds: &[BorrowedFd<'_>]) {
+        if let Err(error) = self.channel.send(message, fds) {
             log::debug!("template pid={} cannot be told {message:?}: {error}", self.pid);
         }
     }
@@ -156,7 +179,11 @@ impl TemplateProcess {
 impl WorkerProcess {
     /// As for a template; a worker that stopped reading is caught by the deadline of its answer.
     pub fn tell(&self, message: &ToWorker) {
-        if let Err(error) = self.channel.send(message, &[]) {
+        self.tell_with(message, &[]);
+    }
+
+    pub fn tell_with(&self, message: &ToWorker, fds: &[BorrowedFd<'_>]) {
+        if let Err(error) = self.channel.send(message, fds) {
             log::debug!("worker pid={:?} cannot be told {message:?}: {error}", self.pid);
         }
     }

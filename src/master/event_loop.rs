@@ -1,7 +1,7 @@
 //! The master's one loop: file descriptors and signals become events for the supervisor, and its actions become
 //! system calls. It never waits for a child, a disk or a peer, and no error leaves it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -35,6 +35,8 @@ use crate::{reap, spawn, watch};
 
 const SIGNALS: Token = Token(0);
 const CONTROL: Token = Token(1);
+/// Without a free descriptor no client can be accepted, and nothing tells when there is one.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Tokens from here on are handed out and never used again.
 const FIRST_FREE_TOKEN: usize = 2;
 
@@ -47,6 +49,11 @@ const STACKS_BYTES_MAX: usize = 1024 * 1024;
 /// Idle keep-alive connections live so much longer after the service was told to stop.
 const STOP_IDLE: Duration = Duration::from_secs(2);
 
+/// Messages read from one channel (or pieces from one pipe) before the others get their turn: a process that never
+/// stops talking must not keep the master from anything. More than a dead process can have left behind, since the
+/// kernel charges each packet with some 800 bytes of its 212,992 (socket(7), SO_SNDBUF).
+const READS_PER_PASS_MAX: usize = 512;
+
 /// How often `max_rss` is looked at.
 const RSS_EVERY: Duration = Duration::from_secs(5);
 
@@ -57,8 +64,6 @@ enum Watched {
     Worker(WorkerId),
     /// The pipe that faulthandler writes to.
     Stacks(WorkerId),
-    /// Some control client; the control socket knows which.
-    Client,
 }
 
 pub struct Master {
@@ -79,9 +84,13 @@ pub struct Master {
     pub last_generation: u32,
     pub last_reload: Option<LastReload>,
     pub totals: Totals,
+    /// Templates and workers. Any other token is a control client's, and the control socket knows whose.
     watched: BTreeMap<Token, Watched>,
+    /// Not read to their end: mio is edge-triggered and will not tell again.
+    unread: BTreeSet<Token>,
     next_token: usize,
     last_stacks: u64,
+    accept_at: Option<Instant>,
     look_at: Instant,
     rss_at: Instant,
     exit: Option<i32>,
@@ -113,8 +122,10 @@ impl Master {
             last_reload: None,
             totals: Totals::default(),
             watched: BTreeMap::new(),
+            unread: BTreeSet::new(),
             next_token: FIRST_FREE_TOKEN,
             last_stacks: 0,
+            accept_at: None,
             look_at: now,
             rss_at: now,
             exit: None,
@@ -146,11 +157,12 @@ impl Master {
                 log::warn!("the master did not run for {:.1}s: all deadlines move by that much", late.as_secs_f64());
             }
             // Channels first: what a process said before it ended counts before its end.
-            let tokens: Vec<Token> = events.iter().map(|event| event.token()).collect();
+            let mut tokens = std::mem::take(&mut self.unread);
+            tokens.extend(events.iter().map(|event| event.token()));
             for token in tokens.iter().filter(|token| **token >= Token(FIRST_FREE_TOKEN)) {
                 self.on_ready(*token);
             }
-            if tokens.contains(&CONTROL) {
+            if tokens.contains(&CONTROL) || self.accept_at.is_some_and(|at| at <= self.clock.now()) {
                 self.accept_clients();
             }
             if tokens.contains(&SIGNALS) {
@@ -158,16 +170,22 @@ impl Master {
             }
             self.look_around();
             self.tell(Event::Tick);
+            for client in self.control.as_ref().map_or_else(Vec::new, Control::pending) {
+                self.serve_client(client);
+            }
         }
     }
 
     fn wake_at(&self) -> Instant {
+        if !self.unread.is_empty() {
+            return self.clock.now();
+        }
         let dumps = self.workers.values().filter_map(|worker| match worker.dump {
             Dump::None => None,
             Dump::Asked { answer_by } | Dump::Signalled { answer_by } => Some(answer_by),
         });
         let deadline = self.supervisor.next_deadline();
-        dumps.chain(deadline).fold(self.look_at, Instant::min)
+        dumps.chain(deadline).chain(self.accept_at).fold(self.look_at, Instant::min)
     }
 
     // --- what happens -----------------------------------------------------------------------------------------
@@ -177,9 +195,8 @@ impl Master {
             Some(Watched::Template(generation)) => self.read_template(generation, token),
             Some(Watched::Worker(worker)) => self.read_worker(worker),
             Some(Watched::Stacks(worker)) => self.read_stacks(worker),
-            Some(Watched::Client) => self.on_client(token),
-            // Closed by something earlier in the same batch.
-            None => {}
+            // Or a process's that something earlier in the same batch has closed.
+            None => self.on_client(token),
         }
     }
 
@@ -189,10 +206,7 @@ impl Master {
             self.reap();
         }
         if taken.reopen {
-            match self.log.reopen() {
-                Ok(()) => log::info!("log reopened"),
-                Err(error) => log::error!("log cannot be reopened: {error}"),
-            }
+            self.reopen_logs();
         }
         if taken.upgrade {
             log::warn!("USR2 is ignored: upgrading the master in place comes with a later version");
@@ -208,6 +222,31 @@ impl Master {
         }
         if taken.stop_now {
             self.tell(Event::StopNow);
+        }
+    }
+
+    /// Opens the logs again by their names and hands them to everyone who writes to them.
+    fn reopen_logs(&mut self) {
+        match self.log.reopen() {
+            Ok(()) => log::info!("log reopened"),
+            Err(error) => log::error!("log cannot be reopened: {error}"),
+        }
+        for access in self.crews.values_mut().filter_map(|crew| crew.access.as_mut()) {
+            if let Err(error) = access.reopen() {
+                log::error!("access log cannot be reopened: {error}");
+            }
+        }
+        let error_log = match self.log.fd() {
+            Ok(error_log) => error_log,
+            Err(error) => return log::error!("workers go on with the old log: {error}"),
+        };
+        for (crew, template) in self.crews.values().filter_map(|crew| Some((crew, crew.template.as_ref()?))) {
+            template.tell_with(&ToTemplate::Logs, &crew.logs(&error_log));
+        }
+        for worker in self.workers.values() {
+            if let Some(crew) = self.crews.get(&worker.generation) {
+                worker.tell_with(&ToWorker::Logs, &crew.logs(&error_log));
+            }
         }
     }
 
@@ -253,7 +292,7 @@ impl Master {
     }
 
     fn read_template(&mut self, generation: GenerationId, token: Token) {
-        loop {
+        for _ in 0..READS_PER_PASS_MAX {
             let Some(template) = self.crews.get(&generation).and_then(|crew| crew.template.as_ref()) else { return };
             // A restarted template has another channel.
             if template.token != token {
@@ -273,6 +312,7 @@ impl Master {
             };
             self.tell(Event::Template { generation, event });
         }
+        self.unread.insert(token);
     }
 
     /// What a template's message means to the supervisor.
@@ -324,7 +364,12 @@ impl Master {
             FromTemplate::Failed(failure) => Some(TemplateEvent::Failed(failure)),
             FromTemplate::SpawnFailed { worker, reason } => {
                 log::error!("template gen={generation} could not fork a worker: {reason}");
-                self.worker_ended(worker, Exit::NeverBorn);
+                // It may have been forked all the same, and then its own end is awaited.
+                self.read_worker(worker);
+                let unborn = self.workers.get(&worker).filter(|worker| worker.pid.is_none());
+                if unborn.is_some_and(|worker| worker.generation == generation) {
+                    self.worker_ended(worker, Exit::NeverBorn);
+                }
                 None
             }
             FromTemplate::Pong { id } => Some(TemplateEvent::Pong { ping: id }),
@@ -333,34 +378,44 @@ impl Master {
     }
 
     fn read_worker(&mut self, id: WorkerId) {
-        loop {
+        for _ in 0..READS_PER_PASS_MAX {
             let Some(worker) = self.workers.get_mut(&id) else { return };
+            if !self.watched.contains_key(&worker.token) {
+                return;
+            }
             let event = match worker.channel.receive::<FromWorker>(false) {
                 Ok(Received::Message(message, _)) => match self.on_worker_message(id, message) {
                     Some(event) => event,
                     None => continue,
                 },
                 Ok(Received::Empty) => return,
-                Ok(Received::Eof) => {
-                    if self.watched.remove(&worker.token).is_some() {
-                        // It was registered once, and is deregistered once.
-                        let _ = self.poll.registry().deregister(&mut SourceFd(&worker.channel.as_raw_fd()));
-                        self.on_channel_closed(id);
-                    }
-                    return;
-                }
+                Ok(Received::Eof) => return self.on_channel_lost(id),
                 Err(error) => {
-                    log::error!("worker pid={:?}: its channel: {error}", worker.pid);
-                    WorkerEvent::ChannelLost
+                    log::error!("{}: its channel: {error}", name(worker));
+                    // The middle process, which is to tell the pid, has the same channel.
+                    if worker.pid.is_none() {
+                        continue;
+                    }
+                    return self.on_channel_lost(id);
                 }
             };
             self.tell(Event::Worker { worker: id, event });
         }
+        if let Some(worker) = self.workers.get(&id) {
+            self.unread.insert(worker.token);
+        }
     }
 
-    /// The peer is gone. With a pid, the exit status follows; without, nobody was ever born.
-    fn on_channel_closed(&mut self, id: WorkerId) {
-        let unborn = self.workers.get(&id).is_some_and(|worker| worker.pid.is_none());
+    /// The peer is gone, or what it says makes no sense and is not listened to any more. With a pid, the exit status
+    /// follows, or the supervisor sees to that; without, nobody was ever born.
+    fn on_channel_lost(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get(&id) else { return };
+        if self.watched.remove(&worker.token).is_none() {
+            return;
+        }
+        // It was registered once, and is deregistered once.
+        let _ = self.poll.registry().deregister(&mut SourceFd(&worker.channel.as_raw_fd()));
+        let unborn = worker.pid.is_none();
         if unborn {
             self.worker_ended(id, Exit::NeverBorn);
         } else {
@@ -394,14 +449,21 @@ impl Master {
     fn read_stacks(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         let mut bytes = [0; 4096];
-        while let Ok(read @ 1..) = nix::unistd::read(&worker.stacks, &mut bytes) {
+        for _ in 0..READS_PER_PASS_MAX {
+            let Ok(read @ 1..) = nix::unistd::read(&worker.stacks, &mut bytes) else { return };
             let room = STACKS_BYTES_MAX.saturating_sub(worker.stacks_text.len());
             worker.stacks_text.extend_from_slice(&bytes[..read.min(room)]);
         }
+        self.unread.insert(worker.stacks_token);
     }
 
     /// The process has been reaped, or was never born.
     fn worker_ended(&mut self, id: WorkerId, exit: Exit) {
+        self.forget_worker(id);
+        self.tell(Event::Worker { worker: id, event: WorkerEvent::Exited(exit) });
+    }
+
+    fn forget_worker(&mut self, id: WorkerId) {
         self.read_stacks(id);
         if let Some(mut worker) = self.workers.remove(&id) {
             log_stacks(&mut worker);
@@ -414,10 +476,9 @@ impl Master {
             }
             if let Some(crew) = self.crews.get_mut(&worker.generation) {
                 self.totals.add(&crew.board, worker.cell);
-                crew.free_cell(worker.cell);
+                crew.free_cell_of(id);
             }
         }
-        self.tell(Event::Worker { worker: id, event: WorkerEvent::Exited(exit) });
     }
 
     fn unwatch_template(&mut self, generation: GenerationId) {
@@ -476,7 +537,7 @@ impl Master {
             match worker.dump {
                 Dump::Asked { answer_by } if answer_by <= now => {
                     worker.dump = Dump::Signalled { answer_by: now + STACKS_WITHIN };
-                    if let Some(pid) = worker.pid {
+                    if let Some(pid) = worker.pid.filter(|pid| reap::is_ours(*pid, None)) {
                         // SAFETY: the pid is a child of ours that has not been reaped.
                         unsafe { libc::kill(pid, libc::SIGRTMIN() + 3) };
                     }
@@ -494,22 +555,25 @@ impl Master {
 
     fn accept_clients(&mut self) {
         let Some(control) = &mut self.control else { return };
-        let (watched, next_token) = (&mut self.watched, &mut self.next_token);
-        control.accept(self.poll.registry(), || {
-            let token = Token(*next_token);
+        let next_token = &mut self.next_token;
+        let all = control.accept(self.poll.registry(), || {
             *next_token += 1;
-            watched.insert(token, Watched::Client);
-            token
+            Token(*next_token - 1)
         });
+        self.accept_at = (!all).then(|| self.clock.now() + ACCEPT_AGAIN_AFTER);
     }
 
     fn on_client(&mut self, token: Token) {
         let Some(control) = &mut self.control else { return };
-        let Some(client) = control.client(token) else {
-            self.watched.remove(&token);
-            return;
-        };
-        for request in control.ready(client) {
+        if let Some(client) = control.client(token) {
+            control.ready(client);
+            self.serve_client(client);
+        }
+    }
+
+    /// Takes the requests of a client, one after the other: while it waits for an answer, its next one waits too.
+    fn serve_client(&mut self, client: ClientId) {
+        while let Some(request) = self.control.as_mut().and_then(|control| control.next_request(client)) {
             match request {
                 Ok(request) => self.on_request(client, request),
                 Err(reason) => self.answer(client, json!({"ok": false, "reason": reason})),
@@ -572,7 +636,9 @@ impl Master {
     fn carry_out(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::StartTemplate { generation } => {
-                if let Err(error) = self.start_template(generation) {
+                let token = self.token(Watched::Template(generation));
+                if let Err(error) = self.start_template(generation, token) {
+                    self.watched.remove(&token);
                     return Some(Event::Template { generation, event: TemplateEvent::Failed(error) });
                 }
             }
@@ -603,7 +669,7 @@ impl Master {
             Action::StopWorker { worker } => {
                 self.tell_worker(worker, &ToWorker::Stop { idle_ms: STOP_IDLE.as_millis() as u64 })
             }
-            Action::Kill { worker } => self.kill(worker),
+            Action::Kill { worker } => return self.kill(worker),
             Action::DumpStacks { worker } => self.dump_stacks(worker),
             Action::CheckStuck { worker, stuck } => {
                 let event = self.check_stuck(worker, stuck)?;
@@ -635,15 +701,19 @@ impl Master {
         None
     }
 
-    fn start_template(&mut self, generation: GenerationId) -> Result<(), forkmaster_wire::message::Failure> {
+    fn start_template(
+        &mut self,
+        generation: GenerationId,
+        token: Token,
+    ) -> Result<(), forkmaster_wire::message::Failure> {
         let failure =
             |reason: String| forkmaster_wire::message::Failure { stage: Stage::Start, reason, details: String::new() };
-        let token = self.token(Watched::Template(generation));
         let Some(crew) = self.crews.get_mut(&generation) else { return Err(failure("forgotten".to_owned())) };
         let (ours, theirs) = Channel::pair().map_err(|error| failure(format!("no channel: {error}")))?;
         // The first message waits in the channel before the interpreter has even started.
         let boot = ToTemplate::Boot(Box::new(crew.boot(generation)));
-        ours.send(&boot, &[]).map_err(|error| failure(format!("no boot message: {error}")))?;
+        let error_log = self.log.fd().map_err(|error| failure(format!("no log: {error}")))?;
+        ours.send(&boot, &crew.logs(&error_log)).map_err(|error| failure(format!("no boot message: {error}")))?;
         let app = &crew.settings.app;
         let started = spawn::template(spawn::Start {
             executable: app.interpreter.executable.clone(),
@@ -668,6 +738,34 @@ impl Master {
     fn spawn(&mut self, generation: GenerationId, slot: SlotIndex, id: WorkerId, prove: bool) -> io::Result<()> {
         let token = self.token(Watched::Worker(id));
         let stacks_token = self.token(Watched::Stacks(id));
+        let worker = self.spawn_watched(generation, slot, id, prove, token, stacks_token);
+        match worker {
+            Ok(worker) => {
+                self.workers.insert(id, worker);
+                Ok(())
+            }
+            Err(error) => {
+                for token in [token, stacks_token] {
+                    self.watched.remove(&token);
+                }
+                if let Some(crew) = self.crews.get_mut(&generation) {
+                    crew.free_cell_of(id);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Leaves it to `spawn` to undo what an error leaves behind. Telling the template is the last thing that can fail.
+    fn spawn_watched(
+        &mut self,
+        generation: GenerationId,
+        slot: SlotIndex,
+        id: WorkerId,
+        prove: bool,
+        token: Token,
+        stacks_token: Token,
+    ) -> io::Result<WorkerProcess> {
         let crew = self.crews.get_mut(&generation).ok_or(io::ErrorKind::NotFound)?;
         let cell = crew.take_cell(id).ok_or_else(|| io::Error::other("the scoreboard has no cell left"))?;
         let template = crew.template.as_ref().ok_or(io::ErrorKind::NotFound)?;
@@ -685,14 +783,11 @@ impl Master {
         });
         let mut fds: Vec<BorrowedFd<'_>> = vec![theirs.as_fd(), crew.board.as_fd(), stacks_write.as_fd()];
         fds.extend(listeners.iter().map(|(_, fd)| *fd));
-        if let Err(error) = template.channel.send(&message, &fds) {
-            crew.free_cell(cell);
-            return Err(error);
-        }
         let registry = self.poll.registry();
         registry.register(&mut SourceFd(&ours.as_raw_fd()), token, Interest::READABLE)?;
         registry.register(&mut SourceFd(&stacks.as_raw_fd()), stacks_token, Interest::READABLE)?;
-        let worker = WorkerProcess {
+        template.channel.send(&message, &fds)?;
+        Ok(WorkerProcess {
             generation,
             slot,
             pid: None,
@@ -704,9 +799,7 @@ impl Master {
             stacks_text: Vec::new(),
             dump: Dump::None,
             listeners: crew.listeners.clone(),
-        };
-        self.workers.insert(id, worker);
-        Ok(())
+        })
     }
 
     fn tell_template(&self, generation: GenerationId, message: &ToTemplate) {
@@ -722,10 +815,16 @@ impl Master {
     }
 
     /// SIGKILL. Every request that it cuts gets a line, since nobody else will ever tell of it.
-    fn kill(&mut self, id: WorkerId) {
-        let Some(worker) = self.workers.get(&id) else { return };
+    /// Returns an event where there is no process of ours whose end could be awaited.
+    fn kill(&mut self, id: WorkerId) -> Option<Event> {
+        let worker = self.workers.get(&id)?;
         // Without a pid there is nothing to signal yet: the supervisor asks again when it is known.
-        let Some(pid) = worker.pid else { return };
+        let pid = worker.pid?;
+        if !self.is_ours(worker, pid) {
+            log::error!("{} is not a process of this service: not signalled", name(worker));
+            self.forget_worker(id);
+            return Some(Event::Worker { worker: id, event: WorkerEvent::Exited(Exit::NeverBorn) });
+        }
         if let Some(crew) = self.crews.get(&worker.generation) {
             for running in watch::running(&crew.board, worker.cell) {
                 let age = watch::age(&running).as_secs_f64();
@@ -733,6 +832,13 @@ impl Master {
             }
         }
         signal_kill(pid);
+        None
+    }
+
+    /// A pid is the word of a process that runs the application's code, and the master may be root.
+    fn is_ours(&self, worker: &WorkerProcess, pid: i32) -> bool {
+        let template = self.crews.get(&worker.generation).and_then(|crew| crew.template.as_ref());
+        reap::is_ours(pid, template.map(|template| template.pid))
     }
 
     /// For `Mutant::KillOldFirst` only.
@@ -811,8 +917,9 @@ impl Master {
     /// the commit, since nobody else would serve who connects there.
     fn listeners_without_heir(&self, id: WorkerId) -> Vec<ListenerId> {
         let Some(worker) = self.workers.get(&id) else { return Vec::new() };
-        let transaction = self.supervisor.in_transaction().filter(|generation| generation.id != worker.generation);
-        let heir = transaction.or(self.supervisor.serving());
+        // Until workers change places, the heir is the next worker of the generation that serves.
+        let successor = self.supervisor.exchanging().filter(|generation| generation.id != worker.generation);
+        let heir = successor.or(self.supervisor.serving());
         let Some(heir) = heir.and_then(|generation| self.crews.get(&generation.id)) else { return Vec::new() };
         worker.listeners.iter().filter(|listener| !heir.listeners.contains(listener)).copied().collect()
     }
@@ -820,7 +927,7 @@ impl Master {
     /// Closes listeners that neither the serving generation nor one in a transaction has. The master's copy goes
     /// first; then the workers that still have them accept what is queued and close theirs: the last close(2) is
     /// what makes the kernel refuse.
-    fn close_unused_listeners(&mut self) {
+    pub fn close_unused_listeners(&mut self) {
         let used: Vec<ListenerId> = [self.supervisor.serving(), self.supervisor.in_transaction()]
             .into_iter()
             .flatten()

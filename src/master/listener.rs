@@ -198,7 +198,8 @@ impl Listeners {
     pub fn wire(&self, ids: &[ListenerId]) -> Vec<(message::Listener, BorrowedFd<'_>)> {
         let known = |id: &ListenerId| {
             let listener = self.listeners.get(id)?;
-            Some((message::Listener { id: *id, address: listener.address.clone() }, listener.socket.as_fd()))
+            let (address, bind) = (listener.address.clone(), listener.bind.to_string());
+            Some((message::Listener { id: *id, address, bind }, listener.socket.as_fd()))
         };
         ids.iter().filter_map(known).collect()
     }

@@ -1,15 +1,17 @@
-//! Where the master's log lines go: stderr, or a file that is opened again by name on USR1, so that logrotate can
-//! move it away. A line is one write(2).
+//! The logs: stderr and stdout, or files that are opened again by name on USR1, so that logrotate can move them away.
+//! Only the master opens them, since workers may not be allowed to; they get the descriptors. A line is one write(2)
+//! at the file's end (O_APPEND), so that lines of several processes do not mix.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use forkmaster_wire::message::LogLevel;
 use log::LevelFilter;
 
-use crate::config::settings::LogTarget;
+use crate::config::settings::{AccessTarget, LogTarget};
 
 /// A handle to the running log; cheap to clone.
 #[derive(Clone)]
@@ -63,6 +65,14 @@ impl LogFile {
         Ok(())
     }
 
+    /// A copy of the descriptor that is written to, for workers.
+    pub fn fd(&self) -> io::Result<OwnedFd> {
+        match &*self.lock() {
+            Target::Stderr => io::stderr().as_fd().try_clone_to_owned(),
+            Target::File { file, .. } => file.as_fd().try_clone_to_owned(),
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Target> {
         // Nothing panics while it is held; and a log that was poisoned all the same must still log.
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -79,6 +89,37 @@ impl Write for LogFile {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// A generation's access log. The master writes nothing to it.
+pub struct AccessLog {
+    target: AccessTarget,
+    fd: OwnedFd,
+}
+
+impl AccessLog {
+    pub fn open(target: &AccessTarget) -> io::Result<AccessLog> {
+        Ok(AccessLog { target: target.clone(), fd: open_access(target)? })
+    }
+
+    /// As `LogFile::reopen`.
+    pub fn reopen(&mut self) -> io::Result<()> {
+        self.fd = open_access(&self.target)?;
+        Ok(())
+    }
+}
+
+impl AsFd for AccessLog {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn open_access(target: &AccessTarget) -> io::Result<OwnedFd> {
+    match target {
+        AccessTarget::Stdout => io::stdout().as_fd().try_clone_to_owned(),
+        AccessTarget::File(path) => open(path).map(OwnedFd::from),
     }
 }
 

@@ -43,6 +43,7 @@ fn main() {
         Command::Check { source, boot } => check(&source, &surroundings, boot),
         Command::ConfigShow(source) => show(&source, &surroundings),
         Command::Status { client, json } => client::status(&client, &surroundings, json),
+        Command::Health { client, probe } => client::health(&client, &surroundings, probe),
         Command::Reload { client, waiting } => client::reload(&client, &surroundings, waiting),
         Command::WaitReady { client, timeout } => client::wait_ready(&client, &surroundings, timeout),
         Command::Stop { client, now, waiting } => client::stop(&client, &surroundings, now, waiting),

@@ -38,3 +38,38 @@ pub fn reap(pid: i32) -> Option<Exit> {
 pub fn become_subreaper() -> nix::Result<()> {
     nix::sys::prctl::set_child_subreaper(true)
 }
+
+/// Whether this is a child of ours that has not been reaped, or one that will be in a moment: a worker whose middle
+/// process still exits is in its template's session, and nobody else can be.
+pub fn is_ours(pid: i32, session: Option<i32>) -> bool {
+    // 0 and less stand for groups of processes (kill(2)).
+    if pid <= 1 {
+        return false;
+    }
+    // SAFETY: an all-zero siginfo_t is a valid value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: the pointer is to a living value. ECHILD: not a child.
+    let is_child = unsafe { libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, flags) } == 0;
+    // SAFETY: no memory is involved.
+    is_child || session.is_some_and(|session| unsafe { libc::getsid(pid) } == session)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_that_is_not_a_child_is_never_ours() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id() as i32;
+        assert!(is_ours(pid, None));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // SAFETY: no memory is involved.
+        let parent = unsafe { libc::getppid() };
+        for other in [pid, -1, 0, 1, -pid, parent] {
+            assert!(!is_ours(other, Some(1 << 30)), "{other}");
+        }
+    }
+}

@@ -2,6 +2,7 @@
 //! release and its venv are followed and pinned, and new addresses are bound. Whatever is wrong here changes
 //! nothing, and whoever asked hears it.
 
+use std::io;
 use std::time::Duration;
 
 use forkmaster_wire::message::GenerationId;
@@ -13,7 +14,11 @@ use crate::config::{self, Loaded};
 use crate::control::{ClientId, Waiting};
 use crate::crew::Crew;
 use crate::event_loop::Master;
+use crate::log_file::AccessLog;
 use crate::supervisor::{Event, Phase, Verdict};
+
+/// EX_NOPERM of sysexits.h.
+const EXIT_PERMISSION: u8 = 77;
 
 /// How the latest reload (or the start) ended, for `status`.
 #[derive(Clone, Debug)]
@@ -94,6 +99,10 @@ pub fn start(master: &mut Master, loaded: Loaded, asker: Option<(ClientId, bool)
         let (app, before) = (&settings.app, &predecessor.settings.app);
         in_place = app.release == before.release && app.interpreter.venv == before.interpreter.venv;
     }
+    let access = settings.log.access.as_ref().map(AccessLog::open).transpose().map_err(|error| {
+        let exit_code = if error.kind() == io::ErrorKind::PermissionDenied { EXIT_PERMISSION } else { 1 };
+        Refused { reason: format!("[log] access cannot be opened: {error}"), exit_code }
+    })?;
     let server = &settings.server;
     let listeners = master
         .listeners
@@ -115,8 +124,12 @@ pub fn start(master: &mut Master, loaded: Loaded, asker: Option<(ClientId, bool)
     }
     let plan = Crew::plan(&settings);
     let began = master.clock.now();
-    let crew = Crew::new(settings, listeners, in_place, began)
-        .map_err(|error| Refused { reason: format!("no scoreboard: {error}"), exit_code: 1 })?;
+    let mut crew = Crew::new(settings, listeners, in_place, began).map_err(|error| {
+        // What was bound for it.
+        master.close_unused_listeners();
+        Refused { reason: format!("no scoreboard: {error}"), exit_code: 1 }
+    })?;
+    crew.access = access;
     master.crews.insert(generation, crew);
     match asker {
         Some((client, true)) => master.wait(client, Waiting::Verdict { generation }),

@@ -13,7 +13,7 @@ use crate::supervisor::worker::Stuck;
 pub const SILENT_AFTER: Duration = Duration::from_secs(30);
 
 /// How often the board is looked at, at the most and at the least.
-const EVERY_MAX: Duration = Duration::from_millis(500);
+const EVERY_MAX: Duration = Duration::from_secs(1);
 const EVERY_MIN: Duration = Duration::from_millis(50);
 
 /// What one look at a worker's cell shows.

@@ -35,8 +35,11 @@ display_number!(GenerationId WorkerId SlotIndex ListenerId);
 /// Master to template.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToTemplate {
-    /// The first message; it waits in the channel before the interpreter has even started.
+    /// The first message; it waits in the channel before the interpreter has even started. File descriptors: the
+    /// error log, and the access log where `Boot::access` is set.
     Boot(Box<Boot>),
+    /// The logs have been opened again; file descriptors as with `Boot`. Whoever is forked later has the new ones.
+    Logs,
     /// Fork one worker. File descriptors: the worker's end of its channel, the scoreboard, the write end of
     /// the pipe for faulthandler's stack dumps, then one per entry of `listeners`.
     Spawn(Spawn),
@@ -88,6 +91,9 @@ pub enum ToWorker {
     Retire,
     /// Answer with `Stacks`: the Python stacks of all threads.
     Stacks { id: u64 },
+    /// The logs have been opened again; file descriptors as with `ToTemplate::Boot`. A worker may not be allowed to
+    /// open them itself.
+    Logs,
 }
 
 /// Worker to master, on the worker's own channel.
@@ -142,6 +148,74 @@ pub struct Boot {
     pub workers: u32,
     pub http: Http,
     pub log_level: LogLevel,
+    /// None: there is no access log.
+    pub access: Option<AccessFormat>,
+}
+
+/// How a line of the access log looks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AccessFormat {
+    Json,
+    Line(Vec<AccessPart>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AccessPart {
+    Text(String),
+    Atom {
+        atom: Atom,
+        /// It stands between quotation marks, where a blank ends nothing.
+        quoted: bool,
+    },
+}
+
+/// What a line of the access log can tell, with Gunicorn's names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Atom {
+    /// `h`: REMOTE_ADDR.
+    RemoteAddress,
+    /// `l`: `-`, as identd is no more.
+    Identity,
+    /// `u`: of Basic authentication.
+    User,
+    /// `t`: `[22/Nov/2026:23:25:59 +0000]`.
+    Time,
+    /// `r`: method, target and version as they were sent.
+    RequestLine,
+    /// `m`
+    Method,
+    /// `U`: the path, decoded.
+    Path,
+    /// `q`
+    Query,
+    /// `H`: `HTTP/1.1`.
+    Protocol,
+    /// `s`
+    Status,
+    /// `B`: bytes of the body.
+    Bytes,
+    /// `b`: the same, `-` for none.
+    BytesOrDash,
+    /// `f`
+    Referer,
+    /// `a`
+    UserAgent,
+    /// `T`
+    Seconds,
+    /// `M`
+    Milliseconds,
+    /// `D`
+    Microseconds,
+    /// `L`: seconds with six decimals.
+    DecimalSeconds,
+    /// `p`: `<4711>`.
+    Pid,
+    /// `{name}i`
+    RequestHeader(String),
+    /// `{name}o`
+    ResponseHeader(String),
+    /// `{name}e`: of the WSGI environ.
+    Environ(String),
 }
 
 /// `shop.wsgi:application`, `shop:api.app`, `shop:create_app('prod')`.
@@ -186,6 +260,18 @@ pub struct Http {
     pub response_buffer: u64,
     pub forwarded_allow_ips: Vec<String>,
     pub forwarded_headers: Vec<String>,
+    /// Names and values of header fields by which a trusted proxy says that its client came by https.
+    pub secure_scheme_headers: Vec<(String, String)>,
+    /// Names, in lower case, of the header fields with an underscore that a trusted proxy may send.
+    pub underscore_headers: Vec<String>,
+    /// The listeners, by `Listener::bind`, whose connections begin with a PROXY header.
+    pub proxy_protocol: Vec<(String, ProxyProtocol)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProxyProtocol {
+    V1,
+    V2,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -221,6 +307,8 @@ pub struct Listener {
     pub id: ListenerId,
     /// As configured and bound, for log lines: `127.0.0.1:8000`, `unix:/run/shop.sock`.
     pub address: String,
+    /// As configured; `Http::proxy_protocol` names it.
+    pub bind: String,
 }
 
 /// The interpreter, as it found itself.

@@ -74,7 +74,10 @@ fn wait_for(middle: Pid) -> Result<(), ForkError> {
         match waitpid(middle, None) {
             Ok(status) => break status,
             Err(Errno::EINTR) => {}
-            Err(error) => return Err(ForkError { reason: format!("waitpid: {error}"), hung: false }),
+            // The application ignores SIGCHLD, or reaps what is not its own. If there is no worker, the master learns
+            // it from the channel's end of file.
+            Err(Errno::ECHILD) if !hung => return Ok(()),
+            Err(error) => return Err(ForkError { reason: format!("waitpid: {error}"), hung }),
         }
     };
     match status {

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use crate::link::Link;
+use crate::logs::Logs;
 use crate::signals::with_all_blocked;
 use crate::stacks;
 
@@ -22,12 +23,12 @@ use crate::stacks;
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Starts the guard. All signals are blocked in it: they belong to the main thread.
-pub fn start(link: Arc<Link>, lifeline: OwnedFd) -> io::Result<()> {
-    with_all_blocked(|| thread::Builder::new().name("fm-guard".into()).spawn(move || watch(&link, &lifeline)))?;
+pub fn start(link: Arc<Link>, logs: Logs, lifeline: OwnedFd) -> io::Result<()> {
+    with_all_blocked(|| thread::Builder::new().name("fm-guard".into()).spawn(move || watch(&link, logs, &lifeline)))?;
     Ok(())
 }
 
-fn watch(link: &Arc<Link>, lifeline: &OwnedFd) {
+fn watch(link: &Arc<Link>, logs: Logs, lifeline: &OwnedFd) {
     let dumping = Arc::new(AtomicBool::new(false));
     loop {
         let mut watched =
@@ -46,22 +47,30 @@ fn watch(link: &Arc<Link>, lifeline: &OwnedFd) {
             end(link);
         }
         if channel {
-            receive(link, &dumping);
+            receive(link, logs, &dumping);
         }
     }
 }
 
 /// Takes all messages that are there.
-fn receive(link: &Arc<Link>, dumping: &Arc<AtomicBool>) {
+fn receive(link: &Arc<Link>, logs: Logs, dumping: &Arc<AtomicBool>) {
     loop {
         match link.receive() {
             Ok(Received::Message(ToWorker::Stacks { id }, _)) => dump_stacks(link, dumping, id),
+            Ok(Received::Message(ToWorker::Logs, fds)) => logs.replace(fds),
             Ok(Received::Message(command, _)) => link.obey(command),
             Ok(Received::Empty) => return,
             Ok(Received::Eof) => end(link),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // A message of another version.
-            Err(error) => log::error!("a message of the master was not understood: {error}"),
+            Err(error) if error.kind() == io::ErrorKind::Other => {
+                log::error!("a message of the master was not understood: {error}");
+            }
+            // The application has closed descriptors that are not its own: the master is not heard any more.
+            Err(error) => {
+                log::error!("the master's channel is lost: {error}");
+                end(link);
+            }
         }
     }
 }

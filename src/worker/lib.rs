@@ -3,12 +3,15 @@
 //!
 //! `run` is the life of a process: first of a template, which forks; in its forks that of a worker.
 
+mod access;
 mod application;
 mod failure;
 mod fork;
 mod guard;
 mod link;
 mod logger;
+mod logs;
+mod percent;
 mod probe;
 mod signals;
 mod stacks;

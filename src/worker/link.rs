@@ -124,7 +124,7 @@ fn obey(handle: &Handle, command: ToWorker) {
         ToWorker::CloseListeners { listeners } => handle.close_listeners(ids(listeners)),
         ToWorker::Stop { idle_ms } => handle.stop(Duration::from_millis(idle_ms)),
         ToWorker::Retire => handle.retire(),
-        // Answered by the guard, with or without a server.
-        ToWorker::Stacks { .. } => {}
+        // Dealt with by the guard, with or without a server.
+        ToWorker::Stacks { .. } | ToWorker::Logs => {}
     }
 }

@@ -1,22 +1,51 @@
-//! Log lines on stderr, in the master's form: `2026-11-22T23:25:59.123Z INFO  message`. One write(2) a line, so
-//! that the lines of several processes do not mix.
+//! Log lines in the master's form, `2026-11-22T23:25:59.123Z INFO  message`, to where the master's go. One write(2) a
+//! line, so that the lines of several processes do not mix.
 
 use std::fmt::Write;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use forkmaster_wire::timestamp;
 use log::{LevelFilter, Log, Metadata, Record};
 
-struct StderrLog;
+struct ErrorLog;
+
+/// The log crate knows one logger a process, and so there is one descriptor. Until the master has sent its log it is
+/// stderr.
+static FD: AtomicI32 = AtomicI32::new(libc::STDERR_FILENO);
 
 /// The first call installs the log; later ones only change its level.
 pub fn start(level: LevelFilter) {
     // An error means that it is installed already.
-    let _ = log::set_logger(&StderrLog);
+    let _ = log::set_logger(&ErrorLog);
     log::set_max_level(level);
 }
 
-impl Log for StderrLog {
+/// From now on lines go to this descriptor, which stays open for the life of the process.
+pub fn write_to(fd: RawFd) {
+    FD.store(fd, Ordering::Relaxed);
+}
+
+/// Where lines go.
+pub fn fd() -> RawFd {
+    FD.load(Ordering::Relaxed)
+}
+
+/// Writes all of it, at once where the kernel takes it.
+pub fn write(mut bytes: &[u8]) {
+    // SAFETY: open for the life of the process: see `write_to`; Python sees to descriptor 2 at its start.
+    let log = unsafe { BorrowedFd::borrow_raw(fd()) };
+    while !bytes.is_empty() {
+        match nix::unistd::write(log, bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(nix::errno::Errno::EINTR) => {}
+            // Nobody is left to be told that the log cannot be written.
+            Err(_) => return,
+        }
+    }
+}
+
+impl Log for ErrorLog {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.level() <= log::max_level()
     }
@@ -29,10 +58,7 @@ impl Log for StderrLog {
         timestamp::push_now(&mut line);
         // Writing to a String cannot fail.
         let _ = writeln!(line, " {:<5} {}", record.level(), record.args());
-        // SAFETY: file descriptor 2 is open for the life of the process: Python sees to it at its start.
-        let stderr = unsafe { BorrowedFd::borrow_raw(2) };
-        // Nobody is left to be told that the log cannot be written.
-        let _ = nix::unistd::write(stderr, line.as_bytes());
+        write(line.as_bytes());
     }
 
     fn flush(&self) {}

@@ -94,6 +94,7 @@ fn handle(py: Python<'_>, worker: Option<&Worker>, number: c_int) {
         libc::SIGTERM => die_of(number),
         _int_or_quit => {
             worker.leave(if number == libc::SIGINT { "signal INT" } else { "signal QUIT" });
+            py.detach(|| worker.finish_logs());
             exit_now(py, 0);
         }
     }
@@ -138,10 +139,10 @@ pub fn set_wakeup(py: Python<'_>, end: RawFd) -> PyResult<()> {
     Ok(())
 }
 
-/// `faulthandler`: the Python traceback on stderr when the process crashes (SEGV, ABRT and their like).
-pub fn enable_crash_dumps(py: Python<'_>) -> PyResult<()> {
+/// `faulthandler`: the Python traceback in the log when the process crashes (SEGV, ABRT and their like).
+pub fn enable_crash_dumps(py: Python<'_>, log: RawFd) -> PyResult<()> {
     let arguments = PyDict::new(py);
-    arguments.set_item("file", libc::STDERR_FILENO)?;
+    arguments.set_item("file", log)?;
     py.import("faulthandler")?.call_method("enable", (), Some(&arguments))?;
     Ok(())
 }

@@ -17,6 +17,7 @@ use pyo3::prelude::*;
 
 use crate::failure::{failure, from_exception};
 use crate::fork::{fork, Forked};
+use crate::logs::Logs;
 use crate::signals::{enable_crash_dumps, exit_now, flush, Signals};
 use crate::title::Title;
 use crate::worker::{self, Birth};
@@ -28,6 +29,7 @@ const HUNG_FORKS_MAX: u32 = 2;
 struct Template {
     channel: Channel,
     boot: Box<Boot>,
+    logs: Logs,
     /// The imported application, with `preload`.
     application: Option<Py<PyAny>>,
     signals: Signals,
@@ -41,8 +43,8 @@ pub fn run(py: Python<'_>, channel: Channel, lifeline: OwnedFd) -> PyResult<()> 
     let title = Title::find();
     title.set("forkmaster: template starting");
     tell(&channel, &FromTemplate::Hello(hello(py)?));
-    let boot = match receive(py, &channel)? {
-        Some((ToTemplate::Boot(boot), _)) => boot,
+    let (boot, logs) = match receive(py, &channel)? {
+        Some((ToTemplate::Boot(boot), fds)) => (boot, Logs::new(fds)),
         Some((other, _)) => {
             let reason = format!("the first message was not Boot but {other:?}");
             refuse(py, &channel, failure(Stage::Start, reason, ""));
@@ -51,7 +53,7 @@ pub fn run(py: Python<'_>, channel: Channel, lifeline: OwnedFd) -> PyResult<()> 
     };
     logger::start(level(boot.log_level));
     title.set(&format!("forkmaster: {} template gen={}", boot.name, boot.generation));
-    let mut template = match Template::load(py, channel, boot) {
+    let mut template = match Template::load(py, channel, boot, logs) {
         Ok(template) => template,
         Err((channel, failure)) => refuse(py, &channel, failure),
     };
@@ -65,11 +67,11 @@ pub fn run(py: Python<'_>, channel: Channel, lifeline: OwnedFd) -> PyResult<()> 
 
 impl Template {
     /// Imports what `preload` asks for and says that it is ready to fork.
-    fn load(py: Python<'_>, channel: Channel, boot: Box<Boot>) -> Result<Template, (Channel, Failure)> {
+    fn load(py: Python<'_>, channel: Channel, boot: Box<Boot>, logs: Logs) -> Result<Template, (Channel, Failure)> {
         let load = || -> Result<(Signals, Option<Py<PyAny>>, Loaded), Failure> {
             let broken = |error: PyErr| from_exception(py, Stage::Start, "while it was started", &error);
             startup::enter_release(py, &boot)?;
-            enable_crash_dumps(py).map_err(broken)?;
+            enable_crash_dumps(py, logger::fd()).map_err(broken)?;
             let mut signals = Signals::install(py).map_err(broken)?;
             let mut loaded = Loaded { import_ms: 0, threads: Vec::new() };
             let mut application = None;
@@ -85,7 +87,7 @@ impl Template {
         match load() {
             Ok((signals, application, loaded)) => {
                 tell(&channel, &FromTemplate::Loaded(loaded));
-                Ok(Template { channel, boot, application, signals, frozen: false, hung_forks: 0 })
+                Ok(Template { channel, boot, logs, application, signals, frozen: false, hung_forks: 0 })
             }
             Err(failure) => Err((channel, failure)),
         }
@@ -101,6 +103,7 @@ impl Template {
                     }
                 }
                 Some((ToTemplate::Ping { id }, _)) => tell(&self.channel, &FromTemplate::Pong { id }),
+                Some((ToTemplate::Logs, fds)) => self.logs.replace(fds),
                 Some((ToTemplate::Boot(_), _)) => log::error!("a template was told to boot twice"),
                 // Without the interpreter's own end: what the application registered with `atexit` is for the
                 // processes that serve.
@@ -112,7 +115,7 @@ impl Template {
     /// Forks one worker; the birth is returned in the fork.
     fn spawn(&mut self, py: Python<'_>, spawn: Spawn, fds: Vec<OwnedFd>) -> PyResult<Option<Birth>> {
         let worker = spawn.worker;
-        let birth = match Birth::new(spawn, fds) {
+        let birth = match Birth::new(spawn, fds, self.logs) {
             Ok(birth) => birth,
             Err(reason) => {
                 self.spawn_failed(worker, reason);

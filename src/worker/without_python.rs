@@ -1,10 +1,14 @@
 //! The tests of the worker's modules that know no Python; see Cargo.toml.
 
+#[path = "access/mod.rs"]
+mod access;
 #[path = "wsgi/forwarded.rs"]
 mod forwarded;
 #[path = "logger.rs"]
 mod logger;
-#[path = "wsgi/percent.rs"]
+#[path = "logs.rs"]
+mod logs;
+#[path = "percent.rs"]
 mod percent;
 #[path = "title.rs"]
 mod title;

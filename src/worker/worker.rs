@@ -13,14 +13,16 @@ use std::time::Duration;
 
 use forkmaster_http::serve::{self, AppThread, Meter, Reports, Server, Wake};
 use forkmaster_wire::channel::Channel;
-use forkmaster_wire::message::{Boot, Failure, FromWorker, GenerationId, SlotIndex, Spawn, Stage};
+use forkmaster_wire::message::{Boot, Failure, FromWorker, GenerationId, ProxyProtocol, SlotIndex, Spawn, Stage};
 use forkmaster_wire::scoreboard::{monotonic_ns, Cell, Scoreboard};
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyDict, PyTuple};
 
+use crate::access::{AccessLog, Origin};
 use crate::failure::{failure, from_exception, summary, traceback};
 use crate::link::Link;
+use crate::logs::Logs;
 use crate::signals::{self, exit_now, with_all_blocked, Signals};
 use crate::title::Title;
 use crate::wsgi::environ::Common;
@@ -33,22 +35,26 @@ use crate::{guard, probe, startup, tempdir};
 /// requests follow each other without a wait between them.
 const TURN_NS: u64 = 5_000_000;
 
-/// What a worker is born with: `Spawn` and the descriptors that travelled with it.
+/// For the last lines of the access log: a log that takes nothing must not keep a process.
+const LOGS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a worker is born with: `Spawn`, the descriptors that travelled with it, and the template's logs.
 pub struct Birth {
     spawn: Spawn,
     channel: Channel,
+    logs: Logs,
     scoreboard: OwnedFd,
     stacks: OwnedFd,
     listeners: Vec<OwnedFd>,
 }
 
 impl Birth {
-    pub fn new(spawn: Spawn, fds: Vec<OwnedFd>) -> Result<Birth, String> {
+    pub fn new(spawn: Spawn, fds: Vec<OwnedFd>, logs: Logs) -> Result<Birth, String> {
         let (expected, came) = (3 + spawn.listeners.len(), fds.len());
         let mut fds = fds.into_iter();
         match (fds.next(), fds.next(), fds.next()) {
             (Some(channel), Some(scoreboard), Some(stacks)) if came == expected => {
-                Ok(Birth { spawn, channel: channel.into(), scoreboard, stacks, listeners: fds.collect() })
+                Ok(Birth { spawn, channel: channel.into(), logs, scoreboard, stacks, listeners: fds.collect() })
             }
             (_, _, _) => Err(format!("{came} file descriptors came with Spawn, not {expected}")),
         }
@@ -76,6 +82,7 @@ pub struct Worker {
     forked_child: AtomicBool,
     /// Descriptors that belong to the worker and not to such a child.
     own: Vec<RawFd>,
+    access: Option<Arc<AccessLog>>,
 }
 
 impl fmt::Display for Worker {
@@ -110,6 +117,13 @@ impl Worker {
 
     pub fn is_forked_child(&self) -> bool {
         self.forked_child.load(Ordering::Relaxed)
+    }
+
+    /// Writes what waits for the logs, as far as they take it in time.
+    pub fn finish_logs(&self) {
+        if let Some(access) = self.access.as_ref().filter(|_| !self.is_forked_child()) {
+            access.finish(LOGS_TIMEOUT);
+        }
     }
 
     /// In a child that the application forked without exec (`multiprocessing`): it never serves, beats or
@@ -149,7 +163,7 @@ pub fn live(
     lifeline: OwnedFd,
     title: Title,
 ) -> PyResult<()> {
-    let Birth { spawn, channel, scoreboard, stacks, listeners } = birth;
+    let Birth { spawn, channel, logs, scoreboard, stacks, listeners } = birth;
     let who = format!("forkmaster: {} worker gen={} slot={}", boot.name, boot.generation, spawn.slot);
     let link = Arc::new(Link::new(channel, title, who));
     let started = (|| -> Result<(), Failure> {
@@ -157,9 +171,11 @@ pub fn live(
         let (wakeup, wakeup_end) = signals::wakeup_pipe().map_err(|error| os_failure("the signal pipe", &error))?;
         // These stay open for the rest of the process's life: Python knows the numbers, and so do forked children.
         let (stacks, wakeup_end) = (stacks.into_raw_fd(), wakeup_end.into_raw_fd());
-        let own = vec![link.as_raw_fd(), lifeline.as_raw_fd(), stacks, scoreboard.as_raw_fd(), wakeup_end];
-        guard::start(Arc::clone(&link), lifeline).map_err(|error| os_failure("the guard thread", &error))?;
-        let worker = Arc::new(Worker::new(boot, &spawn, Arc::clone(&link), scoreboard, own)?);
+        let mut own = vec![link.as_raw_fd(), lifeline.as_raw_fd(), stacks, scoreboard.as_raw_fd(), wakeup_end];
+        own.extend(logs.access());
+        guard::start(Arc::clone(&link), logs, lifeline).map_err(|error| os_failure("the guard thread", &error))?;
+        let access = access_log(boot, &spawn, logs).map_err(|error| os_failure("the access log", &error))?;
+        let worker = Arc::new(Worker::new(boot, &spawn, Arc::clone(&link), scoreboard, own, access)?);
         signals.act_on(&worker);
         signals::register_stack_dumps(py, stacks).map_err(broken)?;
         signals::set_wakeup(py, wakeup_end).map_err(broken)?;
@@ -190,6 +206,7 @@ impl Worker {
         link: Arc<Link>,
         scoreboard: OwnedFd,
         own: Vec<RawFd>,
+        access: Option<Arc<AccessLog>>,
     ) -> Result<Worker, Failure> {
         let board = Scoreboard::open(scoreboard, spawn.cells, boot.threads)
             .map_err(|error| os_failure("the scoreboard", &error))?;
@@ -211,8 +228,15 @@ impl Worker {
             max_requests: spawn.max_requests,
             forked_child: AtomicBool::new(false),
             own,
+            access,
         })
     }
+}
+
+fn access_log(boot: &Boot, spawn: &Spawn, logs: Logs) -> io::Result<Option<Arc<AccessLog>>> {
+    let Some((format, fd)) = boot.access.clone().zip(logs.access()) else { return Ok(None) };
+    let origin = Origin { generation: boot.generation.0, slot: spawn.slot.0, pid: std::process::id() };
+    with_all_blocked(|| AccessLog::start(fd, format, origin)).map(|access| Some(Arc::new(access)))
 }
 
 /// What happens when the application forks; see `Worker::forget_in_child`.
@@ -265,7 +289,15 @@ fn common(boot: &Boot, tell: bool) -> Common {
         }
     }
     let response_buffer = boot.http.response_buffer;
-    Common { response_buffer, multithread: boot.threads > 1, multiprocess: boot.workers > 1, trusted, believed }
+    Common {
+        response_buffer,
+        multithread: boot.threads > 1,
+        multiprocess: boot.workers > 1,
+        trusted,
+        believed,
+        secure_schemes: boot.http.secure_scheme_headers.clone(),
+        underscored: boot.http.underscore_headers.clone(),
+    }
 }
 
 fn make_server(boot: &Boot, spawn: &Spawn, worker: &Arc<Worker>, listeners: Vec<OwnedFd>) -> Result<Server, Failure> {
@@ -288,7 +320,23 @@ fn make_server(boot: &Boot, spawn: &Spawn, worker: &Arc<Worker>, listeners: Vec<
         response_buffer: http.response_buffer,
     };
     let listeners = spawn.listeners.iter().zip(listeners);
-    let listeners = listeners.map(|(listener, fd)| serve::Listener { id: listener.id.0, fd }).collect();
+    let proxy_of = |bind: &str| {
+        let (_, version) = http.proxy_protocol.iter().find(|(proxied, _)| proxied == bind)?;
+        let version = match version {
+            ProxyProtocol::V1 => serve::ProxyVersion::V1,
+            ProxyProtocol::V2 => serve::ProxyVersion::V2,
+        };
+        // Who may say who the client is, by whatever means, is one list.
+        let (trusted, _) = Trusted::parse(&http.forwarded_allow_ips);
+        let trusts = move |peer: &serve::Peer| match peer {
+            serve::Peer::Inet(address) => trusted.trusts(address.ip()),
+            serve::Peer::Unix => trusted.trusts_unix(),
+        };
+        Some(serve::Proxy { version, trusts: Arc::new(trusts) })
+    };
+    let listeners = listeners
+        .map(|(listener, fd)| serve::Listener { id: listener.id.0, fd, proxy: proxy_of(&listener.bind) })
+        .collect();
     let meter = Arc::new(Board(worker.cell));
     let reports: Arc<dyn Reports> = Arc::<Link>::clone(&worker.link);
     Server::new(settings, listeners, meter, reports).map_err(|error| os_failure("the server", &error))
@@ -308,8 +356,10 @@ fn serve(
     // The server may start native threads.
     for (number, thread) in (0..).zip(with_all_blocked(|| server.start(Some(wakeup)))?) {
         let progress = Progress::new(worker.board.thread(worker.cell_index, number));
-        let gateway = Gateway::new(py, application.clone().unbind(), Arc::clone(common), Arc::clone(worker), progress)?;
-        lives.push(AppLife { thread, gateway, worker: Arc::clone(worker), turn_ns: 0 });
+        let (application, worker) = (application.clone().unbind(), Arc::clone(worker));
+        let access = worker.access.clone();
+        let gateway = Gateway::new(py, application, Arc::clone(common), Arc::clone(&worker), progress, access)?;
+        lives.push(AppLife { thread, gateway, worker, turn_ns: 0 });
     }
     let mut lives = lives.into_iter();
     let mut main = lives.next();
@@ -331,6 +381,7 @@ fn serve(
             log::warn!("{worker}: {} while ending", summary(py, &error));
         }
     }
+    py.detach(|| worker.finish_logs());
     Ok(())
 }
 

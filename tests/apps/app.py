@@ -94,6 +94,14 @@ def sleep(environ, start_response, query):
     return answer(start_response, release.NAME)
 
 
+def until(environ, start_response, query):
+    """Runs until a file is there: the request ends when a test wants it to, and after so long in any case."""
+    end = time.monotonic() + 30
+    while not os.path.exists(query["file"]) and time.monotonic() < end:
+        time.sleep(0.005)
+    return answer(start_response, release.NAME)
+
+
 def spin(environ, start_response, query):
     """A loop in Python: the interpreter lock changes hands, the request does not end."""
     end = time.monotonic() + float(query.get("s", "1"))
@@ -204,6 +212,7 @@ ROUTES = {
     "/info": info,
     "/wsgi": wsgi,
     "/sleep": sleep,
+    "/until": until,
     "/spin": spin,
     "/hold": hold,
     "/echo": echo,

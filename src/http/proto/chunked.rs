@@ -1,6 +1,6 @@
 //! The chunked transfer coding (RFC 9112 section 7.1), decoded as it comes. Bytes of framing are taken one at a
 //! time by a state machine, data in whole slices; so no split can change the result. Extensions and trailers are
-//! bounded, checked and dropped: trailers never become fields (CVE-2026-73495).
+//! bounded, checked by grammar and dropped: trailers never become fields (CVE-2026-73495).
 
 use super::refusal::{self, Refusal};
 use super::syntax;
@@ -28,6 +28,7 @@ enum State {
     Extension {
         size: u64,
         line_bytes: u32,
+        place: Place,
     },
     SizeLf {
         size: u64,
@@ -45,6 +46,92 @@ enum State {
     End,
 }
 
+/// Where in `*( BWS ";" BWS name [ BWS "=" BWS ( token / quoted-string ) ] )` of RFC 9112 section 7.1.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// After a semicolon.
+    BeforeName,
+    Name,
+    /// White space after a name: then `=` or another extension.
+    AfterName,
+    BeforeValue,
+    Token,
+    Quoted,
+    /// After a backslash.
+    Escaped,
+    /// After the closing quotation mark.
+    AfterQuoted,
+    /// White space after a value: only another extension may follow.
+    AfterValue,
+}
+
+impl Place {
+    /// None: the byte may not stand here. Control bytes may stand nowhere: a bare LF is how TERM.EXT smuggling
+    /// works (CVE-2025-55315).
+    fn step(self, byte: u8) -> Option<Place> {
+        let space = byte == b' ' || byte == b'\t';
+        let token = syntax::is_token_byte(byte);
+        match self {
+            Place::BeforeName if space => Some(Place::BeforeName),
+            Place::BeforeName | Place::Name if token => Some(Place::Name),
+            Place::Name | Place::AfterName if space => Some(Place::AfterName),
+            Place::Name | Place::AfterName if byte == b'=' => Some(Place::BeforeValue),
+            Place::BeforeValue if space => Some(Place::BeforeValue),
+            Place::BeforeValue if byte == b'"' => Some(Place::Quoted),
+            Place::BeforeValue | Place::Token if token => Some(Place::Token),
+            Place::Quoted if byte == b'"' => Some(Place::AfterQuoted),
+            Place::Quoted if byte == b'\\' => Some(Place::Escaped),
+            Place::Quoted | Place::Escaped if syntax::is_value_byte(byte) => Some(Place::Quoted),
+            Place::Token | Place::AfterQuoted | Place::AfterValue if space => Some(Place::AfterValue),
+            Place::Name | Place::AfterName | Place::Token | Place::AfterQuoted | Place::AfterValue if byte == b';' => {
+                Some(Place::BeforeName)
+            }
+            Place::BeforeName
+            | Place::Name
+            | Place::AfterName
+            | Place::BeforeValue
+            | Place::Token
+            | Place::Quoted
+            | Place::Escaped
+            | Place::AfterQuoted
+            | Place::AfterValue => None,
+        }
+    }
+
+    /// Whether the line may end here.
+    fn is_whole(self) -> bool {
+        match self {
+            Place::Name | Place::Token | Place::AfterQuoted => true,
+            Place::BeforeName | Place::AfterName | Place::BeforeValue => false,
+            Place::Quoted | Place::Escaped | Place::AfterValue => false,
+        }
+    }
+}
+
+/// Trailer fields that would change where the request ends or whom it is for, had they come in time (RFC 9110
+/// section 6.5.1). They would be dropped as all trailers are; but nothing honest sends them.
+const TRAILERS_FORBIDDEN: [&[u8]; 3] = [b"content-length", b"transfer-encoding", b"host"];
+
+/// The beginning of a trailer field's name, as long as the longest of the forbidden ones and one byte more.
+#[derive(Clone, Debug, Default)]
+struct TrailerName {
+    bytes: [u8; 18],
+    length: usize,
+}
+
+impl TrailerName {
+    fn push(&mut self, byte: u8) {
+        if let Some(place) = self.bytes.get_mut(self.length) {
+            *place = byte.to_ascii_lowercase();
+            self.length += 1;
+        }
+    }
+
+    fn is_forbidden(&self) -> bool {
+        TRAILERS_FORBIDDEN.contains(&&self.bytes[..self.length])
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Piece<'a> {
     Data(&'a [u8]),
@@ -60,12 +147,14 @@ pub struct Decoder {
     extension_bytes: u32,
     trailer_bytes: u32,
     trailer_fields: u32,
+    trailer_name: TrailerName,
 }
 
 impl Default for Decoder {
     fn default() -> Self {
         let state = State::Size { size: 0, digits: 0 };
-        Decoder { state, extension_bytes: 0, trailer_bytes: 0, trailer_fields: 0 }
+        let trailer_name = TrailerName::default();
+        Decoder { state, extension_bytes: 0, trailer_bytes: 0, trailer_fields: 0, trailer_name }
     }
 }
 
@@ -97,7 +186,7 @@ impl Decoder {
         match self.state {
             State::Size { size, digits } => match byte {
                 b'\r' if digits > 0 => Ok(State::SizeLf { size }),
-                b';' if digits > 0 => self.extension(size, 0),
+                b';' if digits > 0 => self.extension(size, 0, Place::BeforeName),
                 b' ' | b'\t' if digits > 0 => Ok(State::BeforeExtension { size }),
                 _ => {
                     let digit = char::from(byte).to_digit(16).ok_or(refusal::CHUNK_SIZE)?;
@@ -113,14 +202,13 @@ impl Decoder {
                     self.count_extension()?;
                     Ok(State::BeforeExtension { size })
                 }
-                b';' => self.extension(size, 0),
+                b';' => self.extension(size, 0, Place::BeforeName),
                 _ => Err(refusal::CHUNK_SIZE),
             },
-            State::Extension { size, line_bytes } => match byte {
-                b'\r' => Ok(State::SizeLf { size }),
-                // A bare LF here is how TERM.EXT smuggling works (CVE-2025-55315).
-                byte if syntax::is_value_byte(byte) => self.extension(size, line_bytes),
-                _ => Err(refusal::CHUNK_EXTENSION),
+            State::Extension { size, line_bytes, place } => match (byte, place.step(byte)) {
+                (b'\r', _) if place.is_whole() => Ok(State::SizeLf { size }),
+                (_, Some(next)) => self.extension(size, line_bytes, next),
+                (_, None) => Err(refusal::CHUNK_EXTENSION),
             },
             State::SizeLf { size } => match (byte, size) {
                 (b'\n', 0) => Ok(State::TrailerStart),
@@ -137,13 +225,19 @@ impl Decoder {
                     if self.trailer_fields > TRAILER_FIELDS_MAX {
                         return Err(refusal::TRAILERS_LONG);
                     }
+                    self.trailer_name = TrailerName::default();
+                    self.trailer_name.push(byte);
                     self.trailer(State::TrailerName)
                 }
                 _ => Err(refusal::TRAILER),
             },
             State::TrailerName => match byte {
+                b':' if self.trailer_name.is_forbidden() => Err(refusal::TRAILER_FORBIDDEN),
                 b':' => self.trailer(State::TrailerValue),
-                byte if syntax::is_token_byte(byte) => self.trailer(State::TrailerName),
+                byte if syntax::is_token_byte(byte) => {
+                    self.trailer_name.push(byte);
+                    self.trailer(State::TrailerName)
+                }
                 _ => Err(refusal::TRAILER),
             },
             State::TrailerValue => match byte {
@@ -160,12 +254,12 @@ impl Decoder {
         }
     }
 
-    fn extension(&mut self, size: u64, line_bytes: u32) -> Result<State, Refusal> {
+    fn extension(&mut self, size: u64, line_bytes: u32, place: Place) -> Result<State, Refusal> {
         self.count_extension()?;
         if line_bytes >= EXTENSION_LINE_BYTES_MAX {
             return Err(refusal::CHUNK_EXTENSION);
         }
-        Ok(State::Extension { size, line_bytes: line_bytes + 1 })
+        Ok(State::Extension { size, line_bytes: line_bytes + 1, place })
     }
 
     fn count_extension(&mut self) -> Result<(), Refusal> {
@@ -213,7 +307,10 @@ mod tests {
             decode(b"00a\r\n0123456789\r\n0\r\nA: b\r\nC:\r\n\r\n"),
             Ok(Some((b"0123456789".to_vec(), &b""[..])))
         );
-        assert_eq!(decode(b"1 ;a\r\nx\r\n0\r\n\r\n"), Ok(Some((b"x".to_vec(), &b""[..]))));
+        for extension in [" ;a", ";a", "\t; a", ";a;b", ";a = b", ";a=\t\"x;\\\"y\" ; b", ";a=\"\u{e9}\"", ";a=\"\""] {
+            let bytes = format!("1{extension}\r\nx\r\n0{extension}\r\nhosts: h\r\nhos: h\r\n\r\n");
+            assert_eq!(decode(bytes.as_bytes()), Ok(Some((b"x".to_vec(), &b""[..]))), "{extension}");
+        }
         for unfinished in [&b""[..], b"3", b"3\r\nab", b"3\r\nabc\r\n0\r\n", b"0\r\n\r", b"0\r\nA: b\r\n"] {
             assert_eq!(decode(unfinished), Ok(None), "{unfinished:?}");
         }
@@ -233,6 +330,24 @@ mod tests {
             (b"3\rabc", refusal::BARE_CR),
             (b"3;a\nabc", refusal::CHUNK_EXTENSION),
             (b"3;a\0\r\n", refusal::CHUNK_EXTENSION),
+            (b"3;\r\n", refusal::CHUNK_EXTENSION),
+            (b"3;;a\r\n", refusal::CHUNK_EXTENSION),
+            (b"3;a;\r\n", refusal::CHUNK_EXTENSION),
+            (b"3;a \r\n", refusal::CHUNK_EXTENSION),
+            (b"3;a=\r\n", refusal::CHUNK_EXTENSION),
+            (b"3;a=b \r\n", refusal::CHUNK_EXTENSION),
+            (b"3;a=b=c\r\n", refusal::CHUNK_EXTENSION),
+            (b"3;=b\r\n", refusal::CHUNK_EXTENSION),
+            (b"3;a b\r\n", refusal::CHUNK_EXTENSION),
+            (b"3;a=\"b\r\n", refusal::CHUNK_EXTENSION),
+            (b"3;a=\"b\\\r\n", refusal::CHUNK_EXTENSION),
+            (b"3;a=\"b\"c\r\n", refusal::CHUNK_EXTENSION),
+            (b"3;a=b\"c\"\r\n", refusal::CHUNK_EXTENSION),
+            (b"3;\xe9\r\n", refusal::CHUNK_EXTENSION),
+            (b"3;a=\"\x7f\"\r\n", refusal::CHUNK_EXTENSION),
+            (b"0\r\nContent-Length: 1\r\n", refusal::TRAILER_FORBIDDEN),
+            (b"0\r\na: b\r\nTRANSFER-encoding: chunked\r\n", refusal::TRAILER_FORBIDDEN),
+            (b"0\r\nhost: h\r\n", refusal::TRAILER_FORBIDDEN),
             (b"3\r\nabcd", refusal::CHUNK_END),
             (b"3\r\nabc\n", refusal::CHUNK_END),
             (b"3\r\nabc\rx", refusal::CHUNK_END),

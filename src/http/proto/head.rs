@@ -79,9 +79,17 @@ impl Scanner {
         bytes.len() > self.start
     }
 
+    /// The request line, as far as it has come.
+    pub fn request_line<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        bytes.get(self.start..).unwrap_or_default()
+    }
+
     pub fn scan(&mut self, bytes: &[u8], limits: &Limits) -> Result<Scan, Refusal> {
         loop {
-            if let Some(&first) = bytes.get(self.line) {
+            let head_bound = self.start + limits.head;
+            // A line that begins where the head must have ended is not looked at: that it is too long is known
+            // before its first byte has come.
+            if let Some(&first) = bytes.get(self.line).filter(|_| self.line < head_bound) {
                 self.check_first(first)?;
             }
             let (line_limit, line_refusal) = match self.fields {
@@ -89,7 +97,6 @@ impl Scanner {
                 Some(_) => (limits.field_size, refusal::FIELD_LONG),
             };
             let line_bound = self.line + line_limit + 2;
-            let head_bound = self.start + limits.head;
             let bound = line_bound.min(head_bound);
             let window = bytes.len().min(bound);
             let Some(found) = memchr(b'\n', bytes.get(self.seen..window).unwrap_or_default()) else {
@@ -211,6 +218,7 @@ impl Head {
         let mut claims = Claims::default();
         let mut connection = ConnectionOptions::default();
         let mut host = None;
+        let mut has_type = false;
         let mut expect = Expect::Nothing;
         self.fields.clear();
         for field in request.headers.iter() {
@@ -233,6 +241,13 @@ impl Head {
                 }
                 6 if name.eq_ignore_ascii_case(b"expect") => expect.add(value),
                 10 if name.eq_ignore_ascii_case(b"connection") => connection.add(value),
+                // What the body is must not depend on who reads the fields (RFC 9110 section 5.3: no list).
+                12 if name.eq_ignore_ascii_case(b"content-type") => {
+                    if has_type {
+                        return Err(refusal::TYPE_REPEATED);
+                    }
+                    has_type = true;
+                }
                 14 if name.eq_ignore_ascii_case(b"content-length") => claims.content_length(value)?,
                 17 if name.eq_ignore_ascii_case(b"transfer-encoding") => claims.transfer_encoding(value),
                 _ => {}
@@ -472,6 +487,7 @@ mod tests {
             ("GET / HTTP/1.1\r\nHost:\r\n\r\n".into(), refusal::HOST_INVALID),
             ("GET / HTTP/1.0\r\nHost: a b\r\n\r\n".into(), refusal::HOST_INVALID),
             (with("Content-Length: 1\r\nContent-Length: 1"), refusal::LENGTH_REPEATED),
+            (with("Content-Type: a/b\r\nContent-Type: a/b"), refusal::TYPE_REPEATED),
             (with("Content-Length: 1x"), refusal::LENGTH_INVALID),
             (with("Content-Length: 1\r\nTransfer-Encoding: chunked"), refusal::LENGTH_AND_CODING),
             (format!("GET /{} HTTP/1.1\r\n", "a".repeat(87)), refusal::REQUEST_LINE_LONG),

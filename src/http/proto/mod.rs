@@ -5,11 +5,14 @@ pub mod chunked;
 pub mod date;
 pub mod framing;
 pub mod head;
+pub mod proxy;
 pub mod refusal;
 pub mod response;
 pub mod syntax;
 pub mod target;
 
+#[cfg(any(test, fuzzing))]
+pub mod check;
 #[cfg(test)]
 mod split_test;
 

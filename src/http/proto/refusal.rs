@@ -31,6 +31,7 @@ pub const TARGET: Refusal = bad("malformed request target");
 pub const HOST_MISSING: Refusal = bad("no Host field");
 pub const HOST_REPEATED: Refusal = bad("more than one Host field");
 pub const HOST_INVALID: Refusal = bad("invalid Host field");
+pub const TYPE_REPEATED: Refusal = bad("more than one Content-Type");
 pub const LENGTH_INVALID: Refusal = bad("invalid Content-Length");
 pub const LENGTH_REPEATED: Refusal = bad("more than one Content-Length");
 pub const LENGTH_AND_CODING: Refusal = bad("both Content-Length and Transfer-Encoding");
@@ -40,6 +41,8 @@ pub const CHUNK_SIZE: Refusal = bad("invalid chunk size");
 pub const CHUNK_EXTENSION: Refusal = bad("invalid or too long chunk extension");
 pub const CHUNK_END: Refusal = bad("chunk not followed by CRLF");
 pub const TRAILER: Refusal = bad("malformed trailer field");
+pub const TRAILER_FORBIDDEN: Refusal = bad("a trailer field that frames or routes the request");
+pub const UNFINISHED: Refusal = bad("the request ends too early");
 
 pub const TRAILERS_LONG: Refusal = Refusal { status: 431, reason: "trailer fields too large", limit: None };
 pub const CODING_UNKNOWN: Refusal = Refusal { status: 501, reason: "unknown transfer coding", limit: None };
@@ -57,6 +60,9 @@ pub const TEMP_FULL: Refusal = over(503, "no room to buffer the request body", "
 pub const TEMP_FAILED: Refusal = over(503, "the temporary file for the request body cannot be written", "temp_dir");
 pub const HEAD_SLOW: Refusal = over(408, "request head not complete in time", "header_timeout");
 pub const BODY_SLOW: Refusal = over(408, "request body not received in time", "body_timeout");
+pub const PROXY_MISSING: Refusal = over(400, "this address expects a PROXY header first", "proxy_protocol");
+pub const PROXY_INVALID: Refusal = over(400, "malformed PROXY header", "proxy_protocol");
+pub const PROXY_UNTRUSTED: Refusal = over(403, "not a proxy that may name its clients", "forwarded_allow_ips");
 pub const RETIRING: Refusal = Refusal { status: 503, reason: "the worker is being replaced", limit: None };
 
 /// The reason phrase that RFC 9110 section 15 names for a status.

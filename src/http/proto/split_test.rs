@@ -1,108 +1,9 @@
-//! The property that all of `proto` is built for: how the bytes of a stream were split changes nothing.
+//! The property that all of `proto` is built for: how the bytes of a stream were split changes nothing. And the fuzz
+//! targets' properties on their seeds and on changes of these: a short run that is the same every time.
 
-use super::chunked::{Decoder, Piece};
-use super::framing::Framing;
-use super::head::{Head, Limits, Scan, Scanner};
-use super::refusal::Refusal;
+use std::path::PathBuf;
 
-const LIMITS: Limits = Limits { request_line: 60, field_size: 60, fields: 4, head: 160 };
-
-/// Requests in words, up to the end of the stream or the first refusal.
-#[derive(Debug, PartialEq, Eq)]
-enum Outcome {
-    Request { head: Vec<u8>, body: Vec<u8> },
-    Unfinished,
-    Refused(Refusal),
-}
-
-/// A connection's reading side in small: a buffer that grows, a scanner, a decoder.
-#[derive(Default)]
-struct Reader {
-    buffer: Vec<u8>,
-    scanner: Scanner,
-    head: Option<(Vec<u8>, Body)>,
-    body: Vec<u8>,
-    outcomes: Vec<Outcome>,
-}
-
-enum Body {
-    Length(u64),
-    Chunked(Decoder),
-}
-
-impl Reader {
-    fn feed(&mut self, bytes: &[u8]) {
-        if matches!(self.outcomes.last(), Some(Outcome::Refused(_))) {
-            return;
-        }
-        self.buffer.extend_from_slice(bytes);
-        while match self.step() {
-            Ok(more) => more,
-            Err(refusal) => {
-                self.outcomes.push(Outcome::Refused(refusal));
-                false
-            }
-        } {}
-    }
-
-    fn step(&mut self) -> Result<bool, Refusal> {
-        let Some((_, framing)) = &mut self.head else {
-            let Scan::Complete { start, end } = self.scanner.scan(&self.buffer, &LIMITS)? else { return Ok(false) };
-            let mut head = Head::default();
-            head.read(&self.buffer, start, end, &LIMITS)?;
-            let body = match head.framing {
-                Framing::None => Body::Length(0),
-                Framing::Length(length) => Body::Length(length),
-                Framing::Chunked => Body::Chunked(Decoder::default()),
-            };
-            self.head = Some((self.buffer[start..end].to_vec(), body));
-            self.buffer.drain(..end);
-            self.scanner = Scanner::default();
-            return Ok(true);
-        };
-        let mut input = &self.buffer[..];
-        let ended = match framing {
-            Body::Length(left) => {
-                let take = input.len().min(*left as usize);
-                self.body.extend_from_slice(&input[..take]);
-                input = &input[take..];
-                *left -= take as u64;
-                *left == 0
-            }
-            Body::Chunked(decoder) => loop {
-                match decoder.next(&mut input)? {
-                    Piece::Data(data) => self.body.extend_from_slice(data),
-                    Piece::More => break false,
-                    Piece::End => break true,
-                }
-            },
-        };
-        let used = self.buffer.len() - input.len();
-        self.buffer.drain(..used);
-        if ended {
-            if let Some((head, _)) = self.head.take() {
-                self.outcomes.push(Outcome::Request { head, body: std::mem::take(&mut self.body) });
-            }
-        }
-        Ok(ended)
-    }
-
-    fn end(mut self) -> Vec<Outcome> {
-        let refused = matches!(self.outcomes.last(), Some(Outcome::Refused(_)));
-        if !refused && (self.head.is_some() || !self.buffer.is_empty()) {
-            self.outcomes.push(Outcome::Unfinished);
-        }
-        self.outcomes
-    }
-}
-
-fn read(pieces: &[&[u8]]) -> Vec<Outcome> {
-    let mut reader = Reader::default();
-    for piece in pieces {
-        reader.feed(piece);
-    }
-    reader.end()
-}
+use super::check::{self, read};
 
 #[test]
 fn every_split_gives_the_same_requests() {
@@ -169,14 +70,8 @@ fn chance_finds_no_split_that_matters() {
         b"\r\n\r\n",
         b"T: u\r\n",
     ];
-    // xorshift64 with a fixed seed: the same streams every time.
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut next = |bound: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state % bound as u64) as usize
-    };
+    let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
+    let mut next = |bound| chance.below(bound);
     for _ in 0..20_000 {
         // Half of the streams begin as a request that is valid so far, so that bodies are reached.
         let mut stream = if next(2) == 0 { Vec::new() } else { b"POST / HTTP/1.1\r\nHost: h\r\n".to_vec() };
@@ -185,5 +80,74 @@ fn chance_finds_no_split_that_matters() {
         }
         let bytes: Vec<&[u8]> = stream.chunks(1).collect();
         assert_eq!(read(&bytes), read(&[&stream]), "{:?}", String::from_utf8_lossy(&stream));
+    }
+}
+
+/// A number below a bound; xorshift64 with a fixed seed: the same every time.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound.max(1) as u64) as usize
+    }
+
+    /// A seed with a few bytes changed, taken out, put in twice, or joined with another seed.
+    fn change(&mut self, seeds: &[Vec<u8>]) -> Vec<u8> {
+        const BYTES: &[u8] = b"\r\n\0 \t:;,=\"\\/%0123456789abcdefxPROXYTCP\x7f\xff";
+        let mut bytes = seeds[self.below(seeds.len())].clone();
+        for _ in 0..=self.below(4) {
+            let at = self.below(bytes.len());
+            let byte = BYTES[self.below(BYTES.len())];
+            match self.below(5) {
+                0 if !bytes.is_empty() => bytes[at] = byte,
+                1 if !bytes.is_empty() => drop(bytes.remove(at)),
+                2 => bytes.insert(at, byte),
+                3 => {
+                    let end = (at + 1 + self.below(8)).min(bytes.len());
+                    let again = bytes[at..end].to_vec();
+                    bytes.splice(at..at, again);
+                }
+                _ => {
+                    bytes.truncate(at);
+                    let other = &seeds[self.below(seeds.len())];
+                    bytes.extend_from_slice(&other[self.below(other.len())..]);
+                }
+            }
+        }
+        bytes
+    }
+}
+
+/// The seeds of a fuzz target.
+fn seeds(target: &str) -> Vec<Vec<u8>> {
+    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
+    let entries = std::fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("a listing").path()).collect();
+    files.sort();
+    assert!(!files.is_empty(), "no seeds in {}", directory.display());
+    files.iter().map(|file| std::fs::read(file).expect("a seed")).collect()
+}
+
+#[test]
+fn the_fuzz_targets_hold_on_changes_of_their_seeds() {
+    const CHANGES: usize = 20_000;
+    type Check = fn(&[u8]);
+    let targets: [(&str, Check); 5] = [
+        ("requests", check::requests),
+        ("head", check::head),
+        ("framing", check::framing),
+        ("chunked", check::chunked),
+        ("proxy", check::proxy),
+    ];
+    for (target, check) in targets {
+        let seeds = seeds(target);
+        seeds.iter().for_each(|seed| check(seed));
+        let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
+        for _ in 0..CHANGES {
+            check(&chance.change(&seeds));
+        }
     }
 }

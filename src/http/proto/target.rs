@@ -1,6 +1,9 @@
 //! The request target (RFC 9112 section 3.2) and the authority that goes with it.
 
+use core::net::Ipv6Addr;
+
 use super::refusal::{self, Refusal};
+use super::syntax;
 
 /// What a target is made of. `path` is None where an absolute-form target has an empty path.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,12 +67,12 @@ fn split_query(target: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// `uri-host [":" port]` of RFC 3986 section 3.2, and not empty: an http URI without a host is invalid
-/// (RFC 9110 section 4.2.1).
+/// (RFC 9110 section 4.2.1). Between brackets only IPv6 addresses: nobody has another kind (`IPvFuture`), and a zone
+/// means nothing to a server (RFC 6874 section 4).
 pub fn is_host(value: &[u8]) -> bool {
     let (host, port) = if value.first() == Some(&b'[') {
         let Some(end) = value.iter().position(|&byte| byte == b']') else { return false };
-        let inside = &value[1..end];
-        let literal = inside.len() >= 2 && inside.iter().all(|&b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'));
+        let literal = core::str::from_utf8(&value[1..end]).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok());
         if !literal {
             return false;
         }
@@ -80,7 +83,8 @@ pub fn is_host(value: &[u8]) -> bool {
     };
     let port_valid = match port.split_first() {
         None => true,
-        Some((b':', digits)) => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
+        // An empty port is the default one (RFC 3986 section 3.2.3).
+        Some((b':', digits)) => digits.is_empty() || syntax::length(digits).is_some_and(|port| port <= 65_535),
         Some(_) => false,
     };
     port_valid && !host.is_empty() && (host[0] == b'[' || is_name(host))
@@ -129,7 +133,18 @@ mod tests {
 
     #[test]
     fn hosts() {
-        for good in [&b"a"[..], b"a.example:80", b"127.0.0.1:8000", b"[::1]", b"[::1]:80", b"a_b", b"a:", b"%41"] {
+        for good in [
+            &b"a"[..],
+            b"a.example:80",
+            b"127.0.0.1:8000",
+            b"[::1]",
+            b"[::1]:80",
+            b"[::ffff:1.2.3.4]",
+            b"a:65535",
+            b"a_b",
+            b"a:",
+            b"%41",
+        ] {
             assert!(is_host(good), "{good:?}");
         }
         for bad in [
@@ -143,6 +158,13 @@ mod tests {
             b"[::1",
             b"[::1]x",
             b"[x]",
+            b"[]",
+            b"[:::]",
+            b"[1.2.3.4]",
+            b"[::1%25eth0]",
+            b"[v1.x]",
+            b"a:65536",
+            b"a:+1",
             b"a:123456",
             b"%4",
             b"a,b c",

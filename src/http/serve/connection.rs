@@ -3,17 +3,21 @@
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::proto::chunked::{Decoder, Piece};
 use crate::proto::framing::Framing;
 use crate::proto::head::{Head, Limits, Scan, Scanner};
+use crate::proto::proxy::{self, Parsed, ProxyVersion};
 use crate::proto::refusal::{self, Refusal};
 
 use super::answer::Answer;
 use super::budget::{Budget, Charge};
 use super::epoll::Token;
+use super::listener::Origin;
 use super::outbox::Link;
-use super::settings::{Settings, BUFFER_KEPT_BYTES, READ_BODY_BYTES, READ_HEAD_BYTES, TURN_BYTES_MAX};
+use super::rate::Window;
+use super::settings::{Settings, BUFFER_KEPT_BYTES, GATHER_BYTES, READ_BODY_BYTES, READ_HEAD_BYTES, TURN_BYTES_MAX};
 use super::socket;
 use super::spool::{Failed, Spool, TempFiles};
 use super::timers::Kind;
@@ -34,11 +38,19 @@ pub struct Connection {
     pub link: Arc<Link>,
     pub peer: Peer,
     pub local: Arc<Local>,
+    /// A PROXY header said that the client speaks TLS.
+    pub secure: bool,
     pub head: Head,
     pub body: RequestBody,
     pub answer: Answer,
+    /// When the request was complete.
+    pub ready_at: Instant,
     /// The head at the front, then what has not been looked at.
     pub input: Vec<u8>,
+    /// Bytes received on this connection.
+    pub received: u64,
+    /// What comes while a body is awaited.
+    pub coming: Window,
     head_end: usize,
     phase: Phase,
     scanner: Scanner,
@@ -50,8 +62,15 @@ pub struct Connection {
 
 #[derive(Debug)]
 enum Phase {
+    /// Before the first request of a connection from a proxy.
+    Proxy {
+        version: ProxyVersion,
+        trusted: bool,
+    },
     Head,
-    Length { left: u64 },
+    Length {
+        left: u64,
+    },
     Chunked(Decoder),
     Complete,
 }
@@ -65,23 +84,36 @@ pub enum Received {
     Again(Kind),
     Complete,
     Refused(Refusal),
-    /// The client sends no more and what it sent is no request.
-    Ended {
+    /// The client sends no more, and nothing of a request has come.
+    Ended,
+    /// The connection broke.
+    Lost {
         in_the_middle: bool,
     },
 }
 
 impl Connection {
-    pub fn new(token: Token, link: Arc<Link>, local: Arc<Local>, memory: Charge) -> Connection {
+    pub fn new(token: Token, link: Arc<Link>, local: Arc<Local>, memory: Charge, now: Instant) -> Connection {
         Connection {
             token,
             link,
             peer: Peer::Unix,
             local,
+            secure: false,
             head: Head::default(),
-            body: RequestBody { present: false, memory: Vec::new(), charge: memory, file: None, length: 0 },
+            body: RequestBody {
+                present: false,
+                memory: Vec::new(),
+                memory_bytes_max: 0,
+                charge: memory,
+                file: None,
+                length: 0,
+            },
             answer: Answer::default(),
+            ready_at: Instant::now(),
             input: Vec::new(),
+            received: 0,
+            coming: Window::begin(now, 0),
             head_end: 0,
             phase: Phase::Head,
             scanner: Scanner::default(),
@@ -91,14 +123,20 @@ impl Connection {
     }
 
     /// Another client takes the slot.
-    pub fn open(&mut self, token: Token, peer: Peer, local: Arc<Local>) {
+    pub fn open(&mut self, token: Token, origin: Origin) {
+        let Origin { peer, local, proxy } = origin;
         self.token = token;
         self.peer = peer;
         self.local = local;
+        self.secure = false;
         self.input.clear();
+        self.received = 0;
         self.may_hold = true;
         self.read_on = false;
         self.begin();
+        if let Some((version, trusted)) = proxy {
+            self.phase = Phase::Proxy { version, trusted };
+        }
     }
 
     /// The request was answered; what was read beyond it is the beginning of the next.
@@ -135,9 +173,12 @@ impl Connection {
         self.input.len() > self.head_end || self.may_hold
     }
 
-    /// Whether a head was read: then method and fields can be looked at.
-    pub fn has_head(&self) -> bool {
-        self.head_end > 0
+    /// Whether the method is HEAD, as far as can be told: then not even a refusal has a body.
+    pub fn asks_for_head(&self) -> bool {
+        match self.head_end {
+            0 => self.scanner.request_line(&self.input).starts_with(b"HEAD "),
+            _ => self.head.method(&self.input) == b"HEAD",
+        }
     }
 
     /// Reads and parses until a request is complete or the socket is empty.
@@ -156,34 +197,44 @@ impl Connection {
                 return Received::Again(self.waits_for());
             }
             let want = match self.phase {
-                Phase::Head | Phase::Complete => READ_HEAD_BYTES,
+                Phase::Proxy { .. } | Phase::Head | Phase::Complete => READ_HEAD_BYTES,
                 Phase::Length { .. } | Phase::Chunked(_) => READ_BODY_BYTES,
             };
             self.input.reserve(want);
             let room = self.input.spare_capacity_mut().len();
             match socket::receive(self.link.fd(), &mut self.input, room) {
-                Ok(0) => return Received::Ended { in_the_middle: self.waits_for() != Kind::Keepalive },
+                Ok(0) if self.waits_for() == Kind::Keepalive => return Received::Ended,
+                // Only its sending side may have ended: it can still be told.
+                Ok(0) => return Received::Refused(refusal::UNFINISHED),
                 Ok(length) => {
+                    self.received += length as u64;
                     // A stream socket that gave less than was asked for is empty (epoll(7), "Q9").
                     self.may_hold = length == room || self.read_on;
                     share = share.saturating_sub(length);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.may_hold = false,
-                Err(_) => return Received::Ended { in_the_middle: self.waits_for() != Kind::Keepalive },
+                Err(_) => return Received::Lost { in_the_middle: self.waits_for() != Kind::Keepalive },
             }
         }
     }
 
     fn waits_for(&self) -> Kind {
         match self.phase {
+            Phase::Proxy { .. } if !self.input.is_empty() => Kind::Header,
             Phase::Head if self.scanner.has_begun(&self.input) => Kind::Header,
-            Phase::Head | Phase::Complete => Kind::Keepalive,
+            Phase::Proxy { .. } | Phase::Head | Phase::Complete => Kind::Keepalive,
             Phase::Length { .. } | Phase::Chunked(_) => Kind::Body,
         }
     }
 
     /// Goes on with what was read; true when the request is complete.
     fn parse(&mut self, rules: &Rules) -> Result<bool, Refusal> {
+        if let Phase::Proxy { version, trusted } = self.phase {
+            if !self.parse_proxy(version, trusted)? {
+                return Ok(false);
+            }
+            self.phase = Phase::Head;
+        }
         if let Phase::Head = self.phase {
             let Scan::Complete { start, end } = self.scanner.scan(&self.input, &rules.limits)? else {
                 return Ok(false);
@@ -194,7 +245,7 @@ impl Connection {
         }
         let mut rest = &self.input[self.head_end..];
         match &mut self.phase {
-            Phase::Head | Phase::Complete => {}
+            Phase::Proxy { .. } | Phase::Head | Phase::Complete => {}
             Phase::Length { left } => {
                 let length = usize::try_from(*left).map_or(rest.len(), |left| left.min(rest.len()));
                 let (bytes, tail) = rest.split_at(length);
@@ -225,7 +276,29 @@ impl Connection {
         if used > 0 {
             self.input.drain(self.head_end..self.head_end + used);
         }
-        Ok(matches!(self.phase, Phase::Complete))
+        let complete = matches!(self.phase, Phase::Complete);
+        if complete {
+            self.body.complete()?;
+        }
+        Ok(complete)
+    }
+
+    /// True when the header was read: from then on the client is who the proxy says.
+    fn parse_proxy(&mut self, version: ProxyVersion, trusted: bool) -> Result<bool, Refusal> {
+        if self.input.is_empty() {
+            return Ok(false);
+        }
+        if !trusted {
+            return Err(refusal::PROXY_UNTRUSTED);
+        }
+        let Parsed::Complete { header, end } = proxy::parse(version, &self.input)? else { return Ok(false) };
+        if let Some((source, destination)) = header.addresses {
+            self.peer = Peer::Inet(source);
+            self.local = Arc::new(Local::Inet(destination));
+        }
+        self.secure = header.secure;
+        self.input.drain(..end);
+        Ok(true)
     }
 
     /// Everything that can be refused before the body comes is refused here, so that a client that waits for 100
@@ -234,7 +307,7 @@ impl Connection {
         self.phase = match self.head.framing {
             Framing::None => Phase::Complete,
             Framing::Length(length) => {
-                self.body.expect(length, rules)?;
+                self.body.expect(Some(length), rules)?;
                 if length == 0 {
                     Phase::Complete
                 } else {
@@ -242,7 +315,7 @@ impl Connection {
                 }
             }
             Framing::Chunked => {
-                self.body.present = true;
+                self.body.expect(None, rules)?;
                 Phase::Chunked(Decoder::default())
             }
         };
@@ -265,11 +338,14 @@ impl Connection {
     }
 }
 
-/// A request's body: memory first, then a file.
+/// A request's body: memory first, then a file. Room is charged as bytes come, never for what was only announced.
 #[derive(Debug)]
 pub struct RequestBody {
     present: bool,
+    /// The whole body, or what is not yet in the file.
     memory: Vec<u8>,
+    /// Of this body; of one that is known to be longer than `body_memory` just a stretch worth writing.
+    memory_bytes_max: u64,
     charge: Charge,
     file: Option<Spool>,
     length: u64,
@@ -300,46 +376,71 @@ impl RequestBody {
         }
     }
 
-    /// A body of this length will come: finds its place or refuses it.
-    fn expect(&mut self, length: u64, rules: &Rules) -> Result<(), Refusal> {
+    /// A body will come, of this length or chunked. Refuses one that would find no place, as things stand.
+    fn expect(&mut self, length: Option<u64>, rules: &Rules) -> Result<(), Refusal> {
+        let body_memory = rules.settings.body_memory;
+        self.present = true;
+        self.memory_bytes_max = body_memory;
+        let Some(length) = length else { return Ok(()) };
         if length > rules.settings.max_body {
             return Err(refusal::BODY_LONG);
         }
-        self.present = true;
-        if length <= rules.settings.body_memory && self.charge.grow(length) {
-            return Ok(());
+        if length > body_memory {
+            if !rules.temp.available() {
+                return Err(refusal::BODY_NO_TEMP_DIR);
+            }
+            self.memory_bytes_max = body_memory.min(GATHER_BYTES as u64);
         }
-        self.open_file(length, length > rules.settings.body_memory, rules)
-    }
-
-    fn open_file(&mut self, bytes: u64, too_long: bool, rules: &Rules) -> Result<(), Refusal> {
-        if !rules.temp.available() {
-            return Err(if too_long { refusal::BODY_NO_TEMP_DIR } else { refusal::TEMP_FULL });
+        let memory = if length > body_memory { 0 } else { rules.memory.left() };
+        if length > memory && length > rules.temp.left() {
+            return Err(refusal::TEMP_FULL);
         }
-        self.file = Some(rules.temp.create(bytes).map_err(translate)?);
         Ok(())
     }
 
     fn append(&mut self, bytes: &[u8], rules: &Rules) -> Result<(), Refusal> {
-        let length = self.length + bytes.len() as u64;
-        if self.file.is_none() && length > self.charge.bytes() {
-            // A chunked body: its length was not known.
-            let fits = length <= rules.settings.body_memory && self.charge.grow(length - self.charge.bytes());
-            if !fits {
-                self.open_file(length, length > rules.settings.body_memory, rules)?;
-                if let Some(file) = &mut self.file {
+        let length = bytes.len() as u64;
+        self.length += length;
+        match &mut self.file {
+            Some(file) => {
+                self.charge.force(length);
+                self.memory.extend_from_slice(bytes);
+                if self.memory.len() >= GATHER_BYTES {
                     file.append(&self.memory).map_err(translate)?;
+                    self.memory.clear();
+                    self.charge.clear();
                 }
-                self.memory = Vec::new();
+                Ok(())
+            }
+            None if self.length <= self.memory_bytes_max && self.charge.grow(length) => {
+                self.memory.extend_from_slice(bytes);
+                Ok(())
+            }
+            None => {
+                let file = self.file.insert(open_file(self.length > rules.settings.body_memory, rules)?);
+                file.append(&self.memory).and_then(|()| file.append(bytes)).map_err(translate)?;
+                self.memory.clear();
                 self.charge.clear();
+                Ok(())
             }
         }
-        match &mut self.file {
-            Some(file) => file.append(bytes).map_err(translate)?,
-            None => self.memory.extend_from_slice(bytes),
-        }
-        self.length = length;
+    }
+
+    /// The last byte has come.
+    fn complete(&mut self) -> Result<(), Refusal> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        file.append(&self.memory).map_err(translate)?;
+        self.memory = Vec::new();
+        self.charge.clear();
         Ok(())
+    }
+}
+
+fn open_file(too_long: bool, rules: &Rules) -> Result<Spool, Refusal> {
+    match rules.temp.available() {
+        true => rules.temp.create().map_err(translate),
+        false if too_long => Err(refusal::BODY_NO_TEMP_DIR),
+        false => Err(refusal::TEMP_FULL),
     }
 }
 

@@ -89,8 +89,8 @@ pub struct Epoll {
     cursor: usize,
 }
 
-/// A batch; the connections of one are handled before the next is fetched.
-const EVENTS_MAX: usize = 256;
+/// A batch; the connections of one are handled before the next is fetched, and before a new one is accepted.
+const EVENTS_MAX: usize = 64;
 
 impl Epoll {
     pub fn new() -> io::Result<Epoll> {

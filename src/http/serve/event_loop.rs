@@ -16,13 +16,14 @@ use crate::proto::Version;
 use super::answer::After;
 use super::connection::{Connection, Received};
 use super::epoll::{Epoll, Event, Interest, Token};
-use super::listener::{Accepted, Listeners, Load};
+use super::listener::{Accepted, Listeners, Load, Origin};
 use super::outbox::{Drained, Sent};
-use super::settings::{BEAT, LINGER, LINGER_BYTES_MAX};
+use super::rate::{Pace, Window};
+use super::settings::{BEAT, LINGER, LINGER_SILENCE, TURN_BYTES_MAX};
 use super::shared::{Command, Inbox, Notice, Shared};
 use super::table::{State, Table};
 use super::timers::{Kind, Timers};
-use super::{socket, Local, Meter, Peer, Reports};
+use super::{socket, Meter, Peer, Reports};
 
 /// What the process was told last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +81,7 @@ impl EventLoop {
         let connections = shared.rules.settings.connections;
         EventLoop {
             epoll,
-            table: Table::new(connections),
+            table: Table::new(connections, now),
             timers: Timers::new(connections, now),
             listeners,
             meter,
@@ -195,7 +196,7 @@ impl EventLoop {
                 slot.half_closed |= half_closed;
                 slot.state = State::Flushing(connection);
             }
-            State::Lingering(connection, left) => self.discard(connection, left),
+            State::Lingering(connection, since) => self.discard(connection, since),
             State::Free(_) => unreachable!("`current` gives no free slot"),
         }
     }
@@ -261,12 +262,21 @@ impl EventLoop {
         self.shared.set_closing(true);
     }
 
+    /// Once a turn, however many events say that there is more: else a fast client would get more turns with each.
+    fn run_again(&mut self, token: Token) {
+        let slot = self.table.slot(token.index);
+        if !std::mem::replace(&mut slot.runnable, true) {
+            self.runnable.push(token);
+        }
+    }
+
     /// Connections that had more to do than a turn's share.
     fn go_on(&mut self) {
         let mut batch = std::mem::take(&mut self.batch);
         std::mem::swap(&mut batch, &mut self.runnable);
         for token in batch.drain(..) {
             let Some(slot) = self.table.current(token) else { continue };
+            slot.runnable = false;
             match std::mem::replace(&mut slot.state, State::Dispatched) {
                 State::Waiting(connection) => self.receive(connection),
                 State::Dispatched => self.drain(token),
@@ -274,7 +284,7 @@ impl EventLoop {
                     slot.state = State::Flushing(connection);
                     self.drain(token);
                 }
-                State::Lingering(connection, left) => self.discard(connection, left),
+                State::Lingering(connection, since) => self.discard(connection, since),
                 State::Free(_) => unreachable!("`current` gives no free slot"),
             }
         }
@@ -291,13 +301,20 @@ impl EventLoop {
                 (Kind::Header, State::Waiting(connection)) => self.refuse(connection, refusal::HEAD_SLOW),
                 (Kind::Body, State::Waiting(connection)) => self.refuse(connection, refusal::BODY_SLOW),
                 (Kind::Linger, State::Lingering(connection, _)) => self.close(connection),
-                (Kind::Write, State::Flushing(connection)) => {
-                    log::info!("{} takes no bytes of its answer: closed (write_timeout)", Shown(&connection.peer));
-                    self.close(connection);
-                }
-                (Kind::Write, State::Dispatched) => {
-                    log::info!("a client takes no bytes of its answer: dropped (write_timeout)");
-                    self.shared.links[index as usize].leave();
+                // Nothing was sent for so long; still the client may take what lies in the socket, which can be
+                // megabytes before there is room for more.
+                (Kind::Write, state @ (State::Flushing(_) | State::Dispatched)) => {
+                    let link = &self.shared.links[index as usize];
+                    let timeout = self.shared.rules.settings.write_timeout;
+                    let pace = slot.taking.close(self.now, link.taken(), timeout);
+                    slot.state = state;
+                    match pace {
+                        Pace::Open | Pace::Kept => {
+                            link.takes();
+                            self.timers.set(index, Kind::Write, self.now + timeout);
+                        }
+                        Pace::Slow => self.drop_reader(index),
+                    }
                 }
                 // A timer ends with the state it belongs to.
                 (Kind::Keepalive | Kind::Header | Kind::Body | Kind::Write | Kind::Linger, state) => {
@@ -364,8 +381,8 @@ impl EventLoop {
             return Outcome::Stalled;
         }
         match self.listeners.accept(index, self.now) {
-            Accepted::Connection { socket, peer, local } => {
-                self.open(socket, peer, local);
+            Accepted::Connection { socket, origin } => {
+                self.open(socket, origin);
                 Outcome::Taken
             }
             Accepted::Empty => Outcome::Empty,
@@ -373,7 +390,7 @@ impl EventLoop {
         }
     }
 
-    fn open(&mut self, socket: OwnedFd, peer: Peer, local: Arc<Local>) {
+    fn open(&mut self, socket: OwnedFd, origin: Origin) {
         if self.table.is_full() {
             if let Some(connection) = self.timers.first(Kind::Keepalive).and_then(|index| self.take_waiting(index)) {
                 self.close(connection);
@@ -386,9 +403,9 @@ impl EventLoop {
         link.open(fd);
         let mut connection = buffers.unwrap_or_else(|| {
             let memory = self.shared.rules.memory.charge();
-            Box::new(Connection::new(token, Arc::clone(link), Arc::clone(&local), memory))
+            Box::new(Connection::new(token, Arc::clone(link), Arc::clone(&origin.local), memory, self.now))
         });
-        connection.open(token, peer, local);
+        connection.open(token, origin);
         self.meter.accepted();
         // The request often is there already; then epoll need not know of a connection that ends with it.
         self.receive(connection);
@@ -410,17 +427,19 @@ impl EventLoop {
         match connection.receive(&self.shared.rules) {
             Received::Waiting(kind) => self.wait_for(connection, kind),
             Received::Again(kind) => {
-                self.runnable.push(connection.token);
+                self.run_again(connection.token);
                 self.wait_for(connection, kind);
             }
             Received::Complete if self.mode == Mode::Retiring => self.refuse(connection, refusal::RETIRING),
             Received::Complete => {
                 self.timers.clear(connection.token.index);
                 self.dispatched += 1;
+                connection.ready_at = self.now;
                 self.shared.ring.push(connection);
             }
             Received::Refused(refusal) => self.refuse(connection, refusal),
-            Received::Ended { in_the_middle } => {
+            Received::Ended => self.close(connection),
+            Received::Lost { in_the_middle } => {
                 if in_the_middle {
                     log::debug!("{} left in the middle of a request", Shown(&connection.peer));
                 }
@@ -429,7 +448,7 @@ impl EventLoop {
         }
     }
 
-    fn wait_for(&mut self, connection: Box<Connection>, kind: Kind) {
+    fn wait_for(&mut self, mut connection: Box<Connection>, kind: Kind) {
         let index = connection.token.index;
         let settings = &self.shared.rules.settings;
         let timeout = match kind {
@@ -437,8 +456,18 @@ impl EventLoop {
             Kind::Header => settings.header_timeout,
             Kind::Body => settings.body_timeout,
             Kind::Write => settings.write_timeout,
-            Kind::Linger => LINGER,
+            Kind::Linger => LINGER_SILENCE,
         };
+        if kind == Kind::Body {
+            let received = i64::try_from(connection.received).unwrap_or(i64::MAX);
+            if self.timers.kind(index) != Some(Kind::Body) {
+                connection.coming = Window::begin(self.now, received);
+            }
+            match connection.coming.look(self.now, received, timeout) {
+                Pace::Open | Pace::Kept => {}
+                Pace::Slow => return self.refuse(connection, refusal::BODY_SLOW),
+            }
+        }
         // A head's time is counted from its first byte, not from its last.
         if !(kind == Kind::Header && self.timers.kind(index) == Some(Kind::Header)) {
             self.timers.set(index, kind, self.now + timeout);
@@ -476,6 +505,8 @@ impl EventLoop {
     fn watch_queue(&mut self, token: Token) {
         if self.shared.links[token.index as usize].is_queued() {
             let deadline = self.now + self.shared.rules.settings.write_timeout;
+            let taken = self.shared.links[token.index as usize].taken();
+            self.table.slot(token.index).taking = Window::begin(self.now, taken);
             self.timers.set(token.index, Kind::Write, deadline);
             // Adding or changing an interest reports a socket that is writable already (epoll_ctl(2)).
             self.register(token, Interest::ReadWrite);
@@ -487,13 +518,20 @@ impl EventLoop {
         match self.shared.links[index as usize].drain() {
             Drained::Blocked { progress: false } => {}
             Drained::Blocked { progress: true } => {
-                let deadline = self.now + self.shared.rules.settings.write_timeout;
-                self.timers.set(index, Kind::Write, deadline);
+                let timeout = self.shared.rules.settings.write_timeout;
+                let taken = self.shared.links[index as usize].taken();
+                match self.table.slot(index).taking.look(self.now, taken, timeout) {
+                    Pace::Open | Pace::Kept => self.timers.set(index, Kind::Write, self.now + timeout),
+                    Pace::Slow => {
+                        self.timers.clear(index);
+                        self.drop_reader(index);
+                    }
+                }
             }
             Drained::Again => {
                 let deadline = self.now + self.shared.rules.settings.write_timeout;
                 self.timers.set(index, Kind::Write, deadline);
-                self.runnable.push(token);
+                self.run_again(token);
             }
             Drained::Empty => {
                 self.timers.clear(index);
@@ -504,6 +542,26 @@ impl EventLoop {
                 self.timers.clear(index);
                 self.shared.links[index as usize].leave();
                 self.flushed(token, true);
+            }
+        }
+    }
+
+    /// The client takes too little of its answer.
+    fn drop_reader(&mut self, index: u32) {
+        let slot = self.table.slot(index);
+        match std::mem::replace(&mut slot.state, State::Dispatched) {
+            State::Flushing(connection) => {
+                log::info!("{} does not take its answer: closed (write_timeout)", Shown(&connection.peer));
+                self.close(connection);
+            }
+            // The app side has it, and learns of it by the link.
+            State::Dispatched => {
+                log::info!("a client does not take its answer: dropped (write_timeout)");
+                self.shared.links[index as usize].leave();
+            }
+            state @ (State::Free(_) | State::Waiting(_) | State::Lingering(..)) => {
+                debug_assert!(false, "nothing is queued in {state:?}");
+                slot.state = state;
             }
         }
     }
@@ -563,7 +621,7 @@ impl EventLoop {
             Some(limit) => log::info!("refused {}: {status} {reason} ({limit})", Shown(&connection.peer)),
             None => log::info!("refused {}: {status} {reason}", Shown(&connection.peer)),
         }
-        let head = connection.has_head() && connection.head.method(&connection.input) == b"HEAD";
+        let head = connection.asks_for_head();
         let asked = Asked { version: Version::Http11, head, keep_alive: false };
         let body = connection.answer.refuse(status, reason, asked);
         connection.answer.after = After::Linger;
@@ -581,28 +639,36 @@ impl EventLoop {
             return;
         }
         connection.forget();
-        self.timers.set(connection.token.index, Kind::Linger, self.now + LINGER);
-        self.discard(connection, LINGER_BYTES_MAX);
+        self.timers.set(connection.token.index, Kind::Linger, self.now + LINGER_SILENCE);
+        self.discard(connection, self.now);
     }
 
-    fn discard(&mut self, connection: Box<Connection>, left: usize) {
-        let mut left = left;
-        let mut scratch = [MaybeUninit::uninit(); 16 * 1024];
-        let fd = connection.link.fd();
-        while left > 0 {
-            match socket::discard(fd, &mut scratch) {
-                Ok(0) => break,
-                Ok(length) => left = left.saturating_sub(length),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    let token = connection.token;
-                    self.table.slot(token.index).state = State::Lingering(connection, left);
-                    self.register(token, Interest::Read);
-                    return;
-                }
-                Err(_) => break,
+    fn discard(&mut self, connection: Box<Connection>, since: Instant) {
+        let token = connection.token;
+        let mut scratch = [MaybeUninit::uninit(); 64 * 1024];
+        let mut share = TURN_BYTES_MAX;
+        // A process that winds up does not wait for clients that do not look at their answer.
+        let patience = match self.mode {
+            Mode::Paused | Mode::Serving => LINGER,
+            Mode::Draining | Mode::Retiring => LINGER_SILENCE,
+        };
+        loop {
+            if share == 0 {
+                self.run_again(token);
+                break;
+            }
+            match socket::discard(connection.link.fd(), &mut scratch) {
+                Ok(length) if length > 0 && self.now < since + patience => share = share.saturating_sub(length),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                // The client has closed, the connection broke, or it was long enough.
+                Ok(_) | Err(_) => return self.close(connection),
             }
         }
-        self.close(connection);
+        if share < TURN_BYTES_MAX {
+            self.timers.set(token.index, Kind::Linger, self.now + LINGER_SILENCE);
+        }
+        self.table.slot(token.index).state = State::Lingering(connection, since);
+        self.register(token, Interest::Read);
     }
 
     fn close(&mut self, mut connection: Box<Connection>) {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::proto::response::{Asked, ChunkLine, Framing};
 use crate::proto::Version;
@@ -102,6 +102,11 @@ impl Exchange {
 
     pub fn local(&self) -> &Local {
         &self.connection().local
+    }
+
+    /// A proxy said by its PROXY header that the client's connection to it is TLS.
+    pub fn secure(&self) -> bool {
+        self.connection().secure
     }
 
     /// The whole body. `chunked` bodies are decoded; `content_length` then is the decoded length.
@@ -281,6 +286,16 @@ impl Exchange {
         (answer.head.status(), answer.sent)
     }
 
+    /// When the request was complete.
+    pub fn ready_at(&self) -> Instant {
+        self.connection().ready_at
+    }
+
+    /// The answer's status line and fields as far as they are known: all of them once the head was sent.
+    pub fn answer_head(&self) -> &[u8] {
+        self.connection().answer.head.bytes()
+    }
+
     /// Ends the answer. `Err` tells what the application did wrong (shorter or longer than its Content-Length, no
     /// `start`); the connection's fate is already decided then.
     pub fn finish(mut self) -> Result<(), BadResponse> {
@@ -312,8 +327,8 @@ impl Exchange {
             }
             Some(Framing::Length(_) | Framing::None | Framing::UntilClose) | None => Ok(()),
         };
-        let short = outcome.is_err() && !excess;
-        self.end(if short { End::Cut } else { End::Complete });
+        // Also where it was too long: what the application meant to be the body, the client cannot know.
+        self.end(if outcome.is_err() { End::Cut } else { End::Complete });
         outcome
     }
 

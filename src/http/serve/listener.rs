@@ -12,6 +12,7 @@ use std::time::Instant;
 use super::epoll::{Epoll, Interest, Token};
 use super::settings::ACCEPT_PAUSE;
 use super::{socket, Local, Peer};
+use crate::proto::proxy::ProxyVersion;
 
 pub struct Listener {
     /// The caller's number for it; commands name it.
@@ -19,6 +20,17 @@ pub struct Listener {
     /// Must be non-blocking already: the description is shared with other processes, so it is not for this one
     /// to change, and a blocking accept would stop the loop when a sibling was faster.
     pub fd: OwnedFd,
+    /// None: clients speak HTTP from their first byte on.
+    pub proxy: Option<Proxy>,
+}
+
+/// A listener whose connections begin with a PROXY header: always, and in this version.
+#[derive(Clone)]
+pub struct Proxy {
+    pub version: ProxyVersion,
+    /// The peers that may name their clients; others get 403. Who else could reach the listener could claim any
+    /// address.
+    pub trusts: Arc<dyn Fn(&Peer) -> bool + Send + Sync>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +50,7 @@ struct Socket {
     local: Arc<Local>,
     /// Bound to all addresses: only the connection knows which one it came to.
     wildcard: bool,
+    proxy: Option<Proxy>,
     state: State,
     /// An event of this turn.
     ready: bool,
@@ -48,6 +61,8 @@ pub struct Listeners {
     masked: bool,
     /// Out of descriptors or memory until then.
     paused_until: Option<Instant>,
+    /// The last try to accept failed for want of descriptors or memory, and was logged.
+    short: bool,
     /// Where the next pass begins, so that no listener is always last.
     turn: usize,
     /// The number of requests dispatched when an event first found no thread free: a place in the same line as
@@ -63,12 +78,19 @@ pub struct Load {
     pub completed: u64,
 }
 
+/// Where a connection comes from.
+pub struct Origin {
+    pub peer: Peer,
+    pub local: Arc<Local>,
+    /// The version of the PROXY header that must come first, and whether this peer is believed.
+    pub proxy: Option<(ProxyVersion, bool)>,
+}
+
 /// What came of trying to accept.
 pub enum Accepted {
     Connection {
         socket: OwnedFd,
-        peer: Peer,
-        local: Arc<Local>,
+        origin: Origin,
     },
     Empty,
     /// Not now.
@@ -81,7 +103,7 @@ const TRIES_MAX: u32 = 64;
 impl Listeners {
     pub fn new(listeners: Vec<Listener>) -> io::Result<Listeners> {
         let sockets = listeners.into_iter().map(Socket::new).collect::<io::Result<Vec<_>>>()?;
-        Ok(Listeners { sockets, masked: false, paused_until: None, turn: 0, place: None })
+        Ok(Listeners { sockets, masked: false, paused_until: None, short: false, turn: 0, place: None })
     }
 
     pub fn fds(&self) -> impl Iterator<Item = RawFd> + '_ {
@@ -233,7 +255,11 @@ impl Listeners {
             match socket::accept(fd.as_fd()) {
                 Ok((socket, peer)) => {
                     let local = listener.local_of(&socket);
-                    return Accepted::Connection { socket, peer, local };
+                    let proxy = listener.proxy.as_ref().map(|proxy| (proxy.version, (proxy.trusts)(&peer)));
+                    if std::mem::take(&mut self.short) {
+                        log::info!("accepting goes on");
+                    }
+                    return Accepted::Connection { socket, origin: Origin { peer, local, proxy } };
                 }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => {
@@ -241,7 +267,11 @@ impl Listeners {
                         return Accepted::Empty;
                     }
                     Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-                        log::warn!("accepting pauses for {} ms: {error}", ACCEPT_PAUSE.as_millis());
+                        // Once, not five times a second for as long as it lasts.
+                        if !std::mem::replace(&mut self.short, true) {
+                            let every = ACCEPT_PAUSE.as_millis();
+                            log::warn!("accepting pauses, new connections wait: {error}; tried again every {every} ms");
+                        }
                         self.paused_until = Some(now + ACCEPT_PAUSE);
                         return Accepted::Stalled;
                     }
@@ -260,7 +290,7 @@ impl Listeners {
 
 impl Socket {
     fn new(listener: Listener) -> io::Result<Socket> {
-        let Listener { id, fd } = listener;
+        let Listener { id, fd, proxy } = listener;
         // SAFETY: F_GETFL takes no argument.
         let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
         if flags < 0 {
@@ -280,7 +310,7 @@ impl Socket {
             }
             Local::Unix(_) => false,
         };
-        Ok(Socket { id, fd: Some(fd), local: Arc::new(local), wildcard, state: State::Paused, ready: false })
+        Ok(Socket { id, fd: Some(fd), local: Arc::new(local), wildcard, proxy, state: State::Paused, ready: false })
     }
 
     fn leave(&mut self, epoll: &Epoll) {

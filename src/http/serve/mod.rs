@@ -12,6 +12,7 @@ mod event_loop;
 mod exchange;
 mod listener;
 mod outbox;
+mod rate;
 mod settings;
 mod shared;
 mod socket;
@@ -36,10 +37,11 @@ use event_loop::EventLoop;
 use listener::Listeners;
 use shared::{Command, Shared};
 
+pub use crate::proto::proxy::ProxyVersion;
 pub use crate::proto::Version;
 pub use dispatch::{AppThread, Wake};
 pub use exchange::{BadResponse, Body, Exchange, Written};
-pub use listener::Listener;
+pub use listener::{Listener, Proxy};
 pub use settings::Settings;
 
 /// What the loop tells of itself while it runs; implementations must be cheap and never block.
@@ -117,8 +119,10 @@ impl Server {
         }
         // A thread inherits its maker's mask: signals are the main thread's alone.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+        let closer = shared.rules.temp.start_closer();
         let spawned = std::thread::Builder::new().name("loop".to_string()).spawn(move || event_loop.run());
         before.thread_set_mask()?;
+        closer?;
         spawned?;
         Ok((0..shared.rules.settings.threads).map(|index| AppThread::new(Arc::clone(&shared), index)).collect())
     }

@@ -39,7 +39,9 @@ impl Link {
             spool: None,
             spooled: 0,
             watched: false,
+            spool_failed: false,
             drained: 0,
+            heard: 0,
             bytes_max: response_buffer,
         };
         Link {
@@ -158,8 +160,9 @@ impl Link {
         self.lock().room(temp)
     }
 
-    /// Waits until there is room for more than a little, so that not every piece waits, or the client has gone. The loop's `write_timeout` ends
-    /// the wait of a client that takes nothing; `patience` is the bound should the loop itself be late.
+    /// Waits until there is room for more than a little, so that not every piece waits, or the client has gone.
+    /// The loop's `write_timeout` ends the wait for a client that takes nothing; `patience` is the bound should
+    /// the loop itself be late.
     pub fn wait_for_room(&self, patience: Duration, temp: &TempFiles) {
         let mut outbox = self.lock();
         loop {
@@ -168,15 +171,26 @@ impl Link {
             if enough || self.is_gone() {
                 return;
             }
-            let drained = outbox.drained;
+            let heard = outbox.heard;
             let (guard, timeout) = self.room.wait_timeout(outbox, patience).unwrap_or_else(PoisonError::into_inner);
             outbox = guard;
-            if timeout.timed_out() && outbox.drained == drained {
+            if timeout.timed_out() && outbox.heard == heard {
                 drop(outbox);
                 self.leave();
                 return;
             }
         }
+    }
+
+    /// How much the client has taken of what was queued, up to a constant: sent and acknowledged. Loop side.
+    pub fn taken(&self) -> i64 {
+        let drained = i64::try_from(self.lock().drained).unwrap_or(i64::MAX);
+        drained.saturating_sub(i64::try_from(socket::unacknowledged(self.fd())).unwrap_or(0))
+    }
+
+    /// The socket is full, but the client takes what is in it. Loop side.
+    pub fn takes(&self) {
+        self.lock().heard += 1;
     }
 
     /// Sends queued bytes until the socket is full. Loop side.
@@ -186,11 +200,13 @@ impl Link {
         let outcome = outbox.drain(self.fd());
         let progress = outbox.drained != before;
         if progress || outcome == Progress::Empty {
+            outbox.heard += 1;
             self.room.notify_all();
         }
         match outcome {
             Progress::Empty => {
                 outbox.watched = false;
+                outbox.spool_failed = false;
                 self.queued.store(false, Ordering::Release);
                 Drained::Empty
             }
@@ -260,8 +276,12 @@ struct Outbox {
     spooled: u64,
     /// The loop knows of the queue.
     watched: bool,
+    /// A file could not be written, and it was logged: the rest of this queue makes do with memory.
+    spool_failed: bool,
     /// Counts all bytes that the loop has sent.
     drained: u64,
+    /// Counts what the loop finds out about the client: that it took bytes, or that it goes on to.
+    heard: u64,
     /// `response_buffer`.
     bytes_max: u64,
 }
@@ -273,6 +293,7 @@ impl Outbox {
         self.spool = None;
         self.spooled = 0;
         self.watched = false;
+        self.spool_failed = false;
     }
 
     fn memory_bytes_max(&self, temp: &TempFiles) -> u64 {
@@ -288,7 +309,8 @@ impl Outbox {
         let spool = self.spool.as_ref().map_or(0, Spool::length);
         let left = self.bytes_max.saturating_sub(self.memory.bytes() + spool);
         let memory = self.memory_bytes_max(temp).saturating_sub(self.memory.bytes());
-        left.min(memory + temp.left())
+        let files = if self.spool_failed { 0 } else { temp.left() };
+        left.min(memory + files)
     }
 
     /// Takes all of the bytes: to memory while that is within the bounds, then to the file, and if that fails to
@@ -341,14 +363,15 @@ impl Outbox {
 
     /// Where in the spool the bytes went; None: they did not.
     fn push_spool(&mut self, bytes: &[u8], temp: &TempFiles) -> Option<u64> {
-        if !temp.available() {
+        if !temp.available() || self.spool_failed {
             return None;
         }
         match self.try_spool(bytes, temp) {
             Ok(offset) => Some(offset),
             Err(Failed::Full) => None,
             Err(Failed::Io(error)) => {
-                log::warn!("temporary file for a response: {error}");
+                log::warn!("temporary file for a response: {error}; the application waits for the client (temp_dir)");
+                self.spool_failed = true;
                 None
             }
         }
@@ -357,7 +380,7 @@ impl Outbox {
     fn try_spool(&mut self, bytes: &[u8], temp: &TempFiles) -> Result<u64, Failed> {
         let spool = match &mut self.spool {
             Some(spool) => spool,
-            None => self.spool.insert(temp.create(0)?),
+            None => self.spool.insert(temp.create()?),
         };
         let offset = spool.length();
         spool.append(bytes).map(|()| offset)
@@ -399,9 +422,7 @@ impl Outbox {
             if ended {
                 self.segments.pop_front();
                 if self.spooled == 0 {
-                    if let Some(Err(_)) = self.spool.as_mut().map(Spool::reset) {
-                        self.spool = None;
-                    }
+                    self.spool = None;
                 }
             } else if sent == 0 {
                 // sendfile at the end of a file that promised more.

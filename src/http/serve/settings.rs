@@ -56,9 +56,20 @@ pub(super) const READ_BODY_BYTES: usize = 64 * 1024;
 /// One connection's share of a turn of the loop, so that a fast upload or download does not starve the others.
 pub(super) const TURN_BYTES_MAX: usize = 1024 * 1024;
 
-/// Lingering close: how long, and how much of what the client still sends is read. nginx: 5 s between reads.
-pub(super) const LINGER: Duration = Duration::from_secs(2);
-pub(super) const LINGER_BYTES_MAX: usize = 1024 * 1024;
+/// Lingering close: how long the client may be silent, and how long what it still sends is read in all; then it
+/// will not look at the answer any more. Apache: 2 s and 30 s, nginx: 5 s and 30 s. There is no bound in bytes:
+/// clients that send 100 MB before they read anything are the ones that need it.
+pub(super) const LINGER_SILENCE: Duration = Duration::from_secs(2);
+pub(super) const LINGER: Duration = Duration::from_secs(30);
+
+/// What a client must send of a body, and take of an answer, on average over `body_timeout` and `write_timeout`:
+/// those count from one byte to the next, so that a byte a second would keep a place for ever. Kestrel: 240 bytes a
+/// second both ways, Apache (mod_reqtimeout): 500. A GPRS modem has ten times as much.
+pub(super) const BYTES_PER_S_MIN: u64 = 240;
+
+/// Body bytes are gathered before they go to a file: whoever sends chunks of one byte shall not cost a write each,
+/// and whoever only announces a large body shall not cost a file.
+pub(super) const GATHER_BYTES: usize = 64 * 1024;
 
 /// How long accepting rests when the process or the machine is out of descriptors or memory.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);

@@ -144,6 +144,17 @@ fn unix_path(address: &libc::sockaddr_storage, length: usize) -> PathBuf {
     PathBuf::from(std::ffi::OsStr::from_bytes(path))
 }
 
+/// Bytes that were handed to the socket and that the peer has not acknowledged (SIOCOUTQ, tcp(7); for Unix sockets
+/// what the peer has not read, with the kernel's overhead).
+pub fn unacknowledged(socket: RawFd) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ, which is SIOCOUTQ, writes one int, and `bytes` outlives the call.
+    match unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut bytes) } {
+        0 => u64::try_from(bytes).unwrap_or(0),
+        _ => 0,
+    }
+}
+
 pub fn set_nodelay(socket: RawFd) -> io::Result<()> {
     let value: libc::c_int = 1;
     let length = size_of::<libc::c_int>() as libc::socklen_t;

@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::mpsc::{channel, Sender};
+use std::sync::{Arc, OnceLock};
 
 use super::budget::{Budget, Charge};
 
@@ -16,11 +17,35 @@ use super::budget::{Budget, Charge};
 pub struct TempFiles {
     directory: Option<PathBuf>,
     budget: Arc<Budget>,
+    /// To the thread that closes; empty until it was started.
+    closer: OnceLock<Sender<Held>>,
 }
+
+/// A file and the room that it takes, which is free when the file is closed and not before.
+#[derive(Debug)]
+struct Held {
+    file: File,
+    charge: Charge,
+}
+
+/// Closing the last descriptor of a file frees its blocks and pages, which takes a millisecond for some megabytes
+/// and longer on a busy disk; a thousand clients that leave at once would hold up the loop for a second. Smaller
+/// files are closed where they are.
+const CLOSED_APART_BYTES: u64 = 256 * 1024;
 
 impl TempFiles {
     pub fn new(directory: Option<PathBuf>, bytes_max: u64) -> TempFiles {
-        TempFiles { directory, budget: Budget::new(bytes_max) }
+        TempFiles { directory, budget: Budget::new(bytes_max), closer: OnceLock::new() }
+    }
+
+    /// Starts the thread that closes large files. It has nothing to do with an application and lives as long as the
+    /// process.
+    pub fn start_closer(&self) -> io::Result<()> {
+        let (sender, held) = channel::<Held>();
+        std::thread::Builder::new().name("closer".to_string()).spawn(move || held.into_iter().for_each(drop))?;
+        // A second one would find no sender and end at once.
+        let _ = self.closer.set(sender);
+        Ok(())
     }
 
     pub fn available(&self) -> bool {
@@ -36,15 +61,13 @@ impl TempFiles {
         }
     }
 
-    /// A new file with room for `bytes`.
-    pub fn create(&self, bytes: u64) -> Result<Spool, Failed> {
+    /// A new file. What is written to it is charged as it comes: a client that only announces much takes no
+    /// room from others.
+    pub fn create(&self) -> Result<Spool, Failed> {
         let Some(directory) = &self.directory else { return Err(Failed::Full) };
-        let mut charge = self.budget.charge();
-        if !charge.grow(bytes) {
-            return Err(Failed::Full);
-        }
         let file = unnamed(directory).map_err(Failed::Io)?;
-        Ok(Spool { file, length: 0, charge })
+        let held = Held { file, charge: self.budget.charge() };
+        Ok(Spool { held: Some(held), length: 0, closer: self.closer.get().cloned() })
     }
 }
 
@@ -58,9 +81,10 @@ pub enum Failed {
 
 #[derive(Debug)]
 pub struct Spool {
-    file: File,
+    /// None: it is being dropped.
+    held: Option<Held>,
     length: u64,
-    charge: Charge,
+    closer: Option<Sender<Held>>,
 }
 
 impl Spool {
@@ -68,31 +92,40 @@ impl Spool {
         self.length
     }
 
+    fn held(&self) -> &Held {
+        self.held.as_ref().expect("only drop takes it")
+    }
+
     /// Appends all or fails. The file's own position stays at 0 (pwrite).
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), Failed> {
-        let end = self.length + bytes.len() as u64;
-        if let Some(missing) = end.checked_sub(self.charge.bytes()).filter(|&missing| missing > 0) {
-            if !self.charge.grow(missing) {
+        let length = self.length;
+        let end = length + bytes.len() as u64;
+        let held = self.held.as_mut().expect("only drop takes it");
+        if let Some(missing) = end.checked_sub(held.charge.bytes()).filter(|&missing| missing > 0) {
+            if !held.charge.grow(missing) {
                 return Err(Failed::Full);
             }
         }
-        self.file.write_all_at(bytes, self.length).map_err(Failed::Io)?;
+        held.file.write_all_at(bytes, length).map_err(Failed::Io)?;
         self.length = end;
         Ok(())
     }
+}
 
-    /// Forgets the contents, gives the room back and keeps the file.
-    pub fn reset(&mut self) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.length = 0;
-        self.charge.clear();
-        Ok(())
+impl Drop for Spool {
+    fn drop(&mut self) {
+        if let (Some(closer), Some(held)) = (&self.closer, self.held.take()) {
+            if self.length > CLOSED_APART_BYTES {
+                // Where the thread is gone the file comes back in the error and is closed here.
+                let _ = closer.send(held);
+            }
+        }
     }
 }
 
 impl AsFd for Spool {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.held().file.as_fd()
     }
 }
 
@@ -130,20 +163,37 @@ fn named(options: &mut OpenOptions, directory: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
+    use std::time::{Duration, Instant};
 
     use super::*;
+
+    /// The room is free again only when the file is closed.
+    #[test]
+    fn large_files_are_closed_apart() {
+        let temp = TempFiles::new(Some(std::env::temp_dir()), 1 << 20);
+        temp.start_closer().expect("a thread");
+        let mut spool = temp.create().expect("file");
+        spool.append(&vec![b'x'; 1 << 20]).expect("within the bound");
+        assert_eq!(temp.left(), 0);
+        drop(spool);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while temp.left() < 1 << 20 {
+            assert!(Instant::now() < deadline, "the file is never closed");
+            std::thread::yield_now();
+        }
+    }
 
     #[test]
     fn files_have_no_name_and_a_bound() {
         let directory = std::env::temp_dir().join(format!("forkmaster-spool-{}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("directory");
         let temp = TempFiles::new(Some(directory.clone()), 10);
-        let mut spool = temp.create(4).expect("file");
+        let mut spool = temp.create().expect("file");
         spool.append(b"hello ").expect("within the bound");
         assert!(matches!(spool.append(b"world"), Err(Failed::Full)));
-        assert!(matches!(temp.create(5), Err(Failed::Full)));
+        assert!(matches!(temp.create().expect("file").append(b"12345"), Err(Failed::Full)));
         let mut text = String::new();
-        spool.file.read_to_string(&mut text).expect("position is 0");
+        spool.held.as_mut().expect("not dropped").file.read_to_string(&mut text).expect("position is 0");
         assert_eq!(text, "hello ");
         assert_eq!(std::fs::read_dir(&directory).expect("listing").count(), 0);
         let mut options = OpenOptions::new();
@@ -152,7 +202,7 @@ mod tests {
         drop(spool);
         assert_eq!(temp.left(), 10);
         std::fs::remove_dir(&directory).expect("empty");
-        assert!(matches!(temp.create(1), Err(Failed::Io(_))));
-        assert!(matches!(TempFiles::new(None, 10).create(1), Err(Failed::Full)));
+        assert!(matches!(temp.create(), Err(Failed::Io(_))));
+        assert!(matches!(TempFiles::new(None, 10).create(), Err(Failed::Full)));
     }
 }

@@ -5,9 +5,11 @@
 //! everywhere else the slot owns it, and only then its socket may be closed.
 
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use super::connection::Connection;
 use super::epoll::{Interest, Token};
+use super::rate::Window;
 
 #[derive(Debug)]
 pub enum State {
@@ -19,8 +21,8 @@ pub enum State {
     Dispatched,
     /// Answered, and the answer is not all sent.
     Flushing(Box<Connection>),
-    /// FIN was sent; what the client still sends is read and dropped, up to so many bytes.
-    Lingering(Box<Connection>, usize),
+    /// FIN was sent then; what the client still sends is read and dropped.
+    Lingering(Box<Connection>, Instant),
 }
 
 #[derive(Debug)]
@@ -32,6 +34,10 @@ pub struct Slot {
     /// Edges that came while the connection was with the app side.
     pub readable: bool,
     pub half_closed: bool,
+    /// It waits for the next turn, once.
+    pub runnable: bool,
+    /// What the client takes while bytes are queued.
+    pub taking: Window,
     pub state: State,
 }
 
@@ -43,13 +49,15 @@ pub struct Table {
 }
 
 impl Table {
-    pub fn new(connections: usize) -> Table {
+    pub fn new(connections: usize, now: Instant) -> Table {
         let slots = (0..connections as u32).map(|index| Slot {
             token: Token { index, generation: 0 },
             socket: None,
             interest: None,
             readable: false,
             half_closed: false,
+            runnable: false,
+            taking: Window::begin(now, 0),
             state: State::Free(None),
         });
         Table { slots: slots.collect(), free: (0..connections as u32).rev().collect() }
@@ -80,6 +88,7 @@ impl Table {
         slot.interest = None;
         slot.readable = false;
         slot.half_closed = false;
+        slot.runnable = false;
         let buffers = match std::mem::replace(&mut slot.state, State::Dispatched) {
             State::Free(buffers) => buffers,
             State::Waiting(_) | State::Dispatched | State::Flushing(_) | State::Lingering(..) => {

@@ -4,7 +4,7 @@
 /// Section (empty: the top of the file) and key.
 pub type Key = (&'static str, &'static str);
 
-pub const KEYS: [Key; 56] = [
+pub const KEYS: [Key; 58] = [
     ("", "name"),
     ("app", "module"),
     ("app", "release"),
@@ -54,6 +54,8 @@ pub const KEYS: [Key; 56] = [
     ("http", "max_body"),
     ("http", "forwarded_allow_ips"),
     ("http", "forwarded_headers"),
+    ("http", "secure_scheme_headers"),
+    ("http", "underscore_headers"),
     ("http", "proxy_protocol"),
     ("log", "level"),
     ("log", "error"),
@@ -67,7 +69,7 @@ pub const KEYS: [Key; 56] = [
 pub const SECTIONS: [&str; 7] = ["app", "env", "server", "reload", "http", "log", "control"];
 
 /// What Gunicorn calls it, and what to do here.
-const GUNICORN: [(&str, &str); 44] = [
+const GUNICORN: [(&str, &str); 43] = [
     ("access_log_format", "Gunicorn's `access_log_format` is `[log] access_format` here"),
     ("accesslog", "Gunicorn's `accesslog` is `[log] access` here"),
     ("app_uri", "the application is `[app] module` here"),
@@ -97,7 +99,6 @@ const GUNICORN: [(&str, &str); 44] = [
     ("raw_env", "Gunicorn's `raw_env` is the table `[env]` here"),
     ("reload_engine", "a reload is asked for: `forkmaster reload`, or HUP"),
     ("reuse_port", "the master's sockets are shared by all workers; remove the line"),
-    ("secure_scheme_headers", "Gunicorn's `secure_scheme_headers` is `proto` in `[http] forwarded_headers` here"),
     ("sendfile", "sendfile is used wherever it can be; remove the line"),
     ("statsd_host", "there is no statsd"),
     ("syslog", "the log goes to stderr or a file; see `[log] error`"),

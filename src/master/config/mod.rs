@@ -6,6 +6,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+mod access_format;
 mod address;
 mod callable;
 pub mod environment;
@@ -138,10 +139,10 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
-    use forkmaster_wire::message::LogLevel;
+    use forkmaster_wire::message::{LogLevel, ProxyProtocol};
 
     use super::problem::Problems;
-    use super::settings::{Bind, ControlAddress, ControlSocket, LogTarget, Surge};
+    use super::settings::{AccessTarget, Bind, ControlAddress, ControlSocket, LogTarget, Surge};
     use super::surroundings::Surroundings;
     use super::*;
 
@@ -244,7 +245,8 @@ mod tests {
         assert_eq!((http.body_memory, http.max_body), (512 << 10, 100 << 20));
         assert_eq!(http.forwarded_allow_ips, ["127.0.0.1", "::1", "unix"]);
         assert_eq!(http.forwarded_headers, ["for", "proto"]);
-        assert_eq!((log.level, log.error), (LogLevel::Info, LogTarget::Stderr));
+        assert!(http.secure_scheme_headers.is_empty());
+        assert_eq!((log.level, log.error, log.access), (LogLevel::Info, LogTarget::Stderr, None));
         let candidates = [
             ControlAddress::Path(format!("/run/forkmaster/{name}.sock").into()),
             ControlAddress::Abstract(format!("forkmaster/0/{name}")),
@@ -316,12 +318,14 @@ body_memory = "1MiB"
 max_body = "1GiB"
 forwarded_allow_ips = ["10.0.0.0/8", "unix"]
 forwarded_headers = ["proto"]
-proxy_protocol = "off"
+secure_scheme_headers = { "X-Forwarded-Ssl" = "on" }
+underscore_headers = ["SSL_CLIENT_S_DN"]
+proxy_protocol = { "unix:run/shop.sock" = "v2", "[::1]:8001" = "off" }
 [log]
 level = "debug"
 error = "shop.log"
-access = "none"
-access_format = "combined"
+access = "access.log"
+access_format = '%(h)s "%(r)s" 100%%'
 [control]
 socket = "run/control.sock"
 "#;
@@ -337,6 +341,12 @@ socket = "run/control.sock"
         assert_eq!(settings.server.bind[2], Bind::Unix(named.join("run/shop.sock")));
         assert_eq!(settings.server.pidfile, Some(named.join("shop.pid")));
         assert_eq!(settings.log.error, LogTarget::File(named.join("shop.log")));
+        assert_eq!(settings.log.access, Some(AccessTarget::File(named.join("access.log"))));
+        let secure = ("x-forwarded-ssl".to_owned(), "on".to_owned());
+        assert_eq!(settings.http.secure_scheme_headers, [secure]);
+        assert_eq!(settings.http.underscore_headers, ["ssl_client_s_dn"]);
+        let [(proxied, version)] = &settings.http.proxy_protocol[..] else { panic!("one address") };
+        assert!(proxied.to_string().ends_with("/run/shop.sock") && *version == ProxyProtocol::V2);
         assert_eq!(settings.control.socket, ControlSocket::Path(named.join("run/control.sock")));
         let identity = settings.server.identity.as_ref().unwrap();
         assert_eq!((identity.gid, settings.server.socket.gid, settings.server.umask), (12345, Some(12345), Some(0o27)));
@@ -402,10 +412,18 @@ socket = "run/control.sock"
             ("http", "limit_request_head = \"64GiB\"", "\"16MiB\""),
             ("http", "limit_request_line = 65537", "raise limit_request_head"),
             ("http", "forwarded_allow_ips = [\"10.0.0.0/40\"]", "10.0.0.0/8"),
-            ("http", "forwarded_headers = [\"host\"]", "later version"),
-            ("http", "proxy_protocol = \"v1\"", "later version"),
-            ("log", "access = \"-\"", "later version"),
-            ("log", "access_format = \"json\"", "later version"),
+            ("http", "forwarded_headers = [\"by\"]", "\"prefix\", or \"forwarded\""),
+            ("http", "forwarded_headers = [\"forwarded\", \"proto\"]", "keep the one that your proxy sets"),
+            ("http", "secure_scheme_headers = { \"X_Ssl\" = \"on\" }", "not the name of a header"),
+            ("http", "secure_scheme_headers = { \"X-Ssl\" = \"\" }", "not the value of a header"),
+            ("http", "underscore_headers = [\"X-Ssl\"]", "write it as it is sent"),
+            ("http", "secure_scheme_headers = [\"X-Ssl\"]", "a table is needed, not a list"),
+            ("http", "proxy_protocol = \"v3\"", "\"off\", \"v1\" and \"v2\""),
+            ("http", "proxy_protocol = { \"127.0.0.1:9999\" = \"v2\" }", "127.0.0.1:9999 is not in [server] bind"),
+            ("http", "proxy_protocol = true", "a string is needed, not a boolean"),
+            ("log", "access = true", "a string is needed, not a boolean"),
+            ("log", "access_format = \"common\"", "there are \"combined\", \"json\" and templates"),
+            ("log", "access_format = \"%(z)s\"", "`%(z)s` is unknown"),
             ("log", "level = \"warning\"", "write \"warn\""),
             ("control", "socket = true", "a string is needed, not a boolean"),
             ("env", "\"A B\" = \"x\"", "not a name"),

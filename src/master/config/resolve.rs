@@ -8,8 +8,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forkmaster_wire::message::{LogLevel, Probe};
+use forkmaster_wire::message::{LogLevel, Probe, ProxyProtocol};
 
+use super::access_format;
 use super::address::SUN_PATH_BYTES_MAX;
 use super::callable::{check_module, parse_application, show_application};
 use super::environment::{self, BadLine, Environment, MISLEAD_THE_INTERPRETER};
@@ -19,8 +20,8 @@ use super::interpreter;
 use super::keys::{Key, KEYS};
 use super::problem::{Problem, Problems};
 use super::settings::{
-    App, Bind, Control, ControlAddress, ControlSocket, Http, Interpreter, Log, LogTarget, Reload, Server, Settings,
-    SocketFile, Surge,
+    AccessTarget, App, Bind, Control, ControlAddress, ControlSocket, Http, Interpreter, Log, LogTarget, Reload, Server,
+    Settings, SocketFile, Surge,
 };
 use super::surroundings::{absolute, Surroundings};
 use super::units::{parse_duration, parse_mode, parse_size, show_duration, show_mode, show_size};
@@ -146,7 +147,7 @@ impl<'a> Resolver<'a> {
         let socket = self.socket_file(identity.as_ref());
         let server = self.server(identity, socket);
         let reload = self.reload();
-        let http = self.http();
+        let http = self.http(&server.bind);
         let log = self.log();
         let control = self.control(&name);
         Settings { name, app, server, reload, http, log, control }
@@ -648,7 +649,7 @@ impl<'a> Resolver<'a> {
         Reload { max_surge, max_unavailable, drain_timeout }
     }
 
-    fn http(&mut self) -> Http {
+    fn http(&mut self, bind: &[Bind]) -> Http {
         let keepalive_timeout = self.timeout(("http", "keepalive_timeout"), 75);
         let header_timeout = self.timeout(("http", "header_timeout"), 10);
         let body_timeout = self.timeout(("http", "body_timeout"), 30);
@@ -687,13 +688,27 @@ impl<'a> Resolver<'a> {
             ("http", "forwarded_headers"),
             ["for", "proto"].map(str::to_owned).to_vec(),
             |text| match text {
-                "for" | "proto" => Ok(text.to_owned()),
-                "host" | "prefix" => Err(format!("`{text}` {LATER}; until then there are \"for\" and \"proto\"")),
-                _ => Err(format!("`{text}` is not known; there are \"for\" and \"proto\"")),
+                "for" | "proto" | "host" | "prefix" | "forwarded" => Ok(text.to_owned()),
+                _ => Err(format!(
+                    "`{text}` is not known; there are \"for\", \"proto\", \"host\" and \"prefix\", or \"forwarded\""
+                )),
             },
             |header| quoted(header),
         );
-        self.only(("http", "proxy_protocol"), "off");
+        self.check_one_family(&forwarded_headers);
+        let underscore_headers =
+            self.get_list(("http", "underscore_headers"), Vec::new(), parse_underscore_header, |name| quoted(name));
+        let secure_scheme_headers =
+            self.get(("http", "secure_scheme_headers"), Vec::new(), parse_secure_scheme_headers, |headers| {
+                show_secure_scheme_headers(headers)
+            });
+        let base = self.named_directory.clone();
+        let proxy_protocol = self.get(
+            ("http", "proxy_protocol"),
+            Vec::new(),
+            |value| parse_proxy_protocol(value, bind, &base),
+            |proxied: &Vec<(Bind, ProxyProtocol)>| show_proxy_protocol(proxied, bind),
+        );
         Http {
             keepalive_timeout,
             header_timeout,
@@ -707,6 +722,23 @@ impl<'a> Resolver<'a> {
             max_body,
             forwarded_allow_ips,
             forwarded_headers,
+            secure_scheme_headers,
+            underscore_headers,
+            proxy_protocol,
+        }
+    }
+
+    /// A proxy sets the one or the other; what it does not set is passed on as the client sent it.
+    fn check_one_family(&mut self, headers: &[String]) {
+        let key = ("http", "forwarded_headers");
+        let has = |name: &str| headers.iter().any(|header| header == name);
+        if !has("forwarded") || !["for", "proto", "prefix"].into_iter().any(has) {
+            return;
+        }
+        if let Some(Entry { value, origin }) = self.entry(key) {
+            let reason = "\"forwarded\" (RFC 7239) stands for its own for and proto, and has no prefix: beside it \
+                          there is only \"host\"; keep the one that your proxy sets";
+            self.problem(key, &value, &origin, reason);
         }
     }
 
@@ -730,9 +762,29 @@ impl<'a> Resolver<'a> {
                 LogTarget::File(path) => quoted_path(path),
             },
         );
-        self.only(("log", "access"), "none");
-        self.only(("log", "access_format"), "combined");
-        Log { level, error }
+        let base = self.named_directory.clone();
+        let access = self.get(
+            ("log", "access"),
+            None,
+            |value| match string(value)? {
+                "none" => Ok(None),
+                "-" => Ok(Some(AccessTarget::Stdout)),
+                text => non_empty(text).map(|text| Some(AccessTarget::File(absolute(&base, Path::new(text))))),
+            },
+            |target| match target {
+                None => quoted("none"),
+                Some(AccessTarget::Stdout) => quoted("-"),
+                Some(AccessTarget::File(path)) => quoted_path(path),
+            },
+        );
+        let default = (access_format::combined(), "combined".to_owned());
+        let (access_format, _) = self.get(
+            ("log", "access_format"),
+            default,
+            |value| string(value).and_then(|text| access_format::parse(text).map(|format| (format, text.to_owned()))),
+            |(_, text)| quoted(text),
+        );
+        Log { level, error, access, access_format }
     }
 
     fn control(&mut self, name: &str) -> Control {
@@ -1315,6 +1367,99 @@ fn check_peer(text: &str) -> Result<(), String> {
         None => Ok(()),
         Some(Ok(bits)) if bits <= bits_max => Ok(()),
         Some(Ok(_) | Err(_)) => Err(bad()),
+    }
+}
+
+/// One word for all addresses, or `{ "unix:/run/shop/proxied.sock" = "v2" }` for those of `bind` that have it.
+fn parse_proxy_protocol(value: &Value, bind: &[Bind], base: &Path) -> Result<Vec<(Bind, ProxyProtocol)>, String> {
+    let version = |text: &str| match text {
+        "off" => Ok(None),
+        "v1" => Ok(Some(ProxyProtocol::V1)),
+        "v2" => Ok(Some(ProxyProtocol::V2)),
+        _ => Err(format!("`{text}` is not known; there are \"off\", \"v1\" and \"v2\"")),
+    };
+    let Value::Table(entries) = value else {
+        let version = version(string(value)?)?;
+        return Ok(bind.iter().filter_map(|bind| Some((bind.clone(), version?))).collect());
+    };
+    let mut proxied = Vec::new();
+    for (address, written) in entries {
+        let address = Bind::parse(address, base).map_err(|reason| format!("{address}: {reason}"))?;
+        if !bind.contains(&address) {
+            return Err(format!("{address} is not in [server] bind"));
+        }
+        if let Some(version) = version(string(&written.value)?)? {
+            proxied.push((address, version));
+        }
+    }
+    Ok(proxied)
+}
+
+fn show_proxy_protocol(proxied: &[(Bind, ProxyProtocol)], bind: &[Bind]) -> String {
+    let word = |version: ProxyProtocol| match version {
+        ProxyProtocol::V1 => quoted("v1"),
+        ProxyProtocol::V2 => quoted("v2"),
+    };
+    match proxied {
+        [] => quoted("off"),
+        [(_, first), rest @ ..] if proxied.len() == bind.len() && rest.iter().all(|(_, version)| version == first) => {
+            word(*first)
+        }
+        _ => {
+            let entry =
+                |(bind, version): &(Bind, ProxyProtocol)| format!("{} = {}", quoted(&bind.to_string()), word(*version));
+            format!("{{ {} }}", proxied.iter().map(entry).collect::<Vec<_>>().join(", "))
+        }
+    }
+}
+
+/// `{ "X-Forwarded-Ssl" = "on" }`; in a variable `X-Forwarded-Ssl=on`, several with commas.
+fn parse_secure_scheme_headers(value: &Value) -> Result<Vec<(String, String)>, String> {
+    let written: Vec<(String, String)> = match value {
+        Value::Table(entries) => {
+            let entry =
+                |(name, item): &(String, Written)| string(&item.value).map(|text| (name.clone(), text.to_owned()));
+            entries.iter().map(entry).collect::<Result<_, _>>()?
+        }
+        Value::Loose(text) => {
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+            let entry = |item: &str| {
+                let (name, value) = item.split_once('=').ok_or_else(|| format!("`{item}` is not NAME=VALUE"))?;
+                Ok((name.trim().to_owned(), value.trim().to_owned()))
+            };
+            items.map(entry).collect::<Result<_, String>>()?
+        }
+        other => {
+            return Err(format!("a table is needed, not {}; write {{ \"X-Forwarded-Ssl\" = \"on\" }}", other.kind()))
+        }
+    };
+    for (name, value) in &written {
+        let token = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        if name.is_empty() || !name.bytes().all(token) {
+            return Err(format!("`{name}` is not the name of a header; write it as it is sent, \"X-Forwarded-Ssl\""));
+        }
+        if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
+            return Err(format!("`{value}` is not the value of a header"));
+        }
+    }
+    Ok(written.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect())
+}
+
+fn parse_underscore_header(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if text.contains('_') && text.bytes().all(plain) {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err("not the name of a header with an underscore; write it as it is sent, \"SSL_CLIENT_S_DN\"".to_owned())
+}
+
+fn show_secure_scheme_headers(headers: &[(String, String)]) -> String {
+    let entries: Vec<String> =
+        headers.iter().map(|(name, value)| format!("{} = {}", quoted(name), quoted(value))).collect();
+    if entries.is_empty() {
+        "{}".to_owned()
+    } else {
+        format!("{{ {} }}", entries.join(", "))
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use forkmaster_wire::message::{Application, LogLevel, Probe};
+use forkmaster_wire::message::{AccessFormat, Application, LogLevel, Probe, ProxyProtocol};
 
 /// One reading of the configuration: what a generation is made of.
 #[derive(Clone, Debug, PartialEq)]
@@ -136,17 +136,32 @@ pub struct Http {
     pub max_body: u64,
     pub forwarded_allow_ips: Vec<String>,
     pub forwarded_headers: Vec<String>,
+    /// Names in lower case, and the value that means https.
+    pub secure_scheme_headers: Vec<(String, String)>,
+    /// In lower case.
+    pub underscore_headers: Vec<String>,
+    /// Addresses whose connections begin with a PROXY header.
+    pub proxy_protocol: Vec<(Bind, ProxyProtocol)>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Log {
     pub level: LogLevel,
     pub error: LogTarget,
+    /// None: off.
+    pub access: Option<AccessTarget>,
+    pub access_format: AccessFormat,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogTarget {
     Stderr,
+    File(PathBuf),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessTarget {
+    Stdout,
     File(PathBuf),
 }
 

@@ -49,6 +49,7 @@ impl Supervisor {
             }
             (Template::Ready { .. }, TemplateEvent::ChannelLost) => {
                 generation.template = Template::Lost { kill_at: now + EXIT_WITHIN };
+                self.roll_without_a_way_back(id, now);
             }
             // A message that was on its way when the template was told to stop, or came twice.
             (
@@ -93,7 +94,7 @@ impl Supervisor {
                 self.refuse(id, failure(Stage::Import, format!("the process died while it booted: {exit}")), now);
             }
             // Its workers live on; it is started again from the pinned release.
-            State::Rolling { .. } | State::Serving if self.phase == Phase::Running => {
+            State::Rolling { .. } | State::Serving if matches!(self.phase, Phase::Running | Phase::Delaying { .. }) => {
                 let pause = match was {
                     Template::Ready { since } => {
                         generation.template_backoff.after_death(now.saturating_duration_since(since))
@@ -106,6 +107,7 @@ impl Supervisor {
                     | Template::Gone => generation.template_backoff.after_failed_boot(),
                 };
                 generation.template = Template::Resting { until: now + pause };
+                self.roll_without_a_way_back(id, now);
             }
             State::Rolling { .. } | State::Serving | State::Draining | State::Abandoned => {}
         }
@@ -158,7 +160,7 @@ impl Supervisor {
                 }
             }
             (S::Starting { .. }, WorkerEvent::Failed(failure)) => {
-                self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN }, now);
+                self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN, said_why: true }, now);
                 self.boot_failed(at, &self.name(at, id), slot, failure, now);
             }
 
@@ -169,7 +171,7 @@ impl Supervisor {
             (S::Serving { due: None, .. }, WorkerEvent::TooBig) => self.mark_due(at, id, Due::Memory),
 
             (S::Starting { .. }, WorkerEvent::Leaving { reason }) => {
-                self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN }, now);
+                self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN, said_why: true }, now);
                 let failure = failure(Stage::Import, format!("the worker ended itself: {reason}"));
                 self.boot_failed(at, &self.name(at, id), slot, failure, now);
             }
@@ -195,13 +197,14 @@ impl Supervisor {
             (_, WorkerEvent::ChannelLost) if worker.pid.is_none() => {
                 self.worker_gone(at, id, Exit::NeverBorn, now);
             }
-            (S::Starting { .. } | S::Ready, WorkerEvent::ChannelLost) => {
-                // Usually it is dying; the exit status, which says more, follows at once.
-                worker.state = S::Starting { deadline: now + EXIT_WITHIN };
+            // Usually it is dying; the exit status, which says more, follows at once.
+            (S::Starting { deadline }, WorkerEvent::ChannelLost) => {
+                worker.state = S::Starting { deadline: deadline.min(now + EXIT_WITHIN) };
             }
+            (S::Ready, WorkerEvent::ChannelLost) => worker.state = S::Starting { deadline: now + EXIT_WITHIN },
             (S::Opening { .. } | S::Serving { .. }, WorkerEvent::ChannelLost) => {
                 self.seat_lost(at, &before, now);
-                self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN }, now);
+                self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN, said_why: false }, now);
             }
             // A draining worker closes its channel at its end and may still join threads within its deadline.
             (
@@ -320,7 +323,7 @@ impl Supervisor {
         let worker = generation.workers.remove(place);
         let expected = match worker.state {
             WorkerState::Draining { .. } | WorkerState::Closing { .. } => exit == Exit::Code(0),
-            WorkerState::Exiting { .. } => matches!(exit, Exit::Code(_)),
+            WorkerState::Exiting { said_why, .. } => said_why,
             WorkerState::Killed { .. } | WorkerState::Terminating { .. } => true,
             WorkerState::Starting { .. }
             | WorkerState::Ready

@@ -287,6 +287,12 @@ impl Supervisor {
         self.generations.iter().find(|generation| matches!(generation.state, State::Proving | State::Rolling { .. }))
     }
 
+    /// The generation whose workers take the places of the serving one's right now.
+    pub fn exchanging(&self) -> Option<&Generation> {
+        self.in_transaction()
+            .filter(|generation| matches!(generation.state, State::Rolling { step: Step::Exchanging { .. }, .. }))
+    }
+
     #[cfg(test)]
     pub fn worker(&self, id: WorkerId) -> Option<(&Generation, &Worker)> {
         self.generations.iter().find_map(|generation| Some((generation, generation.worker(id)?)))
@@ -307,7 +313,10 @@ impl Supervisor {
                 let graceful = self.serving().map_or(Duration::ZERO, |generation| generation.plan.graceful_timeout);
                 self.stop_workers(now, graceful);
             }
-            Phase::Delaying { .. } => self.fill(now),
+            Phase::Delaying { .. } => {
+                self.fix_seats();
+                self.fill(now);
+            }
             Phase::Stopping { .. } | Phase::Ending { .. } | Phase::Ended => {}
         }
         self.collect(now);
@@ -368,6 +377,12 @@ impl Supervisor {
             WorkerState::Starting { .. } => {
                 let limit = self.generations[at].plan.boot_timeout.as_secs_f64();
                 self.kill(at, id, now);
+                if worker.pid.is_none() && matches!(self.generations[at].template, Template::Ready { .. }) {
+                    // Nothing is known of this fork, and what waits behind it in the template's channel would wait too.
+                    let line = format!("template gen={} does not fork: killed", self.generations[at].id);
+                    self.log(Level::Error, line);
+                    self.kill_template(at);
+                }
                 let reason = format!("the worker was not ready within boot_timeout ({limit:.1}s)");
                 self.boot_failed(at, &self.name(at, id), worker.slot, failure(Stage::Import, reason), now);
             }
@@ -402,12 +417,12 @@ impl Supervisor {
         }
     }
 
-    /// Replaces workers that are due: the successor serves first, then the old one drains.
+    /// Gives workers that are due a successor; when that serves, the old one is surplus.
     fn recycle(&mut self, now: Instant) {
         let Some(at) = self.generations.iter().position(|generation| generation.state == State::Serving) else {
             return;
         };
-        if self.in_transaction().is_some_and(|generation| matches!(generation.state, State::Rolling { .. })) {
+        if self.exchanging().is_some() {
             return;
         }
         let wanted = self.wanted(at);
@@ -421,17 +436,11 @@ impl Supervisor {
             if slot.0 >= wanted {
                 continue;
             }
-            let successor = generation.present_in(slot).find(|other| other.id != worker.id);
-            match successor.map(|successor| successor.state.clone()) {
-                Some(WorkerState::Serving { due: None, .. }) => self.drain(at, worker.id, now),
-                Some(_) => {}
-                None if replacing < replacements_max(&generation.plan)
-                    && generation.slots[slot.0 as usize].rests_until.is_none() =>
-                {
-                    replacing += 1;
-                    self.spawn(at, slot, now);
-                }
-                None => {}
+            let alone = generation.present_in(slot).count() == 1;
+            let rests = generation.slots[slot.0 as usize].rests_until.is_some();
+            if alone && !rests && replacing < replacements_max(&generation.plan) {
+                replacing += 1;
+                self.spawn(at, slot, now);
             }
         }
     }
@@ -457,9 +466,10 @@ impl Supervisor {
         }
     }
 
-    /// Drains what serves beyond the wanted number: slots above it, and abandoned workers whose places are taken.
+    /// Drains what serves beyond the wanted number: slots above it, all but the youngest that serve in one slot, and
+    /// abandoned workers whose places are taken.
     fn drain_surplus(&mut self, now: Instant) {
-        if self.in_transaction().is_some_and(|generation| matches!(generation.state, State::Rolling { .. })) {
+        if self.exchanging().is_some() {
             return;
         }
         let Some(at) = self.generations.iter().position(|generation| generation.state == State::Serving) else {
@@ -467,7 +477,9 @@ impl Supervisor {
         };
         let wanted = self.wanted(at);
         for worker in self.generations[at].workers.clone() {
-            if worker.slot.0 >= wanted
+            let is_younger = |other: &Worker| other.id > worker.id && other.is_serving();
+            let outlived = self.generations[at].present_in(worker.slot).any(is_younger);
+            if (worker.slot.0 >= wanted || outlived)
                 && matches!(
                     worker.state,
                     WorkerState::Opening { .. } | WorkerState::Serving { .. } | WorkerState::Ready

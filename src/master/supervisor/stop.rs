@@ -65,6 +65,8 @@ impl Supervisor {
         self.phase = Phase::Ending { code, give_up: now + KILLED_WITHIN };
         if let Some(id) = self.in_transaction().map(|generation| generation.id) {
             self.verdict(id, Verdict::Stopped);
+            // So that the deaths of its processes refuse nothing any more.
+            self.index(id).into_iter().for_each(|at| self.change_generation(at, State::Abandoned));
         }
         self.actions.push(Action::CloseAllListeners);
         for at in 0..self.generations.len() {

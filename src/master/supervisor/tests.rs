@@ -8,7 +8,7 @@ use forkmaster_wire::message::{Failure, GenerationId, Stage, WorkerId};
 
 use super::backoff;
 use super::generation::{Generation, Plan, State, Surge};
-use super::worker::{Event as WorkerEvent, Exit, State as WorkerState, Stuck};
+use super::worker::{Event as WorkerEvent, Exit, State as WorkerState, Stuck, Worker};
 use super::{Action, Event, Phase, Supervisor, TemplateEvent, Verdict};
 
 /// How the processes of a generation behave.
@@ -55,6 +55,8 @@ struct World {
     log: Vec<String>,
     exit: Option<i32>,
     refuse_listeners: Option<i32>,
+    /// Templates do not answer.
+    pings_are_lost: bool,
     generation: u32,
 }
 
@@ -90,6 +92,7 @@ impl World {
             log: Vec::new(),
             exit: None,
             refuse_listeners: None,
+            pings_are_lost: false,
             generation: 0,
         }
     }
@@ -148,12 +151,7 @@ impl World {
 
     /// The master does its work, then one thing happens. False when the world is at rest.
     fn step(&mut self) -> bool {
-        while let Some(action) = self.todo.pop_front() {
-            self.carry_out(action);
-            self.fewest_accepting = self.fewest_accepting.min(self.accepting.len());
-            let present = self.supervisor.generations().iter().map(Generation::present).sum();
-            self.most_present = self.most_present.max(present);
-        }
+        self.carry_out_all();
         match self.happenings.pop_front() {
             Some(Happening::Worker(worker, event)) if self.alive.contains_key(&worker) => {
                 self.worker_event(worker, event)
@@ -166,6 +164,15 @@ impl World {
             None => return !self.todo.is_empty(),
         }
         true
+    }
+
+    fn carry_out_all(&mut self) {
+        while let Some(action) = self.todo.pop_front() {
+            self.carry_out(action);
+            self.fewest_accepting = self.fewest_accepting.min(self.accepting.len());
+            let present = self.supervisor.generations().iter().map(Generation::present).sum();
+            self.most_present = self.most_present.max(present);
+        }
     }
 
     /// Carries out all actions and their consequences, at one moment.
@@ -228,6 +235,7 @@ impl World {
                 assert!(self.templates.contains(&generation), "a reaped template was signalled");
                 self.soon_template(generation, TemplateEvent::Exited(killed()));
             }
+            Action::PingTemplate { .. } if self.pings_are_lost => {}
             Action::PingTemplate { generation, ping } => self.soon_template(generation, TemplateEvent::Pong { ping }),
             Action::Spawn { generation, worker, .. } => {
                 self.alive.insert(worker, generation);
@@ -740,4 +748,265 @@ fn a_transition_is_one_line_with_its_words() {
         .workers
         .iter()
         .all(|worker| matches!(worker.state, WorkerState::Serving { .. })));
+}
+
+#[test]
+fn scaling_during_the_shutdown_delay_does_not_end_the_master() {
+    let mut world = World::serving(Plan { shutdown_delay: MINUTE, ..plan(2) });
+    world.event(Event::Stop);
+    world.event(Event::Scale { by: 1 });
+    world.run();
+    assert_eq!(world.accepting(1), 3);
+    world.pass(MINUTE * 2);
+    assert_eq!((world.exit, world.alive.len()), (Some(0), 0));
+}
+
+#[test]
+fn a_template_that_dies_during_the_shutdown_delay_comes_back() {
+    let mut world = World::serving(Plan { shutdown_delay: MINUTE, ..plan(2) });
+    world.event(Event::Stop);
+    world.template_event(GenerationId(1), TemplateEvent::Exited(killed()));
+    let worker = world.some_worker(1);
+    world.exit(worker, killed());
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.accepting(1), world.templates.len()), (2, 1));
+    world.pass(MINUTE * 2);
+    assert_eq!((world.exit, world.alive.len(), world.templates.len()), (Some(0), 0, 0));
+}
+
+/// Runs until the old template was asked whether it can still fork, and gets no answer.
+fn ask_in_vain(world: &mut World) {
+    world.pings_are_lost = true;
+    world.reload(plan(2), Behaviour::OnlyCandidateBoots);
+    world.run();
+    assert_eq!((world.state(2), world.accepting(2)), (Some("rolling"), 0));
+}
+
+#[test]
+fn a_template_that_dies_before_it_answers_a_ping_is_started_again() {
+    let mut world = World::serving(plan(2));
+    ask_in_vain(&mut world);
+    // It fails to start again and again, so that it rests or starts when the answer is overdue.
+    world.behaviour.insert(GenerationId(1), Behaviour::TemplateDies);
+    world.template_event(GenerationId(1), TemplateEvent::Exited(killed()));
+    world.pass(Duration::from_secs(30));
+    assert!(matches!(world.last_verdict(), Verdict::Refused(_)), "{:?}", world.verdicts);
+    world.behaviour.insert(GenerationId(1), Behaviour::Healthy);
+    world.pass(MINUTE);
+    assert_eq!(world.templates.len(), 1);
+    let worker = world.some_worker(1);
+    world.exit(worker, killed());
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.accepting(1), 2);
+}
+
+#[test]
+fn a_template_that_dies_before_it_answers_a_ping_costs_no_deadline() {
+    let mut world = World::serving(plan(2));
+    ask_in_vain(&mut world);
+    world.behaviour.insert(GenerationId(2), Behaviour::Healthy);
+    world.template_event(GenerationId(1), TemplateEvent::Exited(killed()));
+    world.run();
+    assert_eq!(*world.last_verdict(), Verdict::Committed);
+}
+
+#[test]
+fn a_template_that_does_not_fork_any_more_is_killed_and_started_again() {
+    let mut world = World::serving(plan(2));
+    world.behaviour.insert(GenerationId(1), Behaviour::ForksSlowly);
+    let worker = world.some_worker(1);
+    world.exit(worker, killed());
+    world.run();
+    let unborn = *world.alive.keys().last().unwrap();
+    world.behaviour.insert(GenerationId(1), Behaviour::Healthy);
+    world.pass(MINUTE - Duration::from_secs(1));
+    assert_eq!(world.templates.len(), 1);
+    world.pass(Duration::from_secs(2));
+    assert!(world.log.iter().any(|line| line.contains("template gen=1 does not fork")), "{:#?}", world.log);
+    // What it held was its copy of the worker's channel.
+    world.alive.remove(&unborn);
+    world.worker_event(unborn, WorkerEvent::ChannelLost);
+    world.pass(Duration::from_secs(10));
+    assert_eq!((world.accepting(1), world.alive.len(), world.templates.len()), (2, 2, 1));
+}
+
+#[test]
+fn stopping_at_once_while_a_release_proves_itself_is_no_refusal() {
+    for first_start in [true, false] {
+        let mut world = if first_start { World::new() } else { World::serving(plan(1)) };
+        world.reload(plan(1), Behaviour::WorkersHang);
+        world.run();
+        world.verdicts.clear();
+        world.event(Event::StopNow);
+        world.run();
+        assert_eq!(world.exit, Some(0));
+        assert_eq!(world.verdicts, [(GenerationId(world.generation), Verdict::Stopped)]);
+        assert!(!world.log.iter().any(|line| line.contains("refused")), "{:#?}", world.log);
+    }
+}
+
+#[test]
+fn a_seat_that_two_workers_serve_from_after_a_refused_reload_keeps_the_younger_one() {
+    for due_again in [false, true] {
+        let mut world = World::serving(plan(1));
+        let due = world.some_worker(1);
+        // Its successor boots until the next reload rolls.
+        world.worker_event(due, WorkerEvent::RequestsServed);
+        while world.alive.len() < 2 {
+            world.step();
+        }
+        let successor = *world.alive.keys().last().unwrap();
+        let held: Vec<Happening> = world.happenings.drain(..).collect();
+        world.reload(Plan { surge: Surge::All, ..plan(3) }, Behaviour::OnlyCandidateBoots);
+        while world.state(2) != Some("rolling") {
+            assert!(world.step());
+        }
+        world.happenings.extend(held);
+        world.run();
+        if due_again {
+            world.worker_event(successor, WorkerEvent::RequestsServed);
+        }
+        world.pass(MINUTE);
+        assert!(matches!(world.last_verdict(), Verdict::Refused(_)));
+        assert_eq!((world.accepting(1), world.alive.len()), (1, 1), "due again: {due_again}");
+        assert!(!world.alive.contains_key(&due));
+        assert!(world.fewest_accepting >= 1);
+    }
+}
+
+#[test]
+fn nonsense_on_a_channel_does_not_move_the_deadline_of_a_boot() {
+    let mut world = World::serving(plan(1));
+    world.behaviour.insert(GenerationId(1), Behaviour::WorkersHang);
+    let worker = world.some_worker(1);
+    world.exit(worker, killed());
+    world.run();
+    let booting = *world.alive.keys().last().unwrap();
+    for _ in 0..20 {
+        world.worker_event(booting, WorkerEvent::ChannelLost);
+        world.pass(Duration::from_secs(1));
+    }
+    assert_eq!(world.kills[&booting], 1);
+}
+
+/// Random events at random moments: whatever comes, the invariants hold, no deadline is overlooked, and in the end
+/// the service is as it was configured. The numbers of a failure are in its message.
+#[test]
+fn whatever_comes_the_service_is_whole_in_the_end() {
+    for seed in 0..400u64 {
+        let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+        let surges = [Surge::Workers(1), Surge::Workers(2), Surge::Workers(0), Surge::All];
+        let any_plan = |dice: &mut Dice| {
+            let surge = surges[dice.roll(4)];
+            let unavailable = if surge == Surge::Workers(0) { 1 } else { dice.roll(2) as u32 };
+            Plan { surge, unavailable, ..plan(1 + dice.roll(4) as u32) }
+        };
+        let mut world = World::serving(any_plan(&mut dice));
+        for _ in 0..60 {
+            world.carry_out_all();
+            let behaviours = [
+                Behaviour::Healthy,
+                Behaviour::Healthy,
+                Behaviour::Healthy,
+                Behaviour::TemplateHangs,
+                Behaviour::TemplateFails,
+                Behaviour::TemplateDies,
+                Behaviour::WorkersFail,
+                Behaviour::WorkersDie,
+                Behaviour::WorkersHang,
+                Behaviour::OnlyCandidateBoots,
+                Behaviour::DrainsForEver,
+            ];
+            let someone = world.alive.keys().nth(dice.roll(world.alive.len().max(1))).copied();
+            let template = world.templates.iter().nth(dice.roll(world.templates.len().max(1))).copied();
+            match (dice.roll(12), someone, template) {
+                (0 | 1, _, _) => {
+                    let plan = any_plan(&mut dice);
+                    world.reload(plan, behaviours[dice.roll(behaviours.len())]);
+                }
+                (2, Some(worker), _) => world.exit(worker, killed()),
+                (3, Some(worker), _) => match world.supervisor.worker(worker) {
+                    Some((_, Worker { pid: Some(_), .. })) => world.worker_event(worker, WorkerEvent::ChannelLost),
+                    // Nobody knows its pid: it was never born.
+                    Some(_) | None => world.exit(worker, Exit::NeverBorn),
+                },
+                (4, Some(worker), _) => world.worker_event(worker, WorkerEvent::RequestsServed),
+                (5, Some(worker), _) => world.worker_event(worker, WorkerEvent::Stuck(Stuck::Silent)),
+                (6, Some(worker), _) => {
+                    world.accepting.remove(&worker);
+                    world.worker_event(worker, WorkerEvent::Leaving { reason: "TERM".to_owned() });
+                }
+                (7, _, Some(template)) => world.template_event(template, TemplateEvent::Exited(killed())),
+                (8, _, Some(template)) => world.template_event(template, TemplateEvent::ChannelLost),
+                (9, _, _) => world.event(Event::Scale { by: dice.roll(5) as i32 - 2 }),
+                (_, _, _) => world.pass(Duration::from_secs(dice.roll(20) as u64)),
+            }
+            for _ in 0..dice.roll(6) {
+                world.step();
+            }
+            let busy = world.supervisor.generations().iter().filter(|generation| generation.state == State::Proving);
+            assert!(busy.count() <= 1 && world.exit.is_none(), "seed {seed}: {:#?}", world.log);
+        }
+        for behaviour in world.behaviour.values_mut() {
+            *behaviour = Behaviour::Healthy;
+        }
+        let last = any_plan(&mut dice);
+        world.reload(last, Behaviour::Healthy);
+        world.pass(MINUTE * 60);
+        let serving = world.supervisor.serving().expect("one always serves");
+        let wanted = world.supervisor.wanted_of(serving) as usize;
+        let found = (serving.id.0, world.supervisor.generations().len(), world.accepting.len(), world.templates.len());
+        assert_eq!(found, (world.generation, 1, wanted, 1), "seed {seed}: {:#?}", world.log);
+        assert_eq!(world.alive.len(), wanted, "seed {seed}");
+        assert!(world.kills.values().all(|kills| *kills == 1), "seed {seed}");
+        world.event(Event::Stop);
+        world.pass(MINUTE);
+        assert_eq!((world.exit, world.alive.len(), world.templates.len()), (Some(0), 0, 0), "seed {seed}");
+    }
+}
+
+/// Marsaglia's xorshift: the same numbers in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % sides as u64) as usize
+    }
+}
+
+#[test]
+fn superseded_reloads_that_had_begun_to_serve_do_not_block_the_last_one() {
+    let mut world = World::serving(plan(1));
+    world.behaviour.insert(GenerationId(1), Behaviour::TemplateDies);
+    world.template_event(GenerationId(1), TemplateEvent::Exited(killed()));
+    for generation in 2..=4 {
+        // One new worker serves, the second one boots, and the old release cannot take the place back.
+        world.reload(plan(2), Behaviour::Healthy);
+        while world.accepting(generation) == 0 {
+            assert!(world.step());
+        }
+        for (worker, of) in world.alive.clone() {
+            if of == GenerationId(1) {
+                world.exit(worker, killed());
+            }
+        }
+    }
+    world.reload(plan(2), Behaviour::Healthy);
+    world.run();
+    assert_eq!((world.state(5), world.accepting(5)), (Some("serving"), 2));
+}
+
+#[test]
+fn a_serving_worker_that_ends_without_a_word_is_an_error_also_with_exit_code_0() {
+    for exit in [Exit::Code(0), Exit::Code(7), killed()] {
+        let mut world = World::serving(plan(1));
+        let worker = world.some_worker(1);
+        world.worker_event(worker, WorkerEvent::ChannelLost);
+        let actions = world.supervisor.handle(Event::Worker { worker, event: WorkerEvent::Exited(exit) }, world.now);
+        let error = |action: &Action| matches!(action, Action::Log { level: log::Level::Error, line } if line.contains("-> gone"));
+        assert!(actions.iter().any(error), "{actions:#?}");
+    }
 }

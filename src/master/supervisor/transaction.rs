@@ -56,14 +56,33 @@ impl Supervisor {
                 Step::Asking { ping, answer_by: now + PONG_WITHIN }
             }
             Some((predecessor, false)) => {
-                let line = format!("template gen={predecessor} is not there: gen={id} rolls without a way back");
-                self.log(Level::Warn, line);
+                self.warn_of_no_way_back(id, predecessor);
                 exchanging
             }
         };
         if let State::Rolling { step: step @ Step::Opening, .. } = &mut self.generations[at].state {
             *step = next;
         }
+    }
+
+    /// The template that was asked is gone: its answer will never come.
+    pub(super) fn roll_without_a_way_back(&mut self, predecessor: GenerationId, now: Instant) {
+        let Some(asking) = self.generations.iter_mut().find(|generation| {
+            generation.id != predecessor && matches!(generation.state, State::Rolling { step: Step::Asking { .. }, .. })
+        }) else {
+            return;
+        };
+        let id = asking.id;
+        let deadline = now + step_limit(&asking.plan);
+        if let State::Rolling { step, .. } = &mut asking.state {
+            *step = Step::Exchanging { deadline };
+        }
+        self.warn_of_no_way_back(id, predecessor);
+    }
+
+    fn warn_of_no_way_back(&mut self, id: GenerationId, predecessor: GenerationId) {
+        let line = format!("template gen={predecessor} is not there: gen={id} rolls without a way back");
+        self.log(Level::Warn, line);
     }
 
     pub(super) fn on_listeners_refused(&mut self, id: GenerationId, reason: String, exit_code: i32, now: Instant) {
@@ -178,9 +197,11 @@ impl Supervisor {
         };
         match step {
             Step::Waiting => {
-                let draining = self.generations.iter().filter(|other| {
-                    matches!(other.state, State::Draining | State::Abandoned) && !other.workers.is_empty()
-                });
+                // An abandoned generation may have to serve on, where the predecessor cannot take its places back.
+                let draining = self
+                    .generations
+                    .iter()
+                    .filter(|other| matches!(other.state, State::Draining | State::Abandoned) && other.leaving() > 0);
                 if draining.count() >= DRAINING_GENERATIONS_MAX {
                     return;
                 }

@@ -36,8 +36,8 @@ pub enum State {
     /// A request runs beyond its limit, or the worker gives no sign of life: it takes nothing new, and is killed
     /// once its replacement is ready (or `check_at` has passed) and only stuck requests are left.
     Terminating { stuck: Stuck, check_at: Instant, deadline: Instant },
-    /// It has said its last word (its boot failed, or its channel is closed) and should be gone in a moment.
-    Exiting { kill_at: Instant },
+    /// It has said why it ends, or its channel is closed without a word: it should be gone in a moment.
+    Exiting { kill_at: Instant, said_why: bool },
     /// SIGKILL was sent, once. Only the exit is left.
     Killed { at: Instant },
 }
@@ -138,7 +138,7 @@ impl Worker {
             State::Starting { deadline } | State::Opening { deadline } | State::Draining { deadline } => Some(deadline),
             State::Closing { heard_by, deadline } => Some(heard_by.min(deadline)),
             State::Terminating { check_at, deadline, .. } => Some(check_at.min(deadline)),
-            State::Exiting { kill_at } => Some(kill_at),
+            State::Exiting { kill_at, .. } => Some(kill_at),
             State::Serving { since, due: None } => max_lifetime.map(|lifetime| since + lifetime),
             State::Ready | State::Serving { due: Some(_), .. } | State::Killed { .. } => None,
         }

@@ -2,6 +2,7 @@
 //! request has. Keys are interned once; names of header fields are learned, so that usual ones cost one look-up.
 //! One builder an app thread: nothing here is shared or locked.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -13,9 +14,9 @@ use pyo3::types::{PyDict, PyString, PyTuple};
 use pyo3::{ffi, intern};
 
 use super::errors::Errors;
-use super::forwarded::{last_element, Believed, Trusted};
-use super::percent;
+use super::forwarded::{host_is_plausible, last_element, Believed, Client, Family, Trusted};
 use super::response::FileWrapper;
+use crate::percent;
 
 /// Names of header fields that are remembered, as they were sent. Browsers and proxies send a few dozen; the
 /// bound is for those that invent names.
@@ -49,6 +50,20 @@ pub struct Common {
     pub multiprocess: bool,
     pub trusted: Trusted,
     pub believed: Believed,
+    /// Names in lower case, and the value that means https.
+    pub secure_schemes: Vec<(String, String)>,
+    /// Names with an underscore, in lower case, that trusted peers may send.
+    pub underscored: Vec<String>,
+}
+
+impl Common {
+    /// Whether a peer is believed about where its requests come from.
+    fn trusts(&self, peer: &Peer) -> bool {
+        match peer {
+            Peer::Inet(peer) => self.trusted.trusts(peer.ip()),
+            Peer::Unix => self.trusted.trusts_unix(),
+        }
+    }
 }
 
 pub struct Builder {
@@ -58,6 +73,8 @@ pub struct Builder {
     /// The latest peer and server address: a proxy's, or one client's keep-alive connection.
     peer: Option<(IpAddr, Py<PyString>)>,
     local: Option<(SocketAddr, Py<PyString>, Py<PyString>)>,
+    /// REMOTE_ADDR of the latest request.
+    client: IpAddr,
 }
 
 /// What becomes of a header field.
@@ -70,6 +87,11 @@ enum Name {
     ForwardedProto(Py<PyString>),
     ForwardedHost(Py<PyString>),
     ForwardedPrefix(Py<PyString>),
+    Forwarded(Py<PyString>),
+    /// One of `Common::secure_schemes`.
+    SecureScheme(Py<PyString>),
+    /// One of `Common::underscored`.
+    Underscored(Py<PyString>),
     Other(Py<PyString>),
 }
 
@@ -81,12 +103,18 @@ struct Noted {
     proto: Option<String>,
     forwarded_host: Option<String>,
     prefix: Option<String>,
+    forwarded: Option<String>,
+    /// A field of `Common::secure_schemes` is there, so its value counts.
+    secure_scheme: bool,
+    /// A field of `Common::underscored` is there.
+    underscored: bool,
 }
 
 impl Builder {
     pub fn new(py: Python<'_>, common: Arc<Common>) -> PyResult<Builder> {
         let prepared = PyDict::new(py);
         prepared.set_item(intern!(py, "SCRIPT_NAME"), intern!(py, ""))?;
+        prepared.set_item(intern!(py, "SERVER_SOFTWARE"), concat!("forkmaster/", env!("CARGO_PKG_VERSION")))?;
         prepared.set_item(intern!(py, "wsgi.version"), PyTuple::new(py, [1, 0])?)?;
         prepared.set_item(intern!(py, "wsgi.errors"), Bound::new(py, Errors)?)?;
         prepared.set_item(intern!(py, "wsgi.multithread"), common.multithread)?;
@@ -96,7 +124,13 @@ impl Builder {
         prepared.set_item(intern!(py, "wsgi.input_terminated"), true)?;
         prepared.set_item(intern!(py, "wsgi.file_wrapper"), py.get_type::<FileWrapper>())?;
         let prepared = prepared.unbind();
-        Ok(Builder { common, prepared, names: HashMap::new(), peer: None, local: None })
+        let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Ok(Builder { common, prepared, names: HashMap::new(), peer: None, local: None, client })
+    }
+
+    /// REMOTE_ADDR of the latest environ, as it was made.
+    pub fn client(&self) -> IpAddr {
+        self.client
     }
 
     pub fn build<'py, R: Request>(
@@ -138,7 +172,7 @@ impl Builder {
             let meaning = match self.names.get(name) {
                 Some(meaning) => meaning,
                 None => {
-                    learned = Name::of(py, name);
+                    learned = Name::of(py, name, &self.common);
                     if self.names.len() < NAMES_MAX {
                         self.names.entry(name.into()).or_insert(learned)
                     } else {
@@ -148,11 +182,20 @@ impl Builder {
             };
             let (key, note) = match meaning {
                 Name::Dropped => continue,
+                Name::Underscored(_) => {
+                    noted.underscored = true;
+                    continue;
+                }
                 Name::Host(key) => (key, Some(&mut noted.host)),
                 Name::ForwardedFor(key) => (key, Some(&mut noted.client)),
                 Name::ForwardedProto(key) => (key, Some(&mut noted.proto)),
                 Name::ForwardedHost(key) => (key, Some(&mut noted.forwarded_host)),
                 Name::ForwardedPrefix(key) => (key, Some(&mut noted.prefix)),
+                Name::Forwarded(key) => (key, Some(&mut noted.forwarded)),
+                Name::SecureScheme(key) => {
+                    noted.secure_scheme = true;
+                    (key, None)
+                }
                 Name::Cookie(key) | Name::Other(key) => (key, None),
             };
             let entries = environ.len();
@@ -169,6 +212,20 @@ impl Builder {
                 *note = Some(String::from_utf8_lossy(value).into_owned());
             }
         }
+        if noted.underscored && self.common.trusts(request.peer()) {
+            self.set_underscored(py, environ, request)?;
+        }
+        Ok(())
+    }
+
+    /// After all others: what the proxy says with an underscore replaces what its client says with a hyphen, since
+    /// both have the same key.
+    fn set_underscored<R: Request>(&self, py: Python<'_>, environ: &Bound<'_, PyDict>, request: &R) -> PyResult<()> {
+        for (name, value) in request.fields() {
+            if let Name::Underscored(key) = Name::of(py, name, &self.common) {
+                environ.set_item(key, latin1(py, value)?)?;
+            }
+        }
         Ok(())
     }
 
@@ -182,39 +239,31 @@ impl Builder {
         noted: &Noted,
     ) -> PyResult<()> {
         let common = Arc::clone(&self.common);
-        let (trusted, mut client, mut port) = match request.peer() {
-            Peer::Inet(peer) => {
-                let address = peer.ip().to_canonical();
-                (common.trusted.trusts(address), address, Some(peer.port()))
-            }
+        let trusted = common.trusts(request.peer());
+        let (mut client, mut port) = match request.peer() {
+            Peer::Inet(peer) => (peer.ip().to_canonical(), Some(peer.port())),
             // A Unix socket's peer is a process of this machine. Applications expect an address that parses.
-            Peer::Unix => (common.trusted.trusts_unix(), IpAddr::V4(Ipv4Addr::LOCALHOST), None),
+            Peer::Unix => (IpAddr::V4(Ipv4Addr::LOCALHOST), None),
         };
         let mut scheme = request.scheme();
-        let mut host = noted.host.as_deref();
+        let mut host = noted.host.as_deref().map(Cow::Borrowed);
         if trusted {
-            let believed = common.believed;
-            let field = noted.client.as_deref().filter(|_| believed.client);
-            if let Some((address, its_port)) = field.and_then(|field| common.trusted.client(field)) {
+            let said = said(&common, noted);
+            if let Some((address, its_port)) = said.client {
                 client = address;
                 // The peer's port is not the client's; unless a proxy says it, there is none to tell.
                 port = its_port;
             }
-            match noted.proto.as_deref().filter(|_| believed.proto).map(last_element) {
-                Some(proto) if proto.eq_ignore_ascii_case("https") => scheme = Scheme::Https,
-                Some(proto) if proto.eq_ignore_ascii_case("http") => scheme = Scheme::Http,
-                Some(_) | None => {}
+            scheme = said_scheme(&common, request, noted, said.proto.as_deref()).unwrap_or(scheme);
+            if let Some(said_host) = said.host {
+                environ.set_item(intern!(py, "HTTP_HOST"), latin1(py, said_host.as_bytes())?)?;
+                host = Some(said_host);
             }
-            let forwarded_host = noted.forwarded_host.as_deref().filter(|_| believed.host).map(last_element);
-            if let Some(forwarded_host) = forwarded_host.filter(|name| !name.is_empty()) {
-                environ.set_item(intern!(py, "HTTP_HOST"), forwarded_host)?;
-                host = Some(forwarded_host);
-            }
-            let prefix = noted.prefix.as_deref().filter(|_| believed.prefix).map(last_element);
-            if let Some(prefix) = prefix.map(|prefix| prefix.trim_end_matches('/')).filter(|p| p.starts_with('/')) {
+            if let Some(prefix) = said.prefix {
                 environ.set_item(intern!(py, "SCRIPT_NAME"), latin1(py, &percent::decode(prefix.as_bytes()))?)?;
             }
         }
+        self.client = client;
         environ.set_item(intern!(py, "REMOTE_ADDR"), self.remote_addr(py, client)?)?;
         if let Some(port) = port {
             environ.set_item(intern!(py, "REMOTE_PORT"), port.to_string())?;
@@ -231,7 +280,7 @@ impl Builder {
                 environ.set_item(intern!(py, "SERVER_PORT"), port)?;
             }
             Local::Unix(_) => {
-                let (name, port) = host_and_port(host.unwrap_or_default(), scheme);
+                let (name, port) = host_and_port(&host.unwrap_or_default(), scheme);
                 environ.set_item(intern!(py, "SERVER_NAME"), name)?;
                 environ.set_item(intern!(py, "SERVER_PORT"), port)?;
             }
@@ -263,13 +312,72 @@ impl Builder {
     }
 }
 
+/// What a trusted proxy says of its client.
+struct Said<'a> {
+    client: Option<Client>,
+    proto: Option<Cow<'a, str>>,
+    host: Option<Cow<'a, str>>,
+    prefix: Option<&'a str>,
+}
+
+fn said<'a>(common: &Common, noted: &'a Noted) -> Said<'a> {
+    let Common { trusted, believed, .. } = common;
+    let host_of = |host: Option<Cow<'a, str>>| host.filter(|host| believed.host && host_is_plausible(host));
+    match believed.family {
+        Family::Forwarded => {
+            let hops = noted.forwarded.as_deref().and_then(|field| trusted.forwarded(field)).unwrap_or_default();
+            Said { client: hops.client, proto: hops.proto, host: host_of(hops.host), prefix: None }
+        }
+        Family::XForwarded => {
+            let client = noted.client.as_deref().filter(|_| believed.client);
+            let proto = noted.proto.as_deref().filter(|_| believed.proto);
+            let prefix = noted.prefix.as_deref().filter(|_| believed.prefix).map(last_element);
+            Said {
+                client: client.and_then(|field| trusted.client(field)),
+                proto: proto.map(|field| last_element(field).into()),
+                host: host_of(noted.forwarded_host.as_deref().map(|field| last_element(field).into())),
+                prefix: prefix.map(|prefix| prefix.trim_end_matches('/')).filter(|prefix| prefix.starts_with('/')),
+            }
+        }
+    }
+}
+
+/// The scheme that a trusted proxy tells. Where its fields contradict each other it is the one that claims less:
+/// an application that takes http for https sends cookies and passwords in the clear. None: it tells nothing.
+fn said_scheme<R: Request>(common: &Common, request: &R, noted: &Noted, proto: Option<&str>) -> Option<Scheme> {
+    let of_proto = match proto {
+        Some(proto) if proto.eq_ignore_ascii_case("https") => Some(Scheme::Https),
+        Some(proto) if proto.eq_ignore_ascii_case("http") => Some(Scheme::Http),
+        Some(_) | None => None,
+    };
+    if !noted.secure_scheme {
+        return of_proto;
+    }
+    let is_https = |(name, value): (&[u8], &[u8])| {
+        // X-Forwarded-Proto has had its say.
+        let known = common.secure_schemes.iter().filter(|(known, _)| known != "x-forwarded-proto");
+        let known = known.into_iter().find(|(known, _)| name.eq_ignore_ascii_case(known.as_bytes()));
+        known.map(|(_, wanted)| value.eq_ignore_ascii_case(wanted.as_bytes()))
+    };
+    let all_https = request.fields().filter_map(is_https).all(|is_https| is_https);
+    if all_https && of_proto != Some(Scheme::Http) {
+        Some(Scheme::Https)
+    } else {
+        Some(Scheme::Http)
+    }
+}
+
 impl Name {
-    fn of(py: Python<'_>, name: &[u8]) -> Name {
+    fn of(py: Python<'_>, name: &[u8], common: &Common) -> Name {
+        let has_underscore = name.contains(&b'_');
+        let is_allowed = |allowed: &String| name.eq_ignore_ascii_case(allowed.as_bytes());
         // `X_A` and `X-A` become the same key: a client could overwrite what a proxy set, so names with `_` go.
         // `Proxy` would become HTTP_PROXY, which libraries take for a setting (CVE-2016-5385, "httpoxy").
         // The length is told from the body (`Request::content_length`), which is no longer chunked.
         let dropped: [&[u8]; 3] = [b"proxy", b"content-length", b"transfer-encoding"];
-        if name.contains(&b'_') || dropped.iter().any(|dropped| name.eq_ignore_ascii_case(dropped)) {
+        if (has_underscore && !common.underscored.iter().any(is_allowed))
+            || dropped.iter().any(|dropped| name.eq_ignore_ascii_case(dropped))
+        {
             return Name::Dropped;
         }
         let mut key = String::with_capacity(5 + name.len());
@@ -281,6 +389,13 @@ impl Name {
             key.push(if *byte == b'-' { '_' } else { char::from(byte.to_ascii_uppercase()) });
         }
         let interned = PyString::intern(py, &key).unbind();
+        if has_underscore {
+            return Name::Underscored(interned);
+        }
+        let is_proto = name.eq_ignore_ascii_case(b"x-forwarded-proto");
+        if !is_proto && common.secure_schemes.iter().any(|(secure, _)| name.eq_ignore_ascii_case(secure.as_bytes())) {
+            return Name::SecureScheme(interned);
+        }
         match key.as_str() {
             "HTTP_HOST" => Name::Host(interned),
             "HTTP_COOKIE" => Name::Cookie(interned),
@@ -288,6 +403,7 @@ impl Name {
             "HTTP_X_FORWARDED_PROTO" => Name::ForwardedProto(interned),
             "HTTP_X_FORWARDED_HOST" => Name::ForwardedHost(interned),
             "HTTP_X_FORWARDED_PREFIX" => Name::ForwardedPrefix(interned),
+            "HTTP_FORWARDED" => Name::Forwarded(interned),
             _other => Name::Other(interned),
         }
     }
@@ -322,7 +438,11 @@ impl Request for Exchange {
         Exchange::content_length(self)
     }
     fn scheme(&self) -> Scheme {
-        Scheme::Http
+        if self.secure() {
+            Scheme::Https
+        } else {
+            Scheme::Http
+        }
     }
 }
 

@@ -1,8 +1,10 @@
-//! `wsgi.errors`: a text stream into the log. Unbuffered, so that the last words of a process that dies are not
+//! `wsgi.errors`: a text stream into the error log. Unbuffered, so that the last words of a process that dies are not
 //! lost, and one write(2) a call, so that the lines of several threads and processes do not mix.
 
 use pyo3::prelude::*;
 use pyo3::types::PyString;
+
+use crate::logger;
 
 #[pyclass(frozen, name = "Errors", module = "_forkmaster")]
 pub struct Errors;
@@ -13,7 +15,7 @@ impl Errors {
         // As sys.stderr does it: whatever an application writes there, the writing itself never fails.
         let bytes = text.call_method1("encode", ("utf-8", "backslashreplace"))?;
         let bytes: &[u8] = bytes.extract()?;
-        py.detach(|| write_all(bytes));
+        py.detach(|| logger::write(bytes));
         text.len()
     }
 
@@ -27,12 +29,12 @@ impl Errors {
     fn flush(&self) {}
 
     fn fileno(&self) -> i32 {
-        libc::STDERR_FILENO
+        logger::fd()
     }
 
     fn isatty(&self) -> bool {
         // SAFETY: any number may be asked about.
-        unsafe { libc::isatty(libc::STDERR_FILENO) == 1 }
+        unsafe { libc::isatty(logger::fd()) == 1 }
     }
 
     fn writable(&self) -> bool {
@@ -47,18 +49,5 @@ impl Errors {
     #[getter]
     fn errors(&self) -> &'static str {
         "backslashreplace"
-    }
-}
-
-fn write_all(mut bytes: &[u8]) {
-    // SAFETY: file descriptor 2 is open for the life of the process: Python sees to it at its start.
-    let stderr = unsafe { std::os::fd::BorrowedFd::borrow_raw(libc::STDERR_FILENO) };
-    while !bytes.is_empty() {
-        match nix::unistd::write(stderr, bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(nix::errno::Errno::EINTR) => {}
-            // Nobody is left to be told that the log cannot be written.
-            Err(_) => return,
-        }
     }
 }

@@ -1,10 +1,10 @@
 //! WSGI (PEP 3333): one request through the application.
 
+mod account;
 pub mod environ;
 pub mod errors;
 pub mod forwarded;
 pub mod input;
-mod percent;
 pub mod response;
 
 use std::sync::Arc;
@@ -15,8 +15,10 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
+use crate::access::AccessLog;
 use crate::failure;
 use crate::worker::Worker;
+use account::{Account, Ended};
 use environ::{Builder, Common};
 use input::Input;
 use response::{Answered, Progress, StartResponse};
@@ -30,6 +32,7 @@ pub struct Gateway {
     progress: Progress,
     response_buffer: usize,
     worker: Arc<Worker>,
+    account: Option<Account>,
 }
 
 impl Gateway {
@@ -39,11 +42,13 @@ impl Gateway {
         common: Arc<Common>,
         worker: Arc<Worker>,
         progress: Progress,
+        access: Option<Arc<AccessLog>>,
     ) -> PyResult<Gateway> {
         let empty = Py::new(py, Input::memory(PyBytes::new(py, b"")))?;
         let response_buffer = usize::try_from(common.response_buffer).unwrap_or(usize::MAX);
         let builder = Builder::new(py, common)?;
-        Ok(Gateway { application, builder, empty, progress, response_buffer, worker })
+        let account = access.map(Account::new);
+        Ok(Gateway { application, builder, empty, progress, response_buffer, worker, account })
     }
 
     /// Answers one request, whatever the application does. Nothing that it raises leaves here: a SystemExit ends
@@ -66,6 +71,7 @@ impl Gateway {
             Ok(environ) => environ,
             Err(error) => {
                 self.log_exception(py, &environ::request_line(&exchange), &error);
+                self.note(&exchange, None, Ended::Badly);
                 exchange.fail(500);
                 return Err(());
             }
@@ -87,14 +93,27 @@ impl Gateway {
         };
         match answered {
             // The line of a good request is never written: it is made from the environ only where it is needed.
-            Answered::Completely => exchange.finish().map_err(|BadResponse(text)| {
-                let line = line_of(&environ).unwrap_or_default();
-                log::error!("{}: bad response to {line}: {text}", self.worker);
-            }),
+            Answered::Completely => {
+                self.note(&exchange, Some(&environ), Ended::Well);
+                exchange.finish().map_err(|BadResponse(text)| {
+                    let line = line_of(&environ).unwrap_or_default();
+                    log::error!("{}: bad response to {line}: {text}", self.worker);
+                })
+            }
             Answered::Raised(error) => {
                 self.log_exception(py, &environ::request_line(&exchange), &error);
+                self.note(&exchange, Some(&environ), Ended::Badly);
                 exchange.fail(500);
                 Err(())
+            }
+        }
+    }
+
+    /// For the access log. A child that the application forked has none.
+    fn note(&mut self, exchange: &Exchange, environ: Option<&Bound<'_, PyDict>>, ended: Ended) {
+        if let Some(account) = &mut self.account {
+            if !self.worker.is_forked_child() {
+                account.note(exchange, environ, self.builder.client(), ended);
             }
         }
     }

@@ -337,6 +337,7 @@ fn send_result(py: Python<'_>, result: &Bound<'_, PyAny>, response: &Bound<'_, S
             return Ok(());
         }
     }
+    let mut whole = has_one_piece(result)?;
     for item in result.try_iter()? {
         let item = item?;
         let body = piece(&item)?;
@@ -345,7 +346,9 @@ fn send_result(py: Python<'_>, result: &Bound<'_, PyAny>, response: &Bound<'_, S
         }
         let mut response = response.try_borrow_mut()?;
         require_started(&response)?;
-        if !response.send(py, body.as_bytes())? {
+        let body = body.as_bytes();
+        let sent = if std::mem::take(&mut whole) { response.send_whole(py, body) } else { response.send(py, body) };
+        if !sent? {
             return Ok(());
         }
         response.progress.enter();
@@ -363,6 +366,15 @@ fn only_piece<'py>(result: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyA
         Ok(tuple) if tuple.len() == 1 => tuple.get_item(0).map(Some),
         Ok(_) | Err(_) => Ok(None),
     }
+}
+
+/// Any other iterable that says that it has one piece (PEP 3333, "Handling the Content-Length Header"). It is asked
+/// by its type, since most have no length and an exception costs more than a request should.
+fn has_one_piece(result: &Bound<'_, PyAny>) -> PyResult<bool> {
+    if !result.get_type().hasattr(intern!(result.py(), "__len__"))? {
+        return Ok(false);
+    }
+    Ok(result.len()? == 1)
 }
 
 fn send_file(py: Python<'_>, wrapper: &FileWrapper, response: &Bound<'_, StartResponse>) -> PyResult<bool> {

@@ -190,6 +190,16 @@ impl Connection {
         self.read_answer(true)
     }
 
+    /// Reads one answer whose body may end early; true: it did, and the body has what came.
+    pub fn read_partly(&mut self) -> Result<(Response, bool), Failure> {
+        let mut response = self.read_final_head()?;
+        match self.read_body(&mut response, false) {
+            Ok(()) => Ok((response, false)),
+            Err(Failure::Cut(_)) => Ok((response, true)),
+            Err(failure) => Err(failure),
+        }
+    }
+
     /// Waits for the server to close; true: it sent nothing before that.
     pub fn closed_within(&mut self, limit: Duration) -> bool {
         let _ = self.set_read_timeout(limit);
@@ -219,15 +229,29 @@ impl Connection {
 
     fn read_some(&mut self) -> Result<usize, Failure> {
         let mut buffer = [0; 65536];
-        let count = match &mut self.stream {
-            Stream::Tcp(stream) => stream.read(&mut buffer)?,
-            Stream::Unix(stream) => stream.read(&mut buffer)?,
+        let count = loop {
+            let read = match &mut self.stream {
+                Stream::Tcp(stream) => stream.read(&mut buffer),
+                Stream::Unix(stream) => stream.read(&mut buffer),
+            };
+            match read {
+                // A socket with a timeout is not restarted after a stopped process goes on (signal(7)).
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => break read?,
+            }
         };
         self.ahead.extend_from_slice(&buffer[..count]);
         Ok(count)
     }
 
     fn read_answer(&mut self, to_head: bool) -> Result<Response, Failure> {
+        let mut response = self.read_final_head()?;
+        self.read_body(&mut response, to_head)?;
+        Ok(response)
+    }
+
+    /// The head of an answer that is no 1xx.
+    fn read_final_head(&mut self) -> Result<Response, Failure> {
         let mut interim = Vec::new();
         loop {
             let (status, headers) = self.read_head()?;
@@ -235,24 +259,29 @@ impl Connection {
                 interim.push(status);
                 continue;
             }
-            let mut response = Response { status, headers, body: Vec::new(), interim };
-            let coding = response.header("Transfer-Encoding").map(str::to_ascii_lowercase);
-            let length = response.header("Content-Length").map(str::to_string);
-            response.body = match (to_head || status == 204 || status == 304, coding.as_deref(), length) {
-                (true, _, _) => Vec::new(),
-                (false, Some("chunked"), None) => self.read_chunks()?,
-                (false, Some(other), _) => return Err(Failure::Malformed(format!("Transfer-Encoding {other}"))),
-                (false, None, Some(length)) => {
-                    let length = length.parse().map_err(|_| Failure::Malformed(format!("Content-Length {length}")))?;
-                    self.take(length)?
-                }
-                (false, None, None) => {
-                    while self.read_some()? > 0 {}
-                    std::mem::take(&mut self.ahead)
-                }
-            };
-            return Ok(response);
+            return Ok(Response { status, headers, body: Vec::new(), interim });
         }
+    }
+
+    /// Where it fails, the response has what came of the body.
+    fn read_body(&mut self, response: &mut Response, to_head: bool) -> Result<(), Failure> {
+        let coding = response.header("Transfer-Encoding").map(str::to_ascii_lowercase);
+        let length = response.header("Content-Length").map(str::to_string);
+        let bodiless = to_head || response.status == 204 || response.status == 304;
+        match (bodiless, coding.as_deref(), length) {
+            (true, _, _) => {}
+            (false, Some("chunked"), None) => self.read_chunks(&mut response.body)?,
+            (false, Some(other), _) => return Err(Failure::Malformed(format!("Transfer-Encoding {other}"))),
+            (false, None, Some(length)) => {
+                let length = length.parse().map_err(|_| Failure::Malformed(format!("Content-Length {length}")))?;
+                self.take_into(length, &mut response.body)?;
+            }
+            (false, None, None) => {
+                while self.read_some()? > 0 {}
+                response.body = std::mem::take(&mut self.ahead);
+            }
+        }
+        Ok(())
     }
 
     fn read_head(&mut self) -> Result<(u16, Vec<(String, String)>), Failure> {
@@ -281,19 +310,18 @@ impl Connection {
         Ok((status, headers))
     }
 
-    fn read_chunks(&mut self) -> Result<Vec<u8>, Failure> {
-        let mut body = Vec::new();
+    fn read_chunks(&mut self, body: &mut Vec<u8>) -> Result<(), Failure> {
         loop {
             let line = self.take_line()?;
             let size =
                 usize::from_str_radix(&line, 16).map_err(|_| Failure::Malformed(format!("chunk size {line:?}")))?;
-            body.extend(self.take(size)?);
+            self.take_into(size, body)?;
             let end = self.take_line()?;
             if !end.is_empty() {
                 return Err(Failure::Malformed(format!("{end:?} after a chunk")));
             }
             if size == 0 {
-                return Ok(body);
+                return Ok(());
             }
         }
     }
@@ -309,12 +337,15 @@ impl Connection {
         }
     }
 
-    fn take(&mut self, count: usize) -> Result<Vec<u8>, Failure> {
+    fn take_into(&mut self, count: usize, body: &mut Vec<u8>) -> Result<(), Failure> {
         while self.ahead.len() < count {
-            self.more()?;
+            if let Err(failure) = self.more() {
+                body.append(&mut self.ahead);
+                return Err(failure);
+            }
         }
-        let rest = self.ahead.split_off(count);
-        Ok(std::mem::replace(&mut self.ahead, rest))
+        body.extend(self.ahead.drain(..count));
+        Ok(())
     }
 
     fn more(&mut self) -> Result<(), Failure> {

@@ -82,11 +82,10 @@ impl Machine {
         pythons
     }
 
-    /// A Python other than the default one. With a single minor version on the machine the test that needs two
-    /// cannot tell anything, and says so.
-    pub fn other_python(&self) -> &Python {
-        let other = self.each_minor().into_iter().find(|python| python.minor != self.default);
-        other.expect("this test needs a second minor version of CPython (3.9 to 3.13), for instance from pyenv")
+    /// A Python of another minor version than the default one. None: the machine has only one, which `tests/run` has
+    /// told; a test that needs two has nothing to do.
+    pub fn other_python(&self) -> Option<&Python> {
+        self.each_minor().into_iter().find(|python| python.minor != self.default)
     }
 
     /// A Python that every user of the machine may run (one below a 0700 home directory is not).
@@ -106,6 +105,15 @@ impl Machine {
         let found = self.programs.iter().find(|(known, _)| known == name);
         &found.unwrap_or_else(|| panic!("the program {name} is missing: run `tests/run`")).1
     }
+}
+
+/// Whether processes can be started as other users. False where `tests/run` was started without root and has told
+/// which tests then have nothing to do; without that, such a test fails.
+pub fn can_change_users() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    let told = std::env::var_os("FORKMASTER_TESTS_WITHOUT_ROOT").is_some();
+    assert!(root || told, "this test starts processes as another user: run the tests as root, or with `tests/run`");
+    root
 }
 
 /// Whether all directories on the way may be searched by everybody. The way goes through symlinks, so the

@@ -80,7 +80,8 @@ fn kept_listeners_are_emptied_when_they_are_closed() {
     let (shared, shared_address) = bind();
     let (removed, removed_address) = bind();
     let master = shared.try_clone().expect("dup");
-    let listeners = vec![Listener { id: 1, fd: shared.into() }, Listener { id: 2, fd: removed.into() }];
+    let listeners =
+        vec![Listener { id: 1, fd: shared.into(), proxy: None }, Listener { id: 2, fd: removed.into(), proxy: None }];
     let fixture = Fixture::with(settings(), shared_address, listeners, None, app);
     fixture.handle.serve();
     fixture.expect(&Told::Serving);
@@ -172,7 +173,8 @@ fn a_worker_that_never_served_takes_nothing_when_it_stops() {
     listener.set_nonblocking(true).expect("fcntl");
     let address = listener.local_addr().expect("its address");
     let sibling = listener.try_clone().expect("dup");
-    let fixture = Fixture::with(settings(), address, vec![Listener { id: 0, fd: listener.into() }], None, app);
+    let fixture =
+        Fixture::with(settings(), address, vec![Listener { id: 0, fd: listener.into(), proxy: None }], None, app);
     let client = fixture.client();
     fixture.handle.stop(Duration::ZERO);
     fixture.expect(&Told::Draining);

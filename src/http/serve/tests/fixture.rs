@@ -120,7 +120,8 @@ impl Fixture {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("its address");
         listener.set_nonblocking(true).expect("fcntl");
-        let fixture = Fixture::with(settings, address, vec![Listener { id: 0, fd: listener.into() }], None, handler);
+        let fixture =
+            Fixture::with(settings, address, vec![Listener { id: 0, fd: listener.into(), proxy: None }], None, handler);
         fixture.handle.serve();
         fixture.expect(&Told::Serving);
         fixture
@@ -188,6 +189,11 @@ impl Fixture {
     /// Whether the application has said this by now.
     pub fn has_said(&self, text: &str) -> bool {
         self.told.try_iter().any(|told| told == Told::App(text.to_string()))
+    }
+
+    /// Whether the server has said this by now; what else it said is skipped.
+    pub fn has_told(&self, wanted: &Told) -> bool {
+        self.told.try_iter().any(|told| told == *wanted)
     }
 
     pub fn expect_app(&self, text: &str) {
@@ -325,6 +331,12 @@ impl Client {
             answer.body = self.rest();
         }
         answer
+    }
+
+    /// The body of an answer of which so many bytes, head included, were taken with `exactly`.
+    pub fn body_after(&mut self, taken: Vec<u8>) -> Vec<u8> {
+        self.buffer.splice(..0, taken);
+        self.answer().body
     }
 
     /// All bytes until the server closes.

@@ -146,3 +146,148 @@ fn a_client_that_leaves_ends_the_answer_not_the_thread() {
     }
     fixture.stop();
 }
+
+/// A byte now and then moves the timer on, and is too little all the same.
+#[test]
+fn a_body_that_dribbles_is_refused() {
+    let short = Settings { body_timeout: Duration::from_millis(200), ..settings() };
+    for head in ["Content-Length: 1000000", "Transfer-Encoding: chunked"] {
+        let fixture = Fixture::new(short.clone(), app);
+        let mut slow = fixture.client();
+        slow.send(format!("POST /echo HTTP/1.1\r\nHost: h\r\n{head}\r\n\r\nfffff\r\n"));
+        let began = std::time::Instant::now();
+        let pause = Duration::from_millis(20);
+        slow.stream.set_read_timeout(Some(pause)).expect("setsockopt");
+        let mut first = [0];
+        // Each try to read is the pause between two bytes.
+        while std::io::Read::read(&mut slow.stream, &mut first).is_err() {
+            assert!(began.elapsed() < super::fixture::PATIENCE, "it may dribble for ever");
+            slow.send("x");
+        }
+        slow.stream.set_read_timeout(Some(super::fixture::PATIENCE)).expect("setsockopt");
+        let answer = slow.rest();
+        assert!(answer.starts_with(b"TTP/1.1 408 "), "{:?}", String::from_utf8_lossy(&answer));
+        // Longer than a silence would have been allowed to last.
+        assert!(began.elapsed() >= short.body_timeout);
+        fixture.stop();
+    }
+}
+
+/// One that is fast enough may take many times the timeout in all.
+#[test]
+fn a_slow_body_may_take_long() {
+    let short = Settings { body_timeout: Duration::from_millis(100), ..settings() };
+    let fixture = Fixture::new(short.clone(), app);
+    let mut slow = fixture.client();
+    let began = std::time::Instant::now();
+    let mut sent = 0;
+    slow.send("POST /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
+    while began.elapsed() < short.body_timeout * 5 {
+        slow.send("40\r\n").send([b'x'; 64]).send("\r\n");
+        sent += 64;
+        // A pace of more than the minimum, not a wait for something.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(slow.send("0\r\n\r\n").answer().body.len(), sent);
+    fixture.stop();
+}
+
+#[test]
+fn a_reader_that_dribbles_is_dropped() {
+    let short = Settings { write_timeout: Duration::from_millis(200), ..settings() };
+    let fixture = Fixture::new(short, app);
+    // Small buffers, or the kernel would hold most of the answer.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("socket");
+    socket.set_recv_buffer_size(4096).expect("setsockopt");
+    socket.connect(&fixture.address.into()).expect("connect");
+    let mut slow = super::fixture::Client::new(socket.into());
+    slow.send("GET /big/50000000 HTTP/1.1\r\nHost: h\r\n\r\n");
+    fixture.expect_app("/big/50000000 ok");
+    let began = std::time::Instant::now();
+    let mut byte = [0];
+    loop {
+        assert!(began.elapsed() < super::fixture::PATIENCE, "it may dribble for ever");
+        match std::io::Read::read(&mut slow.stream, &mut byte) {
+            Ok(1) => {}
+            // What the server has closed with unsent bytes ends with FIN or RST.
+            Ok(_) | Err(_) => break,
+        }
+        if fixture.has_told(&Told::Connections(0)) {
+            break;
+        }
+        // A pace, not a wait for something.
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    fixture.stop();
+}
+
+/// It takes its time, but it does take: more than the minimum, less than what makes the socket writable again.
+#[test]
+fn a_reader_that_is_slow_but_reads_is_served_to_the_end() {
+    let short = Settings { write_timeout: Duration::from_millis(200), ..settings() };
+    let fixture = Fixture::new(short.clone(), app);
+    let mut slow = fixture.client();
+    slow.send(format!("GET /big/{} HTTP/1.1\r\nHost: h\r\n\r\n", 4 * BIG));
+    fixture.expect_app(&format!("/big/{} ok", 4 * BIG));
+    let began = std::time::Instant::now();
+    let mut taken = Vec::new();
+    while began.elapsed() < short.write_timeout * 8 {
+        // Enough for the receiver to announce a larger window each time.
+        taken.extend(slow.exactly(128 * 1024));
+        // A pace, not a wait for something.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(slow.body_after(taken).len(), 4 * BIG);
+    fixture.stop();
+}
+
+/// A client that sends a lot before it looks at its answer still gets it, and no reset.
+#[test]
+fn a_refused_upload_is_read_so_that_the_answer_arrives() {
+    const UPLOAD: usize = 50_000_000;
+    let fixture = Fixture::new(Settings { max_body: 1000, ..settings() }, app);
+    for head in ["Content-Length: 50000000", "Transfer-Encoding: chunked"] {
+        let mut client = fixture.client();
+        client.send(format!("POST /echo HTTP/1.1\r\nHost: h\r\n{head}\r\n\r\n2faf080\r\n"));
+        for _ in 0..UPLOAD / 100_000 {
+            client.send([b'x'; 100_000]);
+        }
+        assert_eq!(client.answer().status, 413, "{head}");
+        client.half_close();
+        client.expect_closed();
+    }
+    fixture.stop();
+}
+
+/// Chunks of one byte must not cost a system call each.
+#[test]
+fn tiny_chunks_of_a_large_body_are_gathered() {
+    const CHUNKS: usize = 1_000_000;
+    let fixture = Fixture::new(Settings { body_memory: 1000, ..settings() }, app);
+    let mut client = fixture.client();
+    let began = std::time::Instant::now();
+    client.send("POST /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
+    for _ in 0..CHUNKS / 1000 {
+        client.send("1\r\nx\r\n".repeat(1000));
+    }
+    let answer = client.send("0\r\n\r\n").answer();
+    assert_eq!((answer.body.len(), answer.field("x-body")), (CHUNKS, Some("file")));
+    println!("{CHUNKS} chunks of one byte in {:?}", began.elapsed());
+    fixture.stop();
+}
+
+/// Announced bytes take no room from others.
+#[test]
+fn announcing_much_costs_nothing() {
+    let small = Settings { temp_limit: 200_000, body_memory: 1000, ..settings() };
+    let fixture = Fixture::new(small, app);
+    let mut announcing: Vec<_> = (0..20).map(|_| fixture.client()).collect();
+    for client in &mut announcing {
+        client.send("POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 150000\r\n\r\nx");
+    }
+    fixture.expect(&Told::Connections(20));
+    let answer = fixture.client().post("/echo", &[b'y'; 150_000]);
+    assert_eq!((answer.status, answer.body.len()), (200, 150_000));
+    drop(announcing);
+    fixture.stop();
+}

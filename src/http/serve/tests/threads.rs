@@ -43,7 +43,8 @@ fn connections_are_taken_only_while_a_thread_is_free() {
     listener.set_nonblocking(true).expect("fcntl");
     let address = listener.local_addr().expect("its address");
     let sibling = listener.try_clone().expect("dup");
-    let fixture = Fixture::with(settings(), address, vec![Listener { id: 0, fd: listener.into() }], None, app);
+    let fixture =
+        Fixture::with(settings(), address, vec![Listener { id: 0, fd: listener.into(), proxy: None }], None, app);
     fixture.handle.serve();
     let mut running = fixture.client();
     running.send("GET /gate HTTP/1.1\r\nHost: h\r\n\r\n");
@@ -93,7 +94,7 @@ fn the_main_thread_hears_of_signals() {
     listener.set_nonblocking(true).expect("fcntl");
     let address = listener.local_addr().expect("its address");
     let (reader, mut writer) = std::io::pipe().expect("pipe");
-    let listeners = vec![Listener { id: 0, fd: listener.into() }];
+    let listeners = vec![Listener { id: 0, fd: listener.into(), proxy: None }];
     let fixture = Fixture::with(settings(), address, listeners, Some(reader.into()), app);
     fixture.handle.serve();
     writer.write_all(&[15]).expect("write");

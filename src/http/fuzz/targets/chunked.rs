@@ -1,0 +1,5 @@
+//! See `forkmaster_http::proto::check::chunked`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| forkmaster_http::proto::check::chunked(data));

@@ -1,0 +1,173 @@
+//! A finished request as it is kept until its line is written: plain bytes one behind the other, so that keeping one
+//! costs an app thread a copy and nothing else. Lines are made of them later, on another thread (`line`).
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use forkmaster_wire::message::{AccessFormat, AccessPart, Atom};
+
+/// Of one value; a line has no room for more (`line::LINE_BYTES_MAX`).
+const VALUE_BYTES_MAX: usize = 4096;
+
+/// Stands for the length of a value that is not there.
+const ABSENT: u32 = u32::MAX;
+
+/// What every record has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// When the answer had ended, in milliseconds of Unix.
+    pub at_ms: u64,
+    /// Since the request was there.
+    pub took_us: u64,
+    /// Of the body.
+    pub bytes: u64,
+    pub status: u16,
+    pub is_http10: bool,
+    pub client: IpAddr,
+}
+
+/// What a format needs besides the facts, the method and the target, in the order of the record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Names are in lower case.
+    RequestHeader(String),
+    ResponseHeader(String),
+    Environ(String),
+}
+
+pub fn wanted(format: &AccessFormat) -> Vec<Wanted> {
+    let request = |name: &str| Some(Wanted::RequestHeader(name.to_owned()));
+    let of_atom = |atom: &Atom| match atom {
+        Atom::User => request("authorization"),
+        Atom::Referer => request("referer"),
+        Atom::UserAgent => request("user-agent"),
+        Atom::RequestHeader(name) => request(name),
+        Atom::ResponseHeader(name) => Some(Wanted::ResponseHeader(name.clone())),
+        Atom::Environ(name) => Some(Wanted::Environ(name.clone())),
+        Atom::RemoteAddress
+        | Atom::Identity
+        | Atom::Time
+        | Atom::RequestLine
+        | Atom::Method
+        | Atom::Path
+        | Atom::Query
+        | Atom::Protocol
+        | Atom::Status
+        | Atom::Bytes
+        | Atom::BytesOrDash
+        | Atom::Seconds
+        | Atom::Milliseconds
+        | Atom::Microseconds
+        | Atom::DecimalSeconds
+        | Atom::Pid => None,
+    };
+    match format {
+        AccessFormat::Json => ["host", "referer", "user-agent"].into_iter().filter_map(request).collect(),
+        AccessFormat::Line(parts) => {
+            let atoms = parts.iter().filter_map(|part| match part {
+                AccessPart::Text(_) => None,
+                AccessPart::Atom { atom, .. } => Some(atom),
+            });
+            atoms.filter_map(of_atom).collect()
+        }
+    }
+}
+
+/// Begins a record. Its values follow, one for each of `wanted`.
+pub fn begin(record: &mut Vec<u8>, facts: &Facts, method: &[u8], target: &[u8]) {
+    for number in [facts.at_ms, facts.took_us, facts.bytes] {
+        record.extend_from_slice(&number.to_ne_bytes());
+    }
+    record.extend_from_slice(&facts.status.to_ne_bytes());
+    record.push(u8::from(facts.is_http10));
+    let address = match facts.client {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    };
+    record.extend_from_slice(&address.octets());
+    value(record, std::iter::once(method));
+    value(record, std::iter::once(target));
+}
+
+/// Adds a value, several of a name joined as RFC 9110 section 5.3 has it; none: it is absent.
+pub fn value<'a>(record: &mut Vec<u8>, values: impl Iterator<Item = &'a [u8]>) {
+    let start = record.len();
+    record.extend_from_slice(&ABSENT.to_ne_bytes());
+    let first = record.len();
+    let mut present = false;
+    for value in values {
+        if present {
+            record.extend_from_slice(b", ");
+        }
+        present = true;
+        let room = (first + VALUE_BYTES_MAX).saturating_sub(record.len());
+        record.extend_from_slice(&value[..value.len().min(room)]);
+    }
+    if present {
+        let length = (record.len() - first) as u32;
+        record[start..first].copy_from_slice(&length.to_ne_bytes());
+    }
+}
+
+/// Takes records apart.
+pub struct Reader<'a>(pub &'a [u8]);
+
+impl<'a> Reader<'a> {
+    /// The facts, method and target of the next record; None at the end.
+    pub fn next(&mut self) -> Option<(Facts, &'a [u8], &'a [u8])> {
+        let (at_ms, took_us, bytes) = (self.number()?, self.number()?, self.number()?);
+        let status = u16::from_ne_bytes(self.take(2)?.try_into().ok()?);
+        let is_http10 = self.take(1)? == [1];
+        let octets: [u8; 16] = self.take(16)?.try_into().ok()?;
+        let client = IpAddr::V6(Ipv6Addr::from(octets)).to_canonical();
+        let facts = Facts { at_ms, took_us, bytes, status, is_http10, client };
+        Some((facts, self.value().unwrap_or_default(), self.value().unwrap_or_default()))
+    }
+
+    /// The next of the record's values; None: it is absent.
+    pub fn value(&mut self) -> Option<&'a [u8]> {
+        let length = u32::from_ne_bytes(self.take(4)?.try_into().ok()?);
+        if length == ABSENT {
+            return None;
+        }
+        self.take(length as usize)
+    }
+
+    fn number(&mut self) -> Option<u64> {
+        self.take(8)?.try_into().ok().map(u64::from_ne_bytes)
+    }
+
+    fn take(&mut self, bytes: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(bytes)?;
+        self.0 = rest;
+        Some(taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_put_in_comes_out() {
+        let mut records = Vec::new();
+        for client in ["192.0.2.1", "2001:db8::1"].map(|text| text.parse::<IpAddr>().unwrap()) {
+            let facts = Facts { at_ms: 1, took_us: 2, bytes: 3, status: 200, is_http10: true, client };
+            begin(&mut records, &facts, b"GET", b"/x");
+            value(&mut records, [&b"a"[..], b"b"].into_iter());
+            value(&mut records, std::iter::empty());
+            value(&mut records, std::iter::once(&b""[..]));
+            value(&mut records, std::iter::once(&[b'x'; 10_000][..]));
+        }
+        let mut reader = Reader(&records);
+        for _ in 0..2 {
+            let (facts, method, target) = reader.next().unwrap();
+            assert_eq!((facts.status, facts.is_http10, method, target), (200, true, &b"GET"[..], &b"/x"[..]));
+            assert!(["192.0.2.1", "2001:db8::1"].contains(&facts.client.to_string().as_str()));
+            assert_eq!(reader.value(), Some(&b"a, b"[..]));
+            assert_eq!(reader.value(), None);
+            assert_eq!(reader.value(), Some(&b""[..]));
+            assert_eq!(reader.value().unwrap().len(), VALUE_BYTES_MAX);
+        }
+        assert!(reader.next().is_none());
+    }
+}
