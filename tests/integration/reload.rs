@@ -366,7 +366,8 @@ fn two_hundred_reloads_leak_nothing() {
     master.wait_settled();
     let after = wait_within(Duration::from_secs(10), || {
         let now = (fd_count(pid), master.children().len());
-        (now == before).then_some(now)
+        // Fewer descriptors: a client of the control socket had not gone when they were counted first.
+        (now.0 <= before.0 && now.1 == before.1).then_some(now)
     });
     let (fds, children) = (fd_count(pid), master.children());
     assert!(after.is_some(), "before: {before:?} fds and children; after: {fds}\n{}", process::table(&children));

@@ -117,8 +117,13 @@ fn an_idle_connection_may_still_ask_once_after_term() {
     let mut idle = Connection::open(&master.address()).expect("it accepts");
     idle.get("/").expect("it is answered");
     let mark = master.mark();
+    let workers = master.workers();
     master.term();
-    master.wait_log_after(mark, "stopping");
+    // Both have confirmed that they stop, the one that holds the connection among them.
+    for worker in workers {
+        let line = format!("worker gen=1 slot={} pid={} closing -> draining", worker.slot, worker.pid);
+        master.wait_log_after(mark, &line);
+    }
     let response = idle.get("/").expect("it is answered within the two seconds");
     assert_eq!((response.status, response.closes()), (200, true));
 }

@@ -6,7 +6,7 @@ use log::Level;
 
 use super::generation::{State, Template};
 use super::worker::State as WorkerState;
-use super::{Action, Phase, Supervisor, Verdict, KILLED_WITHIN};
+use super::{Action, Phase, Supervisor, Verdict, ANSWER_WITHIN, KILLED_WITHIN};
 
 impl Supervisor {
     pub(super) fn on_stop(&mut self, now: Instant) {
@@ -49,7 +49,8 @@ impl Supervisor {
                     | WorkerState::Draining { .. }
                     | WorkerState::Terminating { .. } => {
                         self.actions.push(Action::StopWorker { worker: worker.id });
-                        self.change(at, worker.id, WorkerState::Draining { deadline }, now);
+                        let heard_by = now + ANSWER_WITHIN;
+                        self.change(at, worker.id, WorkerState::Closing { heard_by, deadline }, now);
                     }
                     WorkerState::Exiting { .. } | WorkerState::Killed { .. } => {}
                 }
