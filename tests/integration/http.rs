@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::harness::client::{head, Address, Connection, Failure, Response};
+use crate::harness::machine::Machine;
 use crate::harness::master::Master;
 use crate::harness::process;
 use crate::harness::site::Site;
@@ -337,7 +338,7 @@ fn a_file_is_sent_without_copying_it() {
     let (site, master, body) = bulk_site("sendfile");
     let pid = worker_pid(&master);
     let trace = site.path().join("strace.txt");
-    let mut strace = std::process::Command::new("strace")
+    let mut strace = std::process::Command::new(Machine::get().program("strace"))
         .args(["-f", "-e", "trace=read,pread64,readv,mmap,sendfile,sendmsg,sendto,write,pwrite64", "-s", "0", "-o"])
         .arg(&trace)
         .args(["-p", &pid.to_string()])
