@@ -14,6 +14,7 @@ use crate::proto::refusal::{self, Refusal};
 use super::answer::Answer;
 use super::budget::{Budget, Charge};
 use super::epoll::Token;
+use super::event_loop::Attention;
 use super::listener::Origin;
 use super::outbox::Link;
 use super::rate::Window;
@@ -181,8 +182,14 @@ impl Connection {
         }
     }
 
-    /// Reads and parses until a request is complete or the socket is empty.
-    pub fn receive(&mut self, rules: &Rules) -> Received {
+    /// A body is awaited.
+    pub fn is_in_body(&self) -> bool {
+        matches!(self.phase, Phase::Length { .. } | Phase::Chunked(_))
+    }
+
+    /// Reads and parses until a request is complete or the socket is empty. With little attention a body is left for
+    /// later, where it did not come with its head.
+    pub fn receive(&mut self, rules: &Rules, attention: Attention) -> Received {
         let mut share = TURN_BYTES_MAX;
         loop {
             match self.parse(rules) {
@@ -193,7 +200,7 @@ impl Connection {
             if !self.may_hold {
                 return Received::Waiting(self.waits_for());
             }
-            if share == 0 {
+            if share == 0 || (attention == Attention::Light && self.is_in_body()) {
                 return Received::Again(self.waits_for());
             }
             let want = match self.phase {

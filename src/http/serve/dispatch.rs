@@ -1,17 +1,20 @@
-//! From the loop to the app threads: complete requests wait in a ring, in order, until a thread is free. A
-//! thread that finds none says so and sleeps; the loop wakes one sleeper a request.
+//! The app threads' side: where requests come from. An app thread that holds the helm takes them from the loop itself
+//! (`helm`). Where the relief thread runs the loop, requests wait in a ring, in order, until a thread is free; a
+//! thread that finds none says so and sleeps, and one sleeper is woken a request.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::connection::Connection;
+use super::event_loop::{Attention, Step};
 use super::exchange::Exchange;
-use super::shared::Shared;
+use super::helm::{Held, Helm, Steered, Ticket};
 
 pub enum Wake {
     Request(Exchange),
@@ -23,40 +26,93 @@ pub enum Wake {
 
 /// One app thread's side of the server.
 pub struct AppThread {
-    shared: Arc<Shared>,
+    helm: Arc<Helm>,
     index: usize,
+    /// The way back to the helm, where this thread was the last to hold it.
+    ticket: Option<Ticket>,
 }
 
 impl AppThread {
-    pub(super) fn new(shared: Arc<Shared>, index: usize) -> AppThread {
-        AppThread { shared, index }
+    pub(super) fn new(helm: Arc<Helm>, index: usize) -> AppThread {
+        AppThread { helm, index, ticket: None }
     }
 
-    /// A request that is ready now. Never waits.
+    /// A request that is ready now. Never waits, for a disk neither, so that it may be called with the interpreter's
+    /// lock: what takes longer is left to `wait`.
     pub fn poll(&mut self) -> Option<Exchange> {
-        if self.shared.is_forgotten() {
+        let AppThread { helm, ticket, .. } = self;
+        if helm.shared().is_forgotten() {
             return None;
         }
-        let connection = self.shared.ring.take()?;
-        Some(Exchange::new(Arc::clone(&self.shared), connection))
+        let held = ticket.take().and_then(|ticket| helm.resume(ticket));
+        if let Some(connection) = helm.shared().ring.take() {
+            *ticket = held.and_then(Held::leave);
+            return Some(late(helm, *ticket, connection));
+        }
+        let mut held = held?;
+        match held.event_loop().step(Attention::Light) {
+            Step::Request(connection) => Some(begin(helm, ticket, held, connection)),
+            Step::Idle => {
+                *ticket = Some(held.ticket());
+                None
+            }
+            Step::Done => {
+                held.end();
+                None
+            }
+        }
     }
 
     /// Waits for a request. To be called without the interpreter's lock.
     pub fn wait(&mut self) -> Wake {
-        if self.shared.is_forgotten() {
-            return Wake::Done;
-        }
-        match self.shared.ring.wait(self.index) {
-            Waited::Request(connection) => Wake::Request(Exchange::new(Arc::clone(&self.shared), connection)),
-            Waited::Signal => Wake::Signal,
-            Waited::Done => Wake::Done,
+        let AppThread { helm, index, ticket } = self;
+        let ring = &helm.shared().ring;
+        loop {
+            if helm.shared().is_forgotten() {
+                return Wake::Done;
+            }
+            let held = ticket.take().and_then(|ticket| helm.resume(ticket)).or_else(|| helm.take_free());
+            let Some(mut held) = held else {
+                match ring.wait(*index, helm) {
+                    Waited::Request(connection) => return Wake::Request(late(helm, None, connection)),
+                    Waited::Signal => return Wake::Signal,
+                    Waited::Helm => continue,
+                    Waited::Done => return Wake::Done,
+                }
+            };
+            match held.steer() {
+                Steered::Request(connection) => return Wake::Request(begin(helm, ticket, held, connection)),
+                Steered::Signal => {
+                    *ticket = Some(held.ticket());
+                    // Signals are the main thread's. In another one the interrupted wait just goes on.
+                    if *index == 0 {
+                        ring.read_wakeup();
+                        return Wake::Signal;
+                    }
+                }
+                Steered::Done => held.end(),
+            }
         }
     }
+}
+
+/// A request straight from the loop, whose clock is fresh.
+fn begin(helm: &Arc<Helm>, ticket: &mut Option<Ticket>, mut held: Held<'_>, connection: Box<Connection>) -> Exchange {
+    let now = held.event_loop().now();
+    *ticket = held.leave();
+    Exchange::new(Arc::clone(helm), *ticket, connection, now)
+}
+
+/// A request that waited in the ring.
+fn late(helm: &Arc<Helm>, ticket: Option<Ticket>, connection: Box<Connection>) -> Exchange {
+    Exchange::new(Arc::clone(helm), ticket, connection, Instant::now())
 }
 
 enum Waited {
     Request(Box<Connection>),
     Signal,
+    /// The helm is there to be taken, as far as is known.
+    Helm,
     Done,
 }
 
@@ -91,11 +147,13 @@ impl Ring {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whatever becomes readable here ends the main thread's sleep; at most once.
-    pub fn watch(&self, wakeup: OwnedFd) {
+    /// Whatever becomes readable here ends the main thread's sleep; at most once. It is read without waiting.
+    pub fn watch(&self, wakeup: OwnedFd) -> io::Result<()> {
+        nix::fcntl::fcntl(&wakeup, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
         if let Some(Parker::Main { wakeup: place, .. }) = self.parkers.first() {
             let _ = place.set(wakeup);
         }
+        Ok(())
     }
 
     /// The descriptors that a forked child has to close.
@@ -131,6 +189,32 @@ impl Ring {
         connection
     }
 
+    /// Threads sleep, and no request is there for them.
+    pub fn is_idle(&self) -> bool {
+        let state = self.lock();
+        state.ready.is_empty() && !state.idle.is_empty()
+    }
+
+    /// The helm is there to be taken.
+    pub fn wake_one(&self) {
+        let sleeper = self.lock().idle.pop();
+        if let Some(index) = sleeper {
+            self.parkers[index].unpark();
+        }
+    }
+
+    /// What a signal left for the main thread was seen.
+    pub fn read_wakeup(&self) {
+        match self.parkers.first() {
+            Some(Parker::Main { wakeup, wakeup_ended, .. }) => {
+                if let Some(wakeup) = wakeup.get() {
+                    read_wakeup(wakeup, wakeup_ended);
+                }
+            }
+            Some(Parker::Plain { .. }) | None => {}
+        }
+    }
+
     /// Nothing more will come.
     pub fn finish(&self) {
         self.lock().done = true;
@@ -139,30 +223,28 @@ impl Ring {
         }
     }
 
-    fn wait(&self, index: usize) -> Waited {
-        loop {
-            {
-                let mut state = self.lock();
-                if let Some(connection) = self.take_from(&mut state) {
-                    return Waited::Request(connection);
-                }
-                if state.done {
-                    return Waited::Done;
-                }
-                state.idle.push(index);
-            }
-            let parked = self.parkers[index].park();
+    fn wait(&self, index: usize, helm: &Helm) -> Waited {
+        {
             let mut state = self.lock();
-            state.idle.retain(|&sleeper| sleeper != index);
-            match parked {
-                Parked::Told => {}
-                // The loop may have chosen this thread for a request at the same moment: then the request goes
-                // first, or it would wait although others sleep. The interpreter runs the handler all the same.
-                Parked::Signal => match self.take_from(&mut state) {
-                    Some(connection) => return Waited::Request(connection),
-                    None => return Waited::Signal,
-                },
+            if let Some(connection) = self.take_from(&mut state) {
+                return Waited::Request(connection);
             }
+            if state.done {
+                return Waited::Done;
+            }
+            state.idle.push(index);
+        }
+        // Only now: whoever releases the helm from here on finds us.
+        let parked = if helm.ask() { Parked::Told } else { self.parkers[index].park() };
+        let mut state = self.lock();
+        state.idle.retain(|&sleeper| sleeper != index);
+        // A request may have been meant for this thread at the same moment: it goes first, or it would wait although
+        // others sleep. The interpreter runs the handler of a signal all the same.
+        match (self.take_from(&mut state), parked) {
+            (Some(connection), Parked::Told | Parked::Signal) => Waited::Request(connection),
+            (None, Parked::Signal) => Waited::Signal,
+            (None, Parked::Told) if state.done => Waited::Done,
+            (None, Parked::Told) => Waited::Helm,
         }
     }
 }
@@ -221,8 +303,8 @@ impl Parker {
 fn park_main(bell: &EventFd, wakeup: Option<&OwnedFd>, wakeup_ended: &AtomicBool) -> Parked {
     let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     // poll(2) ignores negative descriptors.
-    let wakeup = wakeup.filter(|_| !wakeup_ended.load(Ordering::Relaxed)).map_or(-1, AsRawFd::as_raw_fd);
-    let mut fds = [entry(bell.as_raw_fd()), entry(wakeup)];
+    let wakeup = wakeup.filter(|_| !wakeup_ended.load(Ordering::Relaxed));
+    let mut fds = [entry(bell.as_raw_fd()), entry(wakeup.map_or(-1, AsRawFd::as_raw_fd))];
     // SAFETY: the array outlives the call and its length is given.
     let outcome = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
     if outcome < 0 {
@@ -231,13 +313,17 @@ fn park_main(bell: &EventFd, wakeup: Option<&OwnedFd>, wakeup_ended: &AtomicBool
     if fds[0].revents != 0 {
         let _ = bell.read();
     }
-    if fds[1].revents == 0 {
-        return Parked::Told;
-    }
-    let mut bytes = [0u8; 64];
-    // SAFETY: the kernel writes at most the array's length into it; poll said that this does not wait.
-    let length = unsafe { libc::read(wakeup, bytes.as_mut_ptr().cast(), bytes.len()) };
-    // At its end it would be readable for ever.
-    wakeup_ended.store(length == 0, Ordering::Relaxed);
+    let Some(wakeup) = wakeup.filter(|_| fds[1].revents != 0) else { return Parked::Told };
+    read_wakeup(wakeup, wakeup_ended);
     Parked::Signal
+}
+
+fn read_wakeup(wakeup: &OwnedFd, wakeup_ended: &AtomicBool) {
+    let mut bytes = [0u8; 64];
+    // SAFETY: the kernel writes at most the array's length into it. The descriptor is non-blocking.
+    let length = unsafe { libc::read(wakeup.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()) };
+    // At its end it would be readable for ever.
+    if length == 0 {
+        wakeup_ended.store(true, Ordering::Relaxed);
+    }
 }

@@ -21,12 +21,16 @@ impl Token {
 
     pub const WAKE: Token = Token { index: u32::MAX, generation: Token::LISTENERS };
 
+    /// The interpreter's wakeup descriptor.
+    pub const SIGNAL: Token = Token { index: u32::MAX - 1, generation: Token::LISTENERS };
+
     pub fn listener(index: usize) -> Token {
         Token { index: index as u32, generation: Token::LISTENERS }
     }
 
     pub fn as_listener(self) -> Option<usize> {
-        (self.generation == Token::LISTENERS && self != Token::WAKE).then_some(self.index as usize)
+        let is_listener = self.generation == Token::LISTENERS && self != Token::WAKE && self != Token::SIGNAL;
+        is_listener.then_some(self.index as usize)
     }
 
     /// The generation after this one.
@@ -99,14 +103,14 @@ impl Epoll {
         Ok(Epoll { poll, events, fetched: Vec::with_capacity(EVENTS_MAX), cursor: 0 })
     }
 
-    /// Fetches a batch of events; none if a signal came first.
-    pub fn wait(&mut self, timeout: Duration) -> io::Result<()> {
+    /// Fetches a batch of events; true and none if a signal came first.
+    pub fn wait(&mut self, timeout: Duration) -> io::Result<bool> {
         debug_assert!(self.cursor == self.fetched.len(), "events of the last batch are lost");
         self.cursor = 0;
         self.fetched.clear();
         match self.poll.poll(&mut self.events, Some(timeout)) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
             Err(error) => return Err(error),
         }
         self.fetched.extend(self.events.iter().map(|event| Event {
@@ -116,14 +120,17 @@ impl Epoll {
             half_closed: event.is_read_closed(),
             gone: event.is_write_closed() || event.is_error(),
         }));
-        Ok(())
+        Ok(false)
     }
 
     /// The next event of the batch.
-    pub fn next(&mut self) -> Option<Event> {
-        let event = self.fetched.get(self.cursor).copied()?;
+    pub fn peek(&self) -> Option<Event> {
+        self.fetched.get(self.cursor).copied()
+    }
+
+    /// It was taken.
+    pub fn advance(&mut self) {
         self.cursor += 1;
-        Some(event)
     }
 
     pub fn add(&self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {

@@ -1,9 +1,11 @@
-//! The loop: accepts, reads, parses, buffers, drains, and keeps the deadlines. All of its state lies in one
-//! struct and every turn is one call, so that whoever holds the struct can run the loop.
+//! The loop: accepts, reads, parses, buffers, drains, and keeps the deadlines. All of its state lies in one struct,
+//! fetched events and how far they were handled included, so that whoever holds the struct can go on with the loop:
+//! `step` until it is idle, then `fetch` (see `helm`).
 //!
-//! It never waits for anything but events, never holds an application's lock, and no error leaves it: what goes
-//! wrong with a connection ends that connection.
+//! It never waits for anything but events, and in `fetch` only; no error leaves it: what goes wrong with a connection
+//! ends that connection.
 
+use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -19,7 +21,7 @@ use super::epoll::{Epoll, Event, Interest, Token};
 use super::listener::{Accepted, Listeners, Load, Origin};
 use super::outbox::{Drained, Sent};
 use super::rate::{Pace, Window};
-use super::settings::{BEAT, LINGER, LINGER_SILENCE, TURN_BYTES_MAX};
+use super::settings::{BEAT, BUFFERS_KEPT, LINGER, LINGER_SILENCE, TURN_ACCEPTS_MAX, TURN_BYTES_MAX};
 use super::shared::{Command, Inbox, Notice, Shared};
 use super::table::{State, Table};
 use super::timers::{Kind, Timers};
@@ -37,10 +39,33 @@ enum Mode {
     Retiring,
 }
 
-/// Whether there will be another turn.
+/// What a turn of the loop, from one fetch of events to the next, is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
-    Again,
+enum Phase {
+    Events,
+    /// What the app threads and the handles have left in the inbox, and what has come due.
+    Chores,
+    Accepting,
+    /// Everything was done that can be done now.
+    Idle,
+}
+
+/// What whoever runs the loop may spend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attention {
+    /// It holds the interpreter's lock: nothing that writes to a disk or moves many bytes.
+    Light,
+    Full,
+}
+
+/// What came of a step.
+#[derive(Debug)]
+pub enum Step {
+    /// A complete request, for an app thread. Step again after it.
+    Request(Box<Connection>),
+    /// Fetch events (with `Attention::Light`: or step again with `Full`).
+    Idle,
+    /// Everything is drained.
     Done,
 }
 
@@ -58,6 +83,18 @@ pub struct EventLoop {
     /// As configured, or shorter once the service stops.
     keepalive: Duration,
     now: Instant,
+    phase: Phase,
+    /// Complete requests. Whoever steps gets them before anything else is done.
+    ready: VecDeque<Box<Connection>>,
+    /// Buffers of connections that wait for a request: idle ones hold none.
+    buffers: Vec<Vec<u8>>,
+    attention: Attention,
+    /// The main thread shall look for signals.
+    signalled: bool,
+    /// Events can no longer be waited for.
+    broken: bool,
+    /// Connections taken in this turn.
+    taken: u32,
     /// Connections whose share of the last turn was used up.
     runnable: Vec<Token>,
     /// Empty; `runnable` of the turn before.
@@ -90,6 +127,13 @@ impl EventLoop {
             report_draining: false,
             keepalive: shared.rules.settings.keepalive_timeout,
             now,
+            phase: Phase::Idle,
+            ready: VecDeque::with_capacity(connections),
+            buffers: Vec::with_capacity(BUFFERS_KEPT),
+            attention: Attention::Full,
+            signalled: false,
+            broken: false,
+            taken: 0,
             runnable: Vec::with_capacity(connections),
             batch: Vec::with_capacity(connections),
             dispatched: 0,
@@ -99,27 +143,97 @@ impl EventLoop {
         }
     }
 
-    /// Runs until everything is drained.
-    pub fn run(mut self) {
-        while self.turn() == Turn::Again {}
-        self.shared.ring.finish();
+    /// Whoever runs the loop is told of what becomes readable here.
+    pub fn watch_signals(&self, wakeup: RawFd) -> std::io::Result<()> {
+        self.epoll.add(wakeup, Token::SIGNAL, Interest::Read)
     }
 
-    /// Waits for events and handles all that has come.
-    pub fn turn(&mut self) -> Turn {
-        let timeout = self.timeout();
-        if let Err(error) = self.epoll.wait(timeout) {
-            // EBADF or EINVAL: the descriptor was closed under us. Nothing can be served any more.
-            log::error!("the event loop ends: {error}");
-            return Turn::Done;
+    /// The time of the latest fetch, or of the latest answer.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// An answered connection comes back from whoever runs the loop.
+    pub fn take_back(&mut self, connection: Box<Connection>, now: Instant) {
+        self.now = now;
+        self.settle(connection);
+    }
+
+    /// Goes on with what was fetched until there is a request, or nothing more to do. Never waits.
+    pub fn step(&mut self, attention: Attention) -> Step {
+        self.attention = attention;
+        loop {
+            if let Some(connection) = self.ready.pop_front() {
+                if self.mode == Mode::Retiring {
+                    self.dispatched -= 1;
+                    self.refuse(connection, refusal::RETIRING);
+                    continue;
+                }
+                return Step::Request(connection);
+            }
+            match self.phase {
+                Phase::Events => match self.epoll.peek() {
+                    Some(event) if attention == Attention::Light && self.table.is_heavy(event.token) => {
+                        return Step::Idle;
+                    }
+                    Some(event) => {
+                        self.epoll.advance();
+                        self.event(event);
+                    }
+                    None => self.phase = Phase::Chores,
+                },
+                Phase::Chores if attention == Attention::Light && !self.runnable.is_empty() => return Step::Idle,
+                Phase::Chores => {
+                    self.do_chores();
+                    self.phase = Phase::Accepting;
+                }
+                Phase::Accepting => {
+                    if !self.accept() {
+                        self.tell();
+                        self.phase = Phase::Idle;
+                    }
+                }
+                Phase::Idle if self.is_done() => return Step::Done,
+                Phase::Idle => return Step::Idle,
+            }
         }
-        let mut inbox = std::mem::take(&mut self.inbox);
-        self.shared.awake(&mut inbox);
+    }
+
+    /// Waits for events, unless there is something else to do. True: a signal came.
+    pub fn fetch(&mut self) -> bool {
+        if std::mem::take(&mut self.signalled) {
+            return true;
+        }
+        // A step with little attention has left something.
+        if self.phase != Phase::Idle {
+            return false;
+        }
+        let timeout = self.timeout();
+        let interrupted = match self.epoll.wait(timeout) {
+            Ok(interrupted) => interrupted,
+            Err(error) => {
+                // EBADF or EINVAL: the descriptor was closed under us. Nothing can be served any more.
+                log::error!("the event loop ends: {error}");
+                self.broken = true;
+                return false;
+            }
+        };
+        self.shared.awake();
         self.now = Instant::now();
         self.meter.beat();
-        while let Some(event) = self.epoll.next() {
-            self.event(event);
-        }
+        self.taken = 0;
+        self.phase = Phase::Events;
+        interrupted
+    }
+
+    fn is_done(&self) -> bool {
+        let drains = matches!(self.mode, Mode::Draining | Mode::Retiring);
+        self.broken || (drains && self.table.open() == 0 && self.listeners.are_quiet())
+    }
+
+    fn do_chores(&mut self) {
+        let mut inbox = std::mem::take(&mut self.inbox);
+        self.shared.collect(&mut inbox);
         while let Some(notice) = inbox.notices.pop_front() {
             self.notice(notice);
         }
@@ -129,14 +243,6 @@ impl EventLoop {
         self.inbox = inbox;
         self.go_on();
         self.expire();
-        self.accept();
-        self.tell();
-        let drains = matches!(self.mode, Mode::Draining | Mode::Retiring);
-        if drains && self.table.open() == 0 && self.listeners.are_quiet() {
-            Turn::Done
-        } else {
-            Turn::Again
-        }
     }
 
     fn timeout(&self) -> Duration {
@@ -144,11 +250,16 @@ impl EventLoop {
             return Duration::ZERO;
         }
         let deadline = [self.timers.next_deadline(), self.listeners.next_deadline()].into_iter().flatten().min();
-        deadline.map_or(BEAT, |deadline| deadline.saturating_duration_since(Instant::now()).min(BEAT))
+        // The clock may be late by what the events of a turn took; so then are timers.
+        deadline.map_or(BEAT, |deadline| deadline.saturating_duration_since(self.now).min(BEAT))
     }
 
     fn event(&mut self, event: Event) {
         if event.token == Token::WAKE {
+            return;
+        }
+        if event.token == Token::SIGNAL {
+            self.signalled = true;
             return;
         }
         if let Some(index) = event.token.as_listener() {
@@ -325,17 +436,19 @@ impl EventLoop {
         }
     }
 
-    fn accept(&mut self) {
-        while let Some(index) = self.listeners.closing() {
+    /// Takes one connection. False: that is all for this turn.
+    fn accept(&mut self) -> bool {
+        if let Some(index) = self.listeners.closing() {
             match self.accept_one(index) {
-                Outcome::Taken => {}
+                Outcome::Taken => return true,
                 Outcome::Empty => {
                     if let Some(fd) = self.listeners.take(index) {
                         self.shared.forget_fd(fd.as_raw_fd());
                     }
+                    return true;
                 }
                 // A pause has its timer, and a slot that becomes free is a turn of the loop.
-                Outcome::Stalled => break,
+                Outcome::Stalled => {}
             }
         }
         if self.report_draining && self.listeners.are_quiet() {
@@ -343,27 +456,29 @@ impl EventLoop {
             self.reports.draining();
         }
         let paused = self.listeners.is_paused(self.now);
-        if self.listeners.is_masked() && !paused && self.listeners.budget(self.load()) > 0 && self.has_place() {
+        let has_time = self.listeners.budget(self.load()) > 0;
+        if self.listeners.is_masked() && !paused && has_time && self.has_place() {
             self.listeners.unmask(&self.epoll);
         }
-        let mut budget = self.listeners.budget(self.load());
-        let mut stalled = false;
-        while let Some(index) = self.listeners.next_ready() {
-            if budget == 0 || stalled {
-                break;
+        let ready = self.listeners.next_ready();
+        let outcome = match ready {
+            Some(index) if has_time && self.taken < TURN_ACCEPTS_MAX => self.accept_one(index),
+            Some(_) if !has_time => Outcome::Stalled,
+            Some(_) | None => {
+                self.listeners.end_pass();
+                return false;
             }
-            match self.accept_one(index) {
-                Outcome::Taken => budget -= 1,
-                Outcome::Empty => {}
-                Outcome::Stalled => stalled = true,
+        };
+        match outcome {
+            Outcome::Taken => self.taken += 1,
+            Outcome::Empty => {}
+            Outcome::Stalled => {
+                let load = self.load();
+                self.listeners.mask(&self.epoll, load);
+                self.listeners.end_pass();
             }
         }
-        let waiting = self.listeners.next_ready().is_some();
-        if stalled || (waiting && self.listeners.budget(self.load()) == 0) {
-            let load = self.load();
-            self.listeners.mask(&self.epoll, load);
-        }
-        self.listeners.end_pass();
+        !matches!(outcome, Outcome::Stalled)
     }
 
     fn load(&self) -> Load {
@@ -424,7 +539,10 @@ impl EventLoop {
 
     /// Reads on; the connection's next state follows from what came.
     fn receive(&mut self, mut connection: Box<Connection>) {
-        match connection.receive(&self.shared.rules) {
+        if connection.input.capacity() == 0 {
+            connection.input = self.buffers.pop().unwrap_or_default();
+        }
+        match connection.receive(&self.shared.rules, self.attention) {
             Received::Waiting(kind) => self.wait_for(connection, kind),
             Received::Again(kind) => {
                 self.run_again(connection.token);
@@ -435,7 +553,7 @@ impl EventLoop {
                 self.timers.clear(connection.token.index);
                 self.dispatched += 1;
                 connection.ready_at = self.now;
-                self.shared.ring.push(connection);
+                self.ready.push_back(connection);
             }
             Received::Refused(refusal) => self.refuse(connection, refusal),
             Received::Ended => self.close(connection),
@@ -472,9 +590,22 @@ impl EventLoop {
         if !(kind == Kind::Header && self.timers.kind(index) == Some(Kind::Header)) {
             self.timers.set(index, kind, self.now + timeout);
         }
+        if kind == Kind::Keepalive {
+            self.keep_buffer(&mut connection);
+        }
         let token = connection.token;
         self.table.slot(index).state = State::Waiting(connection);
         self.register(token, Interest::Read);
+    }
+
+    /// Ten thousand idle connections need not hold a buffer each.
+    fn keep_buffer(&mut self, connection: &mut Connection) {
+        if connection.input.is_empty() {
+            let buffer = std::mem::take(&mut connection.input);
+            if self.buffers.len() < BUFFERS_KEPT && buffer.capacity() > 0 {
+                self.buffers.push(buffer);
+            }
+        }
     }
 
     /// Makes epoll's interest in a connection what it should be; a connection that cannot be watched is closed.
@@ -686,6 +817,7 @@ impl EventLoop {
         }
         connection.link.close();
         connection.forget();
+        self.keep_buffer(&mut connection);
         drop(self.table.release(connection));
     }
 

@@ -12,6 +12,7 @@ use crate::proto::Version;
 use super::answer::{date_now, After};
 use super::connection::Connection;
 use super::epoll::Token;
+use super::helm::{Helm, Ticket};
 use super::outbox::{Link, Sent};
 use super::shared::{Notice, Shared};
 use super::{Local, Peer};
@@ -43,14 +44,31 @@ pub struct BadResponse(pub String);
 /// One complete request (its body was read to the end) and the means to answer it. Dropped without `finish`:
 /// 500 and close if no byte of an answer went out, else the connection is cut so that the client can tell.
 pub struct Exchange {
-    shared: Arc<Shared>,
+    helm: Arc<Helm>,
+    /// Of the thread that took it from the loop, and left the helm for it.
+    ticket: Option<Ticket>,
     /// None: given back to the loop.
     connection: Option<Box<Connection>>,
+    begun: Instant,
 }
 
 impl Exchange {
-    pub(super) fn new(shared: Arc<Shared>, connection: Box<Connection>) -> Exchange {
-        Exchange { shared, connection: Some(connection) }
+    pub(super) fn new(
+        helm: Arc<Helm>,
+        ticket: Option<Ticket>,
+        connection: Box<Connection>,
+        begun: Instant,
+    ) -> Exchange {
+        Exchange { helm, ticket, connection: Some(connection), begun }
+    }
+
+    fn shared(&self) -> &Shared {
+        self.helm.shared()
+    }
+
+    /// When an app thread took it.
+    pub fn begun(&self) -> Instant {
+        self.begun
     }
 
     fn connection(&self) -> &Connection {
@@ -152,9 +170,9 @@ impl Exchange {
     pub fn write_some(&mut self, piece: &[u8]) -> (usize, Written) {
         let connection = self.connection();
         let room = if connection.link.is_queued() {
-            connection.link.room(&self.shared.rules.temp)
+            connection.link.room(&self.shared().rules.temp)
         } else {
-            self.shared.rules.settings.response_buffer
+            self.shared().rules.settings.response_buffer
         };
         let taken = piece.len().min(usize::try_from(room).unwrap_or(usize::MAX));
         if taken == 0 && !piece.is_empty() {
@@ -176,7 +194,7 @@ impl Exchange {
     }
 
     fn send(&mut self, piece: &[u8], whole: Option<u64>) -> Written {
-        if self.shared.is_forgotten() {
+        if self.shared().is_forgotten() {
             return Written::Gone;
         }
         if !self.connection().answer.head.is_set() {
@@ -185,8 +203,9 @@ impl Exchange {
         }
         let begins = !self.head_sent();
         let framing = self.frame(whole);
-        let shared = Arc::clone(&self.shared);
-        let connection = self.connection_mut();
+        let Exchange { helm, connection, .. } = self;
+        let connection = connection.as_mut().expect("an exchange has its connection until it ends");
+        let shared = helm.shared();
         let answer = &mut connection.answer;
         let (piece, line) = match framing {
             Framing::None => (&piece[..0], None),
@@ -201,12 +220,12 @@ impl Exchange {
         answer.sent += piece.len() as u64;
         let head = if begins { answer.head.bytes() } else { b"" };
         let (line, end) = line.as_ref().map_or((&b""[..], &b""[..]), |line| (line.bytes(), &b"\r\n"[..]));
-        emit(&shared, &connection.link, connection.token, &[head, line, piece, end])
+        emit(shared, &connection.link, connection.token, &[head, line, piece, end])
     }
 
     /// The framing, decided now if it was not yet.
     fn frame(&mut self, whole: Option<u64>) -> Framing {
-        let closing = self.shared.is_closing();
+        let closing = self.shared().is_closing();
         let asked = self.asked();
         let answer = &mut self.connection_mut().answer;
         if let Some(framing) = answer.framing {
@@ -229,7 +248,7 @@ impl Exchange {
     /// or the file's end. None: not a regular file, or not possible here; write its pieces instead. The file may
     /// be closed afterwards; its offset does not move.
     pub fn send_file(&mut self, file: RawFd) -> io::Result<Option<Written>> {
-        if self.shared.is_forgotten() {
+        if self.shared().is_forgotten() {
             return Ok(Some(Written::Gone));
         }
         if !self.connection().answer.head.is_set() {
@@ -249,23 +268,27 @@ impl Exchange {
             Framing::Length(length) => left.min(length - self.connection().answer.sent),
             Framing::Chunked | Framing::UntilClose => left,
         };
-        let shared = Arc::clone(&self.shared);
-        let connection = self.connection_mut();
+        let Exchange { helm, connection, .. } = self;
+        let connection = connection.as_mut().expect("an exchange has its connection until it ends");
+        let shared = helm.shared();
         connection.answer.sent += length;
         let head = if begins { connection.answer.head.bytes() } else { b"" };
         let temp = &shared.rules.temp;
         let sent = without_sigpipe(|| connection.link.send_file(head, file, offset, length, temp));
-        Ok(Some(written(&shared, connection.token, sent)))
+        Ok(Some(written(shared, connection.token, sent)))
     }
 
     /// Waits until buffers have room (or the client is gone, or `write_timeout`). Without the interpreter's lock.
     pub fn wait_for_room(&mut self) -> Written {
-        if self.shared.is_forgotten() {
+        if self.shared().is_forgotten() {
             return Written::Gone;
         }
         /// The loop watches `write_timeout`; this is only for a loop that is late.
         const GRACE: Duration = Duration::from_secs(2);
-        let rules = &self.shared.rules;
+        if let Some(ticket) = self.ticket.take() {
+            self.helm.relieve(ticket);
+        }
+        let rules = &self.shared().rules;
         let link = &self.connection().link;
         link.wait_for_room(rules.settings.write_timeout + GRACE, &rules.temp);
         if link.is_gone() {
@@ -277,7 +300,7 @@ impl Exchange {
 
     /// The client has left (as far as we know).
     pub fn gone(&self) -> bool {
-        self.shared.is_forgotten() || self.connection().link.is_gone()
+        self.shared().is_forgotten() || self.connection().link.is_gone()
     }
 
     /// Body bytes sent so far, and the status, for the access log.
@@ -299,7 +322,7 @@ impl Exchange {
     /// Ends the answer. `Err` tells what the application did wrong (shorter or longer than its Content-Length, no
     /// `start`); the connection's fate is already decided then.
     pub fn finish(mut self) -> Result<(), BadResponse> {
-        if self.shared.is_forgotten() {
+        if self.shared().is_forgotten() {
             return Ok(());
         }
         if !self.connection().answer.head.is_set() {
@@ -322,7 +345,7 @@ impl Exchange {
             }
             Some(Framing::Chunked) => {
                 let connection = self.connection();
-                emit(&self.shared, &connection.link, connection.token, &[b"0\r\n\r\n"]);
+                emit(self.shared(), &connection.link, connection.token, &[b"0\r\n\r\n"]);
                 Ok(())
             }
             Some(Framing::Length(_) | Framing::None | Framing::UntilClose) | None => Ok(()),
@@ -338,7 +361,7 @@ impl Exchange {
     }
 
     fn fail_in_place(&mut self, status: u16) {
-        if self.shared.is_forgotten() {
+        if self.shared().is_forgotten() {
             return;
         }
         if self.head_sent() {
@@ -346,15 +369,15 @@ impl Exchange {
             return;
         }
         let asked = self.asked();
-        let shared = Arc::clone(&self.shared);
-        let connection = self.connection_mut();
+        let Exchange { helm, connection, .. } = self;
+        let connection = connection.as_mut().expect("an exchange has its connection until it ends");
         let body = connection.answer.refuse(status, "", asked);
         connection.answer.sent = body.len() as u64;
-        emit(&shared, &connection.link, connection.token, &[connection.answer.head.bytes(), body.as_bytes()]);
+        emit(helm.shared(), &connection.link, connection.token, &[connection.answer.head.bytes(), body.as_bytes()]);
         self.end(End::Complete);
     }
 
-    /// Gives the connection back to the loop.
+    /// Gives the connection back to the loop: directly, where nobody has taken over meanwhile.
     fn end(&mut self, end: End) {
         let Some(mut connection) = self.connection.take() else { return };
         let answer = &mut connection.answer;
@@ -366,7 +389,14 @@ impl Exchange {
             (End::Cut, Some(Framing::UntilClose)) => After::Reset,
             (End::Cut, Some(Framing::None | Framing::Length(_) | Framing::Chunked) | None) => After::Linger,
         };
-        self.shared.give_back(connection);
+        let now = Instant::now();
+        self.helm.took(now.saturating_duration_since(self.begun));
+        let shared = self.helm.shared();
+        shared.complete();
+        match self.ticket.take().and_then(|ticket| self.helm.resume(ticket)) {
+            Some(mut held) => held.event_loop().take_back(connection, now),
+            None => shared.notify(Notice::Returned(connection)),
+        }
     }
 }
 
@@ -378,7 +408,7 @@ enum End {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if self.shared.is_forgotten() {
+        if self.shared().is_forgotten() {
             // The parent answers; this copy must not touch anything that the parent's threads may hold.
             std::mem::forget(self.connection.take());
         } else if self.connection.is_some() {

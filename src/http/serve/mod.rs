@@ -1,4 +1,5 @@
-//! The server of one process: an event loop and `threads` app threads that pull complete requests from it.
+//! The server of one process: an event loop and `threads` app threads that pull complete requests from it. Whichever
+//! of them is free runs the loop, or the relief thread while all are in the application (`helm`).
 //!
 //! The application's side pulls (`AppThread::poll`, `AppThread::wait`) rather than being called, because the
 //! caller knows when its interpreter lock must be given up: never around `poll`, always around `wait`.
@@ -10,6 +11,7 @@ mod dispatch;
 mod epoll;
 mod event_loop;
 mod exchange;
+mod helm;
 mod listener;
 mod outbox;
 mod rate;
@@ -34,6 +36,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 
 use epoll::{Epoll, Interest, Token};
 use event_loop::EventLoop;
+use helm::Helm;
 use listener::Listeners;
 use shared::{Command, Shared};
 
@@ -115,16 +118,19 @@ impl Server {
     pub fn start(self, wakeup: Option<OwnedFd>) -> io::Result<Vec<AppThread>> {
         let Server { shared, event_loop } = self;
         if let Some(wakeup) = wakeup {
-            shared.ring.watch(wakeup);
+            event_loop.watch_signals(wakeup.as_raw_fd())?;
+            shared.ring.watch(wakeup)?;
         }
+        let helm = Arc::new(Helm::new(Arc::clone(&shared), event_loop));
+        let theirs = Arc::clone(&helm);
         // A thread inherits its maker's mask: signals are the main thread's alone.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
         let closer = shared.rules.temp.start_closer();
-        let spawned = std::thread::Builder::new().name("loop".to_string()).spawn(move || event_loop.run());
+        let relief = std::thread::Builder::new().name("relief".to_string()).spawn(move || helm::stand_by(&theirs));
         before.thread_set_mask()?;
         closer?;
-        spawned?;
-        Ok((0..shared.rules.settings.threads).map(|index| AppThread::new(Arc::clone(&shared), index)).collect())
+        relief?;
+        Ok((0..shared.rules.settings.threads).map(|index| AppThread::new(Arc::clone(&helm), index)).collect())
     }
 }
 

@@ -47,6 +47,9 @@ pub(super) const RESPONSE_MEMORY_BYTES_MAX: u64 = 256 * 1024;
 /// A buffer of a connection that grew beyond this is given back after the request.
 pub(super) const BUFFER_KEPT_BYTES: usize = 16 * 1024;
 
+/// Such buffers that are kept for the connections that read next: those of a batch of events, and then some.
+pub(super) const BUFFERS_KEPT: usize = 256;
+
 /// The smallest read: most heads fit.
 pub(super) const READ_HEAD_BYTES: usize = 4 * 1024;
 
@@ -55,6 +58,10 @@ pub(super) const READ_BODY_BYTES: usize = 64 * 1024;
 
 /// One connection's share of a turn of the loop, so that a fast upload or download does not starve the others.
 pub(super) const TURN_BYTES_MAX: usize = 1024 * 1024;
+
+/// Connections taken in a turn, each with its first request answered before the next is taken, before the ones that are
+/// open get their turn.
+pub(super) const TURN_ACCEPTS_MAX: u32 = 16;
 
 /// Lingering close: how long the client may be silent, and how long what it still sends is read in all; then it
 /// will not look at the answer any more. Apache: 2 s and 30 s, nginx: 5 s and 30 s. There is no bound in bytes:

@@ -109,18 +109,18 @@ impl Shared {
         self.wake();
     }
 
-    /// Gives an answered connection back to the loop.
-    pub fn give_back(&self, connection: Box<Connection>) {
+    /// An app thread has answered a request.
+    pub fn complete(&self) {
         self.completed.fetch_add(1, Ordering::Release);
-        self.notify(Notice::Returned(connection));
     }
 
     pub fn completed(&self) -> u64 {
         self.completed.load(Ordering::Acquire)
     }
 
-    /// One eventfd write where the loop sleeps, none where it is awake: it looks at `pending` before it sleeps.
-    fn wake(&self) {
+    /// The loop shall look at what there is. One eventfd write where it sleeps, none where it is awake: it looks at
+    /// `pending` before it sleeps.
+    pub fn wake(&self) {
         self.pending.store(true, Ordering::SeqCst);
         if self.asleep.swap(false, Ordering::SeqCst) {
             // Fails only when the counter would overflow, and then it is readable already. It is never read:
@@ -139,9 +139,12 @@ impl Shared {
         true
     }
 
-    /// Exchanges the full inbox for an empty one, so that both keep their memory.
-    pub fn awake(&self, empty: &mut Inbox) {
+    pub fn awake(&self) {
         self.asleep.store(false, Ordering::SeqCst);
+    }
+
+    /// Exchanges the full inbox for an empty one, so that both keep their memory.
+    pub fn collect(&self, empty: &mut Inbox) {
         if self.pending.swap(false, Ordering::SeqCst) {
             std::mem::swap(&mut *self.inbox(), empty);
         }

@@ -81,6 +81,17 @@ impl Table {
         (slot.token == token && !matches!(slot.state, State::Free(_))).then_some(slot)
     }
 
+    /// Whether an event of this connection may mean many bytes or a disk.
+    pub fn is_heavy(&self, token: Token) -> bool {
+        let slot = self.slots.get(token.index as usize).filter(|slot| slot.token == token);
+        slot.is_some_and(|slot| match &slot.state {
+            State::Waiting(connection) => connection.is_in_body(),
+            // With an app thread, and there may be a queue.
+            State::Dispatched | State::Flushing(_) | State::Lingering(..) => true,
+            State::Free(_) => false,
+        })
+    }
+
     /// Takes a free slot and the buffers that lie in it. Its state is `Dispatched` until the caller sets another.
     pub fn take(&mut self, socket: OwnedFd) -> Option<(&mut Slot, Option<Box<Connection>>)> {
         let slot = &mut self.slots[self.free.pop()? as usize];
