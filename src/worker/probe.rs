@@ -10,9 +10,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyAny, PyBytes};
 
 use crate::failure::{failure, summary, traceback};
+use crate::wsgi::capi::Capi;
 use crate::wsgi::environ::{Builder, Common, Request, Scheme};
 use crate::wsgi::input::Input;
-use crate::wsgi::response::{close, start, Answer};
+use crate::wsgi::response::{close, listed, start, Answer};
 
 /// How much of a refused answer's body is kept for the details: an error page in plain text says why.
 const BODY_BYTES_KEPT: usize = 4 * 1024;
@@ -48,8 +49,8 @@ pub fn run(py: Python<'_>, application: &Bound<'_, PyAny>, common: Arc<Common>, 
 
 fn request(py: Python<'_>, application: &Bound<'_, PyAny>, common: Arc<Common>, probe: &Probe) -> PyResult<Record> {
     let request = ProbeRequest::new(probe);
-    let input = Bound::new(py, Input::memory(PyBytes::new(py, b"")))?;
-    let environ = Builder::new(py, common)?.build(py, &request, input.into_any())?;
+    let empty = Bound::new(py, Input::memory(PyBytes::new(py, b"")))?;
+    let environ = Builder::new(py, common, &empty)?.build(py, &request, None)?;
     let answer = Bound::new(py, ProbeAnswer { record: Mutex::default() })?;
     let result = application.call1((environ, &answer))?;
     let read = (|| -> PyResult<()> {
@@ -72,12 +73,20 @@ struct Record {
 }
 
 impl Answer for Record {
-    fn start(&mut self, status: &[u8], fields: &[(&[u8], &[u8])]) -> Result<(), BadResponse> {
+    fn begin(&mut self, status: &[u8]) -> Result<(), BadResponse> {
         self.status = Some(String::from_utf8_lossy(status).into_owned());
-        let location = fields.iter().find(|(name, _)| name.eq_ignore_ascii_case(b"location"));
-        self.location = location.map(|(_, value)| String::from_utf8_lossy(value).into_owned());
+        self.location = None;
         Ok(())
     }
+
+    fn field(&mut self, name: &[u8], value: &[u8]) -> Result<(), BadResponse> {
+        if name.eq_ignore_ascii_case(b"location") {
+            self.location = Some(String::from_utf8_lossy(value).into_owned());
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) {}
 
     fn head_sent(&self) -> bool {
         !self.body.is_empty()
@@ -118,10 +127,11 @@ impl ProbeAnswer {
         headers: &Bound<'py, PyAny>,
         exc_info: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        // Reading `headers` runs application code, so the record is filled in a copy.
+        // Reading `headers` may run application code, so the record is filled in a copy.
         let mut record = this.get().take();
         let again = record.status.is_some();
-        let started = start(&mut record, again, status, headers, exc_info);
+        let headers = listed(headers);
+        let started = headers.and_then(|headers| start(&mut record, &Capi::find(), again, status, &headers, exc_info));
         *this.get().lock() = record;
         started?;
         this.getattr("write")

@@ -9,9 +9,9 @@ use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use forkmaster_http::serve::{self, AppThread, Meter, Reports, Server, Wake};
+use forkmaster_http::serve::{self, AppThread, Exchange, Meter, Reports, Server, Wake};
 use forkmaster_wire::channel::Channel;
 use forkmaster_wire::message::{Boot, Failure, FromWorker, GenerationId, ProxyProtocol, SlotIndex, Spawn, Stage};
 use forkmaster_wire::scoreboard::{monotonic_ns, Cell, Scoreboard};
@@ -33,7 +33,7 @@ use crate::{guard, probe, startup, tempdir};
 
 /// Other Python threads get their turn within CPython's switch interval (sys.setswitchinterval: 5 ms), also where
 /// requests follow each other without a wait between them.
-const TURN_NS: u64 = 5_000_000;
+const TURN: Duration = Duration::from_millis(5);
 
 /// For the last lines of the access log: a log that takes nothing must not keep a process.
 const LOGS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -74,8 +74,7 @@ pub struct Worker {
     board: &'static Scoreboard,
     cell_index: u32,
     cell: &'static Cell,
-    /// Requests begun; numbers them on the scoreboard.
-    begun: AtomicU64,
+    /// Counted only where there is a limit.
     answered: AtomicU64,
     max_requests: Option<u64>,
     /// The application has forked, and this is the child.
@@ -92,21 +91,21 @@ impl fmt::Display for Worker {
 }
 
 impl Worker {
-    /// A request goes to the application; returns its number.
-    pub fn begin(&self) -> u64 {
+    /// A request goes to the application.
+    pub fn begin(&self) {
         self.cell.busy.fetch_add(1, Ordering::Relaxed);
-        self.begun.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    pub fn finished(&self, latency_ns: u64, raised: bool) {
+    pub fn finished(&self, latency: Duration, raised: bool) {
         self.cell.busy.fetch_sub(1, Ordering::Relaxed);
-        self.cell.finished(latency_ns);
+        self.cell.finished(latency.as_nanos() as u64);
         if raised {
             self.cell.errors.fetch_add(1, Ordering::Relaxed);
         }
-        let answered = self.answered.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.max_requests == Some(answered) {
-            self.link.tell(&FromWorker::RequestsServed);
+        if let Some(max) = self.max_requests {
+            if self.answered.fetch_add(1, Ordering::Relaxed) + 1 == max {
+                self.link.tell(&FromWorker::RequestsServed);
+            }
         }
     }
 
@@ -223,7 +222,6 @@ impl Worker {
             board,
             cell_index: spawn.cell,
             cell: board.cell(spawn.cell),
-            begun: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             max_requests: spawn.max_requests,
             forked_child: AtomicBool::new(false),
@@ -358,8 +356,8 @@ fn serve(
         let progress = Progress::new(worker.board.thread(worker.cell_index, number));
         let (application, worker) = (application.clone().unbind(), Arc::clone(worker));
         let access = worker.access.clone();
-        let gateway = Gateway::new(py, application, Arc::clone(common), Arc::clone(&worker), progress, access)?;
-        lives.push(AppLife { thread, gateway, worker, turn_ns: 0 });
+        let gateway = Gateway::new(py, application, Arc::clone(common), Arc::clone(&worker), progress, access, number)?;
+        lives.push(AppLife { thread, gateway, worker, turn: Instant::now() });
     }
     let mut lives = lives.into_iter();
     let mut main = lives.next();
@@ -411,7 +409,7 @@ struct AppLife {
     gateway: Gateway,
     worker: Arc<Worker>,
     /// When the interpreter's lock was last given up here.
-    turn_ns: u64,
+    turn: Instant,
 }
 
 impl AppLife {
@@ -420,18 +418,12 @@ impl AppLife {
     fn run(&mut self, py: Python<'_>) {
         loop {
             while let Some(exchange) = self.thread.poll() {
-                self.gateway.serve(py, exchange);
-                if self.worker.is_forked_child() {
-                    // A request that forked has returned in the child too, with our stack but without our server.
-                    exit_now(py, 0);
-                }
-                self.take_turns(py);
+                let now = self.serve(py, exchange);
+                self.take_turns(py, now);
             }
             let thread = &mut self.thread;
-            let wake = py.detach(|| thread.wait());
-            self.turn_ns = monotonic_ns();
-            match wake {
-                Wake::Request(exchange) => self.gateway.serve(py, exchange),
+            match py.detach(|| thread.wait()) {
+                Wake::Request(exchange) => self.turn = self.serve(py, exchange),
                 Wake::Signal => self.handle_signals(py),
                 Wake::Done => return,
             }
@@ -441,12 +433,20 @@ impl AppLife {
         }
     }
 
-    fn take_turns(&mut self, py: Python<'_>) {
-        let now = monotonic_ns();
-        if now.saturating_sub(self.turn_ns) >= TURN_NS {
+    fn serve(&mut self, py: Python<'_>, exchange: Exchange) -> Instant {
+        let ended = self.gateway.serve(py, exchange);
+        if self.worker.is_forked_child() {
+            // A request that forked has returned in the child too, with our stack but without our server.
+            exit_now(py, 0);
+        }
+        ended
+    }
+
+    fn take_turns(&mut self, py: Python<'_>, now: Instant) {
+        if now.saturating_duration_since(self.turn) >= TURN {
             // CPython hands the lock over here if another thread has asked for it.
             py.detach(|| ());
-            self.turn_ns = now;
+            self.turn = now;
         }
     }
 

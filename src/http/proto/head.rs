@@ -226,7 +226,7 @@ impl Head {
             if !syntax::is_token(name) {
                 return Err(refusal::FIELD_NAME);
             }
-            if !value.iter().all(|&byte| syntax::is_value_byte(byte)) {
+            if !syntax::is_value(value) {
                 return Err(refusal::FIELD_VALUE);
             }
             let value = syntax::trim(value);

@@ -40,7 +40,10 @@ pub enum Framing {
 #[derive(Clone, Debug, Default)]
 pub struct Head {
     bytes: Vec<u8>,
+    /// 0: not said yet, or not to the end.
     status: u16,
+    /// The status of a head that is being said.
+    begun: u16,
     length: Option<u64>,
     has_date: bool,
     has_server: bool,
@@ -67,6 +70,7 @@ impl Head {
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.status = 0;
+        self.begun = 0;
         self.length = None;
         self.has_date = false;
         self.has_server = false;
@@ -74,15 +78,17 @@ impl Head {
 
     /// Takes the application's status (`200 OK`) and fields. On an error the head is empty again.
     pub fn set(&mut self, status: &[u8], fields: &[(&[u8], &[u8])]) -> Result<(), String> {
-        self.clear();
-        let outcome = self.try_set(status, fields);
-        if outcome.is_err() {
-            self.clear();
+        self.begin(status)?;
+        for (name, value) in fields {
+            self.add(name, value)?;
         }
-        outcome
+        self.end();
+        Ok(())
     }
 
-    fn try_set(&mut self, status: &[u8], fields: &[(&[u8], &[u8])]) -> Result<(), String> {
+    /// `set` in steps: the status, what was said before is forgotten. It counts from `end` on.
+    pub fn begin(&mut self, status: &[u8]) -> Result<(), String> {
+        self.clear();
         let shown = || String::from_utf8_lossy(status).into_owned();
         let (code, reason) = status.split_at(status.len().min(3));
         let code = code
@@ -93,7 +99,7 @@ impl Head {
             Some(100..=199) => return Err(format!("status {:?}: an interim answer cannot be the last", shown())),
             Some(_) | None => return Err(format!("status {:?} is not three digits and a reason", shown())),
         };
-        if !(reason.is_empty() || reason[0] == b' ') || !reason.iter().all(|&byte| syntax::is_value_byte(byte)) {
+        if !(reason.is_empty() || reason[0] == b' ') || !syntax::is_value(reason) {
             return Err(format!("status {:?} is not three digits and a reason", shown()));
         }
         self.bytes.extend_from_slice(b"HTTP/1.1 ");
@@ -103,19 +109,26 @@ impl Head {
             self.bytes.push(b' ');
         }
         self.bytes.extend_from_slice(b"\r\n");
-        for (name, value) in fields {
-            self.add(name, value)?;
-        }
-        self.status = code;
+        self.begun = code;
         Ok(())
     }
 
-    fn add(&mut self, name: &[u8], value: &[u8]) -> Result<(), String> {
+    /// All fields were said.
+    pub fn end(&mut self) {
+        self.status = self.begun;
+    }
+
+    /// One of the application's fields. On an error the head is empty again.
+    pub fn add(&mut self, name: &[u8], value: &[u8]) -> Result<(), String> {
+        self.try_add(name, value).inspect_err(|_| self.clear())
+    }
+
+    fn try_add(&mut self, name: &[u8], value: &[u8]) -> Result<(), String> {
         let shown = || String::from_utf8_lossy(name).into_owned();
         if !syntax::is_token(name) {
             return Err(format!("header name {:?} is not a token", shown()));
         }
-        if !value.iter().all(|&byte| syntax::is_value_byte(byte)) {
+        if !syntax::is_value(value) {
             return Err(format!("header {}: control character in {:?}", shown(), String::from_utf8_lossy(value)));
         }
         if HOP_BY_HOP.iter().any(|hop| name.eq_ignore_ascii_case(hop)) {

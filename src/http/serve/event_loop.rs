@@ -169,6 +169,7 @@ impl EventLoop {
                     self.refuse(connection, refusal::RETIRING);
                     continue;
                 }
+                self.tell();
                 return Step::Request(connection);
             }
             match self.phase {

@@ -144,10 +144,28 @@ impl Exchange {
     /// Sets the answer's status line and fields; checks them; sends nothing yet. `status` is `200 OK`. May be
     /// called again until the head has gone out (`start_response` with `exc_info`).
     pub fn start(&mut self, status: &[u8], fields: &[(&[u8], &[u8])]) -> Result<(), BadResponse> {
+        self.begin_head(status)?;
+        for (name, value) in fields {
+            self.add_field(name, value)?;
+        }
+        self.end_head();
+        Ok(())
+    }
+
+    /// `start` in steps: the status line; then `add_field`, and `end_head`, without which nothing was said.
+    pub fn begin_head(&mut self, status: &[u8]) -> Result<(), BadResponse> {
         if self.head_sent() {
             return Err(BadResponse("the head of the answer has been sent already".to_string()));
         }
-        self.connection_mut().answer.head.set(status, fields).map_err(BadResponse)
+        self.connection_mut().answer.head.begin(status).map_err(BadResponse)
+    }
+
+    pub fn add_field(&mut self, name: &[u8], value: &[u8]) -> Result<(), BadResponse> {
+        self.connection_mut().answer.head.add(name, value).map_err(BadResponse)
+    }
+
+    pub fn end_head(&mut self) {
+        self.connection_mut().answer.head.end();
     }
 
     /// True once bytes of the head were handed to the socket or its queue.
@@ -321,7 +339,12 @@ impl Exchange {
 
     /// Ends the answer. `Err` tells what the application did wrong (shorter or longer than its Content-Length, no
     /// `start`); the connection's fate is already decided then.
-    pub fn finish(mut self) -> Result<(), BadResponse> {
+    pub fn finish(self) -> Result<(), BadResponse> {
+        self.finish_at(Instant::now())
+    }
+
+    /// `finish` for a caller who has just looked at the clock.
+    pub fn finish_at(mut self, now: Instant) -> Result<(), BadResponse> {
         if self.shared().is_forgotten() {
             return Ok(());
         }
@@ -351,7 +374,7 @@ impl Exchange {
             Some(Framing::Length(_) | Framing::None | Framing::UntilClose) | None => Ok(()),
         };
         // Also where it was too long: what the application meant to be the body, the client cannot know.
-        self.end(if outcome.is_err() { End::Cut } else { End::Complete });
+        self.end(if outcome.is_err() { End::Cut } else { End::Complete }, now);
         outcome
     }
 
@@ -365,7 +388,7 @@ impl Exchange {
             return;
         }
         if self.head_sent() {
-            self.end(End::Cut);
+            self.end(End::Cut, Instant::now());
             return;
         }
         let asked = self.asked();
@@ -374,11 +397,11 @@ impl Exchange {
         let body = connection.answer.refuse(status, "", asked);
         connection.answer.sent = body.len() as u64;
         emit(helm.shared(), &connection.link, connection.token, &[connection.answer.head.bytes(), body.as_bytes()]);
-        self.end(End::Complete);
+        self.end(End::Complete, Instant::now());
     }
 
     /// Gives the connection back to the loop: directly, where nobody has taken over meanwhile.
-    fn end(&mut self, end: End) {
+    fn end(&mut self, end: End, now: Instant) {
         let Some(mut connection) = self.connection.take() else { return };
         let answer = &mut connection.answer;
         answer.after = match (end, answer.framing) {
@@ -389,7 +412,6 @@ impl Exchange {
             (End::Cut, Some(Framing::UntilClose)) => After::Reset,
             (End::Cut, Some(Framing::None | Framing::Length(_) | Framing::Chunked) | None) => After::Linger,
         };
-        let now = Instant::now();
         self.helm.took(now.saturating_duration_since(self.begun));
         let shared = self.helm.shared();
         shared.complete();

@@ -455,15 +455,28 @@ fn send_head_and_file(fd: RawFd, head: &mut &[u8], file: &OwnedFd, offset: &mut 
 /// More parts than an answer ever has: head, chunk line, piece, line end.
 const PARTS_MAX: usize = 4;
 
+/// Up to this, parts are copied together: a head and a small body.
+const GATHERED_BYTES_MAX: usize = 1024;
+
 fn send_parts(fd: RawFd, parts: &[&[u8]], more: bool) -> io::Result<usize> {
+    let total: usize = parts.iter().map(|part| part.len()).sum();
+    if total == 0 {
+        return Ok(0);
+    }
+    if total <= GATHERED_BYTES_MAX && !more {
+        let mut gathered = [0; GATHERED_BYTES_MAX];
+        let mut end = 0;
+        for part in parts {
+            gathered[end..end + part.len()].copy_from_slice(part);
+            end += part.len();
+        }
+        return socket::send_one(fd, &gathered[..end]);
+    }
     let mut slices = [IoSlice::new(&[]); PARTS_MAX];
     let mut count = 0;
     for part in parts.iter().filter(|part| !part.is_empty()).take(PARTS_MAX) {
         slices[count] = IoSlice::new(part);
         count += 1;
-    }
-    if count == 0 {
-        return Ok(0);
     }
     socket::send(fd, &slices[..count], more)
 }

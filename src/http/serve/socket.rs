@@ -13,6 +13,30 @@ fn check(outcome: libc::ssize_t) -> io::Result<usize> {
     usize::try_from(outcome).map_err(|_| io::Error::last_os_error())
 }
 
+/// The two calls of a request are made without the C library's functions, which are cancellation points (pthreads(7)):
+/// in a process with threads each would change the thread's state twice with atomic operations.
+///
+/// # Safety
+/// As recv(2).
+unsafe fn recv(fd: RawFd, buffer: *mut libc::c_void, length: usize, flags: libc::c_int) -> libc::ssize_t {
+    // SAFETY: the caller's, and the two last arguments are null.
+    unsafe { libc::syscall(libc::SYS_recvfrom, fd, buffer, length, flags, 0usize, 0usize) as libc::ssize_t }
+}
+
+/// Sends one part. Where there are several and they are small, copying them together costs less than sendmsg(2) does to
+/// look at a list.
+pub fn send_one(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    loop {
+        // SAFETY: the kernel reads the slice; the two last arguments are null.
+        let sent = unsafe { libc::syscall(libc::SYS_sendto, fd, bytes.as_ptr(), bytes.len(), flags, 0usize, 0usize) };
+        match check(sent as libc::ssize_t) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Sends what the socket takes now. `more`: further bytes follow at once (MSG_MORE).
 pub fn send(fd: RawFd, parts: &[IoSlice<'_>], more: bool) -> io::Result<usize> {
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | if more { libc::MSG_MORE } else { 0 };
@@ -37,7 +61,7 @@ pub fn receive(fd: RawFd, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<
     let room = spare.len().min(bytes_max);
     loop {
         // SAFETY: the kernel writes at most `room` bytes into memory that the vector owns.
-        match check(unsafe { libc::recv(fd, spare.as_mut_ptr().cast(), room, libc::MSG_DONTWAIT) }) {
+        match check(unsafe { recv(fd, spare.as_mut_ptr().cast(), room, libc::MSG_DONTWAIT) }) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
             Ok(length) => {

@@ -1,26 +1,23 @@
-//! The environ of a request (PEP 3333, "environ Variables"): a copy of a prepared dict, and what only this
-//! request has. Keys are interned once; names of header fields are learned, so that usual ones cost one look-up.
-//! One builder an app thread: nothing here is shared or locked.
+//! The environ of a request (PEP 3333, "environ Variables"): a copy of a prepared dict that holds what most requests
+//! have, and what only this request has. Keys are interned; header names and frequent values are learned (`names`,
+//! `strings`). One builder an app thread: nothing here is shared or locked.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use forkmaster_http::serve::{Exchange, Local, Peer, Version};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
-use pyo3::{ffi, intern};
 
 use super::errors::Errors;
+use super::file::FileWrapper;
 use super::forwarded::{host_is_plausible, last_element, Believed, Client, Family, Trusted};
-use super::response::FileWrapper;
+use super::names::{Field, Meaning, Names};
+use super::strings::Strings;
 use crate::percent;
-
-/// Names of header fields that are remembered, as they were sent. Browsers and proxies send a few dozen; the
-/// bound is for those that invent names.
-const NAMES_MAX: usize = 256;
 
 /// What an environ is made from: a request of a client, or the probe.
 pub trait Request {
@@ -69,53 +66,76 @@ impl Common {
 pub struct Builder {
     common: Arc<Common>,
     prepared: Py<PyDict>,
-    names: HashMap<Box<[u8]>, Name>,
-    /// The latest peer and server address: a proxy's, or one client's keep-alive connection.
-    peer: Option<(IpAddr, Py<PyString>)>,
-    local: Option<(SocketAddr, Py<PyString>, Py<PyString>)>,
-    /// REMOTE_ADDR of the latest request.
+    /// What the prepared dict says of the connection.
+    usual: Option<Usual>,
+    names: Names,
+    strings: Strings,
+    /// REMOTE_ADDR of the latest request, and its text.
     client: IpAddr,
+    client_text: Py<PyString>,
 }
 
-/// What becomes of a header field.
-enum Name {
-    /// Dropped: see `Name::of`.
-    Dropped,
-    Host(Py<PyString>),
-    Cookie(Py<PyString>),
-    ForwardedFor(Py<PyString>),
-    ForwardedProto(Py<PyString>),
-    ForwardedHost(Py<PyString>),
-    ForwardedPrefix(Py<PyString>),
-    Forwarded(Py<PyString>),
-    /// One of `Common::secure_schemes`.
-    SecureScheme(Py<PyString>),
-    /// One of `Common::underscored`.
-    Underscored(Py<PyString>),
-    Other(Py<PyString>),
+/// Client and server address of the first request: those of all, where a proxy stands in front of one address.
+struct Usual {
+    client: IpAddr,
+    /// None: a Unix socket, whose name and port depend on the request.
+    local: Option<SocketAddr>,
 }
 
-/// Fields that say more than their own environ key.
+/// Header fields that say more than their own environ key, as they came.
 #[derive(Default)]
-struct Noted {
-    host: Option<String>,
-    client: Option<String>,
-    proto: Option<String>,
-    forwarded_host: Option<String>,
-    prefix: Option<String>,
-    forwarded: Option<String>,
+struct Noted<'a> {
+    host: Option<Cow<'a, [u8]>>,
+    client: Option<Cow<'a, [u8]>>,
+    proto: Option<Cow<'a, [u8]>>,
+    forwarded_host: Option<Cow<'a, [u8]>>,
+    prefix: Option<Cow<'a, [u8]>>,
+    forwarded: Option<Cow<'a, [u8]>>,
     /// A field of `Common::secure_schemes` is there, so its value counts.
     secure_scheme: bool,
     /// A field of `Common::underscored` is there.
     underscored: bool,
 }
 
+impl<'a> Noted<'a> {
+    fn place(&mut self, meaning: Meaning) -> Option<&mut Option<Cow<'a, [u8]>>> {
+        match meaning {
+            Meaning::Host => Some(&mut self.host),
+            Meaning::ForwardedFor => Some(&mut self.client),
+            Meaning::ForwardedProto => Some(&mut self.proto),
+            Meaning::ForwardedHost => Some(&mut self.forwarded_host),
+            Meaning::ForwardedPrefix => Some(&mut self.prefix),
+            Meaning::Forwarded => Some(&mut self.forwarded),
+            Meaning::SecureScheme => {
+                self.secure_scheme = true;
+                None
+            }
+            Meaning::Underscored => {
+                self.underscored = true;
+                None
+            }
+            Meaning::Dropped | Meaning::Cookie | Meaning::Other => None,
+        }
+    }
+
+    /// Whether a proxy may have said anything.
+    fn says_anything(&self) -> bool {
+        let fields = [&self.client, &self.proto, &self.forwarded_host, &self.prefix, &self.forwarded];
+        self.secure_scheme || fields.iter().any(|field| field.is_some())
+    }
+}
+
 impl Builder {
-    pub fn new(py: Python<'_>, common: Arc<Common>) -> PyResult<Builder> {
+    pub fn new(py: Python<'_>, common: Arc<Common>, empty: &Bound<'_, PyAny>) -> PyResult<Builder> {
         let prepared = PyDict::new(py);
+        prepared.set_item(intern!(py, "REQUEST_METHOD"), intern!(py, "GET"))?;
+        prepared.set_item(intern!(py, "QUERY_STRING"), intern!(py, ""))?;
         prepared.set_item(intern!(py, "SCRIPT_NAME"), intern!(py, ""))?;
+        prepared.set_item(intern!(py, "SERVER_PROTOCOL"), intern!(py, "HTTP/1.1"))?;
         prepared.set_item(intern!(py, "SERVER_SOFTWARE"), concat!("forkmaster/", env!("CARGO_PKG_VERSION")))?;
         prepared.set_item(intern!(py, "wsgi.version"), PyTuple::new(py, [1, 0])?)?;
+        prepared.set_item(intern!(py, "wsgi.url_scheme"), intern!(py, "http"))?;
+        prepared.set_item(intern!(py, "wsgi.input"), empty)?;
         prepared.set_item(intern!(py, "wsgi.errors"), Bound::new(py, Errors)?)?;
         prepared.set_item(intern!(py, "wsgi.multithread"), common.multithread)?;
         prepared.set_item(intern!(py, "wsgi.multiprocess"), common.multiprocess)?;
@@ -123,9 +143,15 @@ impl Builder {
         // The body has been read to its end before the application is called; reading never blocks.
         prepared.set_item(intern!(py, "wsgi.input_terminated"), true)?;
         prepared.set_item(intern!(py, "wsgi.file_wrapper"), py.get_type::<FileWrapper>())?;
-        let prepared = prepared.unbind();
-        let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        Ok(Builder { common, prepared, names: HashMap::new(), peer: None, local: None, client })
+        Ok(Builder {
+            common,
+            prepared: prepared.unbind(),
+            usual: None,
+            names: Names::new(),
+            strings: Strings::new(),
+            client: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            client_text: PyString::new(py, "127.0.0.1").unbind(),
+        })
     }
 
     /// REMOTE_ADDR of the latest environ, as it was made.
@@ -133,83 +159,99 @@ impl Builder {
         self.client
     }
 
+    /// `input`: None for a request without a body.
     pub fn build<'py, R: Request>(
         &mut self,
         py: Python<'py>,
         request: &R,
-        input: Bound<'py, PyAny>,
+        input: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyDict>> {
+        if self.usual.is_none() {
+            self.prepare_for(py, request)?;
+        }
         let environ = self.prepared.bind(py).copy()?;
         let mut noted = Noted::default();
         self.set_fields(py, &environ, request, &mut noted)?;
-        environ.set_item(intern!(py, "REQUEST_METHOD"), method(py, request.method())?)?;
-        environ.set_item(intern!(py, "PATH_INFO"), latin1(py, &percent::decode(request.path()))?)?;
-        environ.set_item(intern!(py, "QUERY_STRING"), latin1(py, request.query())?)?;
-        environ.set_item(intern!(py, "RAW_URI"), latin1(py, request.target())?)?;
-        let protocol = match request.version() {
-            Version::Http10 => intern!(py, "HTTP/1.0"),
-            Version::Http11 => intern!(py, "HTTP/1.1"),
-        };
-        environ.set_item(intern!(py, "SERVER_PROTOCOL"), protocol)?;
-        environ.set_item(intern!(py, "wsgi.input"), input)?;
+        match request.method() {
+            b"GET" => {}
+            method => environ.set_item(intern!(py, "REQUEST_METHOD"), self.strings.get(py, method)?)?,
+        }
+        let (target, path, query) = (request.target(), request.path(), request.query());
+        let target_text = self.strings.get(py, target)?;
+        if path == target && !path.contains(&b'%') {
+            environ.set_item(intern!(py, "PATH_INFO"), &target_text)?;
+        } else {
+            environ.set_item(intern!(py, "PATH_INFO"), self.strings.get(py, &percent::decode(path))?)?;
+        }
+        environ.set_item(intern!(py, "RAW_URI"), target_text)?;
+        if !query.is_empty() {
+            environ.set_item(intern!(py, "QUERY_STRING"), self.strings.get(py, query)?)?;
+        }
+        if request.version() == Version::Http10 {
+            environ.set_item(intern!(py, "SERVER_PROTOCOL"), intern!(py, "HTTP/1.0"))?;
+        }
+        if let Some(input) = input {
+            environ.set_item(intern!(py, "wsgi.input"), input)?;
+        }
         // A chunked body has been decoded; its length is known now.
         if let Some(length) = request.content_length() {
-            environ.set_item(intern!(py, "CONTENT_LENGTH"), length.to_string())?;
+            let mut digits = [0; DECIMAL_BYTES_MAX];
+            environ.set_item(intern!(py, "CONTENT_LENGTH"), self.strings.get(py, decimal(length, &mut digits))?)?;
         }
         self.set_origin(py, &environ, request, &noted)?;
         Ok(environ)
     }
 
-    fn set_fields<R: Request>(
+    /// The first request's addresses are most likely those of the next ones too. And the dict gets room for the keys
+    /// that requests add: a copy has the size of its original, so none has to grow while it is filled.
+    fn prepare_for<R: Request>(&mut self, py: Python<'_>, request: &R) -> PyResult<()> {
+        let prepared = self.prepared.bind(py).clone();
+        let (client, _) = address_of(request.peer());
+        self.set_client(py, client);
+        prepared.set_item(intern!(py, "REMOTE_ADDR"), self.client_text.bind(py))?;
+        let local = match request.local() {
+            Local::Inet(local) => {
+                self.set_server(py, &prepared, *local)?;
+                Some(*local)
+            }
+            Local::Unix(_) => None,
+        };
+        self.usual = Some(Usual { client, local });
+        // A dict doubles when two thirds of it are taken; it stays what it is when items go.
+        let keys: Vec<_> = (0..ROOM).map(|number| PyString::new(py, &format!("room for {number}"))).collect();
+        for key in &keys {
+            prepared.set_item(key, py.None())?;
+        }
+        for key in &keys {
+            prepared.del_item(key)?;
+        }
+        Ok(())
+    }
+
+    fn set_fields<'a, R: Request>(
         &mut self,
         py: Python<'_>,
         environ: &Bound<'_, PyDict>,
-        request: &R,
-        noted: &mut Noted,
+        request: &'a R,
+        noted: &mut Noted<'a>,
     ) -> PyResult<()> {
         for (name, value) in request.fields() {
-            let learned;
-            let meaning = match self.names.get(name) {
-                Some(meaning) => meaning,
-                None => {
-                    learned = Name::of(py, name, &self.common);
-                    if self.names.len() < NAMES_MAX {
-                        self.names.entry(name.into()).or_insert(learned)
-                    } else {
-                        &learned
-                    }
-                }
-            };
-            let (key, note) = match meaning {
-                Name::Dropped => continue,
-                Name::Underscored(_) => {
-                    noted.underscored = true;
-                    continue;
-                }
-                Name::Host(key) => (key, Some(&mut noted.host)),
-                Name::ForwardedFor(key) => (key, Some(&mut noted.client)),
-                Name::ForwardedProto(key) => (key, Some(&mut noted.proto)),
-                Name::ForwardedHost(key) => (key, Some(&mut noted.forwarded_host)),
-                Name::ForwardedPrefix(key) => (key, Some(&mut noted.prefix)),
-                Name::Forwarded(key) => (key, Some(&mut noted.forwarded)),
-                Name::SecureScheme(key) => {
-                    noted.secure_scheme = true;
-                    (key, None)
-                }
-                Name::Cookie(key) | Name::Other(key) => (key, None),
-            };
-            let entries = environ.len();
-            environ.set_item(key, latin1(py, value)?)?;
-            // Nothing was added: this name was there before. That is rare enough to go through all fields again.
-            let repeated = environ.len() == entries;
-            let separator: &[u8] = if matches!(meaning, Name::Cookie(_)) { b"; " } else { b"," };
-            let joined = if repeated { join(request, name, separator) } else { Vec::new() };
-            if repeated {
-                environ.set_item(key, latin1(py, &joined)?)?;
+            let Field { key, meaning, .. } = self.names.get(py, name, &self.common);
+            let place = noted.place(*meaning);
+            if matches!(meaning, Meaning::Dropped | Meaning::Underscored) {
+                continue;
             }
-            if let Some(note) = note {
-                let value = if repeated { &joined } else { value };
-                *note = Some(String::from_utf8_lossy(value).into_owned());
+            let entries = environ.len();
+            environ.set_item(key, self.strings.get(py, value)?)?;
+            let mut value = Cow::Borrowed(value);
+            // Nothing was added: this name was there before. That is rare enough to go through all fields again.
+            if environ.len() == entries {
+                let separator: &[u8] = if *meaning == Meaning::Cookie { b"; " } else { b"," };
+                value = Cow::Owned(join(request, name, separator));
+                environ.set_item(key, self.strings.get(py, &value)?)?;
+            }
+            if let Some(place) = place {
+                *place = Some(value);
             }
         }
         if noted.underscored && self.common.trusts(request.peer()) {
@@ -220,10 +262,16 @@ impl Builder {
 
     /// After all others: what the proxy says with an underscore replaces what its client says with a hyphen, since
     /// both have the same key.
-    fn set_underscored<R: Request>(&self, py: Python<'_>, environ: &Bound<'_, PyDict>, request: &R) -> PyResult<()> {
+    fn set_underscored<R: Request>(
+        &mut self,
+        py: Python<'_>,
+        environ: &Bound<'_, PyDict>,
+        request: &R,
+    ) -> PyResult<()> {
         for (name, value) in request.fields() {
-            if let Name::Underscored(key) = Name::of(py, name, &self.common) {
-                environ.set_item(key, latin1(py, value)?)?;
+            let Field { key, meaning, .. } = self.names.get(py, name, &self.common);
+            if *meaning == Meaning::Underscored {
+                environ.set_item(key, self.strings.get(py, value)?)?;
             }
         }
         Ok(())
@@ -236,83 +284,119 @@ impl Builder {
         py: Python<'_>,
         environ: &Bound<'_, PyDict>,
         request: &R,
-        noted: &Noted,
+        noted: &Noted<'_>,
     ) -> PyResult<()> {
         let common = Arc::clone(&self.common);
-        let trusted = common.trusts(request.peer());
-        let (mut client, mut port) = match request.peer() {
-            Peer::Inet(peer) => (peer.ip().to_canonical(), Some(peer.port())),
-            // A Unix socket's peer is a process of this machine. Applications expect an address that parses.
-            Peer::Unix => (IpAddr::V4(Ipv4Addr::LOCALHOST), None),
-        };
+        let texts = (noted.says_anything() && common.trusts(request.peer())).then(|| Texts::of(noted));
+        let said = texts.as_ref().map(|texts| said(&common, texts)).unwrap_or_default();
+        let (mut client, mut port) = address_of(request.peer());
+        if let Some((address, its_port)) = said.client {
+            client = address;
+            // The peer's port is not the client's; unless a proxy says it, there is none to tell.
+            port = its_port;
+        }
         let mut scheme = request.scheme();
-        let mut host = noted.host.as_deref().map(Cow::Borrowed);
-        if trusted {
-            let said = said(&common, noted);
-            if let Some((address, its_port)) = said.client {
-                client = address;
-                // The peer's port is not the client's; unless a proxy says it, there is none to tell.
-                port = its_port;
-            }
+        if texts.is_some() {
             scheme = said_scheme(&common, request, noted, said.proto.as_deref()).unwrap_or(scheme);
-            if let Some(said_host) = said.host {
-                environ.set_item(intern!(py, "HTTP_HOST"), latin1(py, said_host.as_bytes())?)?;
-                host = Some(said_host);
-            }
-            if let Some(prefix) = said.prefix {
-                environ.set_item(intern!(py, "SCRIPT_NAME"), latin1(py, &percent::decode(prefix.as_bytes()))?)?;
-            }
         }
-        self.client = client;
-        environ.set_item(intern!(py, "REMOTE_ADDR"), self.remote_addr(py, client)?)?;
+        if let Some(host) = &said.host {
+            environ.set_item(intern!(py, "HTTP_HOST"), self.strings.get(py, host.as_bytes())?)?;
+        }
+        if let Some(prefix) = said.prefix {
+            let prefix = percent::decode(prefix.as_bytes());
+            environ.set_item(intern!(py, "SCRIPT_NAME"), self.strings.get(py, &prefix)?)?;
+        }
+        if client != self.client {
+            self.set_client(py, client);
+        }
+        let usual = self.usual.as_ref();
+        if usual.is_none_or(|usual| usual.client != client) {
+            environ.set_item(intern!(py, "REMOTE_ADDR"), &self.client_text)?;
+        }
         if let Some(port) = port {
-            environ.set_item(intern!(py, "REMOTE_PORT"), port.to_string())?;
+            let mut digits = [0; DECIMAL_BYTES_MAX];
+            let port = decimal(u64::from(port), &mut digits);
+            environ.set_item(intern!(py, "REMOTE_PORT"), self.strings.get(py, port)?)?;
         }
-        let scheme_name = match scheme {
-            Scheme::Http => intern!(py, "http"),
-            Scheme::Https => intern!(py, "https"),
-        };
-        environ.set_item(intern!(py, "wsgi.url_scheme"), scheme_name)?;
+        if scheme == Scheme::Https {
+            environ.set_item(intern!(py, "wsgi.url_scheme"), intern!(py, "https"))?;
+        }
         match request.local() {
-            Local::Inet(local) => {
-                let (name, port) = self.server_address(py, *local);
-                environ.set_item(intern!(py, "SERVER_NAME"), name)?;
-                environ.set_item(intern!(py, "SERVER_PORT"), port)?;
-            }
+            Local::Inet(local) if usual.is_some_and(|usual| usual.local == Some(*local)) => Ok(()),
+            Local::Inet(local) => self.set_server(py, environ, *local),
             Local::Unix(_) => {
-                let (name, port) = host_and_port(&host.unwrap_or_default(), scheme);
-                environ.set_item(intern!(py, "SERVER_NAME"), name)?;
-                environ.set_item(intern!(py, "SERVER_PORT"), port)?;
+                let host = said.host.as_deref().map(str::as_bytes).or(noted.host.as_deref()).unwrap_or_default();
+                let (name, port) = host_and_port(host, scheme);
+                environ.set_item(intern!(py, "SERVER_NAME"), self.strings.get(py, name)?)?;
+                environ.set_item(intern!(py, "SERVER_PORT"), self.strings.get(py, port)?)
             }
         }
-        Ok(())
     }
 
-    fn remote_addr<'py>(&mut self, py: Python<'py>, address: IpAddr) -> PyResult<Bound<'py, PyString>> {
-        if let Some((_, text)) = self.peer.as_ref().filter(|(known, _)| *known == address) {
-            return Ok(text.bind(py).clone());
-        }
-        let text = PyString::new(py, &address.to_string());
-        self.peer = Some((address, text.clone().unbind()));
-        Ok(text)
+    fn set_client(&mut self, py: Python<'_>, client: IpAddr) {
+        self.client = client;
+        self.client_text = PyString::new(py, &client.to_string()).unbind();
     }
 
-    fn server_address<'py>(
-        &mut self,
-        py: Python<'py>,
-        address: SocketAddr,
-    ) -> (Bound<'py, PyString>, Bound<'py, PyString>) {
-        if let Some((_, name, port)) = self.local.as_ref().filter(|(known, ..)| *known == address) {
-            return (name.bind(py).clone(), port.bind(py).clone());
+    fn set_server(&mut self, py: Python<'_>, environ: &Bound<'_, PyDict>, local: SocketAddr) -> PyResult<()> {
+        let name = local.ip().to_canonical().to_string();
+        let port = local.port().to_string();
+        environ.set_item(intern!(py, "SERVER_NAME"), self.strings.get(py, name.as_bytes())?)?;
+        environ.set_item(intern!(py, "SERVER_PORT"), self.strings.get(py, port.as_bytes())?)
+    }
+}
+
+/// Keys that are put into the prepared dict and taken out again, so that it has room for those that requests add.
+const ROOM: usize = 6;
+
+/// Of a u64.
+const DECIMAL_BYTES_MAX: usize = 20;
+
+fn decimal(number: u64, digits: &mut [u8; DECIMAL_BYTES_MAX]) -> &[u8] {
+    let mut start = digits.len();
+    let mut rest = number;
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            return &digits[start..];
         }
-        let name = PyString::new(py, &address.ip().to_canonical().to_string());
-        let port = PyString::new(py, &address.port().to_string());
-        self.local = Some((address, name.clone().unbind(), port.clone().unbind()));
-        (name, port)
+    }
+}
+
+fn address_of(peer: &Peer) -> (IpAddr, Option<u16>) {
+    match peer {
+        Peer::Inet(peer) => (peer.ip().to_canonical(), Some(peer.port())),
+        // A Unix socket's peer is a process of this machine. Applications expect an address that parses.
+        Peer::Unix => (IpAddr::V4(Ipv4Addr::LOCALHOST), None),
+    }
+}
+
+/// What a proxy may have said, as text.
+struct Texts<'a> {
+    client: Option<Cow<'a, str>>,
+    proto: Option<Cow<'a, str>>,
+    host: Option<Cow<'a, str>>,
+    prefix: Option<Cow<'a, str>>,
+    forwarded: Option<Cow<'a, str>>,
+}
+
+impl<'a> Texts<'a> {
+    fn of(noted: &'a Noted<'_>) -> Texts<'a> {
+        let text = |field: &'a Option<Cow<'_, [u8]>>| field.as_deref().map(String::from_utf8_lossy);
+        Texts {
+            client: text(&noted.client),
+            proto: text(&noted.proto),
+            host: text(&noted.forwarded_host),
+            prefix: text(&noted.prefix),
+            forwarded: text(&noted.forwarded),
+        }
     }
 }
 
 /// What a trusted proxy says of its client.
+#[derive(Default)]
 struct Said<'a> {
     client: Option<Client>,
     proto: Option<Cow<'a, str>>,
@@ -320,22 +404,22 @@ struct Said<'a> {
     prefix: Option<&'a str>,
 }
 
-fn said<'a>(common: &Common, noted: &'a Noted) -> Said<'a> {
+fn said<'a>(common: &Common, texts: &'a Texts<'_>) -> Said<'a> {
     let Common { trusted, believed, .. } = common;
     let host_of = |host: Option<Cow<'a, str>>| host.filter(|host| believed.host && host_is_plausible(host));
     match believed.family {
         Family::Forwarded => {
-            let hops = noted.forwarded.as_deref().and_then(|field| trusted.forwarded(field)).unwrap_or_default();
+            let hops = texts.forwarded.as_deref().and_then(|field| trusted.forwarded(field)).unwrap_or_default();
             Said { client: hops.client, proto: hops.proto, host: host_of(hops.host), prefix: None }
         }
         Family::XForwarded => {
-            let client = noted.client.as_deref().filter(|_| believed.client);
-            let proto = noted.proto.as_deref().filter(|_| believed.proto);
-            let prefix = noted.prefix.as_deref().filter(|_| believed.prefix).map(last_element);
+            let client = texts.client.as_deref().filter(|_| believed.client);
+            let proto = texts.proto.as_deref().filter(|_| believed.proto);
+            let prefix = texts.prefix.as_deref().filter(|_| believed.prefix).map(last_element);
             Said {
                 client: client.and_then(|field| trusted.client(field)),
                 proto: proto.map(|field| last_element(field).into()),
-                host: host_of(noted.forwarded_host.as_deref().map(|field| last_element(field).into())),
+                host: host_of(texts.host.as_deref().map(|field| last_element(field).into())),
                 prefix: prefix.map(|prefix| prefix.trim_end_matches('/')).filter(|prefix| prefix.starts_with('/')),
             }
         }
@@ -344,7 +428,7 @@ fn said<'a>(common: &Common, noted: &'a Noted) -> Said<'a> {
 
 /// The scheme that a trusted proxy tells. Where its fields contradict each other it is the one that claims less:
 /// an application that takes http for https sends cookies and passwords in the clear. None: it tells nothing.
-fn said_scheme<R: Request>(common: &Common, request: &R, noted: &Noted, proto: Option<&str>) -> Option<Scheme> {
+fn said_scheme<R: Request>(common: &Common, request: &R, noted: &Noted<'_>, proto: Option<&str>) -> Option<Scheme> {
     let of_proto = match proto {
         Some(proto) if proto.eq_ignore_ascii_case("https") => Some(Scheme::Https),
         Some(proto) if proto.eq_ignore_ascii_case("http") => Some(Scheme::Http),
@@ -364,48 +448,6 @@ fn said_scheme<R: Request>(common: &Common, request: &R, noted: &Noted, proto: O
         Some(Scheme::Https)
     } else {
         Some(Scheme::Http)
-    }
-}
-
-impl Name {
-    fn of(py: Python<'_>, name: &[u8], common: &Common) -> Name {
-        let has_underscore = name.contains(&b'_');
-        let is_allowed = |allowed: &String| name.eq_ignore_ascii_case(allowed.as_bytes());
-        // `X_A` and `X-A` become the same key: a client could overwrite what a proxy set, so names with `_` go.
-        // `Proxy` would become HTTP_PROXY, which libraries take for a setting (CVE-2016-5385, "httpoxy").
-        // The length is told from the body (`Request::content_length`), which is no longer chunked.
-        let dropped: [&[u8]; 3] = [b"proxy", b"content-length", b"transfer-encoding"];
-        if (has_underscore && !common.underscored.iter().any(is_allowed))
-            || dropped.iter().any(|dropped| name.eq_ignore_ascii_case(dropped))
-        {
-            return Name::Dropped;
-        }
-        let mut key = String::with_capacity(5 + name.len());
-        if !name.eq_ignore_ascii_case(b"content-type") {
-            key.push_str("HTTP_");
-        }
-        for byte in name {
-            // Field names are ASCII tokens (RFC 9110 section 5.1); the parser has seen to that.
-            key.push(if *byte == b'-' { '_' } else { char::from(byte.to_ascii_uppercase()) });
-        }
-        let interned = PyString::intern(py, &key).unbind();
-        if has_underscore {
-            return Name::Underscored(interned);
-        }
-        let is_proto = name.eq_ignore_ascii_case(b"x-forwarded-proto");
-        if !is_proto && common.secure_schemes.iter().any(|(secure, _)| name.eq_ignore_ascii_case(secure.as_bytes())) {
-            return Name::SecureScheme(interned);
-        }
-        match key.as_str() {
-            "HTTP_HOST" => Name::Host(interned),
-            "HTTP_COOKIE" => Name::Cookie(interned),
-            "HTTP_X_FORWARDED_FOR" => Name::ForwardedFor(interned),
-            "HTTP_X_FORWARDED_PROTO" => Name::ForwardedProto(interned),
-            "HTTP_X_FORWARDED_HOST" => Name::ForwardedHost(interned),
-            "HTTP_X_FORWARDED_PREFIX" => Name::ForwardedPrefix(interned),
-            "HTTP_FORWARDED" => Name::Forwarded(interned),
-            _other => Name::Other(interned),
-        }
     }
 }
 
@@ -460,37 +502,19 @@ fn join<R: Request>(request: &R, name: &[u8], separator: &[u8]) -> Vec<u8> {
 }
 
 /// SERVER_NAME and SERVER_PORT where the connection has none: a Unix socket. Both must be non-empty strings.
-fn host_and_port(host: &str, scheme: Scheme) -> (String, String) {
-    let default_port = match scheme {
-        Scheme::Http => "80",
-        Scheme::Https => "443",
+fn host_and_port(host: &[u8], scheme: Scheme) -> (&[u8], &[u8]) {
+    let default_port: &[u8] = match scheme {
+        Scheme::Http => b"80",
+        Scheme::Https => b"443",
     };
     // The colons of an IPv6 address stand in brackets (RFC 3986 section 3.2.2).
-    let (name, port) = match host.rsplit_once(':') {
-        Some((name, port)) if !port.contains(']') => (name, port),
-        Some(_) | None => (host, ""),
+    let (name, port) = match host.iter().rposition(|&byte| byte == b':') {
+        Some(colon) if !host[colon + 1..].contains(&b']') => (&host[..colon], &host[colon + 1..]),
+        Some(_) | None => (host, &b""[..]),
     };
-    let port = if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) { port } else { default_port };
-    let name = if name.is_empty() { "localhost" } else { name };
-    (name.to_owned(), port.to_owned())
-}
-
-fn method<'py>(py: Python<'py>, method: &[u8]) -> PyResult<Bound<'py, PyString>> {
-    match method {
-        b"GET" => Ok(intern!(py, "GET").clone()),
-        b"POST" => Ok(intern!(py, "POST").clone()),
-        b"HEAD" => Ok(intern!(py, "HEAD").clone()),
-        other => latin1(py, other),
-    }
-}
-
-/// A "native string" of PEP 3333: bytes as the code points of the same number.
-pub fn latin1<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyString>> {
-    // SAFETY: pointer and length are of one slice; its length fits, since slices have at most isize::MAX bytes.
-    let string = unsafe { ffi::PyUnicode_DecodeLatin1(bytes.as_ptr().cast(), bytes.len() as isize, std::ptr::null()) };
-    // SAFETY: a new reference, or null with an exception set.
-    let string = unsafe { Bound::from_owned_ptr_or_err(py, string) }?;
-    Ok(string.cast_into::<PyString>()?)
+    let port = if !port.is_empty() && port.iter().all(u8::is_ascii_digit) { port } else { default_port };
+    let name = if name.is_empty() { b"localhost" } else { name };
+    (name, port)
 }
 
 /// A request's first line for the log, on one line whatever the client sent.

@@ -1,16 +1,20 @@
 //! WSGI (PEP 3333): one request through the application.
 
 mod account;
+pub mod capi;
 pub mod environ;
 pub mod errors;
+pub mod file;
 pub mod forwarded;
 pub mod input;
+mod names;
 pub mod response;
+mod strings;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use forkmaster_http::serve::{BadResponse, Body, Exchange};
-use forkmaster_wire::scoreboard::monotonic_ns;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -19,21 +23,26 @@ use crate::access::AccessLog;
 use crate::failure;
 use crate::worker::Worker;
 use account::{Account, Ended};
+use capi::Capi;
 use environ::{Builder, Common};
 use input::Input;
-use response::{Answered, Progress, StartResponse};
+use response::{Answered, Progress, Stage};
 
 /// One app thread's way into the application.
 pub struct Gateway {
     application: Py<PyAny>,
     builder: Builder,
-    /// The body of requests that have none: it has no state worth speaking of.
-    empty: Py<Input>,
+    stage: Stage,
     progress: Progress,
-    response_buffer: usize,
+    /// Numbers them on the scoreboard.
+    requests: u64,
+    capi: Capi,
     worker: Arc<Worker>,
     account: Option<Account>,
 }
+
+/// An exception left the application; it has been logged.
+struct Raised;
 
 impl Gateway {
     pub fn new(
@@ -43,70 +52,78 @@ impl Gateway {
         worker: Arc<Worker>,
         progress: Progress,
         access: Option<Arc<AccessLog>>,
+        thread: u32,
     ) -> PyResult<Gateway> {
-        let empty = Py::new(py, Input::memory(PyBytes::new(py, b"")))?;
+        // The body of requests that have none: it has no state worth speaking of.
+        let empty = Bound::new(py, Input::memory(PyBytes::new(py, b"")))?;
         let response_buffer = usize::try_from(common.response_buffer).unwrap_or(usize::MAX);
-        let builder = Builder::new(py, common)?;
+        let builder = Builder::new(py, common, &empty)?;
+        let capi = Capi::find();
+        let stage = Stage::new(py, progress, response_buffer, capi)?;
         let account = access.map(Account::new);
-        Ok(Gateway { application, builder, empty, progress, response_buffer, worker, account })
+        // No two requests of a worker have the same number.
+        let requests = u64::from(thread) << 40;
+        Ok(Gateway { application, builder, stage, progress, requests, capi, worker, account })
     }
 
     /// Answers one request, whatever the application does. Nothing that it raises leaves here: a SystemExit ends
-    /// the request, not the worker.
-    pub fn serve(&mut self, py: Python<'_>, exchange: Exchange) {
-        let started_ns = monotonic_ns();
-        let request = self.worker.begin();
-        self.progress.begin(request, started_ns, exchange.method(), exchange.path());
-        let raised = match self.call(py, exchange) {
-            Ok(()) => false,
-            Err(()) => true,
+    /// the request, not the worker. Returns the time when it had ended.
+    pub fn serve(&mut self, py: Python<'_>, exchange: Exchange) -> Instant {
+        let begun = exchange.begun();
+        self.worker.begin();
+        self.requests += 1;
+        self.progress.begin(self.requests, begun, exchange.method(), exchange.path());
+        let (ended, raised) = match self.call(py, exchange) {
+            Ok(ended) => (ended, false),
+            Err(Raised) => (Instant::now(), true),
         };
         self.progress.end();
-        self.worker.finished(monotonic_ns().saturating_sub(started_ns), raised);
+        self.worker.finished(ended.saturating_duration_since(begun), raised);
+        ended
     }
 
-    /// `Err` where an exception left the application; it has been logged.
-    fn call(&mut self, py: Python<'_>, exchange: Exchange) -> Result<(), ()> {
+    fn call(&mut self, py: Python<'_>, exchange: Exchange) -> Result<Instant, Raised> {
         let environ = match self.environ(py, &exchange) {
             Ok(environ) => environ,
-            Err(error) => {
-                self.log_exception(py, &environ::request_line(&exchange), &error);
-                self.note(&exchange, None, Ended::Badly);
-                exchange.fail(500);
-                return Err(());
-            }
+            Err(error) => return Err(self.fail(py, exchange, None, &error)),
         };
-        let response = match Bound::new(py, StartResponse::new(exchange, self.progress, self.response_buffer)) {
-            Ok(response) => response,
-            // Out of memory. The exchange is gone with the object, which answers 500.
-            Err(error) => {
-                self.log_exception(py, "a request", &error);
-                return Err(());
-            }
-        };
-        let answered = response::answer(py, self.application.bind(py), environ.as_any(), &response);
-        // The borrow can fail only while another thread of the application is inside `write()`; then the exchange
-        // goes when that thread is done with the object.
-        let Some(exchange) = response.try_borrow_mut().ok().and_then(|mut response| response.take()) else {
+        if let Err((error, exchange)) = self.stage.enter(py, exchange) {
+            return Err(self.fail(py, exchange, Some(&environ), &error));
+        }
+        let answered = response::answer(py, &self.capi, self.application.bind(py), environ.as_any(), &self.stage);
+        // Where another thread of the application is inside `write()`, the exchange goes when that is done with it.
+        let Some(exchange) = self.stage.leave(py) else {
             log::error!("{}: a thread of the application still writes after the response has ended", self.worker);
-            return Err(());
+            return Err(Raised);
         };
         match answered {
             // The line of a good request is never written: it is made from the environ only where it is needed.
             Answered::Completely => {
                 self.note(&exchange, Some(&environ), Ended::Well);
-                exchange.finish().map_err(|BadResponse(text)| {
+                let ended = Instant::now();
+                let finished = exchange.finish_at(ended);
+                finished.map(|()| ended).map_err(|BadResponse(text)| {
                     let line = line_of(&environ).unwrap_or_default();
                     log::error!("{}: bad response to {line}: {text}", self.worker);
+                    Raised
                 })
             }
-            Answered::Raised(error) => {
-                self.log_exception(py, &environ::request_line(&exchange), &error);
-                self.note(&exchange, Some(&environ), Ended::Badly);
-                exchange.fail(500);
-                Err(())
-            }
+            Answered::Raised(error) => Err(self.fail(py, exchange, Some(&environ), &error)),
         }
+    }
+
+    fn fail(
+        &mut self,
+        py: Python<'_>,
+        exchange: Exchange,
+        environ: Option<&Bound<'_, PyDict>>,
+        error: &PyErr,
+    ) -> Raised {
+        let line = environ::request_line(&exchange);
+        log::error!("{}: exception in {line}\n{}", self.worker, failure::traceback(py, error));
+        self.note(&exchange, environ, Ended::Badly);
+        exchange.fail(500);
+        Raised
     }
 
     /// For the access log. A child that the application forked has none.
@@ -120,15 +137,12 @@ impl Gateway {
 
     fn environ<'py>(&mut self, py: Python<'py>, exchange: &Exchange) -> PyResult<Bound<'py, PyDict>> {
         let input = match exchange.body() {
-            Body::Memory([]) => self.empty.bind(py).clone(),
-            Body::Memory(bytes) => Bound::new(py, Input::memory(PyBytes::new(py, bytes)))?,
-            Body::File { file, length } => Bound::new(py, Input::file(file, length)?)?,
+            Body::Memory([]) => None,
+            Body::Memory(bytes) => Some(Input::memory(PyBytes::new(py, bytes))),
+            Body::File { file, length } => Some(Input::file(file, length)?),
         };
-        self.builder.build(py, exchange, input.into_any())
-    }
-
-    fn log_exception(&self, py: Python<'_>, line: &str, error: &PyErr) {
-        log::error!("{}: exception in {line}\n{}", self.worker, failure::traceback(py, error));
+        let input = input.map(|input| Bound::new(py, input)).transpose()?;
+        self.builder.build(py, exchange, input.map(Bound::into_any))
     }
 }
 

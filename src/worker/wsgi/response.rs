@@ -1,86 +1,180 @@
-//! The application's answer (PEP 3333): `start_response`, the `write` it returns, `wsgi.file_wrapper`, and how
-//! what the application returned becomes bytes on the wire.
+//! The application's answer (PEP 3333): `start_response`, the `write` it returns, and how what the application returned
+//! becomes bytes on the wire.
 //!
-//! The exchange lives in the `StartResponse` object, because the application may use that at any moment of the
-//! request. It is taken out when the request ends: an application that keeps `start_response` or `write` gets an
-//! exception then, never another request's connection. No borrow of it is held while application code runs.
+//! The exchange lives in a `Response` object, of which the two callables are methods, because the application may use
+//! them at any moment of the request. It is taken out when the request ends: an application that keeps
+//! `start_response` or `write` gets an exception then, never another request's connection. No borrow of it is held
+//! while application code runs.
 
-use std::os::fd::RawFd;
 use std::sync::Mutex;
+use std::time::Instant;
 
 use forkmaster_http::serve::{BadResponse, Exchange, Written};
 use forkmaster_wire::scoreboard::{monotonic_ns, ThreadCell};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
+use super::capi::{self, references, Capi, Method};
+use super::file::FileWrapper;
+
 /// What `start_response` drives: a client's exchange, or the probe's record.
 pub trait Answer {
-    fn start(&mut self, status: &[u8], fields: &[(&[u8], &[u8])]) -> Result<(), BadResponse>;
+    /// The status; what was said before is forgotten.
+    fn begin(&mut self, status: &[u8]) -> Result<(), BadResponse>;
+    fn field(&mut self, name: &[u8], value: &[u8]) -> Result<(), BadResponse>;
+    /// All fields were said. Without this nothing was.
+    fn end(&mut self);
     fn head_sent(&self) -> bool;
 }
 
 impl Answer for Exchange {
-    fn start(&mut self, status: &[u8], fields: &[(&[u8], &[u8])]) -> Result<(), BadResponse> {
-        Exchange::start(self, status, fields)
+    fn begin(&mut self, status: &[u8]) -> Result<(), BadResponse> {
+        self.begin_head(status)
+    }
+    fn field(&mut self, name: &[u8], value: &[u8]) -> Result<(), BadResponse> {
+        self.add_field(name, value)
+    }
+    fn end(&mut self) {
+        self.end_head();
     }
     fn head_sent(&self) -> bool {
         Exchange::head_sent(self)
     }
 }
 
-#[pyclass(name = "StartResponse", module = "_forkmaster")]
-pub struct StartResponse {
+/// One app thread's response and its `start_response`, used for one request after the other.
+pub struct Stage {
+    response: Py<Response>,
+    start_response: Py<PyAny>,
+}
+
+#[pyclass(name = "Response", module = "_forkmaster")]
+pub struct Response {
     /// None: the request is over. The mutex is never waited for: all use is through `&mut self`.
     exchange: Mutex<Option<Exchange>>,
+    /// What `start_response` returns; has a reference to this object, and goes with the request if it is not to be
+    /// used again.
+    write: Option<Py<PyAny>>,
     started: bool,
     /// What became of the latest piece.
     latest: Written,
     response_buffer: usize,
     progress: Progress,
+    capi: Capi,
+}
+
+static START_RESPONSE: Method = Method::new(c"start_response", start_response);
+static WRITE: Method = Method::new(c"write", write);
+
+impl Stage {
+    pub fn new(py: Python<'_>, progress: Progress, response_buffer: usize, capi: Capi) -> PyResult<Stage> {
+        let response = Response {
+            exchange: Mutex::default(),
+            write: None,
+            started: false,
+            latest: Written::Done,
+            response_buffer,
+            progress,
+            capi,
+        };
+        let response = Bound::new(py, response)?;
+        let write = WRITE.bind(&response)?;
+        response.borrow_mut().write = Some(write.unbind());
+        let start_response = START_RESPONSE.bind(&response)?.unbind();
+        Ok(Stage { response: response.unbind(), start_response })
+    }
+
+    /// A request begins. Where the application has kept something of the last one, that stays the last one's.
+    pub fn enter(&mut self, py: Python<'_>, exchange: Exchange) -> Result<(), (PyErr, Exchange)> {
+        if !self.is_left(py) {
+            let (progress, response_buffer, capi) = {
+                let response = self.response.bind(py).borrow();
+                (response.progress, response.response_buffer, response.capi)
+            };
+            let next = match Stage::new(py, progress, response_buffer, capi) {
+                Ok(next) => next,
+                Err(error) => return Err((error, exchange)),
+            };
+            // Or the two would keep each other for ever.
+            if let Ok(mut response) = self.response.bind(py).try_borrow_mut() {
+                response.write = None;
+            }
+            *self = next;
+        }
+        let mut response = self.response.bind(py).borrow_mut();
+        response.started = false;
+        response.latest = Written::Done;
+        *response.slot() = Some(exchange);
+        Ok(())
+    }
+
+    /// Nobody but us has any of the objects: three references to the response are ours and its methods'.
+    fn is_left(&self, py: Python<'_>) -> bool {
+        if references(self.response.bind(py)) != 3 || references(self.start_response.bind(py)) != 1 {
+            return false;
+        }
+        let response = self.response.bind(py).borrow();
+        response.write.as_ref().is_some_and(|write| references(write.bind(py)) == 1)
+    }
+
+    /// The end of the request. None: another thread of the application is inside `write()`.
+    pub fn leave(&self, py: Python<'_>) -> Option<Exchange> {
+        let mut response = self.response.bind(py).try_borrow_mut().ok()?;
+        response.slot().take()
+    }
 }
 
 /// Where the scoreboard is told that application code was left and entered.
 #[derive(Clone, Copy)]
-pub struct Progress(&'static ThreadCell);
+pub struct Progress {
+    cell: &'static ThreadCell,
+    clock: Clock,
+}
+
+/// `Instant` is CLOCK_MONOTONIC too, and keeps its number to itself.
+#[derive(Clone, Copy)]
+struct Clock {
+    instant: Instant,
+    ns: u64,
+}
+
+impl Clock {
+    fn ns(self, instant: Instant) -> u64 {
+        let since = instant.checked_duration_since(self.instant).map_or(0, |since| since.as_nanos() as u64);
+        self.ns + since
+    }
+}
 
 impl Progress {
     /// The board is mapped for the life of the process.
     pub fn new(cell: &'static ThreadCell) -> Progress {
-        Progress(cell)
+        Progress { cell, clock: Clock { instant: Instant::now(), ns: monotonic_ns() } }
     }
 
-    pub fn begin(self, request: u64, now_ns: u64, method: &[u8], path: &[u8]) {
-        self.0.begin(request, now_ns, method, path);
+    pub fn begin(self, request: u64, begun: Instant, method: &[u8], path: &[u8]) {
+        // The board counts in nanoseconds of the same clock. It was read a moment ago for most requests.
+        self.cell.begin(request, self.clock.ns(begun), method, path);
     }
 
     /// Into application code; also said again after each piece of output, since `request_timeout` counts from
     /// the latest.
     pub fn enter(self) {
-        self.0.enter(monotonic_ns());
+        self.cell.enter(monotonic_ns());
     }
 
     pub fn leave(self) {
-        self.0.leave();
+        self.cell.leave();
     }
 
     pub fn end(self) {
-        self.0.end();
+        self.cell.end();
     }
 }
 
-impl StartResponse {
-    pub fn new(exchange: Exchange, progress: Progress, response_buffer: usize) -> StartResponse {
-        let exchange = Mutex::new(Some(exchange));
-        StartResponse { exchange, started: false, latest: Written::Done, response_buffer, progress }
-    }
-
-    /// The end of the request.
-    pub fn take(&mut self) -> Option<Exchange> {
-        self.slot().take()
-    }
-
+impl Response {
     fn slot(&mut self) -> &mut Option<Exchange> {
         // A poisoned mutex means a panic in the http crate: the exchange is then as dead as the request.
         match self.exchange.get_mut() {
@@ -90,7 +184,7 @@ impl StartResponse {
     }
 
     fn live(&mut self) -> PyResult<&mut Exchange> {
-        self.slot().as_mut().ok_or_else(|| PyRuntimeError::new_err("this request is over"))
+        self.slot().as_mut().ok_or_else(over)
     }
 
     /// Sends a piece, as far as the buffers reach at once. False: the client is gone.
@@ -135,47 +229,72 @@ impl StartResponse {
     }
 }
 
-#[pymethods]
-impl StartResponse {
-    #[pyo3(signature = (status, headers, exc_info=None, /))]
-    fn __call__(
-        this: &Bound<'_, Self>,
-        status: &Bound<'_, PyAny>,
-        headers: &Bound<'_, PyAny>,
-        exc_info: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<Write> {
-        let mut response = this.try_borrow_mut()?;
-        let again = response.started;
-        start(response.live()?, again, status, headers, exc_info)?;
-        response.started = true;
-        Ok(Write { response: this.clone().unbind() })
+/// `start_response(status, headers, exc_info=None)`; its arguments are positional (PEP 3333).
+unsafe extern "C" fn start_response(
+    this: *mut ffi::PyObject,
+    arguments: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+) -> *mut ffi::PyObject {
+    // SAFETY: bound to responses only (`Stage::new`).
+    unsafe {
+        capi::enter::<Response>(this, arguments, count, |this, arguments| {
+            let (Some(status), Some(headers), 2..=3) = (arguments.get(0), arguments.get(1), arguments.len()) else {
+                let count = arguments.len();
+                return Err(PyTypeError::new_err(format!("start_response takes 2 or 3 arguments, {count} were given")));
+            };
+            let headers = listed(&headers)?;
+            let mut response = this.try_borrow_mut()?;
+            let (again, capi) = (response.started, response.capi);
+            start(response.live()?, &capi, again, &status, &headers, arguments.get(2).as_ref())?;
+            response.started = true;
+            let write = response.write.as_ref().map(|write| write.bind(this.py()).clone());
+            write.ok_or_else(over)
+        })
     }
 }
 
 /// The callable that `start_response` returns, for applications that cannot be written as iterables.
-#[pyclass(frozen, name = "Write", module = "_forkmaster")]
-pub struct Write {
-    response: Py<StartResponse>,
+unsafe extern "C" fn write(
+    this: *mut ffi::PyObject,
+    arguments: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+) -> *mut ffi::PyObject {
+    // SAFETY: bound to responses only (`Stage::new`).
+    unsafe {
+        capi::enter::<Response>(this, arguments, count, |this, arguments| {
+            let (Some(data), 1) = (arguments.get(0), arguments.len()) else {
+                let count = arguments.len();
+                return Err(PyTypeError::new_err(format!("write takes 1 argument, {count} were given")));
+            };
+            let data = piece(&data)?;
+            let mut response = this.try_borrow_mut()?;
+            response.send(this.py(), data.as_bytes())?;
+            response.progress.enter();
+            Ok(this.py().None().into_bound(this.py()))
+        })
+    }
 }
 
-#[pymethods]
-impl Write {
-    #[pyo3(signature = (data, /))]
-    fn __call__(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<()> {
-        let data = piece(data)?;
-        let mut response = self.response.bind(py).try_borrow_mut()?;
-        response.send(py, data.as_bytes())?;
-        response.progress.enter();
-        Ok(())
+fn over() -> PyErr {
+    PyRuntimeError::new_err("this request is over")
+}
+
+/// The headers as a list. Any iterable is taken; reading one that is no list may run code of the application, which
+/// therefore ends here.
+pub fn listed<'py>(headers: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
+    match headers.cast_exact::<PyList>() {
+        Ok(list) => Ok(list.clone()),
+        Err(_) => Ok(headers.py().get_type::<PyList>().call1((headers,))?.cast_into::<PyList>()?),
     }
 }
 
 /// Checks and applies a call of `start_response`.
 pub fn start(
     answer: &mut impl Answer,
+    capi: &Capi,
     again: bool,
     status: &Bound<'_, PyAny>,
-    headers: &Bound<'_, PyAny>,
+    headers: &Bound<'_, PyList>,
     exc_info: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
     match exc_info.filter(|exc_info| !exc_info.is_none()) {
@@ -192,30 +311,29 @@ pub fn start(
         }
         None => {}
     }
-    let status = latin1_bytes(status, "the status")?;
-    let mut strings = Vec::new();
-    for header in headers.try_iter()? {
-        let header = header?;
-        let (name, value) = header
-            .extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()
-            .map_err(|_| PyTypeError::new_err("response headers must be a list of tuples (name, value)"))?;
-        strings.push((latin1_bytes(&name, "a header's name")?, latin1_bytes(&value, "a header's value")?));
+    capi.latin1(string(status, "the status")?, |status| answer.begin(status))?.map_err(bad)?;
+    for header in headers.iter() {
+        let pair = header.cast::<PyTuple>().ok().filter(|pair| pair.len() == 2);
+        let pair =
+            pair.ok_or_else(|| PyTypeError::new_err("response headers must be a list of tuples (name, value)"))?;
+        let (name, value) = (pair.get_item(0)?, pair.get_item(1)?);
+        let (name, value) = (string(&name, "a header's name")?, string(&value, "a header's value")?);
+        capi.latin1(name, |name| capi.latin1(value, |value| answer.field(name, value)))??.map_err(bad)?;
     }
-    let fields: Vec<(&[u8], &[u8])> = strings.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
-    answer.start(status.as_bytes(), &fields).map_err(|BadResponse(text)| PyValueError::new_err(text))
+    answer.end();
+    Ok(())
 }
 
-/// A "native string" of PEP 3333 as the bytes that it stands for.
-fn latin1_bytes<'py>(text: &Bound<'py, PyAny>, what: &str) -> PyResult<Bound<'py, PyBytes>> {
-    let Ok(text) = text.cast::<PyString>() else {
+fn bad(BadResponse(text): BadResponse) -> PyErr {
+    PyValueError::new_err(text)
+}
+
+fn string<'a, 'py>(text: &'a Bound<'py, PyAny>, what: &str) -> PyResult<&'a Bound<'py, PyString>> {
+    text.cast::<PyString>().map_err(|_| {
         let kind = text.get_type();
-        return Err(PyTypeError::new_err(format!("{what} must be a str, not {}", kind.name()?)));
-    };
-    // SAFETY: `text` is a str; the result is a new reference to bytes, or null with an exception set.
-    let bytes = unsafe { pyo3::ffi::PyUnicode_AsLatin1String(text.as_ptr()) };
-    // SAFETY: as above.
-    let bytes = unsafe { Bound::from_owned_ptr_or_err(text.py(), bytes) }?;
-    Ok(bytes.cast_into::<PyBytes>()?)
+        let kind = kind.name().map(|name| name.to_string()).unwrap_or_default();
+        PyTypeError::new_err(format!("{what} must be a str, not {kind}"))
+    })
 }
 
 fn piece<'a, 'py>(piece: &'a Bound<'py, PyAny>) -> PyResult<&'a Bound<'py, PyBytes>> {
@@ -224,71 +342,6 @@ fn piece<'a, 'py>(piece: &'a Bound<'py, PyAny>) -> PyResult<&'a Bound<'py, PyByt
         let kind = kind.name().map(|name| name.to_string()).unwrap_or_default();
         PyTypeError::new_err(format!("the application's output must be bytes, not {kind}"))
     })
-}
-
-/// `wsgi.file_wrapper`. As an iterable it is what PEP 3333 shows; given back by the application for a plain
-/// file, the file is sent by the kernel.
-#[pyclass(frozen, name = "FileWrapper", module = "_forkmaster")]
-pub struct FileWrapper {
-    file: Py<PyAny>,
-    block_bytes: usize,
-}
-
-#[pymethods]
-impl FileWrapper {
-    #[new]
-    #[pyo3(signature = (filelike, blksize=8192))]
-    fn new(filelike: Py<PyAny>, blksize: usize) -> FileWrapper {
-        FileWrapper { file: filelike, block_bytes: blksize.max(1) }
-    }
-
-    #[getter]
-    fn filelike(&self, py: Python<'_>) -> Py<PyAny> {
-        self.file.clone_ref(py)
-    }
-
-    fn __iter__(this: Bound<'_, Self>) -> Bound<'_, Self> {
-        this
-    }
-
-    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let block = self.file.bind(py).call_method1(intern!(py, "read"), (self.block_bytes,))?;
-        Ok(block.is_truthy()?.then_some(block))
-    }
-
-    fn close(&self, py: Python<'_>) -> PyResult<()> {
-        close(self.file.bind(py))
-    }
-}
-
-impl FileWrapper {
-    /// The descriptor, positioned where the application would read next. None: not a plain file of Python's.
-    /// Only Python's own binary files are taken: others have a `fileno()` too and read something else than its
-    /// bytes (gzip.GzipFile), or have read ahead of what they tell.
-    fn plain_file(&self, py: Python<'_>) -> PyResult<Option<RawFd>> {
-        let file = self.file.bind(py);
-        let io = py.import(intern!(py, "io"))?;
-        let plain = io.getattr(intern!(py, "FileIO"))?;
-        let raw = if file.get_type().is(&io.getattr(intern!(py, "BufferedReader"))?)
-            || file.get_type().is(&io.getattr(intern!(py, "BufferedRandom"))?)
-        {
-            file.getattr(intern!(py, "raw"))?
-        } else {
-            file.clone()
-        };
-        if !raw.get_type().is(&plain) {
-            return Ok(None);
-        }
-        let position = file.call_method0(intern!(py, "tell"));
-        let (Ok(position), Ok(descriptor)) = (position, file.call_method0(intern!(py, "fileno"))) else {
-            return Ok(None);
-        };
-        let (position, descriptor): (i64, RawFd) = (position.extract()?, descriptor.extract()?);
-        // A buffered file has read ahead of what it tells.
-        // SAFETY: any descriptor and offset may be given.
-        let moved = unsafe { libc::lseek(descriptor, position, libc::SEEK_SET) };
-        Ok((moved == position).then_some(descriptor))
-    }
 }
 
 /// How answering went.
@@ -303,16 +356,27 @@ pub enum Answered {
 /// case; a client that left ends the iteration silently.
 pub fn answer(
     py: Python<'_>,
+    capi: &Capi,
     application: &Bound<'_, PyAny>,
     environ: &Bound<'_, PyAny>,
-    response: &Bound<'_, StartResponse>,
+    stage: &Stage,
 ) -> Answered {
-    let result = match application.call1((environ, response)) {
+    let result = match capi.call(application, environ, stage.start_response.bind(py)) {
         Ok(result) => result,
         Err(error) => return Answered::Raised(error),
     };
+    let response = stage.response.bind(py);
+    if let Some(only) = only_piece(&result) {
+        // Lists and tuples have no `close`.
+        return match send_only(py, &only, response) {
+            Ok(()) => Answered::Completely,
+            Err(error) => Answered::Raised(error),
+        };
+    }
     let sent = send_result(py, &result, response);
-    response.borrow().progress.enter();
+    if let Ok(response) = response.try_borrow() {
+        response.progress.enter();
+    }
     let closed = close(&result);
     match (sent, closed) {
         (Ok(()), Ok(())) => Answered::Completely,
@@ -324,14 +388,15 @@ pub fn answer(
     }
 }
 
-fn send_result(py: Python<'_>, result: &Bound<'_, PyAny>, response: &Bound<'_, StartResponse>) -> PyResult<()> {
-    if let Some(only) = only_piece(result)? {
-        let body = piece(&only)?;
-        let mut response = response.try_borrow_mut()?;
-        require_started(&response)?;
-        response.send_whole(py, body.as_bytes())?;
-        return Ok(());
-    }
+fn send_only(py: Python<'_>, only: &Bound<'_, PyAny>, response: &Bound<'_, Response>) -> PyResult<()> {
+    let body = piece(only)?;
+    let mut response = response.try_borrow_mut()?;
+    require_started(&response)?;
+    response.send_whole(py, body.as_bytes())?;
+    Ok(())
+}
+
+fn send_result(py: Python<'_>, result: &Bound<'_, PyAny>, response: &Bound<'_, Response>) -> PyResult<()> {
     if let Ok(wrapper) = result.cast_exact::<FileWrapper>() {
         if send_file(py, wrapper.get(), response)? {
             return Ok(());
@@ -358,13 +423,15 @@ fn send_result(py: Python<'_>, result: &Bound<'_, PyAny>, response: &Bound<'_, S
 }
 
 /// The one item of a list or tuple of one: then the length is known before the head goes out.
-fn only_piece<'py>(result: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+fn only_piece<'py>(result: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
     if let Ok(list) = result.cast_exact::<PyList>() {
-        return if list.len() == 1 { list.get_item(0).map(Some) } else { Ok(None) };
+        return if list.len() == 1 { list.get_item(0).ok() } else { None };
     }
-    match result.cast_exact::<PyTuple>() {
-        Ok(tuple) if tuple.len() == 1 => tuple.get_item(0).map(Some),
-        Ok(_) | Err(_) => Ok(None),
+    let tuple = result.cast_exact::<PyTuple>().ok()?;
+    if tuple.len() == 1 {
+        tuple.get_item(0).ok()
+    } else {
+        None
     }
 }
 
@@ -377,7 +444,7 @@ fn has_one_piece(result: &Bound<'_, PyAny>) -> PyResult<bool> {
     Ok(result.len()? == 1)
 }
 
-fn send_file(py: Python<'_>, wrapper: &FileWrapper, response: &Bound<'_, StartResponse>) -> PyResult<bool> {
+fn send_file(py: Python<'_>, wrapper: &FileWrapper, response: &Bound<'_, Response>) -> PyResult<bool> {
     let Some(file) = wrapper.plain_file(py)? else { return Ok(false) };
     let mut response = response.try_borrow_mut()?;
     require_started(&response)?;
@@ -392,7 +459,7 @@ fn send_file(py: Python<'_>, wrapper: &FileWrapper, response: &Bound<'_, StartRe
     }
 }
 
-fn require_started(response: &StartResponse) -> PyResult<()> {
+fn require_started(response: &Response) -> PyResult<()> {
     if response.started {
         return Ok(());
     }
