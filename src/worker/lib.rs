@@ -4,6 +4,8 @@
 //! `run` is the life of a process: first of a template, which forks; in its forks that of a worker.
 
 mod access;
+#[cfg(debug_assertions)]
+mod allocations;
 mod application;
 mod failure;
 mod fork;
@@ -28,6 +30,8 @@ use pyo3::prelude::*;
 
 #[pymodule]
 fn _forkmaster(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    #[cfg(debug_assertions)]
+    module.add_function(wrap_pyfunction!(allocations::allocations, module)?)?;
     module.add_function(wrap_pyfunction!(run, module)?)
 }
 

@@ -6,6 +6,8 @@ mod harness;
 mod broken;
 // The commands of an operator and the socket they talk through.
 mod control;
+// What a request costs: allocations, system calls, memory.
+mod cost;
 // What a generation's processes see: environment, user, umask, file systems.
 mod environment;
 // Workers and templates that die, hang or grow.

@@ -121,7 +121,11 @@ impl Line<'_, '_> {
                 self.out.extend_from_slice(self.protocol());
             }
             Atom::Method => self.value(self.method, place),
-            Atom::Path => self.value(&super::percent::decode(path_and_query(self.target).0), place),
+            Atom::Path => {
+                let mut path = Vec::new();
+                super::percent::decode(path_and_query(self.target).0, &mut path);
+                self.value(&path, place);
+            }
             Atom::Query => self.value(path_and_query(self.target).1, place),
             Atom::Protocol => self.out.extend_from_slice(self.protocol()),
             Atom::Status => self.format(format_args!("{status}")),

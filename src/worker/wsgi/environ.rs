@@ -3,7 +3,8 @@
 //! `strings`). One builder an app thread: nothing here is shared or locked.
 
 use std::borrow::Cow;
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -70,6 +71,8 @@ pub struct Builder {
     usual: Option<Usual>,
     names: Names,
     strings: Strings,
+    /// For values that do not stand in the request as they are; keeps its memory.
+    scratch: Vec<u8>,
     /// REMOTE_ADDR of the latest request, and its text.
     client: IpAddr,
     client_text: Py<PyString>,
@@ -149,6 +152,7 @@ impl Builder {
             usual: None,
             names: Names::new(),
             strings: Strings::new(),
+            scratch: Vec::new(),
             client: IpAddr::V4(Ipv4Addr::LOCALHOST),
             client_text: PyString::new(py, "127.0.0.1").unbind(),
         })
@@ -181,7 +185,8 @@ impl Builder {
         if path == target && !path.contains(&b'%') {
             environ.set_item(intern!(py, "PATH_INFO"), &target_text)?;
         } else {
-            environ.set_item(intern!(py, "PATH_INFO"), self.strings.get(py, &percent::decode(path))?)?;
+            percent::decode(path, &mut self.scratch);
+            environ.set_item(intern!(py, "PATH_INFO"), self.strings.get(py, &self.scratch)?)?;
         }
         environ.set_item(intern!(py, "RAW_URI"), target_text)?;
         if !query.is_empty() {
@@ -207,7 +212,7 @@ impl Builder {
     fn prepare_for<R: Request>(&mut self, py: Python<'_>, request: &R) -> PyResult<()> {
         let prepared = self.prepared.bind(py).clone();
         let (client, _) = address_of(request.peer());
-        self.set_client(py, client);
+        self.set_client(py, client)?;
         prepared.set_item(intern!(py, "REMOTE_ADDR"), self.client_text.bind(py))?;
         let local = match request.local() {
             Local::Inet(local) => {
@@ -247,8 +252,11 @@ impl Builder {
             // Nothing was added: this name was there before. That is rare enough to go through all fields again.
             if environ.len() == entries {
                 let separator: &[u8] = if *meaning == Meaning::Cookie { b"; " } else { b"," };
-                value = Cow::Owned(join(request, name, separator));
-                environ.set_item(key, self.strings.get(py, &value)?)?;
+                join(request, name, separator, &mut self.scratch);
+                environ.set_item(key, self.strings.get(py, &self.scratch)?)?;
+                if place.is_some() {
+                    value = Cow::Owned(self.scratch.clone());
+                }
             }
             if let Some(place) = place {
                 *place = Some(value);
@@ -303,11 +311,11 @@ impl Builder {
             environ.set_item(intern!(py, "HTTP_HOST"), self.strings.get(py, host.as_bytes())?)?;
         }
         if let Some(prefix) = said.prefix {
-            let prefix = percent::decode(prefix.as_bytes());
-            environ.set_item(intern!(py, "SCRIPT_NAME"), self.strings.get(py, &prefix)?)?;
+            percent::decode(prefix.as_bytes(), &mut self.scratch);
+            environ.set_item(intern!(py, "SCRIPT_NAME"), self.strings.get(py, &self.scratch)?)?;
         }
         if client != self.client {
-            self.set_client(py, client);
+            self.set_client(py, client)?;
         }
         let usual = self.usual.as_ref();
         if usual.is_none_or(|usual| usual.client != client) {
@@ -333,9 +341,17 @@ impl Builder {
         }
     }
 
-    fn set_client(&mut self, py: Python<'_>, client: IpAddr) {
+    fn set_client(&mut self, py: Python<'_>, client: IpAddr) -> PyResult<()> {
+        // The longest is of IPv6 with an IPv4 address at its end: INET6_ADDRSTRLEN (inet_ntop(3)).
+        let mut text = [0; 46];
+        let mut rest = &mut text[..];
+        let fits = write!(rest, "{client}");
+        debug_assert!(fits.is_ok());
+        let left = rest.len();
+        let length = text.len() - left;
+        self.client_text = self.strings.get(py, &text[..length])?.unbind();
         self.client = client;
-        self.client_text = PyString::new(py, &client.to_string()).unbind();
+        Ok(())
     }
 
     fn set_server(&mut self, py: Python<'_>, environ: &Bound<'_, PyDict>, local: SocketAddr) -> PyResult<()> {
@@ -489,16 +505,15 @@ impl Request for Exchange {
 }
 
 /// All values of the fields of one name, in order (RFC 9110 section 5.3; RFC 6265 section 5.4 for cookies).
-fn join<R: Request>(request: &R, name: &[u8], separator: &[u8]) -> Vec<u8> {
+fn join<R: Request>(request: &R, name: &[u8], separator: &[u8], joined: &mut Vec<u8>) {
     let values = request.fields().filter(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value);
-    let mut joined = Vec::new();
+    joined.clear();
     for (place, value) in values.enumerate() {
         if place > 0 {
             joined.extend_from_slice(separator);
         }
         joined.extend_from_slice(value);
     }
-    joined
 }
 
 /// SERVER_NAME and SERVER_PORT where the connection has none: a Unix socket. Both must be non-empty strings.
