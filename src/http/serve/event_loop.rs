@@ -138,7 +138,7 @@ impl EventLoop {
             batch: Vec::with_capacity(connections),
             dispatched: 0,
             told: 0,
-            inbox: Inbox::default(),
+            inbox: Inbox::new(connections),
             shared,
         }
     }

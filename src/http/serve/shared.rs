@@ -41,11 +41,17 @@ pub struct Inbox {
     pub commands: VecDeque<Command>,
 }
 
+impl Inbox {
+    /// At most two notices a connection, and the few commands of a worker's life.
+    pub fn new(connections: usize) -> Inbox {
+        Inbox { notices: VecDeque::with_capacity(2 * connections), commands: VecDeque::with_capacity(8) }
+    }
+}
+
 pub struct Shared {
     pub rules: Rules,
     pub ring: Ring,
     pub links: Vec<Arc<Link>>,
-    /// At most two notices a connection, and the few commands of a worker's life.
     inbox: Mutex<Inbox>,
     pending: AtomicBool,
     asleep: AtomicBool,
@@ -67,8 +73,7 @@ impl Shared {
             .map(|_| Arc::new(Link::new(memory.charge(), settings.response_buffer)))
             .collect::<Vec<_>>();
         let ring = Ring::new(settings.threads, settings.connections)?;
-        let inbox =
-            Inbox { notices: VecDeque::with_capacity(2 * settings.connections), commands: VecDeque::with_capacity(8) };
+        let inbox = Inbox::new(settings.connections);
         let temp = TempFiles::new(settings.temp_dir.clone(), settings.temp_limit);
         let limits = settings.limits();
         Ok(Shared {
