@@ -408,7 +408,7 @@ struct AppLife {
     thread: AppThread,
     gateway: Gateway,
     worker: Arc<Worker>,
-    /// When the interpreter's lock was last given up here.
+    /// When the interpreter's lock is to be given up here, if it was not by then.
     turn: Instant,
 }
 
@@ -423,7 +423,7 @@ impl AppLife {
             }
             let thread = &mut self.thread;
             match py.detach(|| thread.wait()) {
-                Wake::Request(exchange) => self.turn = self.serve(py, exchange),
+                Wake::Request(exchange) => self.turn = self.serve(py, exchange) + TURN,
                 Wake::Signal => self.handle_signals(py),
                 Wake::Done => return,
             }
@@ -443,10 +443,10 @@ impl AppLife {
     }
 
     fn take_turns(&mut self, py: Python<'_>, now: Instant) {
-        if now.saturating_duration_since(self.turn) >= TURN {
+        if now >= self.turn {
             // CPython hands the lock over here if another thread has asked for it.
             py.detach(|| ());
-            self.turn = now;
+            self.turn = now + TURN;
         }
     }
 

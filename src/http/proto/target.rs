@@ -90,19 +90,28 @@ pub fn is_host(value: &[u8]) -> bool {
     port_valid && !host.is_empty() && (host[0] == b'[' || is_name(host))
 }
 
+/// unreserved and sub-delims of RFC 3986 section 2.
+const NAME: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let b = byte as u8;
+        table[byte] = b.is_ascii_alphanumeric()
+            || matches!(
+                b,
+                b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'='
+            );
+        byte += 1;
+    }
+    table
+};
+
 /// `reg-name`: unreserved, percent-encoded, sub-delims. IPv4 addresses are a part of it.
 fn is_name(host: &[u8]) -> bool {
     let mut rest = host;
-    while let Some((&byte, tail)) = rest.split_first() {
-        rest = tail;
-        match byte {
-            b'%' => match rest {
-                [a, b, tail @ ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => rest = tail,
-                _ => return false,
-            },
-            b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' => {
-            }
-            byte if byte.is_ascii_alphanumeric() => {}
+    while let Some(at) = rest.iter().position(|&byte| !NAME[usize::from(byte)]) {
+        match &rest[at..] {
+            [b'%', a, b, tail @ ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => rest = tail,
             _ => return false,
         }
     }

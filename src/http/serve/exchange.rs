@@ -340,11 +340,13 @@ impl Exchange {
     /// Ends the answer. `Err` tells what the application did wrong (shorter or longer than its Content-Length, no
     /// `start`); the connection's fate is already decided then.
     pub fn finish(self) -> Result<(), BadResponse> {
-        self.finish_at(Instant::now())
+        let now = Instant::now();
+        let took = now.saturating_duration_since(self.begun);
+        self.finish_at(now, took)
     }
 
-    /// `finish` for a caller who has just looked at the clock.
-    pub fn finish_at(mut self, now: Instant) -> Result<(), BadResponse> {
+    /// `finish` for a caller who has just looked at the clock: the time, and how long it is since `begun`.
+    pub fn finish_at(mut self, now: Instant, took: Duration) -> Result<(), BadResponse> {
         if self.shared().is_forgotten() {
             return Ok(());
         }
@@ -374,7 +376,7 @@ impl Exchange {
             Some(Framing::Length(_) | Framing::None | Framing::UntilClose) | None => Ok(()),
         };
         // Also where it was too long: what the application meant to be the body, the client cannot know.
-        self.end(if outcome.is_err() { End::Cut } else { End::Complete }, now);
+        self.end(if outcome.is_err() { End::Cut } else { End::Complete }, now, took);
         outcome
     }
 
@@ -388,7 +390,7 @@ impl Exchange {
             return;
         }
         if self.head_sent() {
-            self.end(End::Cut, Instant::now());
+            self.end_now(End::Cut);
             return;
         }
         let asked = self.asked();
@@ -397,11 +399,16 @@ impl Exchange {
         let body = connection.answer.refuse(status, "", asked);
         connection.answer.sent = body.len() as u64;
         emit(helm.shared(), &connection.link, connection.token, &[connection.answer.head.bytes(), body.as_bytes()]);
-        self.end(End::Complete, Instant::now());
+        self.end_now(End::Complete);
+    }
+
+    fn end_now(&mut self, end: End) {
+        let now = Instant::now();
+        self.end(end, now, now.saturating_duration_since(self.begun));
     }
 
     /// Gives the connection back to the loop: directly, where nobody has taken over meanwhile.
-    fn end(&mut self, end: End, now: Instant) {
+    fn end(&mut self, end: End, now: Instant, took: Duration) {
         let Some(mut connection) = self.connection.take() else { return };
         let answer = &mut connection.answer;
         answer.after = match (end, answer.framing) {
@@ -412,7 +419,7 @@ impl Exchange {
             (End::Cut, Some(Framing::UntilClose)) => After::Reset,
             (End::Cut, Some(Framing::None | Framing::Length(_) | Framing::Chunked) | None) => After::Linger,
         };
-        self.helm.took(now.saturating_duration_since(self.begun));
+        self.helm.took(took);
         let shared = self.helm.shared();
         shared.complete();
         match self.ticket.take().and_then(|ticket| self.helm.resume(ticket)) {

@@ -12,7 +12,7 @@ pub mod response;
 mod strings;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use forkmaster_http::serve::{BadResponse, Body, Exchange};
 use pyo3::intern;
@@ -73,16 +73,20 @@ impl Gateway {
         self.worker.begin();
         self.requests += 1;
         self.progress.begin(self.requests, begun, exchange.method(), exchange.path());
-        let (ended, raised) = match self.call(py, exchange) {
-            Ok(ended) => (ended, false),
-            Err(Raised) => (Instant::now(), true),
+        let (ended, took, raised) = match self.call(py, exchange) {
+            Ok((ended, took)) => (ended, took, false),
+            Err(Raised) => {
+                let now = Instant::now();
+                (now, now.saturating_duration_since(begun), true)
+            }
         };
         self.progress.end();
-        self.worker.finished(ended.saturating_duration_since(begun), raised);
+        self.worker.finished(took, raised);
         ended
     }
 
-    fn call(&mut self, py: Python<'_>, exchange: Exchange) -> Result<Instant, Raised> {
+    /// When it had ended, and how long it took.
+    fn call(&mut self, py: Python<'_>, exchange: Exchange) -> Result<(Instant, Duration), Raised> {
         let environ = match self.environ(py, &exchange) {
             Ok(environ) => environ,
             Err(error) => return Err(self.fail(py, exchange, None, &error)),
@@ -101,8 +105,8 @@ impl Gateway {
             Answered::Completely => {
                 self.note(&exchange, Some(&environ), Ended::Well);
                 let ended = Instant::now();
-                let finished = exchange.finish_at(ended);
-                finished.map(|()| ended).map_err(|BadResponse(text)| {
+                let took = ended.saturating_duration_since(exchange.begun());
+                exchange.finish_at(ended, took).map(|()| (ended, took)).map_err(|BadResponse(text)| {
                     let line = line_of(&environ).unwrap_or_default();
                     log::error!("{}: bad response to {line}: {text}", self.worker);
                     Raised
