@@ -36,6 +36,10 @@ pub struct Cell {
     pub connections: AtomicU32,
     /// App threads inside the application.
     pub busy: AtomicU32,
+    /// 1: it takes connections.
+    pub accepting: AtomicU32,
+    /// Connections taken, counted on from those of its siblings when it began: for the balance between them only.
+    pub taken: AtomicU64,
     pub latency: [AtomicU64; LATENCY_BUCKETS],
 }
 
@@ -140,6 +144,8 @@ impl Scoreboard {
         cell.errors.store(0, Ordering::Relaxed);
         cell.connections.store(0, Ordering::Relaxed);
         cell.busy.store(0, Ordering::Relaxed);
+        cell.accepting.store(0, Ordering::Relaxed);
+        cell.taken.store(0, Ordering::Relaxed);
         for bucket in &cell.latency {
             bucket.store(0, Ordering::Relaxed);
         }

@@ -13,6 +13,7 @@ mod guard;
 mod link;
 mod logger;
 mod logs;
+mod meter;
 mod percent;
 mod probe;
 mod signals;

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use forkmaster_http::serve::{self, AppThread, Exchange, Meter, Reports, Server, Wake};
+use forkmaster_http::serve::{self, AppThread, Exchange, Reports, Server, Wake};
 use forkmaster_wire::channel::Channel;
 use forkmaster_wire::message::{Boot, Failure, FromWorker, GenerationId, ProxyProtocol, SlotIndex, Spawn, Stage};
-use forkmaster_wire::scoreboard::{monotonic_ns, Cell, Scoreboard};
+use forkmaster_wire::scoreboard::{Cell, Scoreboard};
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyDict, PyTuple};
@@ -23,6 +23,7 @@ use crate::access::{AccessLog, Origin};
 use crate::failure::{failure, from_exception, summary, traceback};
 use crate::link::Link;
 use crate::logs::Logs;
+use crate::meter::Board;
 use crate::signals::{self, exit_now, with_all_blocked, Signals};
 use crate::title::Title;
 use crate::wsgi::environ::Common;
@@ -335,7 +336,7 @@ fn make_server(boot: &Boot, spawn: &Spawn, worker: &Arc<Worker>, listeners: Vec<
     let listeners = listeners
         .map(|(listener, fd)| serve::Listener { id: listener.id.0, fd, proxy: proxy_of(&listener.bind) })
         .collect();
-    let meter = Arc::new(Board(worker.cell));
+    let meter = Arc::new(Board::new(worker.board, worker.cell_index));
     let reports: Arc<dyn Reports> = Arc::<Link>::clone(&worker.link);
     Server::new(settings, listeners, meter, reports).map_err(|error| os_failure("the server", &error))
 }
@@ -460,23 +461,6 @@ impl AppLife {
         } else {
             log::error!("{}: exception in a signal handler\n{}", self.worker, traceback(py, &error));
         }
-    }
-}
-
-/// The server's meter: the worker's cell of the scoreboard.
-struct Board(&'static Cell);
-
-impl Meter for Board {
-    fn beat(&self) {
-        self.0.beat_ns.store(monotonic_ns(), Ordering::Relaxed);
-    }
-
-    fn accepted(&self) {
-        self.0.accepted.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn connections(&self, open: usize) {
-        self.0.connections.store(u32::try_from(open).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 }
 

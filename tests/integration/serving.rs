@@ -436,3 +436,26 @@ fn a_failing_view_is_a_500_with_a_traceback_in_the_log_only() {
     assert!(master.log().contains("Traceback"), "{}", master.log());
     assert_eq!(master.get("/").text(), "1");
 }
+
+/// Whoever is awake first must not take everything: keep-alive connections stay where they are.
+#[test]
+fn connections_are_shared_out_between_workers() {
+    let site = Site::new("balance");
+    site.release("1");
+    site.flip("1");
+    site.set("server.workers", "4");
+    let master = site.start();
+    master.wait_workers(4);
+    let connections: Vec<Connection> = (0..32)
+        .map(|_| {
+            let mut connection = Connection::open(&master.address()).expect("it accepts");
+            assert_eq!(connection.get("/").expect("an answer").status, 200);
+            connection
+        })
+        .collect();
+    let status = master.status().expect("a master that answers").serving().expect("a generation that serves");
+    let shares: Vec<u64> = status.workers.iter().map(|worker| worker.connections).collect();
+    // Eight each, where no worker has to wait for a processor.
+    assert!(shares.iter().sum::<u64>() == 32 && shares.iter().all(|share| (4..=16).contains(share)), "{shares:?}");
+    drop(connections);
+}

@@ -332,6 +332,7 @@ impl EventLoop {
                 self.shared.set_closing(false);
                 self.keepalive = self.shared.rules.settings.keepalive_timeout;
                 self.listeners.resume(&self.epoll);
+                self.meter.accepting(true);
                 self.reports.serving();
             }
             Command::Drain { keep } => {
@@ -366,6 +367,7 @@ impl EventLoop {
     }
 
     fn wind_up(&mut self, mode: Mode) {
+        self.meter.accepting(false);
         self.mode = match (self.mode, mode) {
             // A process that will be killed begins nothing more, whatever it is told besides.
             (Mode::Retiring, Mode::Draining) => Mode::Retiring,
@@ -456,16 +458,26 @@ impl EventLoop {
             self.report_draining = false;
             self.reports.draining();
         }
-        let paused = self.listeners.is_paused(self.now);
+        let paused = self.listeners.is_paused(self.now) | self.listeners.gives_way(self.now);
         let has_time = self.listeners.budget(self.load()) > 0;
         if self.listeners.is_masked() && !paused && has_time && self.has_place() {
             self.listeners.unmask(&self.epoll);
         }
-        let ready = self.listeners.next_ready();
-        let outcome = match ready {
-            Some(index) if has_time && self.taken < TURN_ACCEPTS_MAX => self.accept_one(index),
+        let outcome = match self.listeners.next_ready() {
             Some(_) if !has_time => Outcome::Stalled,
-            Some(_) | None => {
+            Some(_) if self.meter.is_crowded(self.table.open()) && self.listeners.give_way(&self.epoll, self.now) => {
+                // It was woken too, but where it has to share a processor with us, it has not run yet.
+                std::thread::yield_now();
+                self.listeners.end_pass();
+                return false;
+            }
+            Some(index) if self.taken < TURN_ACCEPTS_MAX => self.accept_one(index),
+            Some(_) => {
+                self.listeners.end_pass();
+                return false;
+            }
+            None => {
+                self.listeners.none_waits();
                 self.listeners.end_pass();
                 return false;
             }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::epoll::{Epoll, Interest, Token};
-use super::settings::ACCEPT_PAUSE;
+use super::settings::{ACCEPT_PAUSE, GIVE_WAY};
 use super::{socket, Local, Peer};
 use crate::proto::proxy::ProxyVersion;
 
@@ -61,6 +61,7 @@ pub struct Listeners {
     masked: bool,
     /// Out of descriptors or memory until then.
     paused_until: Option<Instant>,
+    way: Way,
     /// The last try to accept failed for want of descriptors or memory, and was logged.
     short: bool,
     /// Where the next pass begins, so that no listener is always last.
@@ -68,6 +69,19 @@ pub struct Listeners {
     /// The number of requests dispatched when an event first found no thread free: a place in the same line as
     /// theirs. Without it keep-alive clients that keep every thread busy would shut out new ones for ever.
     place: Option<u64>,
+}
+
+/// Whether a connection that waits is left to a sibling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// It may be.
+    Open,
+    /// It is, until then.
+    Given(Instant),
+    /// The time is over, and the next events will tell whether there still is one.
+    Ending,
+    /// They have: if there is one, the sibling did not come for it. It is ours then, and the next may be left again.
+    Over,
 }
 
 /// How busy the app threads are.
@@ -103,7 +117,7 @@ const TRIES_MAX: u32 = 64;
 impl Listeners {
     pub fn new(listeners: Vec<Listener>) -> io::Result<Listeners> {
         let sockets = listeners.into_iter().map(Socket::new).collect::<io::Result<Vec<_>>>()?;
-        Ok(Listeners { sockets, masked: false, paused_until: None, short: false, turn: 0, place: None })
+        Ok(Listeners { sockets, masked: false, paused_until: None, way: Way::Open, short: false, turn: 0, place: None })
     }
 
     pub fn fds(&self) -> impl Iterator<Item = RawFd> + '_ {
@@ -188,7 +202,37 @@ impl Listeners {
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.paused_until
+        let given = match self.way {
+            Way::Given(until) => Some(until),
+            Way::Open | Way::Ending | Way::Over => None,
+        };
+        [self.paused_until, given].into_iter().flatten().min()
+    }
+
+    /// Whether a connection is being left to a sibling; ends that when it is time.
+    pub fn gives_way(&mut self, now: Instant) -> bool {
+        match self.way {
+            Way::Given(until) if now < until => return true,
+            Way::Given(_) => self.way = Way::Ending,
+            Way::Open | Way::Ending | Way::Over => {}
+        }
+        false
+    }
+
+    /// A connection waits here, and a sibling has less to do. False: it is ours all the same.
+    pub fn give_way(&mut self, epoll: &Epoll, now: Instant) -> bool {
+        match self.way {
+            Way::Open => {
+                self.way = Way::Given(now + GIVE_WAY);
+                self.set_masked(epoll, true);
+                true
+            }
+            Way::Ending | Way::Over => {
+                self.way = Way::Open;
+                false
+            }
+            Way::Given(_) => false,
+        }
     }
 
     /// How many connections the threads have time for.
@@ -204,6 +248,15 @@ impl Listeners {
         let found = (0..count).map(|step| (self.turn + step) % count).find(|&index| self.sockets[index].ready)?;
         self.turn = (found + 1) % count;
         Some(found)
+    }
+
+    /// No connection waits, as far as this turn's events say: who was given way has taken it.
+    pub fn none_waits(&mut self) {
+        match self.way {
+            Way::Ending => self.way = Way::Over,
+            Way::Over => self.way = Way::Open,
+            Way::Open | Way::Given(_) => {}
+        }
     }
 
     /// The turn's events were handled; what is still waiting is reported again, since epoll is level-triggered.
@@ -333,6 +386,25 @@ impl Socket {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sibling_that_does_not_come_is_not_waited_for_twice() {
+        let epoll = Epoll::new().expect("epoll");
+        let mut listeners = Listeners::new(Vec::new()).expect("nothing can fail");
+        let now = Instant::now();
+        assert!(!listeners.gives_way(now) && listeners.give_way(&epoll, now));
+        assert!(listeners.is_masked() && listeners.gives_way(now) && listeners.next_deadline() == Some(now + GIVE_WAY));
+        let over = now + GIVE_WAY;
+        assert!(!listeners.gives_way(over));
+        // It came: the next one may be left to it again. The events of the turn in which the time ended say nothing yet.
+        listeners.none_waits();
+        listeners.none_waits();
+        assert!(listeners.give_way(&epoll, over) && !listeners.gives_way(over + GIVE_WAY));
+        // It did not: that one is ours.
+        let vain = over + GIVE_WAY;
+        assert!(!listeners.give_way(&epoll, vain) && listeners.next_deadline().is_none());
+        assert!(listeners.give_way(&epoll, vain));
+    }
 
     #[test]
     fn new_connections_stand_in_line_with_requests() {

@@ -53,6 +53,13 @@ pub trait Meter: Send + Sync {
     fn beat(&self);
     fn accepted(&self);
     fn connections(&self, open: usize);
+    /// Connections are taken from now on, or no longer.
+    fn accepting(&self, _accepting: bool) {}
+    /// Another process at the same listeners has a free thread and less to do than this one with so many connections:
+    /// then the next connection is left to it for a moment.
+    fn is_crowded(&self, _open: usize) -> bool {
+        false
+    }
 }
 
 /// What the loop reports back, each at most once per command, from the loop's thread; must never block.

@@ -81,5 +81,9 @@ pub(super) const GATHER_BYTES: usize = 64 * 1024;
 /// How long accepting rests when the process or the machine is out of descriptors or memory.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
+/// How long a connection is left to a sibling that has less to do: it is awake by then, unless it has to wait for a
+/// processor.
+pub(super) const GIVE_WAY: Duration = Duration::from_millis(1);
+
 /// The loop turns at least this often and tells so (`Meter::beat`).
 pub(super) const BEAT: Duration = Duration::from_millis(900);

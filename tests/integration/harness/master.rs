@@ -420,6 +420,7 @@ pub struct Worker {
     pub slot: u64,
     pub pid: i32,
     pub state: String,
+    pub connections: u64,
 }
 
 impl Status {
@@ -457,6 +458,7 @@ fn worker(value: &Value) -> Worker {
         slot: value["slot"].as_u64().unwrap_or(u64::MAX),
         pid: value["pid"].as_i64().unwrap_or(0) as i32,
         state: text(&value["state"]),
+        connections: value["connections"].as_u64().unwrap_or(0),
     }
 }
 

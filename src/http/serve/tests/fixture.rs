@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -46,11 +47,15 @@ pub enum Told {
     Done(usize),
 }
 
-struct Teller(Mutex<Sender<Told>>);
+struct Teller {
+    sender: Mutex<Sender<Told>>,
+    /// What `Meter::is_crowded` says.
+    crowded: Arc<AtomicBool>,
+}
 
 impl Teller {
     fn tell(&self, told: Told) {
-        let _ = self.0.lock().expect("no panic while locked").send(told);
+        let _ = self.sender.lock().expect("no panic while locked").send(told);
     }
 }
 
@@ -61,6 +66,9 @@ impl Meter for Teller {
     }
     fn connections(&self, open: usize) {
         self.tell(Told::Connections(open));
+    }
+    fn is_crowded(&self, _open: usize) -> bool {
+        self.crowded.load(Ordering::Relaxed)
     }
 }
 
@@ -110,6 +118,8 @@ pub struct Fixture {
     pub handle: Handle,
     pub gate: Gate,
     pub address: SocketAddr,
+    /// Siblings have less to do.
+    pub crowded: Arc<AtomicBool>,
     told: Receiver<Told>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -135,7 +145,8 @@ impl Fixture {
         handler: impl Fn(Exchange, &Gate, &Voice) + Send + Sync + 'static,
     ) -> Fixture {
         let (sender, told) = channel();
-        let teller = Arc::new(Teller(Mutex::new(sender)));
+        let crowded = Arc::new(AtomicBool::new(false));
+        let teller = Arc::new(Teller { sender: Mutex::new(sender), crowded: Arc::clone(&crowded) });
         let meter: Arc<dyn Meter> = Arc::<Teller>::clone(&teller);
         let reports: Arc<dyn Reports> = Arc::<Teller>::clone(&teller);
         let server = Server::new(settings, listeners, meter, reports).expect("server");
@@ -158,7 +169,7 @@ impl Fixture {
             })
         });
         let threads = threads.collect();
-        Fixture { handle, gate, address, told, threads }
+        Fixture { handle, gate, address, crowded, told, threads }
     }
 
     /// Waits until the server or the application has said this; what else it said before is skipped.

@@ -1,0 +1,69 @@
+//! What the server tells of itself, on the worker's cell of the scoreboard, and the balance between workers.
+//!
+//! All workers of a generation wait at the same listeners, and whichever is awake first takes what comes: alone it would
+//! take everything that comes while the others wake up, and keep-alive connections stay where they are. So a worker
+//! gives way to a sibling that has a free thread and less to do.
+
+use std::sync::atomic::Ordering;
+
+use forkmaster_http::serve::Meter;
+use forkmaster_wire::scoreboard::{monotonic_ns, Cell, Scoreboard};
+
+/// How many connections one may have taken more than a sibling. Each that gives way costs a moment.
+const AHEAD_MAX: u64 = 16;
+
+/// A sibling that shows no sign of life for so long, which is more than a turn of the loop takes, is not waited for.
+const BEAT_NS_MAX: u64 = 1_500_000_000;
+
+pub struct Board {
+    board: &'static Scoreboard,
+    index: u32,
+    cell: &'static Cell,
+}
+
+impl Board {
+    pub fn new(board: &'static Scoreboard, index: u32) -> Board {
+        Board { board, index, cell: board.cell(index) }
+    }
+
+    /// The others that take connections.
+    fn siblings(&self) -> impl Iterator<Item = &Cell> {
+        let others = (0..self.board.cells()).filter(|index| *index != self.index);
+        others.map(|index| self.board.cell(index)).filter(|cell| cell.accepting.load(Ordering::Relaxed) == 1)
+    }
+}
+
+impl Meter for Board {
+    fn beat(&self) {
+        self.cell.beat_ns.store(monotonic_ns(), Ordering::Relaxed);
+    }
+
+    fn accepted(&self) {
+        self.cell.accepted.fetch_add(1, Ordering::Relaxed);
+        self.cell.taken.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn connections(&self, open: usize) {
+        self.cell.connections.store(u32::try_from(open).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    fn accepting(&self, accepting: bool) {
+        if accepting {
+            // One that comes later does not have to catch up with those that were there before.
+            let most = self.siblings().map(|cell| cell.taken.load(Ordering::Relaxed)).max();
+            self.cell.taken.store(most.unwrap_or(0), Ordering::Relaxed);
+        }
+        self.cell.accepting.store(u32::from(accepting), Ordering::Relaxed);
+    }
+
+    fn is_crowded(&self, open: usize) -> bool {
+        let taken = self.cell.taken.load(Ordering::Relaxed);
+        let has_less = |cell: &&Cell| {
+            let connections = cell.connections.load(Ordering::Relaxed) as usize;
+            connections < open || cell.taken.load(Ordering::Relaxed) + AHEAD_MAX < taken
+        };
+        let is_free = |cell: &&Cell| cell.busy.load(Ordering::Relaxed) < self.board.threads();
+        let lives = |cell: &Cell| monotonic_ns().saturating_sub(cell.beat_ns.load(Ordering::Relaxed)) < BEAT_NS_MAX;
+        self.siblings().filter(has_less).filter(is_free).any(lives)
+    }
+}
