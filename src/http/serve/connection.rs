@@ -203,13 +203,16 @@ impl Connection {
             if share == 0 || (attention == Attention::Light && self.is_in_body()) {
                 return Received::Again(self.waits_for());
             }
-            let want = match self.phase {
-                Phase::Proxy { .. } | Phase::Head | Phase::Complete => READ_HEAD_BYTES,
-                Phase::Length { .. } | Phase::Chunked(_) => READ_BODY_BYTES,
+            let (outcome, room) = match self.phase {
+                // Nothing of the body lies in `input`: the rest goes straight to its place.
+                Phase::Length { left } if self.input.len() == self.head_end => {
+                    let (memory, room) = self.body.place(left);
+                    (socket::receive(self.link.fd(), memory, room), room)
+                }
+                Phase::Length { .. } | Phase::Chunked(_) => self.read(READ_BODY_BYTES),
+                Phase::Proxy { .. } | Phase::Head | Phase::Complete => self.read(READ_HEAD_BYTES),
             };
-            self.input.reserve(want);
-            let room = self.input.spare_capacity_mut().len();
-            match socket::receive(self.link.fd(), &mut self.input, room) {
+            match outcome {
                 Ok(0) if self.waits_for() == Kind::Keepalive => return Received::Ended,
                 // Only its sending side may have ended: it can still be told.
                 Ok(0) => return Received::Refused(refusal::UNFINISHED),
@@ -218,11 +221,35 @@ impl Connection {
                     // A stream socket that gave less than was asked for is empty (epoll(7), "Q9").
                     self.may_hold = length == room || self.read_on;
                     share = share.saturating_sub(length);
+                    if let Err(refusal) = self.placed(length, rules) {
+                        return Received::Refused(refusal);
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.may_hold = false,
                 Err(_) => return Received::Lost { in_the_middle: self.waits_for() != Kind::Keepalive },
             }
         }
+    }
+
+    /// Reads into `input`: what came of it, and how much was asked for.
+    fn read(&mut self, want: usize) -> (io::Result<usize>, usize) {
+        self.input.reserve(want);
+        let room = self.input.spare_capacity_mut().len();
+        (socket::receive(self.link.fd(), &mut self.input, room), room)
+    }
+
+    /// Counts bytes that were read straight to the body's place.
+    fn placed(&mut self, length: usize, rules: &Rules) -> Result<(), Refusal> {
+        let Phase::Length { left } = &mut self.phase else { return Ok(()) };
+        if self.input.len() > self.head_end {
+            return Ok(());
+        }
+        self.body.added(length, rules)?;
+        *left -= length as u64;
+        if *left == 0 {
+            self.phase = Phase::Complete;
+        }
+        Ok(())
     }
 
     fn waits_for(&self) -> Kind {
@@ -256,7 +283,9 @@ impl Connection {
             Phase::Length { left } => {
                 let length = usize::try_from(*left).map_or(rest.len(), |left| left.min(rest.len()));
                 let (bytes, tail) = rest.split_at(length);
-                self.body.append(bytes, rules)?;
+                if !bytes.is_empty() {
+                    self.body.append(bytes, rules)?;
+                }
                 rest = tail;
                 *left -= length as u64;
                 if *left == 0 {
@@ -368,6 +397,11 @@ impl RequestBody {
         &self.memory
     }
 
+    /// A body that lies in memory, to be kept by whoever takes it.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.memory)
+    }
+
     pub fn file(&self) -> Option<&Spool> {
         self.file.as_ref()
     }
@@ -406,12 +440,29 @@ impl RequestBody {
     }
 
     fn append(&mut self, bytes: &[u8], rules: &Rules) -> Result<(), Refusal> {
-        let length = bytes.len() as u64;
-        self.length += length;
+        self.memory.extend_from_slice(bytes);
+        self.added(bytes.len(), rules)
+    }
+
+    /// Where up to `left` bytes may be read to, and how many at once: twice as many each time, since what was only
+    /// announced shall not cost memory.
+    fn place(&mut self, left: u64) -> (&mut Vec<u8>, usize) {
+        let step = match self.file {
+            Some(_) => GATHER_BYTES - self.memory.len(),
+            None => self.memory.len().max(READ_BODY_BYTES),
+        };
+        let room = usize::try_from(left).map_or(step, |left| left.min(step));
+        self.memory.reserve(room);
+        (&mut self.memory, room)
+    }
+
+    /// The last bytes in memory are new: counts them, and finds another place for all of them where there are too many.
+    fn added(&mut self, bytes: usize, rules: &Rules) -> Result<(), Refusal> {
+        let bytes = bytes as u64;
+        self.length += bytes;
         match &mut self.file {
             Some(file) => {
-                self.charge.force(length);
-                self.memory.extend_from_slice(bytes);
+                self.charge.force(bytes);
                 if self.memory.len() >= GATHER_BYTES {
                     file.append(&self.memory).map_err(translate)?;
                     self.memory.clear();
@@ -419,13 +470,10 @@ impl RequestBody {
                 }
                 Ok(())
             }
-            None if self.length <= self.memory_bytes_max && self.charge.grow(length) => {
-                self.memory.extend_from_slice(bytes);
-                Ok(())
-            }
+            None if self.length <= self.memory_bytes_max && self.charge.grow(bytes) => Ok(()),
             None => {
                 let file = self.file.insert(open_file(self.length > rules.settings.body_memory, rules)?);
-                file.append(&self.memory).and_then(|()| file.append(bytes)).map_err(translate)?;
+                file.append(&self.memory).map_err(translate)?;
                 self.memory.clear();
                 self.charge.clear();
                 Ok(())

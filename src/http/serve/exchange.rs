@@ -14,6 +14,7 @@ use super::connection::Connection;
 use super::epoll::Token;
 use super::helm::{Helm, Ticket};
 use super::outbox::{Link, Sent};
+use super::settings::BUFFER_KEPT_BYTES;
 use super::shared::{Notice, Shared};
 use super::{Local, Peer};
 
@@ -134,6 +135,13 @@ impl Exchange {
             Some(file) => Body::File { file: file.as_fd(), length: file.length() },
             None => Body::Memory(body.memory()),
         }
+    }
+
+    /// A large body that lies in memory, to be kept without copying it; `body` is empty from then on. None: it is small,
+    /// in a file, or there is none.
+    pub fn take_body(&mut self) -> Option<Vec<u8>> {
+        let body = &mut self.connection_mut().body;
+        (body.file().is_none() && body.memory().len() > BUFFER_KEPT_BYTES).then(|| body.take())
     }
 
     /// As declared, or counted for chunked bodies; None where the request has no body.

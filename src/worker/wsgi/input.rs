@@ -22,6 +22,8 @@ pub struct Input {
 
 enum Source {
     Memory(Py<PyBytes>),
+    /// A large one: what is read is copied from here, so the whole is not copied before.
+    Buffer(Vec<u8>),
     File(File),
 }
 
@@ -29,6 +31,11 @@ impl Input {
     pub fn memory(body: Bound<'_, PyBytes>) -> Input {
         let length = body.as_bytes().len() as u64;
         Input { source: Source::Memory(body.unbind()), position: 0, length }
+    }
+
+    pub fn buffer(body: Vec<u8>) -> Input {
+        let length = body.len() as u64;
+        Input { source: Source::Buffer(body), position: 0, length }
     }
 
     /// A descriptor of its own for the same file; read at explicit offsets, since the file's own is shared.
@@ -58,6 +65,7 @@ impl Input {
                 let start = start as usize;
                 PyBytes::new(py, &body.bind(py).as_bytes()[start..start + bytes])
             }
+            Source::Buffer(body) => PyBytes::new(py, &body[start as usize..start as usize + bytes]),
             Source::File(file) => PyBytes::new_with(py, bytes, |buffer| {
                 py.detach(|| file.read_exact_at(buffer, start)).map_err(PyErr::from)
             })?,
@@ -68,11 +76,13 @@ impl Input {
 
     /// The length of the next line with its newline, at most `limit` bytes.
     fn line_bytes(&self, py: Python<'_>, limit: usize) -> PyResult<usize> {
+        let line_in = |body: &[u8]| {
+            let rest = &body[self.position as usize..][..limit];
+            find_newline(rest).map_or(limit, |at| at + 1)
+        };
         match &self.source {
-            Source::Memory(body) => {
-                let rest = &body.bind(py).as_bytes()[self.position as usize..][..limit];
-                Ok(find_newline(rest).map_or(limit, |at| at + 1))
-            }
+            Source::Memory(body) => Ok(line_in(body.bind(py).as_bytes())),
+            Source::Buffer(body) => Ok(line_in(body)),
             Source::File(file) => {
                 let mut buffer = [0; LINE_BYTES_STEP];
                 let mut looked = 0;

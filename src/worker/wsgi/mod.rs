@@ -86,8 +86,8 @@ impl Gateway {
     }
 
     /// When it had ended, and how long it took.
-    fn call(&mut self, py: Python<'_>, exchange: Exchange) -> Result<(Instant, Duration), Raised> {
-        let environ = match self.environ(py, &exchange) {
+    fn call(&mut self, py: Python<'_>, mut exchange: Exchange) -> Result<(Instant, Duration), Raised> {
+        let environ = match self.environ(py, &mut exchange) {
             Ok(environ) => environ,
             Err(error) => return Err(self.fail(py, exchange, None, &error)),
         };
@@ -139,11 +139,14 @@ impl Gateway {
         }
     }
 
-    fn environ<'py>(&mut self, py: Python<'py>, exchange: &Exchange) -> PyResult<Bound<'py, PyDict>> {
-        let input = match exchange.body() {
-            Body::Memory([]) => None,
-            Body::Memory(bytes) => Some(Input::memory(PyBytes::new(py, bytes))),
-            Body::File { file, length } => Some(Input::file(file, length)?),
+    fn environ<'py>(&mut self, py: Python<'py>, exchange: &mut Exchange) -> PyResult<Bound<'py, PyDict>> {
+        let input = match exchange.take_body() {
+            Some(body) => Some(Input::buffer(body)),
+            None => match exchange.body() {
+                Body::Memory([]) => None,
+                Body::Memory(bytes) => Some(Input::memory(PyBytes::new(py, bytes))),
+                Body::File { file, length } => Some(Input::file(file, length)?),
+            },
         };
         let input = input.map(|input| Bound::new(py, input)).transpose()?;
         self.builder.build(py, exchange, input.map(Bound::into_any))
