@@ -37,7 +37,7 @@ fn build() -> PathBuf {
     let directory = out.ancestors().nth(3).unwrap_or(&out).join("worker-library");
     // PROFILE is `debug` or `release` also for custom profiles: it names the one they inherit from.
     let (profile, profile_directory) = match set_by_cargo("PROFILE").as_str() {
-        "release" => ("release", "release"),
+        "release" => ("embedded", "embedded"),
         _debug => ("dev", "debug"),
     };
     let mut cargo = Command::new(set_by_cargo("CARGO"));
