@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    recvmsg, sendmsg, socketpair, AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
-    UnixAddr,
+    recv, recvmsg, sendmsg, socketpair, AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag,
+    SockType, UnixAddr,
 };
 use serde::de::DeserializeOwned;
 use serde::Serialize;
@@ -72,22 +72,22 @@ impl Channel {
     /// Takes one message. With `wait` false, returns `Empty` where there is none. EINTR is returned as an
     /// error of kind `Interrupted`, so that a Python caller can run its signal handlers.
     pub fn receive<M: DeserializeOwned>(&self, wait: bool) -> io::Result<Received<M>> {
-        let mut packet = vec![0u8; PACKET_BYTES_MAX];
+        let bytes = match self.next_packet_bytes(wait) {
+            Ok(0) => return Ok(Received::Eof),
+            Ok(bytes) => bytes,
+            Err(Errno::EAGAIN) => return Ok(Received::Empty),
+            // The peer died with messages of ours unread. The kernel says so once, before what the peer had
+            // sent; its last words and then the end of file follow.
+            Err(Errno::ECONNRESET) => return self.receive(wait),
+            Err(error) => return Err(error.into()),
+        };
+        let mut packet = vec![0u8; bytes.min(PACKET_BYTES_MAX)];
         let mut control = nix::cmsg_space!([RawFd; FDS_MAX]);
-        let mut flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        if !wait {
-            flags |= MsgFlags::MSG_DONTWAIT;
-        }
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
         let (length, fds, truncated) = {
             let mut parts = [IoSliceMut::new(&mut packet)];
-            let received = match recvmsg::<UnixAddr>(self.fd.as_raw_fd(), &mut parts, Some(&mut control), flags) {
-                Ok(received) => received,
-                Err(Errno::EAGAIN) => return Ok(Received::Empty),
-                // The peer died with messages of ours unread. The kernel says so once, before what the peer had
-                // sent; its last words and then the end of file follow.
-                Err(Errno::ECONNRESET) => return self.receive(wait),
-                Err(error) => return Err(error.into()),
-            };
+            let received = recvmsg::<UnixAddr>(self.fd.as_raw_fd(), &mut parts, Some(&mut control), flags)
+                .map_err(io::Error::from)?;
             let mut fds = Vec::new();
             for message in received.cmsgs().map_err(io::Error::from)? {
                 if let ControlMessageOwned::ScmRights(raw) = message {
@@ -97,15 +97,23 @@ impl Channel {
             }
             (received.bytes, fds, received.flags.contains(MsgFlags::MSG_CTRUNC))
         };
-        if length == 0 {
-            return Ok(Received::Eof);
-        }
         if truncated {
             // EMFILE on our side: the kernel drops the descriptors silently and sets only this flag.
             return Err(io::Error::other("file descriptors of a message were lost (too many open files)"));
         }
         let message = serde_json::from_slice(&packet[..length]).map_err(io::Error::other)?;
         Ok(Received::Message(message, fds))
+    }
+
+    /// The size of the packet that is next, 0 for the end of file. A buffer for the largest packet would stay, all
+    /// of it touched, in the heap of every process, and in a worker's case in pages that it shares until then.
+    fn next_packet_bytes(&self, wait: bool) -> nix::Result<usize> {
+        // With MSG_TRUNC the real size is returned, whatever the buffer holds (recv(2)).
+        let mut flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
+        if !wait {
+            flags |= MsgFlags::MSG_DONTWAIT;
+        }
+        recv(self.fd.as_raw_fd(), &mut [], flags)
     }
 }
 
@@ -187,5 +195,11 @@ mod tests {
         let (one, other) = Channel::pair().unwrap();
         one.send(&"no such message", &[]).unwrap();
         assert!(other.receive::<ToWorker>(true).is_err());
+        // Nor does a packet beyond the bound stay in the way of the next one.
+        let large = vec![b' '; PACKET_BYTES_MAX + 1];
+        nix::unistd::write(&one, &large).unwrap();
+        one.send(&ToWorker::Serve, &[]).unwrap();
+        assert!(other.receive::<ToWorker>(true).is_err());
+        assert!(matches!(other.receive(true).unwrap(), Received::Message(ToWorker::Serve, _)));
     }
 }
