@@ -70,6 +70,9 @@ impl Template {
     fn load(py: Python<'_>, channel: Channel, boot: Box<Boot>, logs: Logs) -> Result<Template, (Channel, Failure)> {
         let load = || -> Result<(Signals, Option<Py<PyAny>>, Loaded), Failure> {
             let broken = |error: PyErr| from_exception(py, Stage::Start, "while it was started", &error);
+            // Here and not where it is first needed: `threading` takes the thread that imports it for the main one,
+            // and stacks are read by a thread of the guard's.
+            py.import("threading").map_err(broken)?;
             startup::enter_release(py, &boot)?;
             enable_crash_dumps(py, logger::fd()).map_err(broken)?;
             let mut signals = Signals::install(py).map_err(broken)?;

@@ -8,6 +8,7 @@ use nix::unistd::Pid;
 
 use crate::harness::client::{self, head, Connection};
 use crate::harness::load::Load;
+use crate::harness::machine::Machine;
 use crate::harness::master::{Master, Worker};
 use crate::harness::process::{self, rss_anon_bytes};
 use crate::harness::site::{app_source, Site};
@@ -294,6 +295,25 @@ fn a_request_over_request_timeout_has_its_stacks_logged_and_its_worker_replaced_
         .position(|line| line.contains("starting -> ready") && !line.contains(&format!("pid={} ", victim.pid)));
     let killed = log.lines().position(|line| line.contains(&format!("pid={} terminating -> killed", victim.pid)));
     assert!(ready.is_some() && killed.is_some() && ready < killed, "the replacement is not ready first:\n{log}");
+}
+
+#[test]
+fn stacks_know_the_main_thread_of_an_application_without_threading() {
+    let site = Site::new("no_threading");
+    // The oldest Python there is: from 3.13 on the interpreter itself knows its main thread.
+    site.build("1").python(Machine::get().each_minor()[0]).make();
+    site.flip("1");
+    let app =
+        "import time\n\n\ndef application(environ, start_response):\n    if environ['PATH_INFO'] == '/hang':\n        \
+               time.sleep(60)\n    start_response('204 No Content', [])\n    return []\n";
+    site.write("releases/1/app.py", app);
+    site.set("server.request_timeout", "'1s'").set("server.graceful_timeout", "'1s'");
+    let master = site.start();
+    master.wait_serving();
+    let mut stuck = Connection::open(&master.address()).expect("it accepts");
+    stuck.send(head("GET", "/hang", &[])).expect("it can be sent");
+    master.wait_log("Python stacks:");
+    master.wait_log("Thread MainThread");
 }
 
 #[test]
