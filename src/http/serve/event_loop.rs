@@ -16,10 +16,10 @@ use crate::proto::response::Asked;
 use crate::proto::Version;
 
 use super::answer::After;
-use super::connection::{Connection, Received};
+use super::connection::{Connection, Received, Rules};
 use super::epoll::{Epoll, Event, Interest, Token};
 use super::listener::{Accepted, Listeners, Load, Origin};
-use super::outbox::{Drained, Sent};
+use super::outbox::{Drained, Link, Sent};
 use super::rate::{Pace, Window};
 use super::settings::{BEAT, BUFFERS_KEPT, LINGER, LINGER_SILENCE, TURN_ACCEPTS_MAX, TURN_BYTES_MAX};
 use super::shared::{Command, Inbox, Notice, Shared};
@@ -118,8 +118,8 @@ impl EventLoop {
         let connections = shared.rules.settings.connections;
         EventLoop {
             epoll,
-            table: Table::new(connections, now),
-            timers: Timers::new(connections, now),
+            table: Table::new(connections),
+            timers: Timers::new(connections),
             listeners,
             meter,
             reports,
@@ -274,7 +274,7 @@ impl EventLoop {
                 // The app side has it; it learns of it by the link.
                 State::Dispatched => {
                     self.timers.clear(index);
-                    self.shared.links[index as usize].leave();
+                    self.table.link(index).leave();
                 }
                 State::Waiting(connection) | State::Flushing(connection) | State::Lingering(connection, _) => {
                     self.close(connection);
@@ -283,7 +283,7 @@ impl EventLoop {
             }
             return;
         }
-        if event.writable && self.shared.links[index as usize].is_queued() {
+        if event.writable && self.table.link(index).is_queued() {
             self.drain(event.token);
         }
         if event.readable || event.half_closed {
@@ -418,13 +418,12 @@ impl EventLoop {
                 // Nothing was sent for so long; still the client may take what lies in the socket, which can be
                 // megabytes before there is room for more.
                 (Kind::Write, state @ (State::Flushing(_) | State::Dispatched)) => {
-                    let link = &self.shared.links[index as usize];
                     let timeout = self.shared.rules.settings.write_timeout;
-                    let pace = slot.taking.close(self.now, link.taken(), timeout);
+                    let pace = slot.taking.close(self.now, slot.link.taken(), timeout);
                     slot.state = state;
                     match pace {
                         Pace::Open | Pace::Kept => {
-                            link.takes();
+                            slot.link.takes();
                             self.timers.set(index, Kind::Write, self.now + timeout);
                         }
                         Pace::Slow => self.drop_reader(index),
@@ -525,13 +524,15 @@ impl EventLoop {
             }
         }
         let fd = socket.as_raw_fd();
-        let Some((slot, buffers)) = self.table.take(socket) else { return };
+        let Rules { memory, settings, .. } = &self.shared.rules;
+        let make = || Link::new(memory.charge(), settings.response_buffer);
+        let Some((slot, buffers)) = self.table.take(socket, self.now, make) else { return };
         let token = slot.token;
-        let link = &self.shared.links[token.index as usize];
-        link.open(fd);
+        slot.link.open(fd);
+        self.shared.note_socket(token.index, Some(fd));
         let mut connection = buffers.unwrap_or_else(|| {
-            let memory = self.shared.rules.memory.charge();
-            Box::new(Connection::new(token, Arc::clone(link), Arc::clone(&origin.local), memory, self.now))
+            let (link, local) = (Arc::clone(&slot.link), Arc::clone(&origin.local));
+            Box::new(Connection::new(token, link, local, memory.charge(), self.now))
         });
         connection.open(token, origin);
         self.meter.accepted();
@@ -623,8 +624,8 @@ impl EventLoop {
 
     /// Makes epoll's interest in a connection what it should be; a connection that cannot be watched is closed.
     fn register(&mut self, token: Token, interest: Interest) {
-        let fd = self.shared.links[token.index as usize].fd();
         let slot = self.table.slot(token.index);
+        let fd = slot.link.fd();
         let outcome = match slot.interest {
             None => self.epoll.add(fd, token, interest),
             Some(now) if now != interest => self.epoll.modify(fd, token, interest),
@@ -635,7 +636,7 @@ impl EventLoop {
             Err(error) => {
                 log::error!("a connection cannot be watched: {error}");
                 match std::mem::replace(&mut slot.state, State::Dispatched) {
-                    State::Dispatched => self.shared.links[token.index as usize].leave(),
+                    State::Dispatched => slot.link.leave(),
                     State::Waiting(connection) | State::Flushing(connection) | State::Lingering(connection, _) => {
                         self.close(connection);
                     }
@@ -647,9 +648,9 @@ impl EventLoop {
 
     /// Bytes lie in the queue: send them when the socket takes them, and count the time.
     fn watch_queue(&mut self, token: Token) {
-        if self.shared.links[token.index as usize].is_queued() {
+        if self.table.link(token.index).is_queued() {
             let deadline = self.now + self.shared.rules.settings.write_timeout;
-            let taken = self.shared.links[token.index as usize].taken();
+            let taken = self.table.link(token.index).taken();
             self.table.slot(token.index).taking = Window::begin(self.now, taken);
             self.timers.set(token.index, Kind::Write, deadline);
             // Adding or changing an interest reports a socket that is writable already (epoll_ctl(2)).
@@ -659,11 +660,11 @@ impl EventLoop {
 
     fn drain(&mut self, token: Token) {
         let index = token.index;
-        match self.shared.links[index as usize].drain() {
+        match self.table.link(index).drain() {
             Drained::Blocked { progress: false } => {}
             Drained::Blocked { progress: true } => {
                 let timeout = self.shared.rules.settings.write_timeout;
-                let taken = self.shared.links[index as usize].taken();
+                let taken = self.table.link(index).taken();
                 match self.table.slot(index).taking.look(self.now, taken, timeout) {
                     Pace::Open | Pace::Kept => self.timers.set(index, Kind::Write, self.now + timeout),
                     Pace::Slow => {
@@ -684,7 +685,7 @@ impl EventLoop {
             }
             Drained::Broken => {
                 self.timers.clear(index);
-                self.shared.links[index as usize].leave();
+                self.table.link(index).leave();
                 self.flushed(token, true);
             }
         }
@@ -701,7 +702,7 @@ impl EventLoop {
             // The app side has it, and learns of it by the link.
             State::Dispatched => {
                 log::info!("a client does not take its answer: dropped (write_timeout)");
-                self.shared.links[index as usize].leave();
+                self.table.link(index).leave();
             }
             state @ (State::Free(_) | State::Waiting(_) | State::Lingering(..)) => {
                 debug_assert!(false, "nothing is queued in {state:?}");
@@ -829,6 +830,7 @@ impl EventLoop {
             socket::shutdown_both(fd);
         }
         connection.link.close();
+        self.shared.note_socket(index, None);
         connection.forget();
         self.keep_buffer(&mut connection);
         drop(self.table.release(connection));

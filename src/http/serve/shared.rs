@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -13,7 +13,6 @@ use super::budget::Budget;
 use super::connection::{Connection, Rules};
 use super::dispatch::Ring;
 use super::epoll::Token;
-use super::outbox::Link;
 use super::settings::{Settings, MEMORY_BYTES_MAX};
 use super::spool::TempFiles;
 
@@ -51,7 +50,9 @@ impl Inbox {
 pub struct Shared {
     pub rules: Rules,
     pub ring: Ring,
-    pub links: Vec<Arc<Link>>,
+    /// The descriptor of each slot's socket, plus one: memory that was never written to is all zeroes, and costs nothing
+    /// in the pages that are never used.
+    sockets: Box<[AtomicI32]>,
     inbox: Mutex<Inbox>,
     pending: AtomicBool,
     asleep: AtomicBool,
@@ -69,17 +70,15 @@ pub struct Shared {
 impl Shared {
     pub fn new(settings: Settings, fds: &[RawFd]) -> io::Result<Shared> {
         let memory = Budget::new(MEMORY_BYTES_MAX);
-        let links = (0..settings.connections)
-            .map(|_| Arc::new(Link::new(memory.charge(), settings.response_buffer)))
-            .collect::<Vec<_>>();
         let ring = Ring::new(settings.threads, settings.connections)?;
         let inbox = Inbox::new(settings.connections);
+        let sockets = zeroes(settings.connections);
         let temp = TempFiles::new(settings.temp_dir.clone(), settings.temp_limit);
         let limits = settings.limits();
         Ok(Shared {
             rules: Rules { settings, limits, temp, memory },
             ring,
-            links,
+            sockets,
             inbox: Mutex::new(inbox),
             pending: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
@@ -180,7 +179,7 @@ impl Shared {
         if self.forgotten.swap(true, Ordering::SeqCst) {
             return;
         }
-        let sockets = self.links.iter().map(|link| link.fd());
+        let sockets = self.sockets.iter().map(|socket| socket.load(Ordering::Relaxed) - 1);
         let others = self.fds.iter().map(|fd| fd.load(Ordering::Relaxed));
         for fd in sockets.chain(others).chain(self.ring.fds()).chain([self.bell.as_raw_fd()]) {
             if fd >= 0 {
@@ -191,10 +190,21 @@ impl Shared {
         }
     }
 
+    /// What a forked child has to close.
+    pub fn note_socket(&self, index: u32, socket: Option<RawFd>) {
+        self.sockets[index as usize].store(socket.map_or(0, |fd| fd + 1), Ordering::Relaxed);
+    }
+
     /// A descriptor was closed and its number may be another's now.
     pub fn forget_fd(&self, fd: RawFd) {
         if let Some(place) = self.fds.iter().find(|place| place.load(Ordering::Relaxed) == fd) {
             place.store(-1, Ordering::Relaxed);
         }
     }
+}
+
+fn zeroes(count: usize) -> Box<[AtomicI32]> {
+    let zeroes = vec![0i32; count].into_boxed_slice();
+    // SAFETY: an AtomicI32 has the size, alignment and values of an i32, and the slice is nobody else's.
+    unsafe { Box::from_raw(Box::into_raw(zeroes) as *mut [AtomicI32]) }
 }

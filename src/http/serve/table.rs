@@ -5,10 +5,12 @@
 //! everywhere else the slot owns it, and only then its socket may be closed.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::connection::Connection;
 use super::epoll::{Interest, Token};
+use super::outbox::Link;
 use super::rate::Window;
 
 #[derive(Debug)]
@@ -28,6 +30,7 @@ pub enum State {
 #[derive(Debug)]
 pub struct Slot {
     pub token: Token,
+    pub link: Arc<Link>,
     pub socket: Option<OwnedFd>,
     /// How epoll knows the socket; None: not at all.
     pub interest: Option<Interest>,
@@ -41,17 +44,11 @@ pub struct Slot {
     pub state: State,
 }
 
-#[derive(Debug)]
-pub struct Table {
-    slots: Vec<Slot>,
-    /// The slot that became free last is taken first: its buffers are there and warm.
-    free: Vec<u32>,
-}
-
-impl Table {
-    pub fn new(connections: usize, now: Instant) -> Table {
-        let slots = (0..connections as u32).map(|index| Slot {
-            token: Token { index, generation: 0 },
+impl Slot {
+    fn new(token: Token, link: Link, now: Instant) -> Slot {
+        Slot {
+            token,
+            link: Arc::new(link),
             socket: None,
             interest: None,
             readable: false,
@@ -59,8 +56,22 @@ impl Table {
             runnable: false,
             taking: Window::begin(now, 0),
             state: State::Free(None),
-        });
-        Table { slots: slots.collect(), free: (0..connections as u32).rev().collect() }
+        }
+    }
+}
+
+/// Slots are made when they are first needed: a process that never has many connections at a time does not pay for them.
+#[derive(Debug)]
+pub struct Table {
+    slots: Vec<Slot>,
+    /// The slot that became free last is taken first: its buffers are there and warm.
+    free: Vec<u32>,
+    slots_max: usize,
+}
+
+impl Table {
+    pub fn new(connections: usize) -> Table {
+        Table { slots: Vec::with_capacity(connections), free: Vec::with_capacity(connections), slots_max: connections }
     }
 
     pub fn open(&self) -> usize {
@@ -68,7 +79,11 @@ impl Table {
     }
 
     pub fn is_full(&self) -> bool {
-        self.free.is_empty()
+        self.open() == self.slots_max
+    }
+
+    pub fn link(&self, index: u32) -> &Arc<Link> {
+        &self.slots[index as usize].link
     }
 
     pub fn slot(&mut self, index: u32) -> &mut Slot {
@@ -93,8 +108,22 @@ impl Table {
     }
 
     /// Takes a free slot and the buffers that lie in it. Its state is `Dispatched` until the caller sets another.
-    pub fn take(&mut self, socket: OwnedFd) -> Option<(&mut Slot, Option<Box<Connection>>)> {
-        let slot = &mut self.slots[self.free.pop()? as usize];
+    pub fn take(
+        &mut self,
+        socket: OwnedFd,
+        now: Instant,
+        make: impl FnOnce() -> Link,
+    ) -> Option<(&mut Slot, Option<Box<Connection>>)> {
+        let index = match self.free.pop() {
+            Some(index) => index as usize,
+            None if self.slots.len() == self.slots_max => return None,
+            None => {
+                let token = Token { index: self.slots.len() as u32, generation: 0 };
+                self.slots.push(Slot::new(token, make(), now));
+                self.slots.len() - 1
+            }
+        };
+        let slot = &mut self.slots[index];
         slot.socket = Some(socket);
         slot.interest = None;
         slot.readable = false;

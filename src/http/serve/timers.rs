@@ -44,18 +44,22 @@ pub struct Timers {
 }
 
 impl Timers {
-    pub fn new(slots: usize, now: Instant) -> Timers {
-        let entry = Entry { kind: None, deadline: now, previous: NONE, next: NONE };
-        Timers { entries: vec![entry; slots], lists: [List { first: NONE, last: NONE }; KINDS.len()] }
+    /// Room for so many.
+    pub fn new(slots: usize) -> Timers {
+        Timers { entries: Vec::with_capacity(slots), lists: [List { first: NONE, last: NONE }; KINDS.len()] }
     }
 
     pub fn kind(&self, index: u32) -> Option<Kind> {
-        self.entries[index as usize].kind
+        self.entries.get(index as usize)?.kind
     }
 
     /// Sets the slot's timer, in place of the one it had.
     pub fn set(&mut self, index: u32, kind: Kind, deadline: Instant) {
         self.clear(index);
+        while self.entries.len() <= index as usize {
+            // Slots are taken in order, so it is one.
+            self.entries.push(Entry { kind: None, deadline, previous: NONE, next: NONE });
+        }
         let list = &mut self.lists[kind as usize];
         let last = std::mem::replace(&mut list.last, index);
         if last == NONE {
@@ -68,7 +72,7 @@ impl Timers {
     }
 
     pub fn clear(&mut self, index: u32) {
-        let entry = &mut self.entries[index as usize];
+        let Some(entry) = self.entries.get_mut(index as usize) else { return };
         let Some(kind) = entry.kind.take() else { return };
         let (previous, next) = (entry.previous, entry.next);
         let list = &mut self.lists[kind as usize];
@@ -126,7 +130,7 @@ mod tests {
     fn lists_stay_sorted() {
         let now = Instant::now();
         let at = |seconds| now + Duration::from_secs(seconds);
-        let mut timers = Timers::new(4, now);
+        let mut timers = Timers::new(4);
         assert_eq!(timers.next_deadline(), None);
         for index in 0..4 {
             timers.set(index, Kind::Keepalive, at(10 + u64::from(index)));
