@@ -2,10 +2,13 @@
 
 import json
 import sys
+import threading
 
 # There in debug builds of the worker library.
 ALLOCATIONS = sys.modules["_forkmaster"].allocations
 KEPT = []
+LARGE = 50_000_000
+MAY_LEAVE = threading.Event()
 
 
 def application(environ, start_response):
@@ -69,6 +72,19 @@ def using_kept(environ, start_response):
     return [body]
 
 
+def leaving(environ, start_response):
+    """Returns while a thread of its own is inside write(), waiting for a client that does not read."""
+    write = start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(LARGE))])
+    threading.Thread(target=write, args=(b"x" * LARGE,), daemon=True).start()
+    MAY_LEAVE.wait()
+    return []
+
+
+def leave(environ, start_response):
+    MAY_LEAVE.set()
+    return hello(environ, start_response)
+
+
 def counts(environ, start_response):
     with open("/proc/self/statm") as statm:
         resident = int(statm.read().split()[1])
@@ -87,5 +103,7 @@ ROUTES = {
     "/upload": upload,
     "/keeping": keeping,
     "/using-kept": using_kept,
+    "/leaving": leaving,
+    "/leave": leave,
     "/counts": counts,
 }

@@ -255,3 +255,61 @@ fn what_an_application_keeps_of_a_request_is_dead() {
         assert_eq!(outcomes, serde_json::json!(vec!["this request is over"; 4]), "{outcomes}");
     }
 }
+
+/// It may write on from a thread of its own, and the worker serves on; what is cut is that answer alone.
+#[test]
+fn a_request_that_is_left_while_it_writes_harms_no_other() {
+    let site = Site::new("left");
+    site.set("server.threads", "2");
+    site.set("server.response_buffer", "'100KiB'");
+    let master = start(&site);
+    let mut slow = open(&master);
+    slow.send(head("GET", "/leaving", &[])).expect("it reads");
+    let began = slow.read_available(std::time::Duration::from_secs(10)).expect("the first bytes come");
+    assert!(began.starts_with(b"HTTP/1.1 200 OK"), "{}", String::from_utf8_lossy(&began[..50.min(began.len())]));
+    let mut connection = open(&master);
+    assert_eq!(connection.get("/leave").expect("an answer").status, 200);
+    wait_for("the request to be left", || {
+        master.log().contains("still writes after the response has ended").then_some(())
+    });
+    let worker = master.wait_serving()[0].pid;
+    // More requests than there are threads.
+    for _ in 0..5 {
+        assert_eq!(connection.get("/hello").expect("an answer").text(), "hello");
+    }
+    drop((slow, connection));
+    assert_eq!(master.wait_serving()[0].pid, worker, "the worker was replaced");
+    master.term();
+    assert!(master.wait_exit().success());
+    let log = master.log();
+    assert!(!log.contains("killed") && !log.contains("KILL"), "it did not end by itself");
+}
+
+/// CPython 3.12 never frees interned strings.
+#[test]
+fn invented_names_of_fields_are_not_kept() {
+    for python in Machine::get().each_minor() {
+        let site = Site::new("names");
+        site.build("1").python(python).app("cost.py").make();
+        site.flip("1");
+        site.set("server.workers", "1");
+        let master = site.start();
+        let mut connection = open(&master);
+        let mut number = 0;
+        let mut invent = |connection: &mut Connection, requests: usize| {
+            for _ in 0..requests {
+                let fields: Vec<(String, String)> =
+                    (0..20).map(|field| (format!("X-{number}-{field}-{}", "n".repeat(200)), "v".to_string())).collect();
+                let fields: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (&name[..], &value[..])).collect();
+                ask(connection, &head("GET", "/hello", &fields));
+                number += 1;
+            }
+        };
+        invent(&mut connection, 100);
+        let before = counts(&mut connection)["resident_pages"].as_i64().expect("a number");
+        // 12 MB of names.
+        invent(&mut connection, 2500);
+        let after = counts(&mut connection)["resident_pages"].as_i64().expect("a number");
+        assert!(after - before < 512, "{}: {before} pages, then {after}", python.minor);
+    }
+}

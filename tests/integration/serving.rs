@@ -453,8 +453,7 @@ fn connections_are_shared_out_between_workers() {
             connection
         })
         .collect();
-    let status = master.status().expect("a master that answers").serving().expect("a generation that serves");
-    let shares: Vec<u64> = status.workers.iter().map(|worker| worker.connections).collect();
+    let shares = master.status().expect("a master that answers").connections();
     // Eight each, where no worker has to wait for a processor.
     assert!(shares.iter().sum::<u64>() == 32 && shares.iter().all(|share| (4..=16).contains(share)), "{shares:?}");
     drop(connections);

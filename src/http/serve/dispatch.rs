@@ -53,7 +53,7 @@ impl AppThread {
         match held.event_loop().step(Attention::Light) {
             Step::Request(connection) => Some(begin(helm, ticket, held, connection)),
             Step::Idle => {
-                *ticket = Some(held.ticket());
+                *ticket = Some(held.step_out());
                 None
             }
             Step::Done => {
@@ -83,7 +83,7 @@ impl AppThread {
             match held.steer() {
                 Steered::Request(connection) => return Wake::Request(begin(helm, ticket, held, connection)),
                 Steered::Signal => {
-                    *ticket = Some(held.ticket());
+                    *ticket = Some(held.step_out());
                     // Signals are the main thread's. In another one the interrupted wait just goes on.
                     if *index == 0 {
                         ring.read_wakeup();

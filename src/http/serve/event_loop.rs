@@ -6,7 +6,6 @@
 //! ends that connection.
 
 use std::collections::VecDeque;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +20,9 @@ use super::epoll::{Epoll, Event, Interest, Token};
 use super::listener::{Accepted, Listeners, Load, Origin};
 use super::outbox::{Drained, Link, Sent};
 use super::rate::{Pace, Window};
-use super::settings::{BEAT, BUFFERS_KEPT, LINGER, LINGER_SILENCE, TURN_ACCEPTS_MAX, TURN_BYTES_MAX};
+use super::settings::{
+    BEAT, BUFFERS_KEPT, LINGER, LINGER_SILENCE, READ_BODY_BYTES, TURN_ACCEPTS_MAX, TURN_BYTES_MAX, TURN_FOLLOWERS_MAX,
+};
 use super::shared::{Command, Inbox, Notice, Shared};
 use super::table::{State, Table};
 use super::timers::{Kind, Timers};
@@ -86,6 +87,13 @@ pub struct EventLoop {
     phase: Phase,
     /// Complete requests. Whoever steps gets them before anything else is done.
     ready: VecDeque<Box<Connection>>,
+    /// More of them, for the next turn: a client that has sent many at once must not have all of this one.
+    later: VecDeque<Box<Connection>>,
+    /// A connection that was just answered is being looked at; and how many had their next request there in this turn.
+    follows: bool,
+    followed: u32,
+    /// To be refused with full attention, since that is logged, and a log may have to be waited for.
+    refused: VecDeque<(Box<Connection>, Refusal)>,
     /// Buffers of connections that wait for a request: idle ones hold none.
     buffers: Vec<Vec<u8>>,
     attention: Attention,
@@ -97,6 +105,8 @@ pub struct EventLoop {
     taken: u32,
     /// Connections whose share of the last turn was used up.
     runnable: Vec<Token>,
+    /// For what is read and dropped; has no bytes.
+    scratch: Vec<u8>,
     /// Empty; `runnable` of the turn before.
     batch: Vec<Token>,
     /// Requests given to the app side since the start.
@@ -129,6 +139,11 @@ impl EventLoop {
             now,
             phase: Phase::Idle,
             ready: VecDeque::with_capacity(connections),
+            later: VecDeque::with_capacity(connections),
+            follows: false,
+            followed: 0,
+            refused: VecDeque::new(),
+            scratch: Vec::new(),
             buffers: Vec::with_capacity(BUFFERS_KEPT),
             attention: Attention::Full,
             signalled: false,
@@ -156,7 +171,10 @@ impl EventLoop {
     /// An answered connection comes back from whoever runs the loop.
     pub fn take_back(&mut self, connection: Box<Connection>, now: Instant) {
         self.now = now;
+        self.attention = Attention::Light;
+        self.follows = true;
         self.settle(connection);
+        self.follows = false;
     }
 
     /// Goes on with what was fetched until there is a request, or nothing more to do. Never waits.
@@ -166,11 +184,19 @@ impl EventLoop {
             if let Some(connection) = self.ready.pop_front() {
                 if self.mode == Mode::Retiring {
                     self.dispatched -= 1;
-                    self.refuse(connection, refusal::RETIRING);
+                    self.refused.push_back((connection, refusal::RETIRING));
                     continue;
                 }
                 self.tell();
                 return Step::Request(connection);
+            }
+            if let Some((connection, refusal)) = self.refused.pop_front() {
+                if attention == Attention::Light {
+                    self.refused.push_front((connection, refusal));
+                    return Step::Idle;
+                }
+                self.refuse(connection, refusal);
+                continue;
             }
             match self.phase {
                 Phase::Events => match self.epoll.peek() {
@@ -183,7 +209,7 @@ impl EventLoop {
                     }
                     None => self.phase = Phase::Chores,
                 },
-                Phase::Chores if attention == Attention::Light && !self.runnable.is_empty() => return Step::Idle,
+                Phase::Chores if attention == Attention::Light && self.has_chores() => return Step::Idle,
                 Phase::Chores => {
                     self.do_chores();
                     self.phase = Phase::Accepting;
@@ -206,9 +232,10 @@ impl EventLoop {
             return true;
         }
         // A step with little attention has left something.
-        if self.phase != Phase::Idle {
+        if self.phase != Phase::Idle || !self.refused.is_empty() {
             return false;
         }
+        self.ready.append(&mut self.later);
         let timeout = self.timeout();
         let interrupted = match self.epoll.wait(timeout) {
             Ok(interrupted) => interrupted,
@@ -222,7 +249,7 @@ impl EventLoop {
         self.shared.awake();
         self.now = Instant::now();
         self.meter.beat();
-        self.taken = 0;
+        (self.taken, self.followed) = (0, 0);
         self.phase = Phase::Events;
         interrupted
     }
@@ -230,6 +257,11 @@ impl EventLoop {
     fn is_done(&self) -> bool {
         let drains = matches!(self.mode, Mode::Draining | Mode::Retiring);
         self.broken || (drains && self.table.open() == 0 && self.listeners.are_quiet())
+    }
+
+    /// Ones that need full attention.
+    fn has_chores(&self) -> bool {
+        !self.runnable.is_empty() || self.timers.next_deadline().is_some_and(|deadline| deadline <= self.now)
     }
 
     fn do_chores(&mut self) {
@@ -247,7 +279,7 @@ impl EventLoop {
     }
 
     fn timeout(&self) -> Duration {
-        if !self.runnable.is_empty() || !self.shared.fall_asleep() {
+        if !self.runnable.is_empty() || !self.ready.is_empty() || !self.shared.fall_asleep() {
             return Duration::ZERO;
         }
         let deadline = [self.timers.next_deadline(), self.listeners.next_deadline()].into_iter().flatten().min();
@@ -465,8 +497,11 @@ impl EventLoop {
         let outcome = match self.listeners.next_ready() {
             Some(_) if !has_time => Outcome::Stalled,
             Some(_) if self.meter.is_crowded(self.table.open()) && self.listeners.give_way(&self.epoll, self.now) => {
-                // It was woken too, but where it has to share a processor with us, it has not run yet.
-                std::thread::yield_now();
+                // It was woken too, but where it has to share a processor with us, it has not run yet. We fall asleep
+                // soon, but not for long.
+                if self.attention == Attention::Full {
+                    std::thread::yield_now();
+                }
                 self.listeners.end_pass();
                 return false;
             }
@@ -562,14 +597,21 @@ impl EventLoop {
                 self.run_again(connection.token);
                 self.wait_for(connection, kind);
             }
-            Received::Complete if self.mode == Mode::Retiring => self.refuse(connection, refusal::RETIRING),
+            Received::Complete if self.mode == Mode::Retiring => {
+                self.refused.push_back((connection, refusal::RETIRING));
+            }
             Received::Complete => {
                 self.timers.clear(connection.token.index);
                 self.dispatched += 1;
                 connection.ready_at = self.now;
-                self.ready.push_back(connection);
+                self.followed += u32::from(self.follows);
+                if self.followed <= TURN_FOLLOWERS_MAX {
+                    self.ready.push_back(connection);
+                } else {
+                    self.later.push_back(connection);
+                }
             }
-            Received::Refused(refusal) => self.refuse(connection, refusal),
+            Received::Refused(refusal) => self.refused.push_back((connection, refusal)),
             Received::Ended => self.close(connection),
             Received::Lost { in_the_middle } => {
                 if in_the_middle {
@@ -790,7 +832,7 @@ impl EventLoop {
 
     fn discard(&mut self, connection: Box<Connection>, since: Instant) {
         let token = connection.token;
-        let mut scratch = [MaybeUninit::uninit(); 64 * 1024];
+        self.scratch.reserve(READ_BODY_BYTES);
         let mut share = TURN_BYTES_MAX;
         // A process that winds up does not wait for clients that do not look at their answer.
         let patience = match self.mode {
@@ -802,7 +844,7 @@ impl EventLoop {
                 self.run_again(token);
                 break;
             }
-            match socket::discard(connection.link.fd(), &mut scratch) {
+            match socket::discard(connection.link.fd(), self.scratch.spare_capacity_mut()) {
                 Ok(length) if length > 0 && self.now < since + patience => share = share.saturating_sub(length),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
                 // The client has closed, the connection broke, or it was long enough.

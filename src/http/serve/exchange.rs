@@ -194,6 +194,9 @@ impl Exchange {
     /// As `write`, but takes no more of the piece than the buffers have room for and says how many bytes it
     /// took. `Full` with less than the whole: `wait_for_room`, then write the rest.
     pub fn write_some(&mut self, piece: &[u8]) -> (usize, Written) {
+        if self.shared().is_forgotten() {
+            return (0, Written::Gone);
+        }
         let connection = self.connection();
         let room = if connection.link.is_queued() {
             connection.link.room(&self.shared().rules.temp)
@@ -270,10 +273,10 @@ impl Exchange {
         Asked { version: connection.head.version, head, keep_alive: connection.head.keep_alive }
     }
 
-    /// `wsgi.file_wrapper`: sends from the file's current offset by sendfile, up to the declared Content-Length
-    /// or the file's end. None: not a regular file, or not possible here; write its pieces instead. The file may
-    /// be closed afterwards; its offset does not move.
-    pub fn send_file(&mut self, file: RawFd) -> io::Result<Option<Written>> {
+    /// `wsgi.file_wrapper`: sends from this offset by sendfile, up to the declared Content-Length or the file's end.
+    /// None: not a regular file, or not possible here; write its pieces instead. The file may be closed afterwards;
+    /// its own offset does not move.
+    pub fn send_file(&mut self, file: RawFd, offset: u64) -> io::Result<Option<Written>> {
         if self.shared().is_forgotten() {
             return Ok(Some(Written::Gone));
         }
@@ -282,7 +285,7 @@ impl Exchange {
         }
         // SAFETY: the caller's descriptor is open for the time of this call.
         let file = unsafe { BorrowedFd::borrow_raw(file) };
-        let Some((file, offset, left)) = regular_file(file)? else { return Ok(None) };
+        let Some((file, left)) = regular_file(file, offset)? else { return Ok(None) };
         // A chunk would need its length before the file, and gains nothing.
         match self.connection().answer.framing {
             Some(Framing::Chunked) => return Ok(None),
@@ -431,7 +434,11 @@ impl Exchange {
         let shared = self.helm.shared();
         shared.complete();
         match self.ticket.take().and_then(|ticket| self.helm.resume(ticket)) {
-            Some(mut held) => held.event_loop().take_back(connection, now),
+            Some(mut held) => {
+                held.event_loop().take_back(connection, now);
+                // The thread has its own copy of the ticket.
+                let _ = held.step_out();
+            }
             None => shared.notify(Notice::Returned(connection)),
         }
     }
@@ -476,16 +483,11 @@ fn written(shared: &Shared, token: Token, sent: Sent) -> Written {
     }
 }
 
-/// A descriptor of our own, the offset, and the bytes from there to the end; None: not a regular file.
-fn regular_file(file: BorrowedFd<'_>) -> io::Result<Option<(OwnedFd, u64, u64)>> {
-    use std::io::Seek;
-    let mut file = File::from(file.try_clone_to_owned()?);
+/// A descriptor of our own, and the bytes from the offset to the end; None: not a regular file.
+fn regular_file(file: BorrowedFd<'_>, offset: u64) -> io::Result<Option<(OwnedFd, u64)>> {
+    let file = File::from(file.try_clone_to_owned()?);
     let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Ok(None);
-    }
-    let offset = file.stream_position()?;
-    Ok(Some((file.into(), offset, metadata.len().saturating_sub(offset))))
+    Ok(metadata.is_file().then(|| (file.into(), metadata.len().saturating_sub(offset))))
 }
 
 /// sendfile has no MSG_NOSIGNAL: SIGPIPE is blocked for this thread, and taken back if it came (it is sent to

@@ -5,14 +5,15 @@
 //!
 //! One word, `voyage << 3 | hand`, says all of it. Only this file changes it:
 //!
-//! - `Loop` -> `App` (the holder goes into the application), `App` -> `Loop` (it is back, and nobody has taken over):
-//!   one atomic operation each, no system call.
+//! - `Loop` -> `App` (the holder goes into the application, or anywhere out of the loop), `App` -> `Loop` (it is back, and
+//!   nobody has taken over): one atomic operation each, no system call.
 //! - `App` -> `Relief`: the relief thread saw the same voyage for a whole tick.
 //! - `Loop`, `App`, `Relief` -> `Free`: given up, for the relief (the application is slow, or waits for the loop's own
 //!   work) or for an app thread that has nothing else to do. `Free` -> `Loop` or `Relief`: whoever is first.
 //! - any -> `Ended`: drained.
 //!
-//! Every change but `App` -> `Loop` begins a new voyage, so that whoever comes back late finds that the helm has gone.
+//! Every request and every change of the holder begin a new voyage, so that whoever comes back late finds that the helm
+//! has gone.
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -129,8 +130,9 @@ pub struct Helm {
 // SAFETY: the loop is reached only through `Held`, of which the word allows one at a time.
 unsafe impl Sync for Helm {}
 
-/// The helm in one's hands. It is given up by the methods that take it; one that is just dropped stays with its thread,
-/// which finds it again by its ticket.
+/// The helm in one's hands, from which only the methods that take it lead away. An app thread has it while it is in the
+/// loop and never a moment longer: whatever else it does may take long, and then the relief must see that it is away.
+#[must_use]
 pub struct Held<'a> {
     helm: &'a Helm,
     word: Word,
@@ -164,13 +166,10 @@ impl Helm {
         self.word.compare_exchange(from.0, to.0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
-    /// Back from the application, or still at the helm. None: somebody has taken over.
+    /// Back from the application. None: somebody has taken over.
     pub fn resume(&self, ticket: Ticket) -> Option<Held<'_>> {
-        if ticket.thread != Mark::here() {
-            return None;
-        }
         let word = ticket.word.in_hand(Hand::Loop);
-        let back = self.word() == word || self.change(ticket.word, word);
+        let back = ticket.thread == Mark::here() && self.change(ticket.word, word);
         back.then_some(Held { helm: self, word })
     }
 
@@ -228,8 +227,8 @@ impl Helm {
 
 impl<'a> Held<'a> {
     pub fn event_loop(&mut self) -> &mut EventLoop {
-        // SAFETY: the word says that the loop is this thread's until the word is changed, which takes the `Held`; and
-        // a thread has one `Held` at a time: none lives while the application runs, where exchanges end.
+        // SAFETY: the word says that the loop is this thread's until the word is changed, which takes the `Held`; and a
+        // thread has one `Held` at a time: none lives while Python code runs, where exchanges end.
         let event_loop = unsafe { &mut *self.helm.event_loop.get() };
         event_loop.as_mut().expect("whoever ends the loop gives the helm up")
     }
@@ -243,18 +242,22 @@ impl<'a> Held<'a> {
             helm.call_relief();
             return None;
         }
-        let word = self.word.next(Hand::App);
+        Some(self.go_away(self.word.next(Hand::App)))
+    }
+
+    /// As `leave`, back to where the thread came from: it has been in the loop for a moment, and now Python code may run
+    /// again, or the interpreter's lock is waited for. The ticket it was entered with stays good.
+    pub fn step_out(self) -> Ticket {
+        self.go_away(self.word.in_hand(Hand::App))
+    }
+
+    fn go_away(&self, word: Word) -> Ticket {
         // The relief stores `dozing` before it looks at the word, we the other way round: one of us sees the other.
         self.helm.word.store(word.0, Ordering::SeqCst);
         if self.helm.dozing.load(Ordering::SeqCst) {
             self.helm.call_relief();
         }
-        Some(Ticket { word, thread: Mark::here() })
-    }
-
-    /// The way back to a helm that is not left.
-    pub fn ticket(&self) -> Ticket {
-        Ticket { word: self.word, thread: Mark::here() }
+        Ticket { word, thread: Mark::here() }
     }
 
     /// To whoever takes it.

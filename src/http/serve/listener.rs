@@ -252,6 +252,9 @@ impl Listeners {
 
     /// No connection waits, as far as this turn's events say: who was given way has taken it.
     pub fn none_waits(&mut self) {
+        if self.masked {
+            return;
+        }
         match self.way {
             Way::Ending => self.way = Way::Over,
             Way::Over => self.way = Way::Open,
@@ -396,10 +399,14 @@ mod tests {
         assert!(listeners.is_masked() && listeners.gives_way(now) && listeners.next_deadline() == Some(now + GIVE_WAY));
         let over = now + GIVE_WAY;
         assert!(!listeners.gives_way(over));
+        // While it hears nothing, no news are no news.
+        listeners.none_waits();
+        listeners.unmask(&epoll);
         // It came: the next one may be left to it again. The events of the turn in which the time ended say nothing yet.
         listeners.none_waits();
         listeners.none_waits();
         assert!(listeners.give_way(&epoll, over) && !listeners.gives_way(over + GIVE_WAY));
+        listeners.unmask(&epoll);
         // It did not: that one is ours.
         let vain = over + GIVE_WAY;
         assert!(!listeners.give_way(&epoll, vain) && listeners.next_deadline().is_none());

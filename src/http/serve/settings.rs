@@ -63,6 +63,10 @@ pub(super) const TURN_BYTES_MAX: usize = 1024 * 1024;
 /// open get their turn.
 pub(super) const TURN_ACCEPTS_MAX: u32 = 16;
 
+/// Requests begun in a turn that were there already when the one before them was answered (pipelining): of all clients
+/// together, so that those who send many at once do not keep the others waiting.
+pub(super) const TURN_FOLLOWERS_MAX: u32 = 16;
+
 /// Lingering close: how long the client may be silent, and how long what it still sends is read in all; then it
 /// will not look at the answer any more. Apache: 2 s and 30 s, nginx: 5 s and 30 s. There is no bound in bytes:
 /// clients that send 100 MB before they read anything are the ones that need it.

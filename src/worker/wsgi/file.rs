@@ -43,10 +43,11 @@ impl FileWrapper {
 }
 
 impl FileWrapper {
-    /// The descriptor, positioned where the application would read next. None: not a plain file of Python's.
+    /// The descriptor, and where the application would read next, which is not where the descriptor stands if the file
+    /// has read ahead. None: not a plain file of Python's.
     /// Only Python's own binary files are taken: others have a `fileno()` too and read something else than its
     /// bytes (gzip.GzipFile), or have read ahead of what they tell.
-    pub fn plain_file(&self, py: Python<'_>) -> PyResult<Option<RawFd>> {
+    pub fn plain_file(&self, py: Python<'_>) -> PyResult<Option<(RawFd, u64)>> {
         let file = self.file.bind(py);
         let io = py.import(intern!(py, "io"))?;
         let plain = io.getattr(intern!(py, "FileIO"))?;
@@ -64,10 +65,6 @@ impl FileWrapper {
         let (Ok(position), Ok(descriptor)) = (position, file.call_method0(intern!(py, "fileno"))) else {
             return Ok(None);
         };
-        let (position, descriptor): (i64, RawFd) = (position.extract()?, descriptor.extract()?);
-        // A buffered file has read ahead of what it tells.
-        // SAFETY: any descriptor and offset may be given.
-        let moved = unsafe { libc::lseek(descriptor, position, libc::SEEK_SET) };
-        Ok((moved == position).then_some(descriptor))
+        Ok(Some((descriptor.extract()?, position.extract()?)))
     }
 }

@@ -66,18 +66,18 @@ impl Names {
                 Some(_) => {}
                 None if self.fields.len() < NAMES_MAX => {
                     self.places[place] = self.fields.len() as u16;
-                    self.fields.push(Field::of(py, name, common));
+                    self.fields.push(Field::of(py, name, common, true));
                     return &self.fields[self.fields.len() - 1];
                 }
                 None => break,
             }
         }
-        self.other.insert(Field::of(py, name, common))
+        self.other.insert(Field::of(py, name, common, false))
     }
 }
 
 impl Field {
-    pub fn of(py: Python<'_>, name: &[u8], common: &Common) -> Field {
+    fn of(py: Python<'_>, name: &[u8], common: &Common, remembered: bool) -> Field {
         let mut key = String::with_capacity(5 + name.len());
         if !name.eq_ignore_ascii_case(b"content-type") {
             key.push_str("HTTP_");
@@ -87,7 +87,9 @@ impl Field {
             key.push(if *byte == b'-' { '_' } else { char::from(byte.to_ascii_uppercase()) });
         }
         let meaning = Meaning::of(name, &key, common);
-        Field { name: name.into(), key: PyString::intern(py, &key).unbind(), meaning }
+        // CPython 3.12 keeps interned strings for ever: whoever invents names must not get that for each.
+        let key = if remembered { PyString::intern(py, &key) } else { PyString::new(py, &key) };
+        Field { name: name.into(), key: key.unbind(), meaning }
     }
 }
 

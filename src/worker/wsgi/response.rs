@@ -6,7 +6,8 @@
 //! `start_response` or `write` gets an exception then, never another request's connection. No borrow of it is held
 //! while application code runs.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use forkmaster_http::serve::{BadResponse, Exchange, Written};
@@ -49,6 +50,17 @@ impl Answer for Exchange {
 pub struct Stage {
     response: Py<Response>,
     start_response: Py<PyAny>,
+    /// The request has ended while another thread of the application was inside `write()`: that thread ends it.
+    left_behind: Arc<AtomicBool>,
+    facts: Facts,
+}
+
+/// What a response needs to know of its thread.
+#[derive(Clone, Copy)]
+struct Facts {
+    response_buffer: usize,
+    progress: Progress,
+    capi: Capi,
 }
 
 #[pyclass(name = "Response", module = "_forkmaster")]
@@ -61,9 +73,9 @@ pub struct Response {
     started: bool,
     /// What became of the latest piece.
     latest: Written,
-    response_buffer: usize,
-    progress: Progress,
-    capi: Capi,
+    /// See `Stage::left_behind`.
+    left_behind: Arc<AtomicBool>,
+    facts: Facts,
 }
 
 static START_RESPONSE: Method = Method::new(c"start_response", start_response);
@@ -71,34 +83,34 @@ static WRITE: Method = Method::new(c"write", write);
 
 impl Stage {
     pub fn new(py: Python<'_>, progress: Progress, response_buffer: usize, capi: Capi) -> PyResult<Stage> {
+        Stage::with(py, Facts { response_buffer, progress, capi })
+    }
+
+    fn with(py: Python<'_>, facts: Facts) -> PyResult<Stage> {
+        let left_behind = Arc::<AtomicBool>::default();
         let response = Response {
             exchange: Mutex::default(),
             write: None,
             started: false,
             latest: Written::Done,
-            response_buffer,
-            progress,
-            capi,
+            left_behind: Arc::clone(&left_behind),
+            facts,
         };
         let response = Bound::new(py, response)?;
         let write = WRITE.bind(&response)?;
         response.borrow_mut().write = Some(write.unbind());
         let start_response = START_RESPONSE.bind(&response)?.unbind();
-        Ok(Stage { response: response.unbind(), start_response })
+        Ok(Stage { response: response.unbind(), start_response, left_behind, facts })
     }
 
     /// A request begins. Where the application has kept something of the last one, that stays the last one's.
     pub fn enter(&mut self, py: Python<'_>, exchange: Exchange) -> Result<(), (PyErr, Exchange)> {
         if !self.is_left(py) {
-            let (progress, response_buffer, capi) = {
-                let response = self.response.bind(py).borrow();
-                (response.progress, response.response_buffer, response.capi)
-            };
-            let next = match Stage::new(py, progress, response_buffer, capi) {
+            let next = match Stage::with(py, self.facts) {
                 Ok(next) => next,
                 Err(error) => return Err((error, exchange)),
             };
-            // Or the two would keep each other for ever.
+            // Or the two would keep each other for ever. Where it is borrowed, its borrower does it.
             if let Ok(mut response) = self.response.bind(py).try_borrow_mut() {
                 response.write = None;
             }
@@ -116,14 +128,19 @@ impl Stage {
         if references(self.response.bind(py)) != 3 || references(self.start_response.bind(py)) != 1 {
             return false;
         }
-        let response = self.response.bind(py).borrow();
+        let Ok(response) = self.response.bind(py).try_borrow() else { return false };
         response.write.as_ref().is_some_and(|write| references(write.bind(py)) == 1)
     }
 
-    /// The end of the request. None: another thread of the application is inside `write()`.
+    /// The end of the request. None: another thread of the application is inside `write()`, and ends it when it is done.
     pub fn leave(&self, py: Python<'_>) -> Option<Exchange> {
-        let mut response = self.response.bind(py).try_borrow_mut().ok()?;
-        response.slot().take()
+        match self.response.bind(py).try_borrow_mut() {
+            Ok(mut response) => response.slot().take(),
+            Err(_) => {
+                self.left_behind.store(true, Ordering::Relaxed);
+                None
+            }
+        }
     }
 }
 
@@ -204,7 +221,7 @@ impl Response {
     /// The whole body in one piece: its length goes into the head, if nothing was sent before. One that is larger
     /// than the buffers is sent as they have room, so that a client that does not read costs no more than them.
     fn send_whole(&mut self, py: Python<'_>, body: &[u8]) -> PyResult<bool> {
-        let whole = body.len() <= self.response_buffer;
+        let whole = body.len() <= self.facts.response_buffer;
         let exchange = self.live()?;
         if whole && !exchange.head_sent() {
             self.latest = exchange.write_all(body);
@@ -218,7 +235,7 @@ impl Response {
     /// time. False: the client is gone.
     fn has_room(&mut self, py: Python<'_>) -> PyResult<bool> {
         if self.latest == Written::Full {
-            let progress = self.progress;
+            let progress = self.facts.progress;
             let exchange = self.live()?;
             progress.leave();
             let room = py.detach(|| exchange.wait_for_room());
@@ -244,7 +261,7 @@ unsafe extern "C" fn start_response(
             };
             let headers = listed(&headers)?;
             let mut response = this.try_borrow_mut()?;
-            let (again, capi) = (response.started, response.capi);
+            let (again, capi) = (response.started, response.facts.capi);
             start(response.live()?, &capi, again, &status, &headers, arguments.get(2).as_ref())?;
             response.started = true;
             let write = response.write.as_ref().map(|write| write.bind(this.py()).clone());
@@ -268,9 +285,14 @@ unsafe extern "C" fn write(
             };
             let data = piece(&data)?;
             let mut response = this.try_borrow_mut()?;
-            response.send(this.py(), data.as_bytes())?;
-            response.progress.enter();
-            Ok(this.py().None().into_bound(this.py()))
+            let sent = response.send(this.py(), data.as_bytes());
+            response.facts.progress.enter();
+            // The lock is held from here to the borrow's end, so the other thread cannot leave in between.
+            let left = response.left_behind.load(Ordering::Relaxed);
+            let ended = left.then(|| (response.slot().take(), response.write.take()));
+            drop(response);
+            drop(ended);
+            sent.map(|_| this.py().None().into_bound(this.py()))
         })
     }
 }
@@ -375,7 +397,7 @@ pub fn answer(
     }
     let sent = send_result(py, &result, response);
     if let Ok(response) = response.try_borrow() {
-        response.progress.enter();
+        response.facts.progress.enter();
     }
     let closed = close(&result);
     match (sent, closed) {
@@ -416,7 +438,7 @@ fn send_result(py: Python<'_>, result: &Bound<'_, PyAny>, response: &Bound<'_, R
         if !sent? {
             return Ok(());
         }
-        response.progress.enter();
+        response.facts.progress.enter();
     }
     let response = response.try_borrow()?;
     require_started(&response)
@@ -445,12 +467,12 @@ fn has_one_piece(result: &Bound<'_, PyAny>) -> PyResult<bool> {
 }
 
 fn send_file(py: Python<'_>, wrapper: &FileWrapper, response: &Bound<'_, Response>) -> PyResult<bool> {
-    let Some(file) = wrapper.plain_file(py)? else { return Ok(false) };
+    let Some((file, offset)) = wrapper.plain_file(py)? else { return Ok(false) };
     let mut response = response.try_borrow_mut()?;
     require_started(&response)?;
     let exchange = response.live()?;
     // The disk is read here: not a time to hold up other threads.
-    match py.detach(|| exchange.send_file(file))? {
+    match py.detach(|| exchange.send_file(file, offset))? {
         Some(written) => {
             response.latest = written;
             Ok(true)

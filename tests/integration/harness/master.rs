@@ -420,7 +420,6 @@ pub struct Worker {
     pub slot: u64,
     pub pid: i32,
     pub state: String,
-    pub connections: u64,
 }
 
 impl Status {
@@ -446,6 +445,13 @@ impl Status {
         self.generations().into_iter().find(|generation| generation.state == "serving")
     }
 
+    /// The open connections of each worker.
+    pub fn connections(&self) -> Vec<u64> {
+        let generations = self.0["generations"].as_array().into_iter().flatten();
+        let workers = generations.flat_map(|generation| generation["workers"].as_array().into_iter().flatten());
+        workers.map(|worker| worker["connections"].as_u64().unwrap_or(0)).collect()
+    }
+
     /// Why the last reload was refused; None if it was not.
     pub fn last_refusal(&self) -> Option<String> {
         let last = &self.0["last_reload"];
@@ -458,7 +464,6 @@ fn worker(value: &Value) -> Worker {
         slot: value["slot"].as_u64().unwrap_or(u64::MAX),
         pid: value["pid"].as_i64().unwrap_or(0) as i32,
         state: text(&value["state"]),
-        connections: value["connections"].as_u64().unwrap_or(0),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the application says, and what goes out.
 
-use std::io::{Seek, SeekFrom, Write};
+use std::io::Write;
 use std::os::fd::AsRawFd;
 
 use super::fixture::{app, settings, Fixture};
@@ -113,15 +113,14 @@ fn files_are_sent_from_their_offset() {
     let expected = content.clone();
     let fixture = Fixture::new(settings(), move |mut exchange, _gate, voice| {
         let query = exchange.query().to_vec();
-        let mut file = file.try_clone().expect("dup");
-        file.seek(SeekFrom::Start(10)).expect("seek");
+        let file = file.try_clone().expect("dup");
         let fields: &[(&[u8], &[u8])] = if query == b"limited" { &[(b"Content-Length", b"20")] } else { &[] };
         exchange.start(b"200 OK", fields).expect("valid");
         if query == b"late" {
             exchange.write(b"first");
-            assert_eq!(exchange.send_file(file.as_raw_fd()).expect("a file"), None);
+            assert_eq!(exchange.send_file(file.as_raw_fd(), 10).expect("a file"), None);
         } else {
-            assert_eq!(exchange.send_file(file.as_raw_fd()).expect("a file"), Some(Written::Done));
+            assert_eq!(exchange.send_file(file.as_raw_fd(), 10).expect("a file"), Some(Written::Done));
         }
         drop(file);
         exchange.finish().expect("valid");
@@ -146,7 +145,7 @@ fn a_pipe_is_no_file_to_send() {
     let fixture = Fixture::new(settings(), |mut exchange, _gate, _voice| {
         let (reader, _writer) = std::io::pipe().expect("pipe");
         exchange.start(b"200 OK", &[]).expect("valid");
-        assert_eq!(exchange.send_file(reader.as_raw_fd()).expect("an answer"), None);
+        assert_eq!(exchange.send_file(reader.as_raw_fd(), 0).expect("an answer"), None);
         exchange.write_all(b"pieces");
         exchange.finish().expect("valid");
     });

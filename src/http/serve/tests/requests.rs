@@ -311,3 +311,34 @@ fn a_full_table_closes_the_longest_idle_connection() {
     assert_eq!(fifth.answer().text(), "hello");
     fixture.stop();
 }
+
+/// Whoever sends requests without end has a share of each turn, and no more.
+#[test]
+fn an_endless_pipeline_shuts_out_nobody() {
+    let fixture = Fixture::new(settings(), app);
+    let mut endless = fixture.client();
+    let mut reading = endless.stream.try_clone().expect("dup");
+    let writer = std::thread::spawn(move || {
+        let requests = "GET /hello HTTP/1.1\r\nHost: h\r\n\r\n".repeat(1000);
+        // Until the server has had enough.
+        while std::io::Write::write_all(&mut endless.stream, requests.as_bytes()).is_ok() {}
+    });
+    let reader = std::thread::spawn(move || {
+        let mut bytes = [0; 64 * 1024];
+        let mut answered = 0;
+        while let Ok(length @ 1..) = std::io::Read::read(&mut reading, &mut bytes) {
+            answered += length;
+        }
+        answered
+    });
+    fixture.expect_app("/hello ok");
+    for _ in 0..50 {
+        assert_eq!(fixture.client().get("/hello").text(), "hello");
+    }
+    // Commands have their turn too; the drain ends the pipeline with a last answer.
+    fixture.handle.drain(vec![]);
+    fixture.expect(&Told::Draining);
+    assert!(reader.join().expect("the reader ends") > 0);
+    writer.join().expect("the writer ends");
+    fixture.join();
+}
