@@ -1,72 +1,98 @@
-"""Tables of ratios, and a picture a scenario."""
+"""The table of a scenario, in Markdown."""
 
-import html
-
-# kind -> (the figure that counts, whether more is better, how it is shown)
-FIGURES = {
-    "throughput": ("per_second", True, lambda value: f"{value:,.0f}/s"),
-    "mixed": ("p99", False, lambda value: f"{value * 1e3:.1f} ms"),
-    "idle": ("bytes_per_connection", False, lambda value: f"{value / 1024:.1f} KiB"),
-    "start": ("first_answer_s", False, lambda value: f"{value * 1e3:.0f} ms"),
-    "memory": ("pss_bytes", False, lambda value: f"{value / 2**20:.1f} MiB"),
-}
+from figures import percent, times
 
 
 def table(result):
-    key, more, show = FIGURES[result["kind"]]
-    servers = result["servers"]
-    ordered = sorted(servers, key=lambda name: servers[name][key]["median"], reverse=more)
-    peers = [name for name in ordered if name not in ("floor", "forkmaster")]
-    best = servers[peers[0]][key]["median"] if peers else None
-    lines = [f"### {result['scenario']}", ""]
-    if result["kind"] == "throughput":
-        lines += ["| server | throughput | / floor | / best peer | CPU a request | / floor | p50 | p99 | errors | spread |"]
-        lines += ["|---|---|---|---|---|---|---|---|---|---|"]
-    else:
-        lines += ["| server | figure | / best peer | spread |", "|---|---|---|---|"]
-    floor = servers.get("floor")
-    for name in ordered:
-        figure = servers[name]
-        value, spread = figure[key]["median"], f"{show(figure[key]['low'])} to {show(figure[key]['high'])}"
-        to_best = f"{value / best:.2f}" if best and name != "floor" else "-"
-        if result["kind"] != "throughput":
-            lines.append(f"| {name} | {show(value)} | {to_best} | {spread} |")
-            continue
-        cpu = figure["cpu_us"]["median"]
-        to_floor = f"{value / floor[key]['median']:.2f}" if floor else "-"
-        cpu_to_floor = f"{cpu / floor['cpu_us']['median']:.2f}" if floor and floor["cpu_us"]["median"] else "-"
-        p50, p99 = figure["p50"]["median"] * 1e3, figure["p99"]["median"] * 1e3
-        errors = figure["errors"]["high"]
-        lines.append(
-            f"| {name} | {show(value)} | {to_floor} | {to_best} | {cpu:.1f} us | {cpu_to_floor} "
-            f"| {p50:.2f} ms | {p99:.2f} ms | {errors} | {spread} |"
-        )
-    lines += [f"| {name} | did not run: {reason} |" for name, reason in result["failures"].items()]
-    return "\n".join(lines) + "\n"
+    """Servers with the best first, then who took no part and why."""
+    main = result.kind.columns[0]
+    best = result.best_peer(main.key, result.kind.more_is_better)
+    head, rows = ["server"], {name: [_marked(name)] for name in result.ordered()}
+
+    def add(title, cell):
+        cells = {name: cell(name) for name in rows}
+        if any(cell != "-" for cell in cells.values()):
+            head.append(title)
+            for name, row in rows.items():
+                row.append(cells[name])
+
+    def ratio(key, to):
+        def cell(name):
+            value = result.median(name, key)
+            return times(value / to) if value is not None and to and name != "python alone" else "-"
+
+        return cell
+
+    for column in result.kind.columns:
+        add(column.title, lambda name: _shown(result.median(name, column.key), column.show))
+        if column is main:
+            add("spread", lambda name: _spread(result.servers[name].get(column.key), column.show))
+        if column.key in ("per_second", "cpu_us") and result.data["kind"] == "throughput":
+            add("/ floor", ratio(column.key, result.median("floor", column.key)))
+        if column is main:
+            add("/ best peer", ratio(column.key, best and best[1]))
+        if column.key == "cpu_us":
+            leanest = result.best_peer("cpu_us")
+            add("/ best peer's", ratio("cpu_us", leanest and leanest[1]))
+    if result.data.get("ideal_per_second"):
+        add("/ ideal", ratio("per_second", result.data["ideal_per_second"]))
+    if result.data["kind"] == "throughput":
+        add("outside Python", lambda name: _shown(outside_python(result, name), percent))
+    if result.data["kind"] in ("start", "reload", "respawn"):
+        add("without the import", lambda name: _shown(beyond_import(result, name), main.show))
+
+    for reason, names in _by_reason(result).items():
+        rows[reason] = [", ".join(names), f"absent: {reason}"] + [""] * (len(head) - 2)
+    lines = [f"### {result.name}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows.values()]
+    return "\n".join(lines + _notes(result)) + "\n"
 
 
-def picture(result):
-    """Horizontal bars, the best first."""
-    key, more, show = FIGURES[result["kind"]]
-    servers = result["servers"]
-    ordered = sorted(servers, key=lambda name: servers[name][key]["median"], reverse=more)
-    top = max((servers[name][key]["median"] for name in ordered), default=1) or 1
-    rows = []
-    for index, name in enumerate(ordered):
-        value, y = servers[name][key]["median"], 40 + index * 26
-        width = 380 * value / top
-        colour = {"forkmaster": "#c4501b", "floor": "#999999"}.get(name, "#4a6fa5")
-        rows.append(
-            f'<text x="140" y="{y + 14}" text-anchor="end">{html.escape(name)}</text>'
-            f'<rect x="150" y="{y}" width="{width:.1f}" height="20" fill="{colour}"/>'
-            f'<text x="{156 + width:.1f}" y="{y + 14}">{html.escape(show(value))}</text>'
-        )
-    facts = result["machine"]
-    better = "more is better" if more else "less is better"
-    title = f"{result['scenario']} ({better}); {facts['date']}, {facts['processor']}"
-    height = 60 + len(ordered) * 26
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="680" height="{height}" font-family="sans-serif" font-size="12">'
-        f'<rect width="680" height="{height}" fill="#ffffff"/>'
-        f'<text x="10" y="22" font-weight="bold">{html.escape(title)}</text>{"".join(rows)}</svg>\n'
-    )
+def _notes(result):
+    notes = []
+    starving = [
+        f"{name} serves {max(result.median(name, 'served'), 1):.0f} of {result.data['connections']} connections at a time"
+        for name in result.ordered()
+        if result.starves(name)
+    ]
+    if starving:
+        notes += ["", "The latency is that of the few that are served: " + "; ".join(starving) + "."]
+    failing = [f"{name}, {reason}" for name, reason in result.absent.items() if result.has(name)]
+    if failing:
+        notes += ["", "Not in all rounds: " + "; ".join(failing) + "."]
+    return notes
+
+
+def _by_reason(result):
+    found = {}
+    for name, reason in result.absent.items():
+        if not result.has(name):
+            found.setdefault(reason, []).append(name)
+    return found
+
+
+def outside_python(result, name):
+    """The share of the processor time of a request that is not the application's."""
+    alone, cpu_us = result.median("python alone", "cpu_us"), result.median(name, "cpu_us")
+    if alone is None or cpu_us is None or name == "python alone":
+        return None
+    return 1 - alone / cpu_us
+
+
+def beyond_import(result, name):
+    alone, seconds = result.median("python alone", "seconds"), result.median(name, "seconds")
+    if alone is None or seconds is None or name == "python alone":
+        return None
+    return seconds - alone
+
+
+def _marked(name):
+    return f"**{name}**" if name == "forkmaster" else name
+
+
+def _shown(value, show):
+    return "-" if value is None else show(value)
+
+
+def _spread(figure, show):
+    return f"{show(figure['low'])} to {show(figure['high'])}" if figure else "-"

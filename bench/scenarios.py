@@ -1,69 +1,117 @@
-"""What is measured. A scenario is a name, what it asks of the servers, and the figure that counts."""
+"""What is measured. A scenario is a name, what it asks of the servers, and the kind of figure that counts."""
 
 import dataclasses
-import os
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+# Variants of forkmaster that are measured beside it, in the same rounds, so that their ratio is one of the same minute.
+FOUR_THREADS = {"4 threads": {"threads": 4}}
+AS_DEPLOYED = {"defaults": {"defaults": True}, "access log": {"access_log": True}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
     name: str
-    app: str = "plain:hello"
-    connections: int = 32
+    # throughput, mixed, ticker, balance, idle, memory, start, reload, respawn: kinds.py
+    kind: str = "throughput"
+    app: str = "hello:application"
+    # Each server is started once and measured with these in turn. Only the first is for the slow peers.
+    connections: tuple = (32,)
     workers: int = 1
     threads: int = 1
     close: bool = False
+    preload: bool = False
     # A body to POST, in bytes.
-    post: int = 0
-    # throughput (by wrk), mixed, idle, start, memory
-    kind: str = "throughput"
+    body: int = 0
+    # How much longer than others it is measured: where few requests are done in a second, each of them counts much.
+    longer: int = 1
+    # A pause of the clients between requests, where they are ours.
+    pause_s: float = 0.0
     # Whether the floor, which only says hello, is a limit here.
-    floor: bool = True
-    options: dict = dataclasses.field(default_factory=dict)
+    floor: bool = False
+    slow_peers: bool = False
+    # Whether uWSGI takes part with its router too, which serves many keep-alive connections and copies every byte.
+    router: bool = False
+    # The application called in a loop, or imported, without a server.
+    python_alone: bool = False
+    # What no server can surpass, where it is known.
+    ideal_per_second: float = 0.0
+    variants: dict = dataclasses.field(default_factory=dict)
 
+
+    def titles(self):
+        """The name of the result with each number of connections: the first has the scenario's own."""
+        for connections in self.connections:
+            more = f" {connections} connection{'s' if connections > 1 else ''}"
+            yield connections, self.name + ("" if connections == self.connections[0] else more)
+
+
+DJANGO = "django_json:application"
+COUNTED = "counted:application"
+INSTANCE, INSTANCE_DJANGO = "instance:application", "instance_django:application"
 
 SCENARIOS = [
-    Scenario("hello keep-alive"),
-    Scenario("hello close", close=True),
-    Scenario("hello 1 connection", connections=1),
-    Scenario("hello 256 connections", connections=256),
-    Scenario("hello 2000 connections", connections=2000),
-    Scenario("hello 4 threads", threads=4),
-    Scenario("hello access log", options={"access_log": True}),
-    Scenario("hello 2 workers", workers=2, floor=False),
-    Scenario("flask json", app="flask_json:application", floor=False),
-    Scenario("django json", app="django_json:application", floor=False),
-    Scenario("body 64 kB", app="plain:body_64k", floor=False),
-    Scenario("memory 5 MB", app="plain:memory_5m", connections=8, floor=False),
-    Scenario("file_wrapper 5 MB", app="plain:file_5m", connections=8, floor=False),
-    Scenario("post 1 kB", app="plain:upload", post=1024, floor=False),
-    Scenario("post 200 kB", app="plain:upload", post=200_000, floor=False),
-    Scenario("post 50 MB", app="plain:upload", post=50_000_000, connections=2, floor=False),
-    Scenario("100 pieces", app="plain:pieces_100", floor=False),
-    Scenario("sleep 5 ms, 8 threads", app="plain:sleep_5ms", threads=8, floor=False),
-    Scenario("mixed keep-alive", app="plain:mixed", workers=4, kind="mixed", floor=False),
-    Scenario("mixed close", app="plain:mixed", workers=4, kind="mixed", close=True, floor=False),
-    Scenario("10000 idle connections", kind="idle", floor=False),
-    Scenario("start", kind="start", floor=False),
-    Scenario("4 django workers", app="django_json:application", workers=4, kind="memory", floor=False),
     Scenario(
-        "4 django workers preloaded",
-        app="django_json:application",
+        "hello keep-alive",
+        connections=(32, 1, 256, 2000),
+        floor=True,
+        slow_peers=True,
+        router=True,
+        variants=FOUR_THREADS | AS_DEPLOYED,
+    ),
+    Scenario(
+        "hello close",
+        connections=(32, 1, 256, 2000),
+        close=True,
+        floor=True,
+        slow_peers=True,
+        variants=AS_DEPLOYED,
+    ),
+    Scenario("hello 2 workers", workers=2),
+    Scenario("hello 4 workers", workers=4),
+    Scenario("flask json", app="flask_json:application", python_alone=True, router=True),
+    Scenario("django json", app=DJANGO, python_alone=True, router=True),
+    Scenario("download 64 kB", app="large:body_64k"),
+    Scenario("download 5 MB", app="large:body_5m", connections=(8,)),
+    Scenario("file_wrapper 5 MB", app="large:file_5m", connections=(8,)),
+    Scenario("post 1 kB", app="upload:application", body=1_000),
+    Scenario("post 200 kB", app="upload:application", body=200_000),
+    Scenario("post 50 MB", app="upload:application", body=50_000_000, connections=(2,), longer=3),
+    Scenario("100 pieces", app="pieces:application", router=True),
+    Scenario(
+        "sleep 5 ms in 8 threads",
+        app="sleeper:five_ms",
+        threads=8,
+        slow_peers=True,
+        router=True,
+        ideal_per_second=8 / 0.005,
+    ),
+    Scenario(
+        "mixed keep-alive",
+        kind="mixed",
+        app="sleeper:mixed",
         workers=4,
-        kind="memory",
-        floor=False,
-        options={"preload": True},
+        pause_s=0.005,
+        longer=2,
+        slow_peers=True,
+        router=True,
+    ),
+    Scenario(
+        "mixed close", kind="mixed", app="sleeper:mixed", workers=4, close=True, pause_s=0.005, longer=2, slow_peers=True
+    ),
+    Scenario("background thread", kind="ticker", app="ticker:application"),
+    Scenario("balance keep-alive", kind="balance", app=COUNTED, workers=4, router=True),
+    Scenario("balance keep-alive with pauses", kind="balance", app=COUNTED, workers=4, pause_s=0.005, router=True),
+    Scenario("balance close", kind="balance", app=COUNTED, workers=4, close=True),
+    Scenario("10000 idle connections", kind="idle", slow_peers=True, router=True),
+    Scenario("4 django workers", kind="memory", app=DJANGO, workers=4, close=True, slow_peers=True),
+    Scenario(
+        "4 django workers preloaded", kind="memory", app=DJANGO, workers=4, close=True, preload=True, slow_peers=True
+    ),
+    Scenario("start", kind="start", close=True, python_alone=True, slow_peers=True),
+    Scenario("start django", kind="start", app=DJANGO, close=True, python_alone=True, slow_peers=True),
+    Scenario("reload", kind="reload", app=INSTANCE, close=True, python_alone=True, slow_peers=True),
+    Scenario("reload django", kind="reload", app=INSTANCE_DJANGO, close=True, python_alone=True, slow_peers=True),
+    Scenario("respawn django", kind="respawn", app=INSTANCE_DJANGO, close=True, python_alone=True, slow_peers=True),
+    Scenario(
+        "respawn django preloaded", kind="respawn", app=INSTANCE_DJANGO, close=True, preload=True, slow_peers=True
     ),
 ]
-
-
-def post_script(directory, length):
-    """wrk takes a body from Lua only."""
-    path = os.path.join(directory, f"post-{length}.lua")
-    with open(path, "w") as file:
-        file.write(
-            f'wrk.method = "POST"\nwrk.body = string.rep("x", {length})\n'
-            'wrk.headers["Content-Type"] = "application/octet-stream"\n'
-        )
-    return path

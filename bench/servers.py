@@ -1,210 +1,168 @@
-"""The servers that are compared: how each is started, and what its processes cost."""
+"""The servers that are compared: the command that starts each, as its own documentation would have it fast, and the
+reasons why one of them cannot take part somewhere."""
 
+import dataclasses
 import os
-import shutil
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
-import time
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(HERE)
+from machine import HERE, ROOT
+
 BIN = os.path.dirname(sys.executable)
-TICKS = os.sysconf("SC_CLK_TCK")
-
-# Server and load on different processors, so that they do not take each other's time.
-SERVER_CPU, LOAD_CPU = "0", "1"
+APPS = os.path.join(HERE, "apps")
 
 
-class DidNotStart(Exception):
-    """With the end of the server's log, which says why."""
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a scenario asks of a server."""
+
+    app: str
+    workers: int = 1
+    threads: int = 1
+    # Load with one connection a request: uWSGI has a protocol for each kind.
+    close: bool = False
+    preload: bool = False
+    # forkmaster's variants.
+    defaults: bool = False
+    access_log: bool = False
 
 
-def _forkmaster(port, app, workers, threads, directory, options):
-    module, callable_ = app.split(":")
+def _forkmaster(setup, port, directory):
     config = os.path.join(directory, "app.toml")
+    lines = ["[app]", f'module = "{setup.app}"', f'release = "{APPS}"', f'python = "{sys.executable}"']
+    if setup.preload:
+        lines += ["preload = true"]
+    lines += ["[server]", f'bind = ["127.0.0.1:{port}"]']
+    if not setup.defaults:
+        lines += [f"workers = {setup.workers}", f"threads = {setup.threads}", "connections = 20000"]
+        lines += ["[log]", 'level = "warn"']
+        if setup.access_log:
+            lines += [f'access = "{directory}/access.log"']
+        lines += ["[control]", f'socket = "{directory}/control.sock"']
     with open(config, "w") as file:
-        file.write(
-            f"""name = "bench-{port}"
-[app]
-module = "{module}:{callable_}"
-release = "{HERE}/apps"
-python = "{sys.executable}"
-preload = {"true" if options.get("preload") else "false"}
-[server]
-bind = ["127.0.0.1:{port}"]
-workers = {workers}
-threads = {threads}
-connections = 20000
-[log]
-level = "warn"
-{'access = "' + os.path.join(directory, "access.log") + '"' if options.get("access_log") else ""}
-[control]
-socket = "{directory}/control.sock"
-"""
-        )
+        file.write("\n".join(lines) + "\n")
     return [os.path.join(ROOT, "target/release/forkmaster"), "-c", config]
 
 
 def _gunicorn(kind):
-    def command(port, app, workers, threads, directory, options):
-        line = [f"{BIN}/gunicorn", "-b", f"127.0.0.1:{port}", "-w", str(workers), "--chdir", f"{HERE}/apps"]
+    def command(setup, port, directory):
+        line = [sys.executable, "-m", "gunicorn", "-b", f"127.0.0.1:{port}", "-w", str(setup.workers), "--chdir", APPS]
         line += ["--worker-class", kind, "--keep-alive", "75", "--log-level", "error", "--backlog", "4096"]
         line += ["--worker-connections", "20000"]
-        if kind == "gthread":
-            # With one thread it would be the sync worker.
-            line += ["--threads", str(max(threads, 2))]
-        if options.get("preload"):
-            line.append("--preload")
-        return line + [app]
+        line += ["--threads", str(setup.threads)] if kind == "gthread" else []
+        line += ["--preload"] if setup.preload else []
+        return [*line, setup.app]
 
     return command
 
 
-def _granian(port, app, workers, threads, directory, options):
-    line = [f"{BIN}/granian", "--interface", "wsgi", "--port", str(port), "--workers", str(workers)]
-    line += ["--blocking-threads", str(threads), "--log-level", "error", "--no-ws", "--http", "1"]
-    return line + ["--backlog", "4096", "--working-dir", f"{HERE}/apps", app]
+def _granian(setup, port, directory):
+    line = [sys.executable, "-m", "granian", "--interface", "wsgi", "--port", str(port), "--working-dir", APPS]
+    line += ["--workers", str(setup.workers), "--blocking-threads", str(setup.threads)]
+    # Its backpressure counts connections: by default as many as the backlog.
+    line += ["--http", "1", "--no-ws", "--log-level", "error", "--backlog", "4096", "--backpressure", "20000"]
+    # It starts workers again only where asked, after 3.5 s unless told otherwise.
+    return [*line, "--respawn-failed-workers", "--respawn-interval", "0", setup.app]
 
 
-def _uwsgi(port, app, workers, threads, directory, options):
-    module, callable_ = app.split(":")
-    line = [f"{BIN}/uwsgi", "--http11-socket", f"127.0.0.1:{port}", "--master", "--processes", str(workers)]
-    line += ["--module", module, "--callable", callable_, "--chdir", f"{HERE}/apps", "--disable-logging"]
-    line += ["--listen", "4096", "--die-on-term", "--so-keepalive"]
-    line += ["--threads", str(threads)] if threads > 1 else []
-    return line + ["--virtualenv", os.path.dirname(BIN)]
+def _uwsgi_any(setup, socket):
+    module, callable_ = setup.app.split(":")
+    line = [f"{BIN}/uwsgi", *socket, "--virtualenv", os.path.dirname(BIN), "--chdir", APPS]
+    line += ["--module", module, "--callable", callable_, "--master", "--processes", str(setup.workers)]
+    # Without a delay for workers that die young, which is what `respawn` asks for.
+    line += ["--disable-logging", "--listen", "4096", "--tcp-nodelay", "--forkbomb-delay", "0"]
+    line += ["--threads", str(setup.threads)] if setup.threads > 1 else ["--enable-threads"]
+    return line if setup.preload else [*line, "--lazy-apps"]
+
+
+def _uwsgi(setup, port, directory):
+    """Its own HTTP: a connection holds a worker for as long as it lives, so keep-alive starves the others."""
+    if setup.close:
+        # It closes without saying so, which load generators count as an error: hence the header.
+        return _uwsgi_any(setup, ["--http-socket", f"127.0.0.1:{port}", "--add-header", "Connection: close"])
+    return _uwsgi_any(setup, ["--http11-socket", f"127.0.0.1:{port}"])
+
+
+def _uwsgi_router(setup, port, directory):
+    """With its router in front, a process that holds the connections."""
+    return _uwsgi_any(setup, ["--http", f"127.0.0.1:{port}", "--http-keepalive", "--http-auto-chunked"])
 
 
 def _script(text):
-    def command(port, app, workers, threads, directory, options):
-        module, callable_ = app.split(":")
-        code = f"import sys; sys.path.insert(0, {HERE + '/apps'!r})\nfrom {module} import {callable_} as app\n"
-        return [sys.executable, "-c", code + text.format(port=port, workers=workers, threads=threads)]
+    """A server that is started from Python."""
+
+    def command(setup, port, directory):
+        module, callable_ = setup.app.split(":")
+        code = f"import sys; sys.path.insert(0, {APPS!r})\nfrom {module} import {callable_} as app\n"
+        return [sys.executable, "-c", code + text.format(port=port, workers=setup.workers, threads=setup.threads)]
 
     return command
 
 
-def _floor(port, app, workers, threads, directory, options):
+_FASTWSGI = """import fastwsgi
+fastwsgi.server.backlog = 4096
+fastwsgi.server.tcp_nodelay = 1
+fastwsgi.run(wsgi_app=app, host="127.0.0.1", port={port}, loglevel=0, workers={workers})
+"""
+
+# Several processes on one listener are made by forking after listen(), as its documentation says. It never sets
+# TCP_NODELAY, without which 100 pieces take 40 ms; connections have it from the listener.
+_BJOERN = """import bjoern, os, socket
+bjoern.listen(app, "127.0.0.1", {port}, listen_backlog=4096).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+for _ in range({workers} - 1):
+    if os.fork() == 0:
+        break
+bjoern.run()
+"""
+
+# poll() because select() ends at 1,024 descriptors; four threads are its default.
+_WAITRESS = """import waitress
+waitress.serve(app, host="127.0.0.1", port={port}, threads=max({threads}, 4), connection_limit=20000, backlog=4096,
+               asyncore_use_poll=True, channel_timeout=75, _quiet=True)
+"""
+
+
+def _floor(setup, port, directory):
     return [os.path.join(ROOT, "target/release/floor"), str(port)]
 
 
 COMMANDS = {
     "floor": _floor,
     "forkmaster": _forkmaster,
-    "fastwsgi": _script("import fastwsgi\nfastwsgi.server.backlog = 4096\nfastwsgi.run(wsgi_app=app, host='127.0.0.1', port={port}, loglevel=0)"),
-    "bjoern": _script("import bjoern\nbjoern.run(app, '127.0.0.1', {port})"),
+    "fastwsgi": _script(_FASTWSGI),
+    "bjoern": _script(_BJOERN),
     "granian": _granian,
     "uwsgi": _uwsgi,
-    "waitress": _script("import waitress\nwaitress.serve(app, host='127.0.0.1', port={port}, threads=max({threads}, 4), connection_limit=20000, backlog=4096, _quiet=True)"),
+    "uwsgi-router": _uwsgi_router,
+    "waitress": _script(_WAITRESS),
     "gunicorn-gthread": _gunicorn("gthread"),
     "gunicorn-sync": _gunicorn("sync"),
 }
 
-# One process only: left out where a scenario wants more workers or more threads than they have.
-ONE_PROCESS = {"fastwsgi", "bjoern", "waitress", "floor"}
-ONE_THREAD = {"fastwsgi", "bjoern", "gunicorn-sync", "floor"}
+# So far behind in hello that they take part only where something else than speed is asked, or in the first table.
+SLOW = {"waitress", "gunicorn-gthread", "gunicorn-sync"}
+
+LOADS_BEFORE_FORK = {"fastwsgi", "bjoern"}
+ONE_THREAD = LOADS_BEFORE_FORK | {"gunicorn-sync"}
+UNATTENDED = LOADS_BEFORE_FORK | {"waitress"}
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Server:
-    """A running server, pinned to its processor."""
-
-    def __init__(self, name, app, workers=1, threads=1, **options):
-        self.name, self.port = name, free_port()
-        self.directory = tempfile.mkdtemp(prefix="forkmaster-bench-")
-        command = COMMANDS[name](self.port, app, workers, threads, self.directory, options)
-        self.log = open(os.path.join(self.directory, "log"), "w+")
-        self.started = time.monotonic()
-        self.process = subprocess.Popen(
-            ["taskset", "-c", SERVER_CPU, *command],
-            stdout=self.log,
-            stderr=self.log,
-            start_new_session=True,
-            cwd=os.path.join(HERE, "apps"),
-        )
-        self._wait_for_an_answer()
-        self.first_answer = time.monotonic() - self.started
-
-    def _wait_for_an_answer(self):
-        deadline = self.started + 20
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                break
-            try:
-                with socket.create_connection(("127.0.0.1", self.port), timeout=5) as client:
-                    client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                    if client.recv(12).startswith(b"HTTP/1.1 200"):
-                        return
-            except OSError:
-                pass
-            time.sleep(0.002)
-        self.log.seek(0)
-        reason = self.log.read().strip().splitlines()[-1:] or ["no output"]
-        self.stop()
-        raise DidNotStart(reason[0][:200])
-
-    def pids(self):
-        """The server's processes: those of its sessions (templates of forkmaster have one of their own)."""
-        children = {}
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
-                try:
-                    with open(f"/proc/{entry}/stat") as stat:
-                        parent = int(stat.read().rpartition(")")[2].split()[1])
-                except OSError:
-                    continue
-                children.setdefault(parent, []).append(int(entry))
-        found, queue = [], [self.process.pid]
-        while queue:
-            pid = queue.pop()
-            found.append(pid)
-            queue += children.get(pid, [])
-        return found
-
-    def cpu_seconds(self):
-        total = 0
-        for pid in self.pids():
-            try:
-                with open(f"/proc/{pid}/stat") as stat:
-                    fields = stat.read().rpartition(")")[2].split()
-            except OSError:
-                continue
-            # utime, stime, and those of reaped children: proc_pid_stat(5).
-            total += sum(int(fields[index]) for index in (11, 12, 13, 14))
-        return total / TICKS
-
-    def pss_bytes(self):
-        total = 0
-        for pid in self.pids():
-            try:
-                with open(f"/proc/{pid}/smaps_rollup") as rollup:
-                    for line in rollup:
-                        if line.startswith("Pss:"):
-                            total += int(line.split()[1]) * 1024
-            except OSError:
-                continue
-        return total
-
-    def stop(self):
-        for pid in reversed(self.pids()):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        self.process.wait()
-        self.log.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.stop()
+def why_not(name, scenario):
+    """The reason why a server takes no part in a scenario, or None."""
+    kind = scenario.kind
+    reasons = [
+        (name in SLOW and not scenario.slow_peers, "far behind in hello, left out to save time"),
+        (name == "waitress" and scenario.workers > 1, "one process only"),
+        (name == "waitress" and kind == "idle", "polls every connection for each request: 10,000 take minutes to open"),
+        (name in ONE_THREAD and scenario.threads > 1, "one thread only"),
+        (name == "uwsgi-router" and not scenario.router, "for small answers on many connections; see uwsgi"),
+        (name == "uwsgi" and kind == "idle", "a connection holds a worker; see uwsgi-router"),
+        (name == "gunicorn-sync" and kind == "idle", "no keep-alive"),
+        (name in UNATTENDED and kind == "reload", "no reload"),
+        (name in UNATTENDED and kind == "respawn", "nobody starts a dead worker again"),
+        (name == "granian" and scenario.preload, "no preload"),
+        (
+            name in LOADS_BEFORE_FORK and kind == "memory" and not scenario.preload,
+            "loads the application before it forks; see preloaded",
+        ),
+    ]
+    return next((reason for applies, reason in reasons if applies), None)

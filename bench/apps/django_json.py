@@ -1,4 +1,4 @@
-"""A Django application in one file that answers JSON, with the middleware that `startproject` gives."""
+"""A Django application in one file that answers JSON, with the middleware of `startproject` that needs no database."""
 
 import django
 from django.conf import settings

@@ -1,0 +1,156 @@
+"""Clients of our own, for what wrk cannot do: single questions, idle connections, and clients that pause."""
+
+import dataclasses
+import heapq
+import select
+import socket
+import time
+
+HELLO = b"Hello, World!"
+TIMEOUT_S = 10
+
+
+@dataclasses.dataclass
+class Answer:
+    status: int
+    head: str
+    body: bytes
+
+    def header(self, name):
+        for line in self.head.split("\r\n")[1:]:
+            key, _, value = line.partition(": ")
+            if key.lower() == name.lower():
+                return value
+        return None
+
+
+def ask(port, path="/"):
+    """One request on a connection of its own. OSError where there is no whole answer."""
+    with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as client:
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        return _read_answer(client)
+
+
+def _read_answer(client):
+    read = b""
+    while True:
+        piece = client.recv(65_536)
+        read += piece
+        head, blank, body = read.partition(b"\r\n\r\n")
+        answer = Answer(int(head[9:12] or 0), head.decode("latin-1"), body) if blank else None
+        if answer and len(body) >= int(answer.header("Content-Length") or len(body) + bool(piece)):
+            return answer
+        if not piece:
+            raise ConnectionResetError("closed before the answer")
+
+
+def hold_idle(port, count):
+    """Keep-alive connections that had one answer each and stay open."""
+    held = []
+    for _ in range(count):
+        client = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        _read_answer(client)
+        held.append(client)
+    return held
+
+
+def still_open(held):
+    """How many of these the server has not closed: one that was closed is readable."""
+    poll = select.poll()
+    for client in held:
+        poll.register(client, select.POLLIN)
+    return len(held) - len(poll.poll(0))
+
+
+class Client:
+    """Asks for hello, or for something slow that ends with it, and pauses before it asks again."""
+
+    def __init__(self, port, path="/", keep_alive=True, pause_s=0.0):
+        self.port, self.keep_alive, self.pause_s = port, keep_alive, pause_s
+        connection = "" if keep_alive else "Connection: close\r\n"
+        self.request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{connection}\r\n".encode()
+        self.socket, self.read = None, b""
+        # None while it pauses.
+        self.begun = None
+        self.latencies, self.errors = [], 0
+
+
+class Crowd:
+    """Clients at once, on one thread: the latency that is seen must be the server's and not the wait for a lock here."""
+
+    def __init__(self, clients):
+        self.clients = clients
+        self.poll, self.by_descriptor = select.epoll(), {}
+        # When each of those that pause begins again, and its place in the list.
+        self.queue = []
+
+    def run(self, seconds):
+        begun = time.monotonic()
+        end = begun + seconds
+        for n, client in enumerate(self.clients):
+            # They begin spread over their pause and not all in one moment.
+            self.queue.append((begun + client.pause_s * n / len(self.clients), n))
+        heapq.heapify(self.queue)
+        while (now := time.monotonic()) < end:
+            while self.queue and self.queue[0][0] <= now:
+                self._begin(heapq.heappop(self.queue)[1])
+            until = min(self.queue[0][0], end) if self.queue else end
+            for descriptor, _ in self.poll.poll(max(until - time.monotonic(), 0)):
+                self._go_on(self.by_descriptor[descriptor])
+        for client in self.clients:
+            if client.begun is not None:
+                # Who still waits counts with the time of that: a client that is never served must not be forgotten.
+                client.latencies.append(time.monotonic() - client.begun)
+            self._close(client)
+        self.poll.close()
+
+    def _begin(self, n):
+        client = self.clients[n]
+        client.begun, client.read = time.monotonic(), b""
+        try:
+            if client.socket is None:
+                client.socket = socket.create_connection(("127.0.0.1", client.port), TIMEOUT_S)
+                self.by_descriptor[client.socket.fileno()] = n
+                self.poll.register(client.socket, select.EPOLLIN)
+            client.socket.sendall(client.request)
+        except OSError:
+            self._fail(n)
+
+    def _go_on(self, n):
+        client = self.clients[n]
+        try:
+            piece = client.socket.recv(65_536)
+        except OSError:
+            piece = b""
+        client.read += piece
+        if client.begun is None:
+            # Closed by the server in a pause, as it may.
+            self._close(client)
+        elif client.read.endswith(HELLO):
+            client.latencies.append(time.monotonic() - client.begun)
+            if not client.keep_alive or b"connection: close" in client.read.lower():
+                self._close(client)
+            self._pause(n)
+        elif not piece:
+            self._fail(n)
+
+    def _fail(self, n):
+        self.clients[n].errors += 1
+        self._close(self.clients[n])
+        self._pause(n)
+
+    def _pause(self, n):
+        self.clients[n].begun = None
+        heapq.heappush(self.queue, (time.monotonic() + self.clients[n].pause_s, n))
+
+    def _close(self, client):
+        if client.socket is not None:
+            self.by_descriptor.pop(client.socket.fileno(), None)
+            client.socket.close()
+            client.socket = None
+
+
+def percentile(values, share):
+    ordered = sorted(values)
+    return ordered[min(int(len(ordered) * share), len(ordered) - 1)]

@@ -1,0 +1,174 @@
+"""How each kind of scenario is measured: a function that takes a running server and returns its figures."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import clients
+import machine
+from process import pss_bytes
+from wrk import Failed, post_script, wrk
+
+WARM_UP_S = 0.5
+# A server that has just answered for the first time may still be starting its other workers.
+REST_S = 0.5
+ANSWER_DEADLINE_S = 20
+IDLE_CONNECTIONS = 10_000
+SLOW_CLIENTS, FAST_CLIENTS = 3, 24
+BALANCE_CLIENTS = 32
+
+
+def throughput(server, scenario, connections, seconds):
+    script = post_script(server.directory, scenario.body) if scenario.body else None
+    wrk(server.port, WARM_UP_S, connections, scenario.close, script)
+    before = server.cpu()
+    seen = wrk(server.port, seconds, connections, scenario.close, script)
+    cpu_s = server.cpu().since(before)
+    if not seen.requests:
+        raise Failed(f"no answer in {seconds} s, {seen.errors} errors")
+    return {
+        "per_second": seen.per_second,
+        "cpu_us": cpu_s / seen.requests * 1e6,
+        "p50_s": seen.p50_s,
+        "p99_s": seen.p99_s,
+        # Little's law: as many connections as were waited on at a time. Fewer than there are: the others starved.
+        "served": seen.per_second * seen.mean_s,
+        "error_share": seen.errors / seen.requests,
+        "pss_bytes": server.pss_bytes(),
+    }
+
+
+def mixed(server, scenario, connections, seconds):
+    """Latency of fast requests while others loop on a slow one."""
+    slow = [clients.Client(server.port, "/slow") for _ in range(SLOW_CLIENTS)]
+    fast = [clients.Client(server.port, "/", not scenario.close, scenario.pause_s) for _ in range(FAST_CLIENTS)]
+    clients.Crowd(slow + fast).run(seconds)
+    latencies = [latency for client in fast for latency in client.latencies]
+    return {
+        "p50_s": clients.percentile(latencies, 0.50),
+        "p99_s": clients.percentile(latencies, 0.99),
+        "per_second": len(latencies) / seconds,
+        "slow_p50_s": clients.percentile([latency for client in slow for latency in client.latencies], 0.50),
+        "error_share": sum(client.errors for client in slow + fast) / len(latencies),
+    }
+
+
+def ticker(server, scenario, connections, seconds):
+    """How late a Python thread comes that wants its turn every 10 ms, while hello runs at full speed."""
+    wrk(server.port, WARM_UP_S, connections)
+    clients.ask(server.port, "/late")
+    seen = wrk(server.port, seconds, connections)
+    ticks, late_s = clients.ask(server.port, "/late").body.split()
+    return {"late_s": float(late_s), "ticks": int(ticks), "per_second": seen.per_second}
+
+
+def balance(server, scenario, connections, seconds):
+    """Requests of the busiest worker to those of the idlest. With pauses the processor is free now and then."""
+    time.sleep(REST_S)
+    if scenario.pause_s:
+        crowd = [clients.Client(server.port, pause_s=scenario.pause_s) for _ in range(BALANCE_CLIENTS)]
+        clients.Crowd(crowd).run(seconds)
+    else:
+        wrk(server.port, seconds, BALANCE_CLIENTS, scenario.close)
+    counts = sorted(server.counts())
+    # A worker that got nothing has no file.
+    least = counts[0] if len(counts) == scenario.workers else 0
+    return {
+        "most_to_least": counts[-1] / max(least, 1),
+        "most_share": counts[-1] / sum(counts),
+        "least_share": least / sum(counts),
+        "per_second": sum(counts) / seconds,
+    }
+
+
+def idle(server, scenario, connections, seconds):
+    """User space memory of a keep-alive connection that had its answer and waits."""
+    for client in clients.hold_idle(server.port, 100):
+        client.close()
+    time.sleep(REST_S)
+    before = server.pss_bytes()
+    held = clients.hold_idle(server.port, IDLE_CONNECTIONS)
+    after = server.pss_bytes()
+    kept = clients.still_open(held)
+    for client in held:
+        client.close()
+    if kept < IDLE_CONNECTIONS:
+        raise Failed(f"kept {kept:,} of {IDLE_CONNECTIONS:,} connections")
+    return {"bytes_per_connection": (after - before) / IDLE_CONNECTIONS, "before_bytes": before}
+
+
+def memory(server, scenario, connections, seconds):
+    """Of all processes, after every worker had work."""
+    time.sleep(REST_S)
+    wrk(server.port, 1.0, connections, scenario.close)
+    return {"pss_bytes": server.pss_bytes(), "main_bytes": pss_bytes(server.process.pid)}
+
+
+def start(server, scenario, connections, seconds):
+    return {"seconds": server.first_answer_s}
+
+
+def reload(server, scenario, connections, seconds):
+    """From HUP to the first answer of the new release, and whether requests failed meanwhile."""
+    time.sleep(REST_S)
+    server.release("2")
+    begun = time.monotonic()
+    os.kill(server.process.pid, 1)
+    failed = _until(server, begun, lambda answer: answer.header("X-Instance").split()[0] == "2")
+    return {"seconds": time.monotonic() - begun, "failed": failed}
+
+
+def respawn(server, scenario, connections, seconds):
+    """From kill -9 of the only worker to the next answer."""
+    time.sleep(REST_S)
+    pid = clients.ask(server.port).header("X-Instance").split()[1]
+    begun = time.monotonic()
+    os.kill(int(pid), 9)
+    failed = _until(server, begun, lambda answer: answer.header("X-Instance").split()[1] != pid)
+    return {"seconds": time.monotonic() - begun, "failed": failed}
+
+
+def _until(server, begun, reached):
+    """Asks until an answer is as wanted; how many requests failed until then. After an answer that is not it pauses
+    longer: answering takes processor time that the successor needs, and more of it than the pause blurs the figure."""
+    failed = 0
+    while time.monotonic() < begun + ANSWER_DEADLINE_S:
+        try:
+            if reached(clients.ask(server.port)):
+                return failed
+            time.sleep(0.004)
+        except OSError:
+            failed += 1
+            time.sleep(0.001)
+    raise Failed(f"no such answer within {ANSWER_DEADLINE_S} s")
+
+
+def python_alone(scenario, seconds):
+    """The application without a server: called in a loop, or only imported."""
+    what = ["call", scenario.app, str(seconds)] if scenario.kind == "throughput" else ["import", scenario.app]
+    script = os.path.join(machine.HERE, "in_process.py")
+    with tempfile.TemporaryDirectory(prefix="forkmaster-bench-") as directory, machine.as_server():
+        # For apps/instance.py.
+        with open(os.path.join(directory, "release"), "w") as file:
+            file.write("1")
+        environment = {**os.environ, "BENCH_DIRECTORY": directory}
+        said = subprocess.run([sys.executable, script, *what], env=environment, capture_output=True, text=True)
+    if said.returncode:
+        raise Failed(said.stderr.strip().splitlines()[-1])
+    return json.loads(said.stdout)
+
+
+KINDS = {
+    "throughput": throughput,
+    "mixed": mixed,
+    "ticker": ticker,
+    "balance": balance,
+    "idle": idle,
+    "memory": memory,
+    "start": start,
+    "reload": reload,
+    "respawn": respawn,
+}
