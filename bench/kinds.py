@@ -16,6 +16,7 @@ WARM_UP_S = 0.5
 # A server that has just answered for the first time may still be starting its other workers.
 REST_S = 0.5
 ANSWER_DEADLINE_S = 20
+WORKERS_DEADLINE_S = 3
 IDLE_CONNECTIONS = 10_000
 SLOW_CLIENTS, FAST_CLIENTS = 3, 24
 BALANCE_CLIENTS = 32
@@ -43,6 +44,8 @@ def throughput(server, scenario, connections, seconds):
 
 def mixed(server, scenario, connections, seconds):
     """Latency of fast requests while others loop on a slow one."""
+    # Long enough for all workers to be up.
+    wrk(server.port, 2 * WARM_UP_S, FAST_CLIENTS, close=True)
     slow = [clients.Client(server.port, "/slow") for _ in range(SLOW_CLIENTS)]
     fast = [clients.Client(server.port, "/", not scenario.close, scenario.pause_s) for _ in range(FAST_CLIENTS)]
     clients.Crowd(slow + fast).run(seconds)
@@ -67,19 +70,22 @@ def ticker(server, scenario, connections, seconds):
 
 def balance(server, scenario, connections, seconds):
     """Requests of the busiest worker to those of the idlest. With pauses the processor is free now and then."""
-    time.sleep(REST_S)
+    # A worker that is not up yet must not count as one that gets nothing.
+    deadline = time.monotonic() + WORKERS_DEADLINE_S
+    while len(server.counts()) < scenario.workers and time.monotonic() < deadline:
+        wrk(server.port, 0.2, BALANCE_CLIENTS, close=True)
+    before = server.counts()
     if scenario.pause_s:
         crowd = [clients.Client(server.port, pause_s=scenario.pause_s) for _ in range(BALANCE_CLIENTS)]
         clients.Crowd(crowd).run(seconds)
     else:
         wrk(server.port, seconds, BALANCE_CLIENTS, scenario.close)
-    counts = sorted(server.counts())
-    # A worker that got nothing has no file.
-    least = counts[0] if len(counts) == scenario.workers else 0
+    counts = [count - before.get(worker, 0) for worker, count in server.counts().items()]
+    counts += [0] * (scenario.workers - len(counts))
     return {
-        "most_to_least": counts[-1] / max(least, 1),
-        "most_share": counts[-1] / sum(counts),
-        "least_share": least / sum(counts),
+        "most_to_least": max(counts) / max(min(counts), 1),
+        "most_share": max(counts) / sum(counts),
+        "least_share": min(counts) / sum(counts),
         "per_second": sum(counts) / seconds,
     }
 

@@ -13,7 +13,7 @@ OURS = "forkmaster"
 
 def ratio(value):
     """Finer than in the tables: 0.968 must not look as if it were 0.97."""
-    return f"{value:,.3f}"
+    return f"{value:,.3f}" if value < 100 else f"{value:,.0f}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,7 +60,7 @@ def _bars(result, names, column, more_is_better, left, width):
         y, middle = TOP + ROW * row + (ROW - BAR) / 2, TOP + ROW * row + ROW / 2
         yield f'<rect x="{left}" y="{y}" width="{max(median, 1):.1f}" height="{BAR}" rx="2" fill="{_colour(name)}"/>'
         if low < high:
-            yield f'<path d="M{left + low:.1f} {middle}H{left + high:.1f}" stroke="{INK}" stroke-opacity="0.6"/>'
+            yield f'<path d="M{left + low:.1f} {middle}H{left + high:.1f}" stroke="{INK}" stroke-opacity="0.7" stroke-width="2"/>'
         if figures[name]["median"] > longest:
             cut = left + width - 22
             yield f'<path d="M{cut} {y + BAR + 2}l6 -{BAR + 4}" stroke="#ffffff" stroke-width="4"/>'

@@ -70,12 +70,12 @@ class Server:
             file.write(name)
 
     def counts(self):
-        """Requests by worker, as apps/counted.py counts them."""
-        names = [name for name in os.listdir(self.directory) if name.startswith("count-")]
-        counts = []
-        for name in names:
-            with open(os.path.join(self.directory, name), "rb") as file:
-                counts.append(int.from_bytes(file.read(8), "little"))
+        """Requests by worker, as apps/counted.py counts them. A worker that had none is not there."""
+        counts = {}
+        for name in os.listdir(self.directory):
+            if name.startswith("count-"):
+                with open(os.path.join(self.directory, name), "rb") as file:
+                    counts[name] = int.from_bytes(file.read(8), "little")
         return counts
 
     def pids(self):
