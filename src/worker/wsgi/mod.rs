@@ -26,13 +26,14 @@ use account::{Account, Ended};
 use capi::Capi;
 use environ::{Builder, Common};
 use input::Input;
-use response::{Answered, Progress, Stage};
+use response::{Answered, Progress, Sized, Stage};
 
 /// One app thread's way into the application.
 pub struct Gateway {
     application: Py<PyAny>,
     builder: Builder,
     stage: Stage,
+    sized: Sized,
     progress: Progress,
     /// Numbers them on the scoreboard.
     requests: u64,
@@ -63,7 +64,7 @@ impl Gateway {
         let account = access.map(Account::new);
         // No two requests of a worker have the same number.
         let requests = u64::from(thread) << 40;
-        Ok(Gateway { application, builder, stage, progress, requests, capi, worker, account })
+        Ok(Gateway { application, builder, stage, sized: Sized::default(), progress, requests, capi, worker, account })
     }
 
     /// Answers one request, whatever the application does. Nothing that it raises leaves here: a SystemExit ends
@@ -94,7 +95,8 @@ impl Gateway {
         if let Err((error, exchange)) = self.stage.enter(py, exchange) {
             return Err(self.fail(py, exchange, Some(&environ), &error));
         }
-        let answered = response::answer(py, &self.capi, self.application.bind(py), environ.as_any(), &self.stage);
+        let answered =
+            response::answer(py, &self.capi, self.application.bind(py), environ.as_any(), &self.stage, &mut self.sized);
         // Where another thread of the application is inside `write()`, the exchange goes when that is done with it.
         let Some(exchange) = self.stage.leave(py) else {
             log::error!("{}: a thread of the application still writes after the response has ended", self.worker);

@@ -16,7 +16,7 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyList, PyString, PyTuple, PyType};
 
 use super::capi::{self, references, Capi, Method};
 use super::file::FileWrapper;
@@ -382,6 +382,7 @@ pub fn answer(
     application: &Bound<'_, PyAny>,
     environ: &Bound<'_, PyAny>,
     stage: &Stage,
+    sized: &mut Sized,
 ) -> Answered {
     let result = match capi.call(application, environ, stage.start_response.bind(py)) {
         Ok(result) => result,
@@ -395,7 +396,7 @@ pub fn answer(
             Err(error) => Answered::Raised(error),
         };
     }
-    let sent = send_result(py, &result, response);
+    let sent = send_result(py, &result, response, sized);
     if let Ok(response) = response.try_borrow() {
         response.facts.progress.enter();
     }
@@ -418,13 +419,18 @@ fn send_only(py: Python<'_>, only: &Bound<'_, PyAny>, response: &Bound<'_, Respo
     Ok(())
 }
 
-fn send_result(py: Python<'_>, result: &Bound<'_, PyAny>, response: &Bound<'_, Response>) -> PyResult<()> {
+fn send_result(
+    py: Python<'_>,
+    result: &Bound<'_, PyAny>,
+    response: &Bound<'_, Response>,
+    sized: &mut Sized,
+) -> PyResult<()> {
     if let Ok(wrapper) = result.cast_exact::<FileWrapper>() {
         if send_file(py, wrapper.get(), response)? {
             return Ok(());
         }
     }
-    let mut whole = has_one_piece(result)?;
+    let mut whole = has_one_piece(result, sized)?;
     for item in result.try_iter()? {
         let item = item?;
         let body = piece(&item)?;
@@ -458,12 +464,25 @@ fn only_piece<'py>(result: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
 }
 
 /// Any other iterable that says that it has one piece (PEP 3333, "Handling the Content-Length Header"). It is asked
-/// by its type, since most have no length and an exception costs more than a request should.
-fn has_one_piece(result: &Bound<'_, PyAny>) -> PyResult<bool> {
-    if !result.get_type().hasattr(intern!(result.py(), "__len__"))? {
-        return Ok(false);
+/// by its type, since most have no length and an exception costs more than a request should; and that once, since an
+/// application answers with the same few types again and again.
+fn has_one_piece(result: &Bound<'_, PyAny>, sized: &mut Sized) -> PyResult<bool> {
+    Ok(sized.is(&result.get_type())? && result.len()? == 1)
+}
+
+/// Whether objects of a type have a length: of the latest type that was asked about.
+#[derive(Default)]
+pub struct Sized(Option<(Py<PyType>, bool)>);
+
+impl Sized {
+    fn is(&mut self, kind: &Bound<'_, PyType>) -> PyResult<bool> {
+        if let Some((_, has_length)) = self.0.as_ref().filter(|(known, _)| known.is(kind)) {
+            return Ok(*has_length);
+        }
+        let has_length = kind.hasattr(intern!(kind.py(), "__len__"))?;
+        self.0 = Some((kind.clone().unbind(), has_length));
+        Ok(has_length)
     }
-    Ok(result.len()? == 1)
 }
 
 fn send_file(py: Python<'_>, wrapper: &FileWrapper, response: &Bound<'_, Response>) -> PyResult<bool> {
