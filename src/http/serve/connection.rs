@@ -13,6 +13,7 @@ use crate::proto::refusal::{self, Refusal};
 
 use super::answer::Answer;
 use super::budget::{Budget, Charge};
+use super::buffers::Buffers;
 use super::epoll::Token;
 use super::event_loop::Attention;
 use super::listener::Origin;
@@ -31,6 +32,7 @@ pub struct Rules {
     pub limits: Limits,
     pub temp: TempFiles,
     pub memory: Arc<Budget>,
+    pub buffers: Arc<Buffers>,
 }
 
 #[derive(Debug)]
@@ -94,7 +96,7 @@ pub enum Received {
 }
 
 impl Connection {
-    pub fn new(token: Token, link: Arc<Link>, local: Arc<Local>, memory: Charge, now: Instant) -> Connection {
+    pub fn new(token: Token, link: Arc<Link>, local: Arc<Local>, rules: &Rules, now: Instant) -> Connection {
         Connection {
             token,
             link,
@@ -106,7 +108,8 @@ impl Connection {
                 present: false,
                 memory: Vec::new(),
                 memory_bytes_max: 0,
-                charge: memory,
+                charge: rules.memory.charge(),
+                buffers: Arc::clone(&rules.buffers),
                 file: None,
                 length: 0,
             },
@@ -383,6 +386,8 @@ pub struct RequestBody {
     /// Of this body; of one that is known to be longer than `body_memory` just a stretch worth writing.
     memory_bytes_max: u64,
     charge: Charge,
+    /// Where large memory comes from and goes to.
+    buffers: Arc<Buffers>,
     file: Option<Spool>,
     length: u64,
 }
@@ -402,6 +407,11 @@ impl RequestBody {
         std::mem::take(&mut self.memory)
     }
 
+    /// What was taken is no longer needed.
+    pub fn give_back(&self, memory: Vec<u8>) {
+        self.buffers.keep(memory);
+    }
+
     pub fn file(&self) -> Option<&Spool> {
         self.file.as_ref()
     }
@@ -413,7 +423,7 @@ impl RequestBody {
         self.charge.clear();
         self.memory.clear();
         if self.memory.capacity() > BUFFER_KEPT_BYTES {
-            self.memory = Vec::new();
+            self.buffers.keep(std::mem::take(&mut self.memory));
         }
     }
 
@@ -445,8 +455,14 @@ impl RequestBody {
     }
 
     /// Where up to `left` bytes may be read to, and how many at once: twice as many each time, since what was only
-    /// announced shall not cost memory.
+    /// announced shall not cost memory. Memory that is asked for and not written to costs none, so there is room for all
+    /// that may stay in memory from the beginning, and it need not move as it grows.
     fn place(&mut self, left: u64) -> (&mut Vec<u8>, usize) {
+        if self.file.is_none() && left > BUFFER_KEPT_BYTES as u64 && self.memory.capacity() <= BUFFER_KEPT_BYTES {
+            let begun = std::mem::replace(&mut self.memory, self.buffers.take());
+            self.memory.reserve(begun.len() + left.min(self.memory_bytes_max) as usize);
+            self.memory.extend_from_slice(&begun);
+        }
         let step = match self.file {
             Some(_) => GATHER_BYTES - self.memory.len(),
             None => self.memory.len().max(READ_BODY_BYTES),
@@ -485,7 +501,7 @@ impl RequestBody {
     fn complete(&mut self) -> Result<(), Refusal> {
         let Some(file) = &mut self.file else { return Ok(()) };
         file.append(&self.memory).map_err(translate)?;
-        self.memory = Vec::new();
+        self.buffers.keep(std::mem::take(&mut self.memory));
         self.charge.clear();
         Ok(())
     }

@@ -15,7 +15,7 @@ use crate::proto::response::Asked;
 use crate::proto::Version;
 
 use super::answer::After;
-use super::connection::{Connection, Received, Rules};
+use super::connection::{Connection, Received};
 use super::epoll::{Epoll, Event, Interest, Token};
 use super::listener::{Accepted, Listeners, Load, Origin};
 use super::outbox::{Drained, Link, Sent};
@@ -559,15 +559,15 @@ impl EventLoop {
             }
         }
         let fd = socket.as_raw_fd();
-        let Rules { memory, settings, .. } = &self.shared.rules;
-        let make = || Link::new(memory.charge(), settings.response_buffer);
+        let rules = &self.shared.rules;
+        let make = || Link::new(rules.memory.charge(), rules.settings.response_buffer);
         let Some((slot, buffers)) = self.table.take(socket, self.now, make) else { return };
         let token = slot.token;
         slot.link.open(fd);
         self.shared.note_socket(token.index, Some(fd));
         let mut connection = buffers.unwrap_or_else(|| {
             let (link, local) = (Arc::clone(&slot.link), Arc::clone(&origin.local));
-            Box::new(Connection::new(token, link, local, memory.charge(), self.now))
+            Box::new(Connection::new(token, link, local, rules, self.now))
         });
         connection.open(token, origin);
         self.meter.accepted();

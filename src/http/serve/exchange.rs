@@ -13,7 +13,7 @@ use super::answer::{date_now, After};
 use super::connection::Connection;
 use super::epoll::Token;
 use super::helm::{Helm, Ticket};
-use super::outbox::{Link, Sent};
+use super::outbox::{Hold, Link, Sent};
 use super::settings::BUFFER_KEPT_BYTES;
 use super::shared::{Notice, Shared};
 use super::{Local, Peer};
@@ -144,6 +144,11 @@ impl Exchange {
         (body.file().is_none() && body.memory().len() > BUFFER_KEPT_BYTES).then(|| body.take())
     }
 
+    /// What `take_body` gave is no longer needed.
+    pub fn give_body_back(&self, body: Vec<u8>) {
+        self.connection().body.give_back(body);
+    }
+
     /// As declared, or counted for chunked bodies; None where the request has no body.
     pub fn content_length(&self) -> Option<u64> {
         self.connection().body.length()
@@ -188,7 +193,7 @@ impl Exchange {
         if piece.is_empty() {
             return if self.gone() { Written::Gone } else { Written::Done };
         }
-        self.send(piece, None)
+        self.send(piece, None, None)
     }
 
     /// As `write`, but takes no more of the piece than the buffers have room for and says how many bytes it
@@ -219,10 +224,16 @@ impl Exchange {
         if self.head_sent() {
             return self.write(body);
         }
-        self.send(body, Some(body.len() as u64))
+        self.send(body, Some(body.len() as u64), None)
     }
 
-    fn send(&mut self, piece: &[u8], whole: Option<u64>) -> Written {
+    /// As `write_all`, before anything was sent, for a body that somebody else owns: what the socket does not take is not
+    /// copied but held.
+    pub fn write_all_held(&mut self, body: &[u8], hold: Hold<'_>) -> Written {
+        self.send(body, Some(body.len() as u64), Some(hold))
+    }
+
+    fn send(&mut self, piece: &[u8], whole: Option<u64>, hold: Option<Hold<'_>>) -> Written {
         if self.shared().is_forgotten() {
             return Written::Gone;
         }
@@ -249,7 +260,14 @@ impl Exchange {
         answer.sent += piece.len() as u64;
         let head = if begins { answer.head.bytes() } else { b"" };
         let (line, end) = line.as_ref().map_or((&b""[..], &b""[..]), |line| (line.bytes(), &b"\r\n"[..]));
-        emit(shared, &connection.link, connection.token, &[head, line, piece, end])
+        let temp = &shared.rules.temp;
+        let sent = match framing {
+            Framing::Chunked => connection.link.send(&[head, line, piece, end], temp),
+            Framing::None | Framing::Length(_) | Framing::UntilClose => {
+                connection.link.send_held(&[head, piece], hold, temp)
+            }
+        };
+        written(shared, connection.token, sent)
     }
 
     /// The framing, decided now if it was not yet.

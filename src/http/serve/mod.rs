@@ -6,6 +6,7 @@
 
 mod answer;
 mod budget;
+mod buffers;
 mod connection;
 mod dispatch;
 mod epoll;
@@ -45,6 +46,7 @@ pub use crate::proto::Version;
 pub use dispatch::{AppThread, Wake};
 pub use exchange::{BadResponse, Body, Exchange, Written};
 pub use listener::{Listener, Proxy};
+pub use outbox::Piece;
 pub use settings::Settings;
 
 /// What the loop tells of itself while it runs; implementations must be cheap and never block.

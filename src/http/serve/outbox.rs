@@ -95,6 +95,12 @@ impl Link {
 
     /// Sends or queues all of `parts`. App side.
     pub fn send(&self, parts: &[&[u8]], temp: &TempFiles) -> Sent {
+        self.send_held(parts, None, temp)
+    }
+
+    /// As `send`; what cannot be sent at once of the last part need not be copied if it is large: `hold` gives a hold on
+    /// its bytes.
+    pub fn send_held(&self, parts: &[&[u8]], hold: Option<Hold<'_>>, temp: &TempFiles) -> Sent {
         if self.is_gone() {
             return Sent::Gone;
         }
@@ -112,10 +118,17 @@ impl Link {
             }
         }
         let mut outbox = self.lock();
-        for part in parts {
+        for (index, part) in parts.iter().enumerate() {
             let skipped = skip.min(part.len());
             skip -= skipped;
-            outbox.push(&part[skipped..], temp);
+            let hold = hold.filter(|_| index + 1 == parts.len() && part.len() - skipped > SEGMENT_BYTES);
+            match hold {
+                // Whoever gave it has the memory in any case; it counts all the same, so that slow clients have a bound.
+                Some(hold) if outbox.memory.grow((part.len() - skipped) as u64) => {
+                    outbox.segments.push_back(Segment::Held { piece: hold(), at: skipped, end: part.len() });
+                }
+                Some(_) | None => outbox.push(&part[skipped..], temp),
+            }
         }
         self.queue(outbox, temp)
     }
@@ -248,11 +261,25 @@ enum Progress {
     Broken,
 }
 
+/// Bytes that stay where they are for as long as this lives.
+pub trait Piece: Send + std::fmt::Debug {
+    fn bytes(&self) -> &[u8];
+}
+
+/// Makes a hold on bytes whose owner would otherwise let them go.
+pub type Hold<'a> = &'a dyn Fn() -> Box<dyn Piece>;
+
 #[derive(Debug)]
 enum Segment {
     Memory {
         bytes: Vec<u8>,
         at: usize,
+    },
+    /// The application's own, of which the answer may have only the beginning.
+    Held {
+        piece: Box<dyn Piece>,
+        at: usize,
+        end: usize,
     },
     /// Bytes of the response's own spool.
     Spooled {
@@ -339,7 +366,8 @@ impl Outbox {
             Some(Segment::Memory { bytes: tail, .. }) if tail.len() + bytes.len() <= SEGMENT_BYTES => {
                 tail.extend_from_slice(bytes);
             }
-            Some(Segment::Memory { .. } | Segment::Spooled { .. } | Segment::File { .. }) | None => {
+            Some(Segment::Memory { .. } | Segment::Held { .. } | Segment::Spooled { .. } | Segment::File { .. })
+            | None => {
                 self.segments.push_back(Segment::Memory { bytes: bytes.to_vec(), at: 0 });
             }
         }
@@ -351,7 +379,7 @@ impl Outbox {
             self.spooled += length;
             match self.segments.back_mut() {
                 Some(Segment::Spooled { left, .. }) => *left += length,
-                Some(Segment::Memory { .. } | Segment::File { .. }) | None => {
+                Some(Segment::Memory { .. } | Segment::Held { .. } | Segment::File { .. }) | None => {
                     self.segments.push_back(Segment::Spooled { offset, left: length });
                 }
             }
@@ -395,6 +423,10 @@ impl Outbox {
             }
             let outcome = match segment {
                 Segment::Memory { bytes, at } => send_parts(fd, &[&bytes[*at..]], false).inspect(|sent| *at += sent),
+                Segment::Held { piece, at, end } => {
+                    let rest = &piece.bytes()[*at..*end];
+                    send_parts(fd, &[&rest[..rest.len().min(TURN_BYTES_MAX)]], false).inspect(|sent| *at += sent)
+                }
                 Segment::Spooled { offset, left } => match &self.spool {
                     Some(spool) => send_some(fd, spool, offset, left),
                     None => return Progress::Broken,
@@ -412,6 +444,10 @@ impl Outbox {
                 Segment::Memory { bytes, at } => {
                     self.memory.release(sent as u64);
                     *at == bytes.len()
+                }
+                Segment::Held { at, end, .. } => {
+                    self.memory.release(sent as u64);
+                    at == end
                 }
                 Segment::Spooled { left, .. } => {
                     self.spooled -= sent as u64;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -76,7 +76,7 @@ impl Shared {
         let temp = TempFiles::new(settings.temp_dir.clone(), settings.temp_limit);
         let limits = settings.limits();
         Ok(Shared {
-            rules: Rules { settings, limits, temp, memory },
+            rules: Rules { settings, limits, temp, memory, buffers: Arc::default() },
             ring,
             sockets,
             inbox: Mutex::new(inbox),

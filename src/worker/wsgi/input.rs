@@ -38,6 +38,18 @@ impl Input {
         Input { source: Source::Buffer(body), position: 0, length }
     }
 
+    /// The large body's memory, when nobody will read it any more.
+    pub fn take_buffer(&mut self) -> Option<Vec<u8>> {
+        match &mut self.source {
+            Source::Buffer(body) => {
+                self.length = 0;
+                self.position = 0;
+                Some(std::mem::take(body))
+            }
+            Source::Memory(_) | Source::File(_) => None,
+        }
+    }
+
     /// A descriptor of its own for the same file; read at explicit offsets, since the file's own is shared.
     pub fn file(file: BorrowedFd<'_>, length: u64) -> io::Result<Input> {
         let file = File::from(file.try_clone_to_owned()?);

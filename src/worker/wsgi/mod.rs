@@ -23,7 +23,7 @@ use crate::access::AccessLog;
 use crate::failure;
 use crate::worker::Worker;
 use account::{Account, Ended};
-use capi::Capi;
+use capi::{references, Capi};
 use environ::{Builder, Common};
 use input::Input;
 use response::{Answered, Progress, Sized, Stage};
@@ -34,6 +34,8 @@ pub struct Gateway {
     builder: Builder,
     stage: Stage,
     sized: Sized,
+    /// Of the running request, if it has a body.
+    input: Option<Py<Input>>,
     progress: Progress,
     /// Numbers them on the scoreboard.
     requests: u64,
@@ -64,7 +66,18 @@ impl Gateway {
         let account = access.map(Account::new);
         // No two requests of a worker have the same number.
         let requests = u64::from(thread) << 40;
-        Ok(Gateway { application, builder, stage, sized: Sized::default(), progress, requests, capi, worker, account })
+        Ok(Gateway {
+            application,
+            builder,
+            stage,
+            sized: Sized::default(),
+            input: None,
+            progress,
+            requests,
+            capi,
+            worker,
+            account,
+        })
     }
 
     /// Answers one request, whatever the application does. Nothing that it raises leaves here: a SystemExit ends
@@ -102,6 +115,7 @@ impl Gateway {
             log::error!("{}: a thread of the application still writes after the response has ended", self.worker);
             return Err(Raised);
         };
+        self.give_body_back(py, &exchange, &environ);
         match answered {
             // The line of a good request is never written: it is made from the environ only where it is needed.
             Answered::Completely => {
@@ -151,7 +165,19 @@ impl Gateway {
             },
         };
         let input = input.map(|input| Bound::new(py, input)).transpose()?;
+        self.input = input.as_ref().map(|input| input.clone().unbind());
         self.builder.build(py, exchange, input.map(Bound::into_any))
+    }
+
+    /// A large body's memory serves the next one, unless the application has kept a way to it: only we have the environ,
+    /// and only it and we have its input.
+    fn give_body_back(&mut self, py: Python<'_>, exchange: &Exchange, environ: &Bound<'_, PyDict>) {
+        let Some(input) = self.input.take() else { return };
+        let input = input.bind(py);
+        if references(environ) == 1 && references(input) <= 2 {
+            let buffer = input.try_borrow_mut().ok().and_then(|mut input| input.take_buffer());
+            buffer.into_iter().for_each(|buffer| exchange.give_body_back(buffer));
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use forkmaster_http::serve::{BadResponse, Exchange, Written};
+use forkmaster_http::serve::{BadResponse, Exchange, Piece, Written};
 use forkmaster_wire::scoreboard::{monotonic_ns, ThreadCell};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::ffi;
@@ -144,6 +144,32 @@ impl Stage {
     }
 }
 
+/// A `bytes` object that is being sent, and lives until that has been done.
+#[derive(Debug)]
+struct Held {
+    /// Let go of without the interpreter's lock it is noted, and freed by the next who has the lock (PyO3 does so).
+    _object: Py<PyBytes>,
+    start: *const u8,
+    length: usize,
+}
+
+// SAFETY: the bytes never change and stay where they are while there is a reference to their object.
+unsafe impl Send for Held {}
+
+impl Held {
+    fn new(object: &Bound<'_, PyBytes>) -> Held {
+        let bytes = object.as_bytes();
+        Held { _object: object.clone().unbind(), start: bytes.as_ptr(), length: bytes.len() }
+    }
+}
+
+impl Piece for Held {
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: see above; the reference lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start, self.length) }
+    }
+}
+
 /// Where the scoreboard is told that application code was left and entered.
 #[derive(Clone, Copy)]
 pub struct Progress {
@@ -220,14 +246,15 @@ impl Response {
 
     /// The whole body in one piece: its length goes into the head, if nothing was sent before. One that is larger
     /// than the buffers is sent as they have room, so that a client that does not read costs no more than them.
-    fn send_whole(&mut self, py: Python<'_>, body: &[u8]) -> PyResult<bool> {
-        let whole = body.len() <= self.facts.response_buffer;
+    fn send_whole(&mut self, py: Python<'_>, body: &Bound<'_, PyBytes>) -> PyResult<bool> {
+        let bytes = body.as_bytes();
+        let whole = bytes.len() <= self.facts.response_buffer;
         let exchange = self.live()?;
         if whole && !exchange.head_sent() {
-            self.latest = exchange.write_all(body);
+            self.latest = exchange.write_all_held(bytes, &|| Box::new(Held::new(body)));
             return Ok(self.latest != Written::Gone);
         }
-        self.send(py, body)
+        self.send(py, bytes)
     }
 
     /// Waits where the buffers are full. It is always the next piece that waits, not the one that filled them:
@@ -415,7 +442,7 @@ fn send_only(py: Python<'_>, only: &Bound<'_, PyAny>, response: &Bound<'_, Respo
     let body = piece(only)?;
     let mut response = response.try_borrow_mut()?;
     require_started(&response)?;
-    response.send_whole(py, body.as_bytes())?;
+    response.send_whole(py, body)?;
     Ok(())
 }
 
@@ -439,8 +466,8 @@ fn send_result(
         }
         let mut response = response.try_borrow_mut()?;
         require_started(&response)?;
-        let body = body.as_bytes();
-        let sent = if std::mem::take(&mut whole) { response.send_whole(py, body) } else { response.send(py, body) };
+        let whole = std::mem::take(&mut whole);
+        let sent = if whole { response.send_whole(py, body) } else { response.send(py, body.as_bytes()) };
         if !sent? {
             return Ok(());
         }

@@ -291,3 +291,42 @@ fn announcing_much_costs_nothing() {
     drop(announcing);
     fixture.stop();
 }
+
+/// A large body that somebody owns is not copied for a slow reader, and is let go of when it was sent or the client left.
+#[test]
+fn a_held_body_is_sent_from_where_it_is() {
+    #[derive(Debug)]
+    struct Owned(std::sync::Arc<Vec<u8>>);
+    impl crate::serve::Piece for Owned {
+        fn bytes(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    let body = std::sync::Arc::new((0..BIG).map(|number| (number / 7) as u8).collect::<Vec<u8>>());
+    let owned = std::sync::Arc::clone(&body);
+    let fixture = Fixture::new(settings(), move |mut exchange, _gate, voice| {
+        // One byte less than there are: what is declared counts.
+        let length = (BIG - 1).to_string();
+        let declared = exchange.path() == b"/declared";
+        let fields: &[(&[u8], &[u8])] = if declared { &[(b"Content-Length", length.as_bytes())] } else { &[] };
+        exchange.start(b"200 OK", fields).expect("valid");
+        let hold = std::sync::Arc::clone(&owned);
+        exchange.write_all_held(&owned, &|| Box::new(Owned(std::sync::Arc::clone(&hold))));
+        assert_eq!(exchange.finish().is_err(), declared);
+        voice.say("free");
+    });
+    for (path, length) in [("/", BIG), ("/declared", BIG - 1)] {
+        let mut slow = fixture.client();
+        slow.send(format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n"));
+        fixture.expect_app("free");
+        assert!(slow.answer().body == body[..length]);
+    }
+    let mut leaving = fixture.client();
+    leaving.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    fixture.expect_app("free");
+    drop(leaving);
+    fixture.expect(&Told::Connections(0));
+    fixture.stop();
+    // The test's own, and nobody else's: the handler has gone with the server.
+    assert_eq!(std::sync::Arc::strong_count(&body), 1);
+}

@@ -1,0 +1,47 @@
+//! Memory for large bodies, used again: to give 200 kB back to the kernel after each request and to get them anew, page
+//! by page, costs as much as reading them.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::settings::{BODY_BUFFERS_KEPT, BODY_BUFFER_BYTES_MAX};
+
+#[derive(Debug, Default)]
+pub struct Buffers {
+    free: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Buffers {
+    /// An empty one, with memory if one was kept.
+    pub fn take(&self) -> Vec<u8> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    pub fn keep(&self, mut buffer: Vec<u8>) {
+        if buffer.capacity() > BODY_BUFFER_BYTES_MAX {
+            return;
+        }
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        if free.len() < BODY_BUFFERS_KEPT {
+            buffer.clear();
+            free.push(buffer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_are_kept_and_none_that_is_huge() {
+        let buffers = Buffers::default();
+        buffers.keep(Vec::with_capacity(BODY_BUFFER_BYTES_MAX + 1));
+        assert_eq!(buffers.take().capacity(), 0);
+        for _ in 0..BODY_BUFFERS_KEPT + 1 {
+            buffers.keep(vec![1; 1000]);
+        }
+        let taken: Vec<Vec<u8>> = (0..BODY_BUFFERS_KEPT + 1).map(|_| buffers.take()).collect();
+        assert!(taken.iter().all(Vec::is_empty));
+        assert_eq!(taken.iter().filter(|buffer| buffer.capacity() > 0).count(), BODY_BUFFERS_KEPT);
+    }
+}
