@@ -77,7 +77,7 @@ class Client:
 
 
 class Crowd:
-    """Clients at once, on one thread: the latency that is seen must be the server's and not the wait for a lock here."""
+    """Clients at once, on one thread: the latency seen must be the server's and not the wait for a lock here."""
 
     def __init__(self, clients):
         self.clients = clients

@@ -135,9 +135,7 @@ class Result:
     def ordered(self):
         """Servers with the best first; floor and the application alone above them."""
         key, best_first = self.kind.columns[0].key, -1 if self.kind.more_is_better else 1
-        return sorted(
-            self.servers, key=lambda name: (name not in REFERENCES, best_first * self.median(name, key))
-        )
+        return sorted(self.servers, key=lambda name: (name not in REFERENCES, best_first * self.median(name, key)))
 
     def peers(self):
         return [name for name in self.ordered() if name not in REFERENCES and not name.startswith("forkmaster")]
@@ -147,7 +145,9 @@ class Result:
         found = [
             (name, self.median(name, key))
             for name in self.peers()
-            if not self.has_errors(name) and not (serving_all and self.starves(name))
+            if self.median(name, key) is not None
+            and not self.has_errors(name)
+            and not (serving_all and self.starves(name))
         ]
         return (max if more_is_better else min)(found, key=lambda pair: pair[1], default=None)
 

@@ -1,5 +1,5 @@
-"""An application without a server: `in_process.py call APP SECONDS` prints the processor time of a call in a loop with a
-prepared environ, `in_process.py import APP` the time that its import takes. What a server takes beyond that is its own."""
+"""An application without a server: `in_process.py call APP SECONDS` prints the processor time of a call in a loop with
+a prepared environ, `in_process.py import APP` the time of its import. What a server takes beyond that is its own."""
 
 import importlib
 import io

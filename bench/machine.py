@@ -1,4 +1,4 @@
-"""The machine: its processors, which of them serve and which one loads, and the facts that stand beside every figure."""
+"""The machine: its processors, which of them serve and which one loads, and the facts that stand beside figures."""
 
 import contextlib
 import importlib.metadata

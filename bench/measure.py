@@ -19,7 +19,7 @@ def arguments():
     parser = argparse.ArgumentParser(prog="bench/run", description="Measures forkmaster beside its peers.")
     parser.add_argument("scenarios", nargs="*", help="names or parts of them; all without")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement, after half a second to warm up")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement, after the warm-up")
     parser.add_argument("--servers", default=",".join(COMMANDS), help="comma-separated")
     parser.add_argument("--out", default=os.path.join(machine.HERE, "results"))
     parser.add_argument("--list", action="store_true", help="names the scenarios")

@@ -1,4 +1,4 @@
-"""What must hold, judged by the results of a run. A bound is judged where its scenario ran, else it is not mentioned."""
+"""What must hold, judged by the results of a run. A bound whose scenario did not run is not mentioned."""
 
 from __future__ import annotations
 

@@ -26,16 +26,18 @@ def svg(result):
     parts = [_text(GAP, 28, result.name, size=17, weight=600)]
     facts = result.data["machine"]
     parts.append(_text(GAP, bottom + 24, machine.sentence(facts), fill=MUTED, size=11))
-    parts.append(_text(GAP, bottom + 40, f"Medians of {result.data['rounds']} interleaved rounds; the line is the spread.",
-                       fill=MUTED, size=11))
+    medians = f"Medians of {result.data['rounds']} interleaved rounds; the line is the spread."
+    parts.append(_text(GAP, bottom + 40, medians, fill=MUTED, size=11))
     for row, name in enumerate(names):
         weight = 600 if name == "forkmaster" else 400
         parts.append(_text(NAMES - 8, TOP + ROW * row + 17, name, anchor="end", weight=weight))
     for number, (column, more_is_better) in enumerate(panels):
         left = NAMES + number * (width + GAP)
         better = "more is better" if more_is_better else "less is better"
-        parts.append(_text(left, TOP - 16, column.title, weight=600) +
-                     _text(left + width - GAP, TOP - 16, better, anchor="end", fill=MUTED, size=11))
+        parts.append(
+            _text(left, TOP - 16, column.title, weight=600)
+            + _text(left + width - GAP, TOP - 16, better, anchor="end", fill=MUTED, size=11)
+        )
         parts.append(f'<path d="M{left} {TOP - 6}V{bottom}" stroke="{MUTED}"/>')
         parts += _bars(result, names, column, more_is_better, left, width - FIGURE)
     height = bottom + 54
@@ -60,7 +62,8 @@ def _bars(result, names, column, more_is_better, left, width):
         y, middle = TOP + ROW * row + (ROW - BAR) / 2, TOP + ROW * row + ROW / 2
         yield f'<rect x="{left}" y="{y}" width="{max(median, 1):.1f}" height="{BAR}" rx="2" fill="{_colour(name)}"/>'
         if low < high:
-            yield f'<path d="M{left + low:.1f} {middle}H{left + high:.1f}" stroke="{INK}" stroke-opacity="0.7" stroke-width="2"/>'
+            line = f"M{left + low:.1f} {middle}H{left + high:.1f}"
+            yield f'<path d="{line}" stroke="{INK}" stroke-opacity="0.7" stroke-width="2"/>'
         if figures[name]["median"] > longest:
             cut = left + width - 22
             yield f'<path d="M{cut} {y + BAR + 2}l6 -{BAR + 4}" stroke="#ffffff" stroke-width="4"/>'

@@ -13,7 +13,7 @@ from clients import ask
 from servers import APPS, COMMANDS
 
 START_DEADLINE_S = 20
-NANOSECONDS_A_TICK = 1e9 / os.sysconf("SC_CLK_TCK")
+TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class DidNotStart(Exception):
@@ -149,7 +149,7 @@ class Cpu:
         """Seconds. The ticks of /proc/PID/stat are 10 ms coarse, but they remember threads and children that ended."""
         if self.threads and before.threads.keys() <= self.threads.keys():
             return sum(time - before.threads.get(thread, 0) for thread, time in self.threads.items()) / 1e9
-        return (self.ticks - before.ticks) * NANOSECONDS_A_TICK / 1e9
+        return (self.ticks - before.ticks) / TICKS_A_SECOND
 
 
 def pss_bytes(pid):

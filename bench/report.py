@@ -1,57 +1,65 @@
 """The table of a scenario, in Markdown."""
 
+from functools import partial
+
 from figures import percent, times
 
 
 def table(result):
     """Servers with the best first, then who took no part and why."""
-    main = result.kind.columns[0]
-    best = result.best_peer(main.key, result.kind.more_is_better)
-    head, rows = ["server"], {name: [_marked(name)] for name in result.ordered()}
-
-    def add(title, cell):
-        cells = {name: cell(name) for name in rows}
-        if any(cell != "-" for cell in cells.values()):
-            head.append(title)
-            for name, row in rows.items():
-                row.append(cells[name])
-
-    def ratio(key, to):
-        def cell(name):
-            value = result.median(name, key)
-            return times(value / to) if value is not None and to and name != "python alone" else "-"
-
-        return cell
-
-    for column in result.kind.columns:
-        add(column.title, lambda name: _shown(result.median(name, column.key), column.show))
-        if column is main:
-            add("spread", lambda name: _spread(result.servers[name].get(column.key), column.show))
-        if column.key in ("per_second", "cpu_us") and result.data["kind"] == "throughput":
-            add("/ floor", ratio(column.key, result.median("floor", column.key)))
-        if column is main:
-            add("/ best peer", ratio(column.key, best and best[1]))
-        if column.key == "cpu_us":
-            leanest = result.best_peer("cpu_us")
-            add("/ best peer's", ratio("cpu_us", leanest and leanest[1]))
-    if result.data.get("ideal_per_second"):
-        add("/ ideal", ratio("per_second", result.data["ideal_per_second"]))
-    if result.data["kind"] == "throughput":
-        add("outside Python", lambda name: _shown(outside_python(result, name), percent))
-    if result.data["kind"] in ("start", "reload", "respawn"):
-        add("without the import", lambda name: _shown(beyond_import(result, name), main.show))
-
+    columns = [(title, cells) for title, cells in _columns(result) if any(cells.values())]
+    rows = [["server", *(title for title, _ in columns)], ["---"] * (len(columns) + 1)]
+    for name in result.ordered():
+        marked = f"**{name}**" if name == "forkmaster" else name
+        rows.append([marked, *(cells[name] or "-" for _, cells in columns)])
     for reason, names in _by_reason(result).items():
-        rows[reason] = [", ".join(names), f"absent: {reason}"] + [""] * (len(head) - 2)
-    lines = [f"### {result.name}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows.values()]
-    return "\n".join(lines + _notes(result)) + "\n"
+        rows.append([", ".join(names), f"absent: {reason}"] + [""] * (len(columns) - 1))
+    lines = [f"### {result.name}", "", *("| " + " | ".join(row) + " |" for row in rows), *_notes(result)]
+    return "\n".join(lines) + "\n"
+
+
+def _columns(result):
+    """Titles, and what stands below them for each server: None where there is nothing to say."""
+    kind, main = result.data["kind"], result.kind.columns[0]
+    best, leanest = result.best_peer(main.key, result.kind.more_is_better), result.best_peer("cpu_us")
+    for column in result.kind.columns:
+        yield column.title, _each(result, column.show, partial(result.median, key=column.key))
+        if column is main:
+            yield "spread", {name: _spread(result.servers[name].get(main.key), main.show) for name in result.servers}
+        if kind == "throughput" and column.key in ("per_second", "cpu_us"):
+            yield "/ floor", _ratios(result, column.key, result.median("floor", column.key))
+        if column is main:
+            yield "/ best peer", _ratios(result, main.key, best and best[1])
+        if column.key == "cpu_us":
+            yield "/ best peer's", _ratios(result, "cpu_us", leanest and leanest[1])
+    if result.data["ideal_per_second"]:
+        yield "/ ideal", _ratios(result, "per_second", result.data["ideal_per_second"])
+    yield "outside Python", _each(result, percent, partial(outside_python, result))
+    yield "without the import", _each(result, main.show, partial(beyond_import, result))
+
+
+def _each(result, show, figure):
+    values = {name: figure(name) for name in result.servers}
+    return {name: None if value is None else show(value) for name, value in values.items()}
+
+
+def _ratios(result, key, to):
+    def ratio(name):
+        value = result.median(name, key)
+        return value / to if to and value is not None and name != "python alone" else None
+
+    return _each(result, times, ratio)
+
+
+def _spread(figure, show):
+    return f"{show(figure['low'])} to {show(figure['high'])}" if figure else None
 
 
 def _notes(result):
     notes = []
+    connections = result.data["connections"]
     starving = [
-        f"{name} serves {max(result.median(name, 'served'), 1):.0f} of {result.data['connections']} connections at a time"
+        f"{name} serves {max(result.median(name, 'served'), 1):.0f} of {connections} connections at a time"
         for name in result.ordered()
         if result.starves(name)
     ]
@@ -84,15 +92,3 @@ def beyond_import(result, name):
     if alone is None or seconds is None or name == "python alone":
         return None
     return seconds - alone
-
-
-def _marked(name):
-    return f"**{name}**" if name == "forkmaster" else name
-
-
-def _shown(value, show):
-    return "-" if value is None else show(value)
-
-
-def _spread(figure, show):
-    return f"{show(figure['low'])} to {show(figure['high'])}" if figure else "-"

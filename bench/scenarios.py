@@ -36,7 +36,6 @@ class Scenario:
     ideal_per_second: float = 0.0
     variants: dict = dataclasses.field(default_factory=dict)
 
-
     def titles(self):
         """The name of the result with each number of connections: the first has the scenario's own."""
         for connections in self.connections:
@@ -80,6 +79,7 @@ SCENARIOS = [
         "sleep 5 ms in 8 threads",
         app="sleeper:five_ms",
         threads=8,
+        longer=2,
         slow_peers=True,
         router=True,
         ideal_per_second=8 / 0.005,
@@ -95,7 +95,14 @@ SCENARIOS = [
         router=True,
     ),
     Scenario(
-        "mixed close", kind="mixed", app="sleeper:mixed", workers=4, close=True, pause_s=0.005, longer=2, slow_peers=True
+        "mixed close",
+        kind="mixed",
+        app="sleeper:mixed",
+        workers=4,
+        close=True,
+        pause_s=0.005,
+        longer=2,
+        slow_peers=True,
     ),
     Scenario("background thread", kind="ticker", app="ticker:application"),
     Scenario("balance keep-alive", kind="balance", app=COUNTED, workers=4, router=True),

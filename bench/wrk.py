@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 
-
 # It ends at once but for the connections that it waits to open.
 END_DEADLINE_S = 60
 
