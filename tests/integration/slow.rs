@@ -343,11 +343,11 @@ fn a_full_disk_fails_one_request() {
     master.wait_log("temporary file for a request body: No space left on device");
     master.wait_log("503 the temporary file for the request body cannot be written (temp_dir)");
     assert_eq!(master.get("/").text(), "1");
-    // An answer that would be buffered in a file.
+    // An answer that is too large to stay in memory, and would be buffered in a file.
     let mut reader = Connection::open(&master.address()).expect("it accepts");
-    reader.send(head("GET", "/big?bytes=20000000", &[])).expect("it is open");
+    reader.send(head("GET", "/big?bytes=80000000", &[])).expect("it is open");
     master.wait_log("temporary file for a response: No space left on device");
-    assert_eq!(reader.read().expect("it is answered").body.len(), 20_000_000);
+    assert_eq!(reader.read().expect("it is answered").body.len(), 80_000_000);
     let mut connection = Connection::open(&master.address()).expect("it accepts");
     assert_eq!(connection.post("/echo", b"small").expect("it is answered").text(), "small");
 }
