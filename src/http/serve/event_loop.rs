@@ -387,7 +387,7 @@ impl EventLoop {
                 self.listeners.pause(&self.epoll, |_| true);
                 while let Some(connection) = self.shared.ring.take() {
                     self.dispatched -= 1;
-                    self.refuse(connection, refusal::RETIRING);
+                    self.refused.push_back((connection, refusal::RETIRING));
                 }
                 self.reports.draining();
             }

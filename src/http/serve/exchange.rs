@@ -193,7 +193,7 @@ impl Exchange {
         if piece.is_empty() {
             return if self.gone() { Written::Gone } else { Written::Done };
         }
-        self.send(piece, None, None)
+        self.send(piece, None, None, false)
     }
 
     /// As `write`, but takes no more of the piece than the buffers have room for and says how many bytes it
@@ -224,16 +224,17 @@ impl Exchange {
         if self.head_sent() {
             return self.write(body);
         }
-        self.send(body, Some(body.len() as u64), None)
+        self.send(body, Some(body.len() as u64), None, false)
     }
 
     /// As `write_all`, before anything was sent, for a body that somebody else owns: what the socket does not take is not
-    /// copied but held.
-    pub fn write_all_held(&mut self, body: &[u8], hold: Hold<'_>) -> Written {
-        self.send(body, Some(body.len() as u64), Some(hold))
+    /// copied but held. `last`: `finish` follows at once. Where the connection ends with this answer, the kernel then
+    /// waits for that, so that the client gets all of it in one packet.
+    pub fn write_all_held(&mut self, body: &[u8], hold: Hold<'_>, last: bool) -> Written {
+        self.send(body, Some(body.len() as u64), Some(hold), last)
     }
 
-    fn send(&mut self, piece: &[u8], whole: Option<u64>, hold: Option<Hold<'_>>) -> Written {
+    fn send(&mut self, piece: &[u8], whole: Option<u64>, hold: Option<Hold<'_>>, last: bool) -> Written {
         if self.shared().is_forgotten() {
             return Written::Gone;
         }
@@ -258,13 +259,15 @@ impl Exchange {
             Framing::UntilClose => (piece, None),
         };
         answer.sent += piece.len() as u64;
+        // Where the client did not ask for the end it may still be sending, and the close lingers.
+        let closes = last && !answer.keep && !connection.head.keep_alive;
         let head = if begins { answer.head.bytes() } else { b"" };
         let (line, end) = line.as_ref().map_or((&b""[..], &b""[..]), |line| (line.bytes(), &b"\r\n"[..]));
         let temp = &shared.rules.temp;
         let sent = match framing {
             Framing::Chunked => connection.link.send(&[head, line, piece, end], temp),
             Framing::None | Framing::Length(_) | Framing::UntilClose => {
-                connection.link.send_held(&[head, piece], hold, temp)
+                connection.link.send_held(&[head, piece], hold, closes, temp)
             }
         };
         written(shared, connection.token, sent)

@@ -95,19 +95,19 @@ impl Link {
 
     /// Sends or queues all of `parts`. App side.
     pub fn send(&self, parts: &[&[u8]], temp: &TempFiles) -> Sent {
-        self.send_held(parts, None, temp)
+        self.send_held(parts, None, false, temp)
     }
 
     /// As `send`; what cannot be sent at once of the last part need not be copied if it is large: `hold` gives a hold on
-    /// its bytes.
-    pub fn send_held(&self, parts: &[&[u8]], hold: Option<Hold<'_>>, temp: &TempFiles) -> Sent {
+    /// its bytes. `closes`: the connection is closed at once, so that its end may go into the same packet (MSG_MORE).
+    pub fn send_held(&self, parts: &[&[u8]], hold: Option<Hold<'_>>, closes: bool, temp: &TempFiles) -> Sent {
         if self.is_gone() {
             return Sent::Gone;
         }
         let total: usize = parts.iter().map(|part| part.len()).sum();
         let mut skip = 0;
         if !self.is_queued() {
-            match send_parts(self.fd(), parts, false) {
+            match send_parts(self.fd(), parts, closes) {
                 Ok(length) if length == total => return Sent::All,
                 Ok(length) => skip = length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -499,14 +499,14 @@ fn send_parts(fd: RawFd, parts: &[&[u8]], more: bool) -> io::Result<usize> {
     if total == 0 {
         return Ok(0);
     }
-    if total <= GATHERED_BYTES_MAX && !more {
+    if total <= GATHERED_BYTES_MAX {
         let mut gathered = [0; GATHERED_BYTES_MAX];
         let mut end = 0;
         for part in parts {
             gathered[end..end + part.len()].copy_from_slice(part);
             end += part.len();
         }
-        return socket::send_one(fd, &gathered[..end]);
+        return socket::send_one(fd, &gathered[..end], more);
     }
     let mut slices = [IoSlice::new(&[]); PARTS_MAX];
     let mut count = 0;

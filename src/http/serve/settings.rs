@@ -51,7 +51,7 @@ pub(super) const BUFFER_KEPT_BYTES: usize = 16 * 1024;
 pub(super) const BUFFERS_KEPT: usize = 256;
 
 /// Buffers of large bodies that are kept for the next ones: one for each that is likely to be under way.
-pub(super) const BODY_BUFFERS_KEPT: usize = 4;
+pub(super) const BODY_BUFFERS_KEPT: usize = 32;
 pub(super) const BODY_BUFFER_BYTES_MAX: usize = 1024 * 1024;
 
 /// The smallest read: most heads fit.

@@ -25,8 +25,8 @@ unsafe fn recv(fd: RawFd, buffer: *mut libc::c_void, length: usize, flags: libc:
 
 /// Sends one part. Where there are several and they are small, copying them together costs less than sendmsg(2) does to
 /// look at a list.
-pub fn send_one(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+pub fn send_one(fd: RawFd, bytes: &[u8], more: bool) -> io::Result<usize> {
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | if more { libc::MSG_MORE } else { 0 };
     loop {
         // SAFETY: the kernel reads the slice; the two last arguments are null.
         let sent = unsafe { libc::syscall(libc::SYS_sendto, fd, bytes.as_ptr(), bytes.len(), flags, 0usize, 0usize) };

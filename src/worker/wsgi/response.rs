@@ -246,12 +246,13 @@ impl Response {
 
     /// The whole body in one piece: its length goes into the head, if nothing was sent before. One that is larger
     /// than the buffers is sent as they have room, so that a client that does not read costs no more than them.
-    fn send_whole(&mut self, py: Python<'_>, body: &Bound<'_, PyBytes>) -> PyResult<bool> {
+    /// `last`: nothing of the application runs any more in this request.
+    fn send_whole(&mut self, py: Python<'_>, body: &Bound<'_, PyBytes>, last: bool) -> PyResult<bool> {
         let bytes = body.as_bytes();
         let whole = bytes.len() <= self.facts.response_buffer;
         let exchange = self.live()?;
         if whole && !exchange.head_sent() {
-            self.latest = exchange.write_all_held(bytes, &|| Box::new(Held::new(body)));
+            self.latest = exchange.write_all_held(bytes, &|| Box::new(Held::new(body)), last);
             return Ok(self.latest != Written::Gone);
         }
         self.send(py, bytes)
@@ -442,7 +443,7 @@ fn send_only(py: Python<'_>, only: &Bound<'_, PyAny>, response: &Bound<'_, Respo
     let body = piece(only)?;
     let mut response = response.try_borrow_mut()?;
     require_started(&response)?;
-    response.send_whole(py, body)?;
+    response.send_whole(py, body, true)?;
     Ok(())
 }
 
@@ -467,7 +468,7 @@ fn send_result(
         let mut response = response.try_borrow_mut()?;
         require_started(&response)?;
         let whole = std::mem::take(&mut whole);
-        let sent = if whole { response.send_whole(py, body) } else { response.send(py, body.as_bytes()) };
+        let sent = if whole { response.send_whole(py, body, false) } else { response.send(py, body.as_bytes()) };
         if !sent? {
             return Ok(());
         }

@@ -342,3 +342,33 @@ fn an_endless_pipeline_shuts_out_nobody() {
     writer.join().expect("the writer ends");
     fixture.join();
 }
+
+/// The last answer and the end of its connection come together, and nothing waits for what does not come.
+#[test]
+fn an_answer_that_ends_its_connection_comes_with_its_end() {
+    #[derive(Debug)]
+    struct Nothing;
+    impl crate::serve::Piece for Nothing {
+        fn bytes(&self) -> &[u8] {
+            b""
+        }
+    }
+    let fixture = Fixture::new(settings(), |mut exchange, _gate, _voice| {
+        exchange.start(b"200 OK", &[]).expect("valid");
+        exchange.write_all_held(b"whole", &|| Box::new(Nothing), true);
+        exchange.finish().expect("valid");
+    });
+    for close in [true, false] {
+        let mut client = fixture.client();
+        let option = if close { "Connection: close\r\n" } else { "" };
+        client.send(format!("GET / HTTP/1.1\r\nHost: h\r\n{option}\r\n"));
+        let answer = client.answer();
+        assert_eq!((answer.text(), answer.closes()), ("whole", close));
+        if close {
+            client.expect_closed();
+        } else {
+            assert_eq!(client.get("/").text(), "whole");
+        }
+    }
+    fixture.stop();
+}

@@ -311,7 +311,7 @@ fn a_held_body_is_sent_from_where_it_is() {
         let fields: &[(&[u8], &[u8])] = if declared { &[(b"Content-Length", length.as_bytes())] } else { &[] };
         exchange.start(b"200 OK", fields).expect("valid");
         let hold = std::sync::Arc::clone(&owned);
-        exchange.write_all_held(&owned, &|| Box::new(Owned(std::sync::Arc::clone(&hold))));
+        exchange.write_all_held(&owned, &|| Box::new(Owned(std::sync::Arc::clone(&hold))), false);
         assert_eq!(exchange.finish().is_err(), declared);
         voice.say("free");
     });
