@@ -184,7 +184,7 @@ impl EventLoop {
             if let Some(connection) = self.ready.pop_front() {
                 if self.mode == Mode::Retiring {
                     self.dispatched -= 1;
-                    self.refused.push_back((connection, refusal::RETIRING));
+                    self.refuse_later(connection, refusal::RETIRING);
                     continue;
                 }
                 self.tell();
@@ -387,7 +387,7 @@ impl EventLoop {
                 self.listeners.pause(&self.epoll, |_| true);
                 while let Some(connection) = self.shared.ring.take() {
                     self.dispatched -= 1;
-                    self.refused.push_back((connection, refusal::RETIRING));
+                    self.refuse_later(connection, refusal::RETIRING);
                 }
                 self.reports.draining();
             }
@@ -598,7 +598,7 @@ impl EventLoop {
                 self.wait_for(connection, kind);
             }
             Received::Complete if self.mode == Mode::Retiring => {
-                self.refused.push_back((connection, refusal::RETIRING));
+                self.refuse_later(connection, refusal::RETIRING);
             }
             Received::Complete => {
                 self.timers.clear(connection.token.index);
@@ -611,7 +611,7 @@ impl EventLoop {
                     self.later.push_back(connection);
                 }
             }
-            Received::Refused(refusal) => self.refused.push_back((connection, refusal)),
+            Received::Refused(refusal) => self.refuse_later(connection, refusal),
             Received::Ended => self.close(connection),
             Received::Lost { in_the_middle } => {
                 if in_the_middle {
@@ -797,6 +797,12 @@ impl EventLoop {
                 self.close(connection);
             }
         }
+    }
+
+    /// With full attention. Its timer ends here: until then nobody waits for the client.
+    fn refuse_later(&mut self, connection: Box<Connection>, refusal: Refusal) {
+        self.timers.clear(connection.token.index);
+        self.refused.push_back((connection, refusal));
     }
 
     /// Answers a request that the application will not see, and closes.
