@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+import time
 
 # There in debug builds of the worker library.
 ALLOCATIONS = sys.modules["_forkmaster"].allocations
@@ -35,6 +36,14 @@ def unsized(environ, start_response):
 def pieces(environ, start_response):
     head(start_response)
     return (piece for piece in (b"one ", b"two ", b"three"))
+
+
+def busy(environ, start_response):
+    """Takes so long that answers wait for each other."""
+    end = time.perf_counter() + 30e-6
+    while time.perf_counter() < end:
+        pass
+    return hello(environ, start_response)
 
 
 def written(environ, start_response):
@@ -99,6 +108,7 @@ ROUTES = {
     "/hello": hello,
     "/unsized": unsized,
     "/pieces": pieces,
+    "/busy": busy,
     "/written": written,
     "/upload": upload,
     "/keeping": keeping,

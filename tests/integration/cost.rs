@@ -19,6 +19,10 @@ fn start(site: &Site) -> Master {
     site.start()
 }
 
+fn get(target: &str) -> Vec<u8> {
+    head("GET", target, &[])
+}
+
 fn open(master: &Master) -> Connection {
     Connection::open(&master.address()).expect("it accepts")
 }
@@ -78,19 +82,32 @@ fn a_warm_worker_allocates_nothing() {
             let after = counts(&mut connection)["allocations"].as_u64().expect("a debug build counts");
             found.insert(name, after - before);
         }
-        // A client is closed a moment after it has its answer, so the next may need another place than the last.
         let mut together: Vec<Connection> = (0..8).map(|_| open(&master)).collect();
-        together.iter_mut().for_each(|connection| ask(connection, &head("GET", "/hello", &[])));
+        let mut busy = || {
+            for _ in 0..REQUESTS / 8 {
+                together.iter_mut().for_each(|connection| connection.send(&get("/busy")).expect("it reads"));
+                together
+                    .iter_mut()
+                    .for_each(|connection| assert_eq!(connection.read().expect("an answer").status, 200));
+            }
+        };
+        busy();
+        let before = counts(&mut connection)["allocations"].as_u64().expect("a debug build counts");
+        busy();
+        let after = counts(&mut connection)["allocations"].as_u64().expect("a debug build counts");
+        found.insert("answers that wait for each other", after - before);
+        // A client is closed a moment after it has its answer, so the next may need another place than the last: there
+        // are some.
         drop(together);
-        let opened = |master: &Master| (0..REQUESTS).for_each(|_| ask(&mut open(master), &head("GET", "/hello", &[])));
+        let opened = |master: &Master| (0..REQUESTS).for_each(|_| ask(&mut open(master), &get("/hello")));
         opened(&master);
         let before = counts(&mut connection)["allocations"].as_u64().expect("a debug build counts");
         opened(&master);
         let after = counts(&mut connection)["allocations"].as_u64().expect("a debug build counts");
         found.insert("a new connection each", after - before);
-        // A table that grows once (a place for one more connection at a time, a batch of the log that is larger than
-        // the last) is no cost of a request: one allocation a request would be hundreds.
-        let spare = 16;
+        // None of these is a request's: on a busy machine a thread that starts late (`closer`) makes its own context, and
+        // the log's batch doubles a few times on its way to its bound while the thread that writes it gets no turn.
+        let spare = if access == "none" { 1 } else { 8 };
         assert!(
             found.values().all(|count| *count <= spare),
             "in {REQUESTS} requests each, access = {access}: {found:?}"

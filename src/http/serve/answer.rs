@@ -35,6 +35,8 @@ pub struct Answer {
     /// The application wrote before it said what status.
     pub unstarted: bool,
     pub after: After,
+    /// Its connection belongs to a volley: it need not go out at once.
+    pub may_wait: bool,
 }
 
 impl Answer {
@@ -56,6 +58,16 @@ impl Answer {
         }
     }
 
+    /// Nothing more will be sent, and the connection lives on.
+    pub fn is_complete(&self) -> bool {
+        let complete = match self.framing {
+            Some(Framing::Length(length)) => self.sent == length,
+            Some(Framing::None) => true,
+            Some(Framing::Chunked | Framing::UntilClose) | None => false,
+        };
+        complete && self.keep
+    }
+
     pub fn clear(&mut self) {
         self.head.clear();
         self.head.shrink(BUFFER_KEPT_BYTES);
@@ -65,6 +77,7 @@ impl Answer {
         self.excess = false;
         self.unstarted = false;
         self.after = After::KeepAlive;
+        self.may_wait = false;
     }
 }
 

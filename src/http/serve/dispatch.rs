@@ -46,7 +46,10 @@ impl AppThread {
         }
         let held = ticket.take().and_then(|ticket| helm.resume(ticket));
         if let Some(connection) = helm.shared().ring.take() {
-            *ticket = held.and_then(Held::leave);
+            *ticket = held.and_then(|mut held| {
+                held.event_loop().fire();
+                held.leave()
+            });
             return Some(late(helm, *ticket, connection));
         }
         let mut held = held?;
@@ -97,9 +100,14 @@ impl AppThread {
 }
 
 /// A request straight from the loop, whose clock is fresh.
-fn begin(helm: &Arc<Helm>, ticket: &mut Option<Ticket>, mut held: Held<'_>, connection: Box<Connection>) -> Exchange {
+fn begin(
+    helm: &Arc<Helm>,
+    ticket: &mut Option<Ticket>,
+    mut held: Held<'_>,
+    mut connection: Box<Connection>,
+) -> Exchange {
     let now = held.event_loop().now();
-    *ticket = held.leave();
+    *ticket = held.leave_with(&mut connection);
     Exchange::new(Arc::clone(helm), *ticket, connection, now)
 }
 

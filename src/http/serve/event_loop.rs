@@ -26,6 +26,7 @@ use super::settings::{
 use super::shared::{Command, Inbox, Notice, Shared};
 use super::table::{State, Table};
 use super::timers::{Kind, Timers};
+use super::volley::Volley;
 use super::{socket, Meter, Peer, Reports};
 
 /// What the process was told last.
@@ -75,6 +76,7 @@ pub struct EventLoop {
     epoll: Epoll,
     table: Table,
     timers: Timers,
+    volley: Volley,
     listeners: Listeners,
     meter: Arc<dyn Meter>,
     reports: Arc<dyn Reports>,
@@ -130,6 +132,7 @@ impl EventLoop {
             epoll,
             table: Table::new(connections),
             timers: Timers::new(connections),
+            volley: Volley::new(now),
             listeners,
             meter,
             reports,
@@ -169,18 +172,58 @@ impl EventLoop {
     }
 
     /// An answered connection comes back from whoever runs the loop.
-    pub fn take_back(&mut self, connection: Box<Connection>, now: Instant) {
+    pub fn take_back(&mut self, connection: Box<Connection>, now: Instant, took: Duration) {
         self.now = now;
+        self.volley.took(took, now);
         self.attention = Attention::Light;
         self.follows = true;
         self.settle(connection);
         self.follows = false;
     }
 
+    /// Whether this connection's answer may wait for others.
+    pub fn line_up(&mut self, token: Token) -> bool {
+        let waits = self.has_more() && self.volley.has_place(self.now);
+        if waits {
+            self.volley.join(token, self.now);
+        }
+        waits
+    }
+
+    /// The relief has taken over.
+    pub fn relieved(&mut self) {
+        self.volley.took(Duration::MAX, self.now);
+    }
+
+    /// Sends the answers that wait for others.
+    pub fn fire(&mut self) {
+        self.follows = true;
+        while let Some(token) = self.volley.next() {
+            if self.table.current(token).is_none() || !self.table.link(token.index).is_queued() {
+                continue;
+            }
+            self.drain(token);
+            // Not all of it, for once.
+            if self.table.current(token).is_some() && self.timers.kind(token.index).is_none() {
+                self.watch_queue(token);
+            }
+        }
+        self.follows = false;
+    }
+
+    /// More requests may come of what was fetched.
+    fn has_more(&self) -> bool {
+        !self.ready.is_empty() || (self.phase == Phase::Events && self.epoll.peek().is_some())
+    }
+
     /// Goes on with what was fetched until there is a request, or nothing more to do. Never waits.
     pub fn step(&mut self, attention: Attention) -> Step {
         self.attention = attention;
         loop {
+            let waits = attention == Attention::Light && self.has_more() && !self.volley.is_due(self.now);
+            if !waits {
+                self.fire();
+            }
             if let Some(connection) = self.ready.pop_front() {
                 if self.mode == Mode::Retiring {
                     self.dispatched -= 1;
@@ -774,7 +817,7 @@ impl EventLoop {
         }
         if connection.link.is_queued() {
             self.table.slot(token.index).state = State::Flushing(connection);
-            if self.timers.kind(token.index).is_none() {
+            if self.timers.kind(token.index).is_none() && !self.volley.has(token) {
                 self.watch_queue(token);
             }
             return;

@@ -14,7 +14,7 @@ use super::connection::Connection;
 use super::epoll::Token;
 use super::helm::{Helm, Ticket};
 use super::outbox::{Hold, Link, Sent};
-use super::settings::BUFFER_KEPT_BYTES;
+use super::settings::{BUFFER_KEPT_BYTES, VOLLEY_ANSWER_BYTES_MAX};
 use super::shared::{Notice, Shared};
 use super::{Local, Peer};
 
@@ -264,6 +264,15 @@ impl Exchange {
         let head = if begins { answer.head.bytes() } else { b"" };
         let (line, end) = line.as_ref().map_or((&b""[..], &b""[..]), |line| (line.bytes(), &b"\r\n"[..]));
         let temp = &shared.rules.temp;
+        if begins && answer.may_wait && answer.is_complete() && head.len() + piece.len() <= VOLLEY_ANSWER_BYTES_MAX {
+            if let Some(ticket) = self.ticket {
+                let sent = connection.link.put_by(&[head, piece], temp);
+                if helm.is_kept(ticket) {
+                    return if sent == Sent::Gone { Written::Gone } else { Written::Done };
+                }
+                return written(shared, connection.token, sent);
+            }
+        }
         let sent = match framing {
             Framing::Chunked => connection.link.send(&[head, line, piece, end], temp),
             Framing::None | Framing::Length(_) | Framing::UntilClose => {
@@ -456,7 +465,7 @@ impl Exchange {
         shared.complete();
         match self.ticket.take().and_then(|ticket| self.helm.resume(ticket)) {
             Some(mut held) => {
-                held.event_loop().take_back(connection, now);
+                held.event_loop().take_back(connection, now, took);
                 // The thread has its own copy of the ticket.
                 let _ = held.step_out();
             }

@@ -43,6 +43,9 @@ const SLOW_ALONE: Duration = Duration::from_millis(1);
 /// With several app threads it is slow earlier: it may be waiting for a database, and then others could run.
 const SLOW_TOGETHER: Duration = Duration::from_micros(200);
 
+/// From this on, on average, a client has dealt with an answer and sleeps before the next one is there.
+const CLIENT_SLEEPS: Duration = Duration::from_micros(10);
+
 /// The average is over about so many of the latest requests.
 const WEIGHT: u64 = 16;
 
@@ -173,6 +176,11 @@ impl Helm {
         back.then_some(Held { helm: self, word })
     }
 
+    /// Nobody has taken over yet. Whoever does looks for queued answers: ours was queued before we looked.
+    pub fn is_kept(&self, ticket: Ticket) -> bool {
+        self.word() == ticket.word
+    }
+
     /// Takes the helm if nobody has it. Not while the application is slow: then it is the relief's.
     pub fn take_free(&self) -> Option<Held<'_>> {
         let word = self.word();
@@ -243,6 +251,14 @@ impl<'a> Held<'a> {
             return None;
         }
         Some(self.go_away(self.word.next(Hand::App)))
+    }
+
+    /// As `leave`, with a request from the loop, whose answer may wait for others.
+    pub fn leave_with(mut self, connection: &mut Connection) -> Option<Ticket> {
+        if self.helm.mean_ns.load(Ordering::Relaxed) >= CLIENT_SLEEPS.as_nanos() as u64 && !self.helm.is_slow() {
+            connection.answer.may_wait = self.event_loop().line_up(connection.token);
+        }
+        self.leave()
     }
 
     /// As `leave`, back to where the thread came from: it has been in the loop for a moment, and now Python code may run
@@ -347,6 +363,7 @@ fn doze(helm: &Helm, seen: Word) {
 /// Runs the loop as the relief, until an app thread shall have it. None: everything is drained.
 fn relieve(mut held: Held<'_>) -> Option<Word> {
     let helm = held.helm;
+    held.event_loop().relieved();
     loop {
         match held.event_loop().step(Attention::Full) {
             Step::Request(connection) => helm.shared.ring.push(connection),

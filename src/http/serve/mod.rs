@@ -22,6 +22,7 @@ mod socket;
 mod spool;
 mod table;
 mod timers;
+mod volley;
 
 #[cfg(test)]
 mod tests;

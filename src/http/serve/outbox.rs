@@ -12,7 +12,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::budget::Charge;
-use super::settings::{RESPONSE_MEMORY_BYTES_MAX, TURN_BYTES_MAX};
+use super::settings::{RESPONSE_MEMORY_BYTES_MAX, TURN_BYTES_MAX, VOLLEY_ANSWER_BYTES_MAX};
 use super::socket;
 use super::spool::{Failed, Spool, TempFiles};
 
@@ -35,6 +35,7 @@ impl Link {
     pub fn new(memory: Charge, response_buffer: u64) -> Link {
         let outbox = Outbox {
             segments: VecDeque::new(),
+            spare: Vec::new(),
             memory,
             spool: None,
             spooled: 0,
@@ -129,6 +130,15 @@ impl Link {
                 }
                 Some(_) | None => outbox.push(&part[skipped..], temp),
             }
+        }
+        self.queue(outbox, temp)
+    }
+
+    /// Queues all of `parts`, for a loop that looks at the queue before long. App side.
+    pub fn put_by(&self, parts: &[&[u8]], temp: &TempFiles) -> Sent {
+        let mut outbox = self.lock();
+        for part in parts {
+            outbox.push(part, temp);
         }
         self.queue(outbox, temp)
     }
@@ -297,6 +307,8 @@ enum Segment {
 #[derive(Debug)]
 struct Outbox {
     segments: VecDeque<Segment>,
+    /// For the next small answer that is put by; no bytes are in it.
+    spare: Vec<u8>,
     memory: Charge,
     spool: Option<Spool>,
     /// Bytes in `Spooled` segments.
@@ -321,6 +333,18 @@ impl Outbox {
         self.spooled = 0;
         self.watched = false;
         self.spool_failed = false;
+    }
+
+    /// The first segment was sent.
+    fn pop(&mut self) {
+        match self.segments.pop_front() {
+            Some(Segment::Memory { mut bytes, .. }) if bytes.capacity() <= VOLLEY_ANSWER_BYTES_MAX => {
+                bytes.clear();
+                self.spare = bytes;
+            }
+            Some(Segment::Memory { .. } | Segment::Held { .. } | Segment::Spooled { .. } | Segment::File { .. })
+            | None => {}
+        }
     }
 
     fn memory_bytes_max(&self, temp: &TempFiles) -> u64 {
@@ -368,7 +392,9 @@ impl Outbox {
             }
             Some(Segment::Memory { .. } | Segment::Held { .. } | Segment::Spooled { .. } | Segment::File { .. })
             | None => {
-                self.segments.push_back(Segment::Memory { bytes: bytes.to_vec(), at: 0 });
+                let mut tail = std::mem::take(&mut self.spare);
+                tail.extend_from_slice(bytes);
+                self.segments.push_back(Segment::Memory { bytes: tail, at: 0 });
             }
         }
     }
@@ -456,7 +482,7 @@ impl Outbox {
                 Segment::File { left, .. } => *left == 0,
             };
             if ended {
-                self.segments.pop_front();
+                self.pop();
                 if self.spooled == 0 {
                     self.spool = None;
                 }

@@ -71,6 +71,13 @@ pub(super) const TURN_ACCEPTS_MAX: u32 = 16;
 /// together, so that those who send many at once do not keep the others waiting.
 pub(super) const TURN_FOLLOWERS_MAX: u32 = 16;
 
+/// How many answers may wait for each other to be sent together, and for how long: a small part of what a client notices.
+pub(super) const VOLLEY_ANSWERS_MAX: usize = 16;
+pub(super) const VOLLEY_AGE_MAX: Duration = Duration::from_micros(500);
+
+/// An answer that is larger goes out at once: copying it costs, and so does its queue, which the connection keeps.
+pub(super) const VOLLEY_ANSWER_BYTES_MAX: usize = 4 * 1024;
+
 /// Lingering close: how long the client may be silent, and how long what it still sends is read in all; then it
 /// will not look at the answer any more. Apache: 2 s and 30 s, nginx: 5 s and 30 s. There is no bound in bytes:
 /// clients that send 100 MB before they read anything are the ones that need it.

@@ -8,3 +8,4 @@ mod proxy;
 mod requests;
 mod slow;
 mod threads;
+mod volley;

@@ -1,0 +1,224 @@
+//! Answers that wait for each other. Here the test is the app thread, so that it can look between two requests.
+
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::fixture::{settings, Client, PATIENCE};
+use crate::serve::{AppThread, Exchange, Handle, Listener, Meter, Reports, Server, Wake};
+
+struct Silent;
+
+impl Meter for Silent {
+    fn beat(&self) {}
+    fn accepted(&self) {}
+    fn connections(&self, _open: usize) {}
+    fn is_crowded(&self, _open: usize) -> bool {
+        false
+    }
+}
+
+impl Reports for Silent {
+    fn serving(&self) {}
+    fn draining(&self) {}
+}
+
+struct Stage {
+    thread: AppThread,
+    handle: Handle,
+    clients: Vec<Client>,
+}
+
+/// What requests take in the application, as the server is told: long enough for clients to fall asleep.
+const TOOK: Duration = Duration::from_micros(50);
+
+impl Stage {
+    /// Clients whose connections are open, and a server that knows what requests take.
+    fn new(clients: usize) -> Stage {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("its address");
+        listener.set_nonblocking(true).expect("fcntl");
+        let listeners = vec![Listener { id: 0, fd: listener.into(), proxy: None }];
+        let server = Server::new(settings(), listeners, Arc::new(Silent), Arc::new(Silent)).expect("server");
+        let handle = server.handle();
+        let thread = server.start(None).expect("threads").pop().expect("one app thread");
+        handle.serve();
+        let connect = |_| Client::new(TcpStream::connect(address).expect("connect"));
+        let mut stage = Stage { thread, handle, clients: (0..clients).map(connect).collect() };
+        for index in 0..clients {
+            for _ in 0..8 {
+                stage.ask(index);
+                let exchange = stage.next();
+                finish(exchange);
+                assert!(stage.thread.poll().is_none());
+                stage.expect_answer(index);
+            }
+        }
+        stage
+    }
+
+    fn ask(&mut self, index: usize) {
+        self.clients[index].send(format!("GET /{index} HTTP/1.1\r\nHost: h\r\n\r\n"));
+    }
+
+    fn next(&mut self) -> Exchange {
+        if let Some(exchange) = self.thread.poll() {
+            return exchange;
+        }
+        match self.thread.wait() {
+            Wake::Request(exchange) => exchange,
+            Wake::Signal | Wake::Done => panic!("neither was asked for"),
+        }
+    }
+
+    fn expect_answer(&mut self, index: usize) {
+        assert_eq!(self.clients[index].answer().text(), format!("/{index}"));
+    }
+
+    fn has_answer(&self, index: usize) -> bool {
+        let stream = &self.clients[index].stream;
+        stream.set_nonblocking(true).expect("fcntl");
+        let outcome = stream.peek(&mut [0]);
+        stream.set_nonblocking(false).expect("fcntl");
+        outcome.is_ok()
+    }
+
+    /// Lets all clients ask at once, until the first answer waits for the others': which, and the requests of the others
+    /// have not begun. On a busy machine the relief may have taken over before; then answers go out at once.
+    fn first_waits(&mut self) -> usize {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            assert!(Instant::now() < deadline, "no answer ever waits for another");
+            (0..self.clients.len()).for_each(|index| self.ask(index));
+            let exchange = self.next();
+            let first = index_of(&exchange);
+            finish(exchange);
+            if !self.has_answer(first) {
+                return first;
+            }
+            self.expect_answer(first);
+            self.answer_all_but(first);
+        }
+    }
+
+    fn answer_all_but(&mut self, first: usize) {
+        for _ in 1..self.clients.len() {
+            let exchange = self.next();
+            finish(exchange);
+        }
+        // It is here that the thread comes back to the loop.
+        assert!(self.thread.poll().is_none());
+        for index in (0..self.clients.len()).filter(|&index| index != first) {
+            self.expect_answer(index);
+        }
+    }
+
+    fn stop(mut self) {
+        self.handle.stop(Duration::ZERO);
+        assert!(matches!(self.thread.wait(), Wake::Done));
+    }
+}
+
+fn index_of(exchange: &Exchange) -> usize {
+    let path = String::from_utf8(exchange.path().to_vec()).expect("text");
+    path[1..].parse().expect("a number in the path")
+}
+
+fn write(exchange: &mut Exchange) {
+    let path = exchange.path().to_vec();
+    exchange.start(b"200 OK", &[]).expect("valid");
+    exchange.write_all(&path);
+}
+
+fn finish(mut exchange: Exchange) {
+    write(&mut exchange);
+    exchange.finish_at(Instant::now(), TOOK).expect("valid");
+}
+
+#[test]
+fn answers_of_a_batch_wait_for_each_other() {
+    let mut stage = Stage::new(4);
+    let first = stage.first_waits();
+    stage.answer_all_but(first);
+    stage.expect_answer(first);
+    stage.stop();
+}
+
+#[test]
+fn no_answer_waits_for_the_application() {
+    let mut stage = Stage::new(4);
+    let first = stage.first_waits();
+    let slow = stage.next();
+    stage.expect_answer(first);
+    let second = index_of(&slow);
+    finish(slow);
+    stage.expect_answer(second);
+    for _ in 2..4 {
+        let exchange = stage.next();
+        let index = index_of(&exchange);
+        finish(exchange);
+        stage.expect_answer(index);
+    }
+    stage.stop();
+}
+
+/// What an application does after its answer, in `close()` for example, may take long too.
+#[test]
+fn no_answer_waits_for_its_own_end() {
+    let mut stage = Stage::new(5);
+    let mut garbage = stage.clients.pop().expect("one of five");
+    let first = stage.first_waits();
+    let mut late = stage.next();
+    let second = index_of(&late);
+    // The loop answers this without the application: the relief has it.
+    assert_eq!(garbage.send("garbage\r\n\r\n").answer().status, 400);
+    write(&mut late);
+    stage.expect_answer(second);
+    stage.expect_answer(first);
+    late.finish_at(Instant::now(), TOOK).expect("valid");
+    for _ in 2..4 {
+        let exchange = stage.next();
+        let index = index_of(&exchange);
+        finish(exchange);
+        stage.expect_answer(index);
+    }
+    stage.stop();
+}
+
+/// A single client never waits: there is nothing to wait for.
+#[test]
+fn an_answer_without_company_goes_out_at_once() {
+    let mut stage = Stage::new(1);
+    for _ in 0..100 {
+        stage.ask(0);
+        let exchange = stage.next();
+        finish(exchange);
+        assert!(stage.has_answer(0));
+        stage.expect_answer(0);
+    }
+    stage.stop();
+}
+
+/// Where requests were slow a moment ago, the next one of the batch may be.
+#[test]
+fn after_a_slow_request_answers_go_out_at_once() {
+    let mut stage = Stage::new(4);
+    let first = stage.first_waits();
+    stage.answer_all_but(first);
+    stage.expect_answer(first);
+    stage.ask(0);
+    let mut exchange = stage.next();
+    write(&mut exchange);
+    let slow = Instant::now();
+    exchange.finish_at(slow, Duration::from_millis(1)).expect("valid");
+    stage.expect_answer(0);
+    (0..4).for_each(|index| stage.ask(index));
+    let exchange = stage.next();
+    let first = index_of(&exchange);
+    let begun = exchange.begun();
+    finish(exchange);
+    assert!(stage.has_answer(first) || begun.duration_since(slow) > Duration::from_millis(90));
+    stage.expect_answer(first);
+    stage.answer_all_but(first);
+    stage.stop();
+}

@@ -1,0 +1,66 @@
+//! Answers that go out one right after the other. Where more requests of a batch of events are waiting, a complete small
+//! answer waits for theirs, for a moment: each send to a client that sleeps wakes it, which on the same machine costs
+//! more than the send does, and more than a small request; a few sends in a row wake it once, with warm caches.
+//!
+//! The answer lies in its connection's queue (`outbox`), where whoever runs the loop finds it: no answer waits longer
+//! than until the relief takes over, whatever the application does meanwhile.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::epoll::Token;
+use super::settings::{VOLLEY_AGE_MAX, VOLLEY_ANSWERS_MAX};
+
+/// A request that takes longer gains nothing worth the wait.
+const SLOW: Duration = Duration::from_micros(200);
+
+/// For so long after a slow request answers go out at once: the next may be as slow.
+const CALM: Duration = Duration::from_millis(100);
+
+#[derive(Debug)]
+pub struct Volley {
+    tokens: VecDeque<Token>,
+    /// When the first one joined.
+    since: Instant,
+    /// When requests were last seen to be slow.
+    slow: Option<Instant>,
+}
+
+impl Volley {
+    pub fn new(now: Instant) -> Volley {
+        Volley { tokens: VecDeque::with_capacity(VOLLEY_ANSWERS_MAX), since: now, slow: None }
+    }
+
+    /// Whether the answer to a request that begins now may wait for others.
+    pub fn has_place(&self, now: Instant) -> bool {
+        let calm = self.slow.is_none_or(|slow| now.saturating_duration_since(slow) >= CALM);
+        calm && self.tokens.len() < VOLLEY_ANSWERS_MAX
+    }
+
+    /// From now on this connection's queue is sent with the volley, if there is anything in it.
+    pub fn join(&mut self, token: Token, now: Instant) {
+        if self.tokens.is_empty() {
+            self.since = now;
+        }
+        self.tokens.push_back(token);
+    }
+
+    pub fn has(&self, token: Token) -> bool {
+        self.tokens.contains(&token)
+    }
+
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.tokens.len() == VOLLEY_ANSWERS_MAX || now.saturating_duration_since(self.since) >= VOLLEY_AGE_MAX
+    }
+
+    pub fn next(&mut self) -> Option<Token> {
+        self.tokens.pop_front()
+    }
+
+    /// A request took so long.
+    pub fn took(&mut self, time: Duration, now: Instant) {
+        if time > SLOW {
+            self.slow = Some(now);
+        }
+    }
+}
