@@ -147,12 +147,17 @@ class Result:
             for name in self.peers()
             if self.median(name, key) is not None
             and not self.has_errors(name)
+            and not self.forgets_close(name)
             and not (serving_all and self.starves(name))
         ]
         return (max if more_is_better else min)(found, key=lambda pair: pair[1], default=None)
 
     def has_errors(self, server):
         return (self.median(server, "error_share") or 0) > ERROR_SHARE_MOST
+
+    def forgets_close(self, server):
+        """It does less than PEP 3333 demands: what an application does at the end of a request is never done."""
+        return self.median(server, "closed") == 0
 
     def starves(self, server):
         served = self.median(server, "served")

@@ -30,7 +30,8 @@ def throughput(server, scenario, connections, seconds):
     cpu_s = server.cpu().since(before)
     if not seen.requests:
         raise Failed(f"no answer in {seconds} s, {seen.errors} errors")
-    return {
+    closed = {"closed": float(_closes(server))} if scenario.tells_closed else {}
+    return closed | {
         "per_second": seen.per_second,
         "cpu_us": cpu_s / seen.requests * 1e6,
         "p50_s": seen.p50_s,
@@ -40,6 +41,11 @@ def throughput(server, scenario, connections, seconds):
         "error_share": seen.errors / seen.requests,
         "pss_bytes": server.pss_bytes(),
     }
+
+
+def _closes(server):
+    clients.ask(server.port, "/closed")
+    return int(clients.ask(server.port, "/closed").body) > 0
 
 
 def mixed(server, scenario, connections, seconds):

@@ -65,6 +65,9 @@ def _notes(result):
     ]
     if starving:
         notes += ["", "The latency is that of the few that are served: " + "; ".join(starving) + "."]
+    forgetful = [name for name in result.ordered() if result.forgets_close(name)]
+    if forgetful:
+        notes += ["", f"No peer here: {', '.join(forgetful)}, since close() of the answers is never called (PEP 3333)."]
     failing = [f"{name}, {reason}" for name, reason in result.absent.items() if result.has(name)]
     if failing:
         notes += ["", "Not in all rounds: " + "; ".join(failing) + "."]

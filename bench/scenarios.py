@@ -32,6 +32,8 @@ class Scenario:
     router: bool = False
     # The application called in a loop, or imported, without a server.
     python_alone: bool = False
+    # Whether the application says at /closed if the server calls close() of its answers, as PEP 3333 demands.
+    tells_closed: bool = False
     # What no server can surpass, where it is known.
     ideal_per_second: float = 0.0
     variants: dict = dataclasses.field(default_factory=dict)
@@ -67,7 +69,7 @@ SCENARIOS = [
     Scenario("hello 2 workers", workers=2),
     Scenario("hello 4 workers", workers=4),
     Scenario("flask json", app="flask_json:application", python_alone=True, router=True),
-    Scenario("django json", app=DJANGO, python_alone=True, router=True),
+    Scenario("django json", app=DJANGO, python_alone=True, router=True, tells_closed=True),
     Scenario("download 64 kB", app="large:body_64k"),
     Scenario("download 5 MB", app="large:body_5m", connections=(8,)),
     Scenario("file_wrapper 5 MB", app="large:file_5m", connections=(8,)),

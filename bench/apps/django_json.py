@@ -2,8 +2,9 @@
 
 import django
 from django.conf import settings
+from django.core.signals import request_finished
 from django.core.wsgi import get_wsgi_application
-from django.http import JsonResponse
+from django.http import HttpResponse, JsonResponse
 from django.urls import path
 
 settings.configure(
@@ -23,5 +24,17 @@ def index(request):
     return JsonResponse({"message": "Hello, World!", "numbers": list(range(10))})
 
 
-urlpatterns = [path("", index)]
+def count_finished(**_):
+    global finished
+    finished += 1
+
+
+def closed(request):
+    """How many requests the server has closed since this was first asked: before that nobody counts."""
+    request_finished.connect(count_finished)
+    return HttpResponse(str(finished))
+
+
+finished = 0
+urlpatterns = [path("", index), path("closed", closed)]
 application = get_wsgi_application()
