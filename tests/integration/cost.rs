@@ -85,7 +85,7 @@ fn a_warm_worker_allocates_nothing() {
         let mut together: Vec<Connection> = (0..8).map(|_| open(&master)).collect();
         let mut busy = || {
             for _ in 0..REQUESTS / 8 {
-                together.iter_mut().for_each(|connection| connection.send(&get("/busy")).expect("it reads"));
+                together.iter_mut().for_each(|connection| connection.send(get("/busy")).expect("it reads"));
                 together
                     .iter_mut()
                     .for_each(|connection| assert_eq!(connection.read().expect("an answer").status, 200));

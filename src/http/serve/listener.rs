@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::epoll::{Epoll, Interest, Token};
-use super::settings::{ACCEPT_PAUSE, GIVE_WAY};
+use super::settings::{ACCEPT_PAUSE, GIVE_WAY, LOOPBACK_UNSENT_BYTES_MAX};
 use super::{socket, Local, Peer};
 use crate::proto::proxy::ProxyVersion;
 
@@ -359,9 +359,14 @@ impl Socket {
         let local = socket::local(fd.as_fd())?;
         let wildcard = match &local {
             Local::Inet(address) => {
-                // Linux hands it on to every accepted socket (tcp_create_openreq_child copies `nonagle`), which
-                // saves a system call for each.
+                // Linux hands these on to every accepted socket (tcp_create_openreq_child), which saves system calls for
+                // each.
                 socket::set_nodelay(fd.as_raw_fd())?;
+                if address.ip().to_canonical().is_loopback() {
+                    // Serving does not depend on them.
+                    let _ = socket::set_unpaced(fd.as_raw_fd());
+                    let _ = socket::set_unsent_max(fd.as_raw_fd(), LOOPBACK_UNSENT_BYTES_MAX);
+                }
                 address.ip().is_unspecified()
             }
             Local::Unix(_) => false,

@@ -181,9 +181,25 @@ pub fn unacknowledged(socket: RawFd) -> u64 {
 
 pub fn set_nodelay(socket: RawFd) -> io::Result<()> {
     let value: libc::c_int = 1;
-    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    set_tcp_option(socket, libc::TCP_NODELAY, &value.to_ne_bytes())
+}
+
+/// No pacing, for connections that never leave the machine. Where the machine's default is BBR, it would send a large
+/// answer piece by piece, by a timer, at the rate of a network that is not there. Reno paces nothing, is in every kernel,
+/// and may be chosen by every process (tcp(7), `tcp_allowed_congestion_control`).
+pub fn set_unpaced(socket: RawFd) -> io::Result<()> {
+    set_tcp_option(socket, libc::TCP_CONGESTION, b"reno")
+}
+
+/// How much may lie in the socket that was not sent yet (tcp(7), `TCP_NOTSENT_LOWAT`): beyond, it is not writable.
+pub fn set_unsent_max(socket: RawFd, bytes: u32) -> io::Result<()> {
+    set_tcp_option(socket, libc::TCP_NOTSENT_LOWAT, &bytes.to_ne_bytes())
+}
+
+fn set_tcp_option(socket: RawFd, option: libc::c_int, value: &[u8]) -> io::Result<()> {
+    let length = value.len() as libc::socklen_t;
     // SAFETY: value outlives the call and length is its size.
-    match unsafe { libc::setsockopt(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, (&raw const value).cast(), length) } {
+    match unsafe { libc::setsockopt(socket, libc::IPPROTO_TCP, option, value.as_ptr().cast(), length) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
@@ -219,9 +235,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accepted_sockets_inherit_nodelay_and_have_their_flags() {
+    fn accepted_sockets_inherit_options_and_have_their_flags() {
         let listener = TcpListener::bind("[::]:0").expect("a free port");
         set_nodelay(listener.as_raw_fd()).expect("setsockopt");
+        set_unpaced(listener.as_raw_fd()).expect("setsockopt");
         let port = listener.local_addr().expect("its address").port();
         let client = TcpStream::connect(("127.0.0.1", port)).expect("connect");
         let (socket, peer) = accept(listener.as_fd()).expect("a connection");
@@ -229,6 +246,8 @@ mod tests {
         let (flags, descriptor) =
             unsafe { (libc::fcntl(socket.as_raw_fd(), libc::F_GETFL), libc::fcntl(socket.as_raw_fd(), libc::F_GETFD)) };
         assert!(flags & libc::O_NONBLOCK != 0 && descriptor & libc::FD_CLOEXEC != 0);
+        let congestion = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::TcpCongestion);
+        assert!(congestion.expect("getsockopt").to_string_lossy().starts_with("reno"));
         assert!(TcpStream::from(socket).nodelay().expect("getsockopt"));
         // An IPv4 client of an IPv6 socket is an IPv4 client.
         assert!(matches!(peer, Peer::Inet(address) if Some(address) == client.local_addr().ok()));
