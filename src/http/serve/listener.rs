@@ -66,9 +66,17 @@ pub struct Listeners {
     short: bool,
     /// Where the next pass begins, so that no listener is always last.
     turn: usize,
-    /// The number of requests dispatched when an event first found no thread free: a place in the same line as
-    /// theirs. Without it keep-alive clients that keep every thread busy would shut out new ones for ever.
-    place: Option<u64>,
+    place: Option<Place>,
+}
+
+/// In the same line as the requests that wait for a thread, for connections that wait to be taken. Without it keep-alive
+/// clients that keep every thread busy would shut out new ones for ever.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// The number of requests before the next of them.
+    at: u64,
+    /// How many there are: who came together waits together, and not each for a line of its own.
+    connections: u64,
 }
 
 /// Whether a connection that waits is left to a sibling.
@@ -113,6 +121,14 @@ pub enum Accepted {
 
 /// Connections that broke before they were accepted are skipped, but not without end.
 const TRIES_MAX: u32 = 64;
+
+impl Place {
+    /// One of them was taken.
+    fn next(self) -> Option<Place> {
+        let connections = self.connections.checked_sub(1).filter(|&left| left > 0)?;
+        Some(Place { at: self.at + 1, connections })
+    }
+}
 
 impl Listeners {
     pub fn new(listeners: Vec<Listener>) -> io::Result<Listeners> {
@@ -238,8 +254,10 @@ impl Listeners {
     /// How many connections the threads have time for.
     pub fn budget(&self, load: Load) -> u64 {
         let free = (load.threads + load.completed).saturating_sub(load.dispatched);
-        let in_line = self.place.map_or(0, |place| (load.threads + load.completed).saturating_sub(place));
-        free.max(in_line.min(1))
+        let in_line = self
+            .place
+            .map_or(0, |place| (load.threads + load.completed).saturating_sub(place.at).min(place.connections));
+        free.max(in_line)
     }
 
     /// Whether anything is waiting, as far as this turn's events say.
@@ -271,7 +289,8 @@ impl Listeners {
 
     /// No thread or no slot is free: take a place in the line, and hear nothing until it is our turn.
     pub fn mask(&mut self, epoll: &Epoll, load: Load) {
-        self.place.get_or_insert(load.dispatched);
+        let connections = self.sockets.iter().filter(|socket| socket.ready).map(Socket::waiting).sum();
+        self.place.get_or_insert(Place { at: load.dispatched, connections });
         self.set_masked(epoll, true);
     }
 
@@ -306,10 +325,10 @@ impl Listeners {
     pub fn accept(&mut self, index: usize, now: Instant) -> Accepted {
         let listener = &mut self.sockets[index];
         let Some(fd) = &listener.fd else { return Accepted::Empty };
-        self.place = None;
         for _ in 0..TRIES_MAX {
             match socket::accept(fd.as_fd()) {
                 Ok((socket, peer)) => {
+                    self.place = self.place.and_then(Place::next);
                     let local = listener.local_of(&socket);
                     let proxy = listener.proxy.as_ref().map(|proxy| (proxy.version, (proxy.trusts)(&peer)));
                     if std::mem::take(&mut self.short) {
@@ -320,6 +339,7 @@ impl Listeners {
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => {
                         listener.ready = false;
+                        self.place = None;
                         return Accepted::Empty;
                     }
                     Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
@@ -374,6 +394,12 @@ impl Socket {
         Ok(Socket { id, fd: Some(fd), local: Arc::new(local), wildcard, proxy, state: State::Paused, ready: false })
     }
 
+    /// How many connections wait to be taken, at least: something is there.
+    fn waiting(&self) -> u64 {
+        let known = self.fd.as_ref().and_then(|fd| socket::waiting(fd.as_raw_fd()));
+        known.map_or(1, |count| count.max(1).into())
+    }
+
     fn leave(&mut self, epoll: &Epoll) {
         self.ready = false;
         if let Some(fd) = &self.fd {
@@ -425,11 +451,16 @@ mod tests {
         assert_eq!(listeners.budget(load(0, 0)), 2);
         assert_eq!(listeners.budget(load(11, 10)), 1);
         assert_eq!(listeners.budget(load(15, 10)), 0);
-        listeners.place = Some(15);
+        listeners.place = Some(Place { at: 15, connections: 2 });
         assert_eq!(listeners.budget(load(15, 13)), 0);
         // Fourteen of the fifteen before are answered, so a thread has begun the last and the other is ours,
         // although more requests have come since.
         assert_eq!(listeners.budget(load(20, 14)), 1);
-        assert_eq!(listeners.budget(load(20, 18)), 1);
+        assert_eq!(listeners.budget(load(20, 18)), 2);
+        // Whoever came with the first that was taken is behind it, and not at the end of the line.
+        listeners.place = listeners.place.and_then(Place::next);
+        assert_eq!(listeners.budget(load(21, 14)), 0);
+        assert_eq!(listeners.budget(load(22, 18)), 1);
+        assert!(listeners.place.and_then(Place::next).is_none());
     }
 }

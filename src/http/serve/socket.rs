@@ -179,6 +179,19 @@ pub fn unacknowledged(socket: RawFd) -> u64 {
     }
 }
 
+/// How many connections wait in a listening socket: its TCP_INFO has their number where a connection's has the segments
+/// that were not acknowledged (tcp_get_info). None: not TCP, or not known.
+pub fn waiting(listener: RawFd) -> Option<u32> {
+    // SAFETY: tcp_info is plain data, for which zeroes are valid.
+    let mut info: libc::tcp_info = unsafe { zeroed() };
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes into `info`, which outlives the call.
+    let outcome = unsafe {
+        libc::getsockopt(listener, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut length)
+    };
+    (outcome == 0).then_some(info.tcpi_unacked)
+}
+
 pub fn set_nodelay(socket: RawFd) -> io::Result<()> {
     let value: libc::c_int = 1;
     set_tcp_option(socket, libc::TCP_NODELAY, &value.to_ne_bytes())

@@ -207,6 +207,18 @@ impl Fixture {
         self.told.try_iter().any(|told| told == *wanted)
     }
 
+    /// Waits until the application has said something of this kind, and returns it.
+    pub fn expect_any_app(&self, wanted: impl Fn(&str) -> bool) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Told::App(text)) if wanted(&text) => return text,
+                Ok(_) => {}
+                Err(error) => panic!("the application is silent: {error}"),
+            }
+        }
+    }
+
     pub fn expect_app(&self, text: &str) {
         self.expect(&Told::App(text.to_string()));
     }

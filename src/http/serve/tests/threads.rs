@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
@@ -96,6 +97,55 @@ fn busy_keep_alive_clients_do_not_shut_out_new_ones() {
     for keeper in keepers {
         keeper.join().expect("a keep-alive client failed");
     }
+    fixture.stop();
+}
+
+/// Who came together waits together, and not each for the whole line.
+#[test]
+fn connections_that_came_together_are_taken_together() {
+    const KEEPERS: usize = 6;
+    const NEW: usize = 6;
+    let fixture = Fixture::new(settings(), |mut exchange, gate, voice| {
+        let path = String::from_utf8(exchange.path().to_vec()).expect("text");
+        voice.say(path.as_str());
+        gate.pass();
+        exchange.start(b"200 OK", &[]).expect("valid");
+        exchange.write_all(b"passed");
+        // The application is slow, so the relief has the loop, and requests are dispatched while others run.
+        exchange.finish_at(Instant::now(), Duration::from_millis(100)).expect("valid");
+    });
+    let ask = |client: &mut Client, path: &str| {
+        client.send(format!("GET /{path} HTTP/1.1\r\nHost: h\r\n\r\n"));
+    };
+    let mut keepers: Vec<Client> = (0..KEEPERS).map(|_| fixture.client()).collect();
+    for keeper in &mut keepers {
+        ask(keeper, "warm");
+        fixture.gate.open();
+        assert_eq!(keeper.answer().text(), "passed");
+    }
+    keepers.iter_mut().enumerate().for_each(|(index, keeper)| ask(keeper, &index.to_string()));
+    // The thread is at the gate with one of them. From now on it has never nothing to do.
+    let mut served = fixture.expect_any_app(|text| text != "/warm");
+    let mut new: Vec<Client> = (0..NEW).map(|_| fixture.client()).collect();
+    new.iter_mut().for_each(|client| ask(client, "new"));
+    let (mut answered, mut requests) = (0, 0);
+    while answered < NEW {
+        fixture.gate.open();
+        match served[1..].parse::<usize>() {
+            Ok(index) => {
+                assert_eq!(keepers[index].answer().text(), "passed");
+                ask(&mut keepers[index], &index.to_string());
+            }
+            Err(_) => answered += 1,
+        }
+        requests += 1;
+        assert!(requests <= 3 * (KEEPERS + NEW), "{answered} of {NEW} new ones in {requests} requests");
+        served = fixture.expect_any_app(|_| true);
+    }
+    println!("{NEW} new ones were answered within {requests} requests");
+    (0..KEEPERS).for_each(|_| fixture.gate.open());
+    new.iter_mut().for_each(|client| assert_eq!(client.answer().text(), "passed"));
+    keepers.iter_mut().for_each(|client| assert_eq!(client.answer().text(), "passed"));
     fixture.stop();
 }
 
