@@ -17,6 +17,15 @@ fn main() {
     // SAFETY: plain system calls on descriptors that are open, with pointers to living values.
     unsafe {
         libc::listen(listener.as_raw_fd(), 4096);
+        // Woken when the request is there, and not when the connection is.
+        let (level, name, second): (i32, i32, i32) = (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 1);
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            level,
+            name,
+            (&raw const second).cast(),
+            size_of::<libc::c_int>() as u32,
+        );
         let poll = libc::epoll_create1(libc::EPOLL_CLOEXEC);
         watch(poll, listener.as_raw_fd());
         let mut events: [libc::epoll_event; 256] = std::mem::zeroed();
@@ -49,8 +58,9 @@ unsafe fn answer(fd: RawFd, buffer: &mut [u8]) -> bool {
     let bytes = &buffer[..read as usize];
     let closing = memchr::memmem::find(bytes, b"Connection: close").is_some();
     for _ in memchr::memmem::find_iter(bytes, b"\r\n\r\n") {
-        let answer = if closing { CLOSING } else { ANSWER };
-        unsafe { libc::send(fd, answer.as_ptr().cast(), answer.len(), libc::MSG_NOSIGNAL) };
+        // The last answer and the end go out in one packet.
+        let (answer, more) = if closing { (CLOSING, libc::MSG_MORE) } else { (ANSWER, 0) };
+        unsafe { libc::send(fd, answer.as_ptr().cast(), answer.len(), libc::MSG_NOSIGNAL | more) };
     }
     if read == 0 || closing {
         unsafe { libc::close(fd) };

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::epoll::{Epoll, Interest, Token};
-use super::settings::{ACCEPT_PAUSE, GIVE_WAY, LOOPBACK_UNSENT_BYTES_MAX};
+use super::settings::{ACCEPT_PAUSE, DEFER_ACCEPT_S, GIVE_WAY, LOOPBACK_UNSENT_BYTES_MAX};
 use super::{socket, Local, Peer};
 use crate::proto::proxy::ProxyVersion;
 
@@ -182,6 +182,10 @@ impl Listeners {
                 State::Accepting => {
                     socket.leave(epoll);
                     socket.state = State::Closing;
+                    // What has connected shall be in the queue when it is emptied.
+                    if let (Local::Inet(_), Some(fd)) = (&*socket.local, &socket.fd) {
+                        let _ = socket::set_deferred(fd.as_raw_fd(), 0);
+                    }
                 }
                 State::Paused => {
                     if let Some(fd) = socket.fd.take() {
@@ -382,8 +386,9 @@ impl Socket {
                 // Linux hands these on to every accepted socket (tcp_create_openreq_child), which saves system calls for
                 // each.
                 socket::set_nodelay(fd.as_raw_fd())?;
+                // Serving does not depend on the others.
+                let _ = socket::set_deferred(fd.as_raw_fd(), DEFER_ACCEPT_S);
                 if address.ip().to_canonical().is_loopback() {
-                    // Serving does not depend on them.
                     let _ = socket::set_unpaced(fd.as_raw_fd());
                     let _ = socket::set_unsent_max(fd.as_raw_fd(), LOOPBACK_UNSENT_BYTES_MAX);
                 }

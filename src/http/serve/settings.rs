@@ -101,6 +101,11 @@ pub(super) const GATHER_BYTES: usize = 64 * 1024;
 /// How long accepting rests when the process or the machine is out of descriptors or memory.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
+/// How long a TCP connection that says nothing stays with the kernel: the least there is. A client that sends its request
+/// as soon as it is connected is then taken when that is there, which saves waking up for nothing, a vain read and a
+/// place in the epoll set: half of the processor time of a request on a connection of its own.
+pub(super) const DEFER_ACCEPT_S: libc::c_int = 1;
+
 /// How long a connection is left to a sibling that has less to do: it is awake by then, unless it has to wait for a
 /// processor.
 pub(super) const GIVE_WAY: Duration = Duration::from_millis(1);

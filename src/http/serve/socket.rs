@@ -197,6 +197,12 @@ pub fn set_nodelay(socket: RawFd) -> io::Result<()> {
     set_tcp_option(socket, libc::TCP_NODELAY, &value.to_ne_bytes())
 }
 
+/// How long the kernel keeps a connection to itself that is open but says nothing (tcp(7), `TCP_DEFER_ACCEPT`); 0: it
+/// does not.
+pub fn set_deferred(listener: RawFd, seconds: libc::c_int) -> io::Result<()> {
+    set_tcp_option(listener, libc::TCP_DEFER_ACCEPT, &seconds.to_ne_bytes())
+}
+
 /// No pacing, for connections that never leave the machine. Where the machine's default is BBR, it would send a large
 /// answer piece by piece, by a timer, at the rate of a network that is not there. Reno paces nothing, is in every kernel,
 /// and may be chosen by every process (tcp(7), `tcp_allowed_congestion_control`).

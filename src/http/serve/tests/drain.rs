@@ -175,7 +175,8 @@ fn a_worker_that_never_served_takes_nothing_when_it_stops() {
     let sibling = listener.try_clone().expect("dup");
     let fixture =
         Fixture::with(settings(), address, vec![Listener { id: 0, fd: listener.into(), proxy: None }], None, app);
-    let client = fixture.client();
+    let mut client = fixture.client();
+    client.send("GET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
     fixture.handle.stop(Duration::ZERO);
     fixture.expect(&Told::Draining);
     fixture.join();

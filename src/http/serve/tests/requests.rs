@@ -24,6 +24,20 @@ fn keep_alive() {
     fixture.stop();
 }
 
+/// The kernel keeps a connection to itself while that says nothing, but not for long.
+#[test]
+fn a_silent_connection_is_taken_all_the_same() {
+    let fixture = Fixture::new(settings(), app);
+    let mut early = fixture.client();
+    assert!(!fixture.has_told(&Told::Accepted));
+    assert_eq!(early.get("/hello").text(), "hello");
+    fixture.expect(&Told::Accepted);
+    let mut late = fixture.client();
+    fixture.expect(&Told::Accepted);
+    assert_eq!(late.get("/hello").text(), "hello");
+    fixture.stop();
+}
+
 #[test]
 fn http_1_0() {
     let fixture = Fixture::new(settings(), app);
