@@ -6,7 +6,7 @@
 
 use std::mem::MaybeUninit;
 
-use memchr::memchr;
+use memchr::memchr2;
 
 use super::framing::{Claims, Framing};
 use super::refusal::{self, Refusal};
@@ -66,7 +66,7 @@ pub struct Scanner {
     start: usize,
     /// Where the current line begins.
     line: usize,
-    /// Up to here there is no LF in the current line.
+    /// Up to here there is neither CR nor LF in the current line.
     seen: usize,
     blank_lines: u32,
     /// None: the current line is the request line.
@@ -99,19 +99,23 @@ impl Scanner {
             let line_bound = self.line + line_limit + 2;
             let bound = line_bound.min(head_bound);
             let window = bytes.len().min(bound);
-            let Some(found) = memchr(b'\n', bytes.get(self.seen..window).unwrap_or_default()) else {
+            let found = memchr2(b'\r', b'\n', bytes.get(self.seen..window).unwrap_or_default());
+            // Of a CR at the end of what there is, only the next byte tells what it is.
+            let end = found.map(|found| self.seen + found).filter(|&end| bytes[end] == b'\n' || end + 1 < window);
+            let Some(end) = end else {
                 if bytes.len() >= bound {
                     return Err(if line_bound <= head_bound { line_refusal } else { refusal::HEAD_LONG });
                 }
-                self.seen = window;
+                self.seen = found.map_or(window, |found| self.seen + found);
                 return Ok(Scan::More);
             };
-            let lf = self.seen + found;
-            let line = bytes[self.line..lf].strip_suffix(b"\r").ok_or(refusal::BARE_LF)?;
-            if memchr(b'\r', line).is_some() {
-                return Err(refusal::BARE_CR);
+            match bytes[end..window] {
+                [b'\r', b'\n', ..] => {}
+                [b'\r', ..] => return Err(refusal::BARE_CR),
+                _ => return Err(refusal::BARE_LF),
             }
-            let next = lf + 1;
+            let line = &bytes[self.line..end];
+            let next = end + 2;
             match self.fields {
                 None if line.is_empty() => {
                     self.blank_lines += 1;
@@ -161,7 +165,12 @@ pub struct Head {
     /// Of an absolute-form target without a Host field beside it (HTTP/1.0).
     host: Option<Span>,
     fields: Vec<(Span, Span)>,
+    /// The last Host that was found valid: clients repeat theirs.
+    known_host: Vec<u8>,
 }
+
+/// Longer ones are not kept.
+const KNOWN_HOST_BYTES_MAX: usize = 64;
 
 impl Default for Head {
     fn default() -> Self {
@@ -176,6 +185,7 @@ impl Default for Head {
             query: Span::default(),
             host: None,
             fields: Vec::new(),
+            known_host: Vec::new(),
         }
     }
 }
@@ -235,8 +245,15 @@ impl Head {
                     if host.replace(self.fields.len()).is_some() {
                         return Err(refusal::HOST_REPEATED);
                     }
-                    if !target::is_host(value) {
-                        return Err(refusal::HOST_INVALID);
+                    // Empty: none is known, and none is valid.
+                    if value.is_empty() || self.known_host != value {
+                        if !target::is_host(value) {
+                            return Err(refusal::HOST_INVALID);
+                        }
+                        self.known_host.clear();
+                        if value.len() <= KNOWN_HOST_BYTES_MAX {
+                            self.known_host.extend_from_slice(value);
+                        }
                     }
                 }
                 6 if name.eq_ignore_ascii_case(b"expect") => expect.add(value),

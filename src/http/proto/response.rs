@@ -203,6 +203,15 @@ impl Head {
         &self.bytes
     }
 
+    /// The head and a small body in one piece, for as long as `send` runs.
+    pub fn with_body<T>(&mut self, body: &[u8], send: impl FnOnce(&[u8]) -> T) -> T {
+        let end = self.bytes.len();
+        self.bytes.extend_from_slice(body);
+        let outcome = send(&self.bytes);
+        self.bytes.truncate(end);
+        outcome
+    }
+
     /// Large heads (many cookies) are given back to the allocator.
     pub fn shrink(&mut self, bytes_max: usize) {
         if self.bytes.capacity() > bytes_max {

@@ -220,9 +220,11 @@ impl EventLoop {
     pub fn step(&mut self, attention: Attention) -> Step {
         self.attention = attention;
         loop {
-            let waits = attention == Attention::Light && self.has_more() && !self.volley.is_due(self.now);
-            if !waits {
-                self.fire();
+            if !self.volley.is_empty() {
+                let waits = attention == Attention::Light && self.has_more() && !self.volley.is_due(self.now);
+                if !waits {
+                    self.fire();
+                }
             }
             if let Some(connection) = self.ready.pop_front() {
                 if self.mode == Mode::Retiring {

@@ -13,7 +13,7 @@ use super::answer::{date_now, After};
 use super::connection::Connection;
 use super::epoll::Token;
 use super::helm::{Helm, Ticket};
-use super::outbox::{Hold, Link, Sent};
+use super::outbox::{Hold, Link, Sent, GATHERED_BYTES_MAX};
 use super::settings::{BUFFER_KEPT_BYTES, VOLLEY_ANSWER_BYTES_MAX};
 use super::shared::{Notice, Shared};
 use super::{Local, Peer};
@@ -275,6 +275,12 @@ impl Exchange {
         }
         let sent = match framing {
             Framing::Chunked => connection.link.send(&[head, line, piece, end], temp),
+            Framing::None | Framing::Length(_) | Framing::UntilClose
+                if begins && head.len() + piece.len() <= GATHERED_BYTES_MAX =>
+            {
+                let link = &connection.link;
+                answer.head.with_body(piece, |bytes| link.send_held(&[bytes], None, closes, temp))
+            }
             Framing::None | Framing::Length(_) | Framing::UntilClose => {
                 connection.link.send_held(&[head, piece], hold, closes, temp)
             }

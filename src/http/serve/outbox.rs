@@ -518,12 +518,15 @@ fn send_head_and_file(fd: RawFd, head: &mut &[u8], file: &OwnedFd, offset: &mut 
 const PARTS_MAX: usize = 4;
 
 /// Up to this, parts are copied together: a head and a small body.
-const GATHERED_BYTES_MAX: usize = 1024;
+pub const GATHERED_BYTES_MAX: usize = 1024;
 
 fn send_parts(fd: RawFd, parts: &[&[u8]], more: bool) -> io::Result<usize> {
     let total: usize = parts.iter().map(|part| part.len()).sum();
     if total == 0 {
         return Ok(0);
+    }
+    if let [part] = parts {
+        return socket::send_one(fd, part, more);
     }
     if total <= GATHERED_BYTES_MAX {
         let mut gathered = [0; GATHERED_BYTES_MAX];

@@ -49,6 +49,10 @@ impl Volley {
         self.tokens.contains(&token)
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
     pub fn is_due(&self, now: Instant) -> bool {
         self.tokens.len() == VOLLEY_ANSWERS_MAX || now.saturating_duration_since(self.since) >= VOLLEY_AGE_MAX
     }
