@@ -17,15 +17,13 @@ fn main() {
     // SAFETY: plain system calls on descriptors that are open, with pointers to living values.
     unsafe {
         libc::listen(listener.as_raw_fd(), 4096);
-        // Woken when the request is there, and not when the connection is.
-        let (level, name, second): (i32, i32, i32) = (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 1);
-        libc::setsockopt(
-            listener.as_raw_fd(),
-            level,
-            name,
-            (&raw const second).cast(),
-            size_of::<libc::c_int>() as u32,
-        );
+        // As forkmaster: woken when the request is there, and not when the connection is; nothing is paced. Where the
+        // kernel refuses, the floor is a little higher.
+        let tcp = |name, value: &[u8]| {
+            libc::setsockopt(listener.as_raw_fd(), libc::IPPROTO_TCP, name, value.as_ptr().cast(), value.len() as u32)
+        };
+        tcp(libc::TCP_DEFER_ACCEPT, &1i32.to_ne_bytes());
+        tcp(libc::TCP_CONGESTION, b"reno");
         let poll = libc::epoll_create1(libc::EPOLL_CLOEXEC);
         watch(poll, listener.as_raw_fd());
         let mut events: [libc::epoll_event; 256] = std::mem::zeroed();

@@ -28,7 +28,7 @@ use crate::signals::{self, exit_now, with_all_blocked, Signals};
 use crate::title::Title;
 use crate::wsgi::environ::Common;
 use crate::wsgi::forwarded::{Believed, Trusted};
-use crate::wsgi::response::Progress;
+use crate::wsgi::progress::Progress;
 use crate::wsgi::Gateway;
 use crate::{guard, probe, startup, tempdir};
 

@@ -8,6 +8,7 @@ pub mod file;
 pub mod forwarded;
 pub mod input;
 mod names;
+pub mod progress;
 pub mod response;
 mod strings;
 
@@ -26,7 +27,8 @@ use account::{Account, Ended};
 use capi::{references, Capi};
 use environ::{Builder, Common};
 use input::Input;
-use response::{Answered, Progress, Sized, Stage};
+use progress::Progress;
+use response::{Answered, Sized, Stage};
 
 /// One app thread's way into the application.
 pub struct Gateway {

@@ -8,10 +8,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use forkmaster_http::serve::{BadResponse, Exchange, Piece, Written};
-use forkmaster_wire::scoreboard::{monotonic_ns, ThreadCell};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::intern;
@@ -20,6 +18,7 @@ use pyo3::types::{PyBytes, PyList, PyString, PyTuple, PyType};
 
 use super::capi::{self, references, Capi, Method};
 use super::file::FileWrapper;
+use super::progress::Progress;
 
 /// What `start_response` drives: a client's exchange, or the probe's record.
 pub trait Answer {
@@ -170,53 +169,6 @@ impl Piece for Held {
     }
 }
 
-/// Where the scoreboard is told that application code was left and entered.
-#[derive(Clone, Copy)]
-pub struct Progress {
-    cell: &'static ThreadCell,
-    clock: Clock,
-}
-
-/// `Instant` is CLOCK_MONOTONIC too, and keeps its number to itself.
-#[derive(Clone, Copy)]
-struct Clock {
-    instant: Instant,
-    ns: u64,
-}
-
-impl Clock {
-    fn ns(self, instant: Instant) -> u64 {
-        let since = instant.checked_duration_since(self.instant).map_or(0, |since| since.as_nanos() as u64);
-        self.ns + since
-    }
-}
-
-impl Progress {
-    /// The board is mapped for the life of the process.
-    pub fn new(cell: &'static ThreadCell) -> Progress {
-        Progress { cell, clock: Clock { instant: Instant::now(), ns: monotonic_ns() } }
-    }
-
-    pub fn begin(self, request: u64, begun: Instant, method: &[u8], path: &[u8]) {
-        // The board counts in nanoseconds of the same clock. It was read a moment ago for most requests.
-        self.cell.begin(request, self.clock.ns(begun), method, path);
-    }
-
-    /// Into application code; also said again after each piece of output, since `request_timeout` counts from
-    /// the latest.
-    pub fn enter(self) {
-        self.cell.enter(monotonic_ns());
-    }
-
-    pub fn leave(self) {
-        self.cell.leave();
-    }
-
-    pub fn end(self) {
-        self.cell.end();
-    }
-}
-
 impl Response {
     fn slot(&mut self) -> &mut Option<Exchange> {
         // A poisoned mutex means a panic in the http crate: the exchange is then as dead as the request.
@@ -284,8 +236,7 @@ unsafe extern "C" fn start_response(
     unsafe {
         capi::enter::<Response>(this, arguments, count, |this, arguments| {
             let (Some(status), Some(headers), 2..=3) = (arguments.get(0), arguments.get(1), arguments.len()) else {
-                let count = arguments.len();
-                return Err(PyTypeError::new_err(format!("start_response takes 2 or 3 arguments, {count} were given")));
+                return Err(arity("start_response", "2 or 3 arguments", arguments.len()));
             };
             let headers = listed(&headers)?;
             let mut response = this.try_borrow_mut()?;
@@ -308,8 +259,7 @@ unsafe extern "C" fn write(
     unsafe {
         capi::enter::<Response>(this, arguments, count, |this, arguments| {
             let (Some(data), 1) = (arguments.get(0), arguments.len()) else {
-                let count = arguments.len();
-                return Err(PyTypeError::new_err(format!("write takes 1 argument, {count} were given")));
+                return Err(arity("write", "1 argument", arguments.len()));
             };
             let data = piece(&data)?;
             let mut response = this.try_borrow_mut()?;
@@ -323,6 +273,10 @@ unsafe extern "C" fn write(
             sent.map(|_| this.py().None().into_bound(this.py()))
         })
     }
+}
+
+fn arity(callable: &str, taken: &str, given: usize) -> PyErr {
+    PyTypeError::new_err(format!("{callable} takes {taken}, {given} were given"))
 }
 
 fn over() -> PyErr {

@@ -1,0 +1,52 @@
+//! What an app thread is at, for the master, which watches `request_timeout`.
+
+use std::time::Instant;
+
+use forkmaster_wire::scoreboard::{monotonic_ns, ThreadCell};
+
+/// Where the scoreboard is told that application code was left and entered.
+#[derive(Clone, Copy)]
+pub struct Progress {
+    cell: &'static ThreadCell,
+    clock: Clock,
+}
+
+/// `Instant` is CLOCK_MONOTONIC too, and keeps its number to itself.
+#[derive(Clone, Copy)]
+struct Clock {
+    instant: Instant,
+    ns: u64,
+}
+
+impl Clock {
+    fn ns(self, instant: Instant) -> u64 {
+        let since = instant.checked_duration_since(self.instant).map_or(0, |since| since.as_nanos() as u64);
+        self.ns + since
+    }
+}
+
+impl Progress {
+    /// The board is mapped for the life of the process.
+    pub fn new(cell: &'static ThreadCell) -> Progress {
+        Progress { cell, clock: Clock { instant: Instant::now(), ns: monotonic_ns() } }
+    }
+
+    pub fn begin(self, request: u64, begun: Instant, method: &[u8], path: &[u8]) {
+        // The board counts in nanoseconds of the same clock. It was read a moment ago for most requests.
+        self.cell.begin(request, self.clock.ns(begun), method, path);
+    }
+
+    /// Into application code; also said again after each piece of output, since `request_timeout` counts from
+    /// the latest.
+    pub fn enter(self) {
+        self.cell.enter(monotonic_ns());
+    }
+
+    pub fn leave(self) {
+        self.cell.leave();
+    }
+
+    pub fn end(self) {
+        self.cell.end();
+    }
+}
