@@ -123,6 +123,11 @@ impl Epoll {
         Ok(false)
     }
 
+    /// There may be more events than this batch has.
+    pub fn was_full(&self) -> bool {
+        self.fetched.len() == EVENTS_MAX
+    }
+
     /// The next event of the batch.
     pub fn peek(&self) -> Option<Event> {
         self.fetched.get(self.cursor).copied()

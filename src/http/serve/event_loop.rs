@@ -199,13 +199,18 @@ impl EventLoop {
     pub fn fire(&mut self) {
         self.follows = true;
         while let Some(token) = self.volley.next() {
-            if self.table.current(token).is_none() || !self.table.link(token.index).is_queued() {
+            if self.table.current(token).is_none() {
                 continue;
             }
-            self.drain(token);
-            // Not all of it, for once.
-            if self.table.current(token).is_some() && self.timers.kind(token.index).is_none() {
-                self.watch_queue(token);
+            match self.table.link(token.index).drain_put_by() {
+                // It went out at once, or is queued as too large: then the loop is told, and has its time for it.
+                None => {}
+                Some(Drained::Empty) => self.flushed(token, false),
+                Some(Drained::Broken) => {
+                    self.table.link(token.index).leave();
+                    self.flushed(token, true);
+                }
+                Some(Drained::Blocked { .. } | Drained::Again) => self.watch_queue(token),
             }
         }
         self.follows = false;
@@ -556,7 +561,7 @@ impl EventLoop {
                 return false;
             }
             None => {
-                self.listeners.none_waits();
+                self.listeners.none_waits(self.epoll.was_full());
                 self.listeners.end_pass();
                 return false;
             }
@@ -819,7 +824,8 @@ impl EventLoop {
         }
         if connection.link.is_queued() {
             self.table.slot(token.index).state = State::Flushing(connection);
-            if self.timers.kind(token.index).is_none() && !self.volley.has(token) {
+            let waits = self.volley.has(token) && self.table.link(token.index).is_put_by();
+            if self.timers.kind(token.index).is_none() && !waits {
                 self.watch_queue(token);
             }
             return;

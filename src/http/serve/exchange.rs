@@ -265,12 +265,11 @@ impl Exchange {
         let (line, end) = line.as_ref().map_or((&b""[..], &b""[..]), |line| (line.bytes(), &b"\r\n"[..]));
         let temp = &shared.rules.temp;
         if begins && answer.may_wait && answer.is_complete() && head.len() + piece.len() <= VOLLEY_ANSWER_BYTES_MAX {
-            if let Some(ticket) = self.ticket {
-                let sent = connection.link.put_by(&[head, piece], temp);
-                if helm.is_kept(ticket) {
-                    return if sent == Sent::Gone { Written::Gone } else { Written::Done };
-                }
-                return written(shared, connection.token, sent);
+            let put_by = self.ticket.and_then(|ticket| Some((ticket, connection.link.put_by(&[head, piece], temp)?)));
+            match put_by {
+                Some((ticket, Sent::Queued { .. })) if helm.is_kept(ticket) => return Written::Done,
+                Some((_, sent)) => return written(shared, connection.token, sent),
+                None => {}
             }
         }
         let sent = match framing {

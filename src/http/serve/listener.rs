@@ -59,6 +59,8 @@ struct Socket {
 pub struct Listeners {
     sockets: Vec<Socket>,
     masked: bool,
+    /// This turn's events were fetched while masked, and say nothing.
+    unheard: bool,
     /// Out of descriptors or memory until then.
     paused_until: Option<Instant>,
     way: Way,
@@ -133,7 +135,16 @@ impl Place {
 impl Listeners {
     pub fn new(listeners: Vec<Listener>) -> io::Result<Listeners> {
         let sockets = listeners.into_iter().map(Socket::new).collect::<io::Result<Vec<_>>>()?;
-        Ok(Listeners { sockets, masked: false, paused_until: None, way: Way::Open, short: false, turn: 0, place: None })
+        Ok(Listeners {
+            sockets,
+            masked: false,
+            unheard: false,
+            paused_until: None,
+            way: Way::Open,
+            short: false,
+            turn: 0,
+            place: None,
+        })
     }
 
     pub fn fds(&self) -> impl Iterator<Item = RawFd> + '_ {
@@ -182,10 +193,6 @@ impl Listeners {
                 State::Accepting => {
                     socket.leave(epoll);
                     socket.state = State::Closing;
-                    // What has connected shall be in the queue when it is emptied.
-                    if let (Local::Inet(_), Some(fd)) = (&*socket.local, &socket.fd) {
-                        let _ = socket::set_deferred(fd.as_raw_fd(), 0);
-                    }
                 }
                 State::Paused => {
                     if let Some(fd) = socket.fd.take() {
@@ -273,9 +280,13 @@ impl Listeners {
     }
 
     /// No connection waits, as far as this turn's events say: who was given way has taken it.
-    pub fn none_waits(&mut self) {
+    pub fn none_waits(&mut self, may_be_more: bool) {
         if self.masked {
             return;
+        }
+        if !self.unheard && !may_be_more {
+            // Siblings have taken them: their place must not be there for others that come later.
+            self.place = None;
         }
         match self.way {
             Way::Ending => self.way = Way::Over,
@@ -286,6 +297,7 @@ impl Listeners {
 
     /// The turn's events were handled; what is still waiting is reported again, since epoll is level-triggered.
     pub fn end_pass(&mut self) {
+        self.unheard = false;
         for socket in &mut self.sockets {
             socket.ready = false;
         }
@@ -311,6 +323,7 @@ impl Listeners {
             return;
         }
         self.masked = masked;
+        self.unheard = !masked;
         let interest = if masked { Interest::Masked } else { Interest::Listen };
         for (index, socket) in self.sockets.iter().enumerate() {
             match (socket.state, &socket.fd) {
@@ -436,11 +449,11 @@ mod tests {
         let over = now + GIVE_WAY;
         assert!(!listeners.gives_way(over));
         // While it hears nothing, no news are no news.
-        listeners.none_waits();
+        listeners.none_waits(false);
         listeners.unmask(&epoll);
         // It came: the next one may be left to it again. The events of the turn in which the time ended say nothing yet.
-        listeners.none_waits();
-        listeners.none_waits();
+        listeners.none_waits(false);
+        listeners.none_waits(false);
         assert!(listeners.give_way(&epoll, over) && !listeners.gives_way(over + GIVE_WAY));
         listeners.unmask(&epoll);
         // It did not: that one is ours.
@@ -467,5 +480,17 @@ mod tests {
         assert_eq!(listeners.budget(load(21, 14)), 0);
         assert_eq!(listeners.budget(load(22, 18)), 1);
         assert!(listeners.place.and_then(Place::next).is_none());
+        // What siblings have taken leaves no place for those who come later; only events of a turn that was listened to,
+        // and all of them, say so.
+        let epoll = Epoll::new().expect("epoll");
+        listeners.mask(&epoll, load(22, 18));
+        listeners.none_waits(false);
+        listeners.unmask(&epoll);
+        listeners.none_waits(false);
+        listeners.end_pass();
+        listeners.none_waits(true);
+        assert!(listeners.place.is_some());
+        listeners.none_waits(false);
+        assert!(listeners.place.is_none());
     }
 }

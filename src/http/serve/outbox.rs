@@ -40,6 +40,7 @@ impl Link {
             spool: None,
             spooled: 0,
             watched: false,
+            put_by: false,
             spool_failed: false,
             drained: 0,
             heard: 0,
@@ -134,13 +135,31 @@ impl Link {
         self.queue(outbox, temp)
     }
 
-    /// Queues all of `parts`, for a loop that looks at the queue before long. App side.
-    pub fn put_by(&self, parts: &[&[u8]], temp: &TempFiles) -> Sent {
+    /// Queues all of `parts`, for a loop that looks at what was put by before long (`drain_put_by`). Nothing was queued
+    /// before. None: there is no memory for it. App side.
+    pub fn put_by(&self, parts: &[&[u8]], temp: &TempFiles) -> Option<Sent> {
         let mut outbox = self.lock();
-        for part in parts {
-            outbox.push(part, temp);
+        let total: usize = parts.iter().map(|part| part.len()).sum();
+        if !outbox.memory.grow(total as u64) {
+            return None;
         }
-        self.queue(outbox, temp)
+        for part in parts {
+            outbox.push_memory(part);
+        }
+        outbox.put_by = true;
+        Some(self.queue(outbox, temp))
+    }
+
+    /// An answer waits here for the loop to look.
+    pub fn is_put_by(&self) -> bool {
+        self.lock().put_by
+    }
+
+    /// Sends what was put by, until the socket is full; None: nothing was. It is looked at under the lock: whoever puts by
+    /// afterwards finds that the helm has changed hands. Loop side.
+    pub fn drain_put_by(&self) -> Option<Drained> {
+        let mut outbox = self.lock();
+        std::mem::take(&mut outbox.put_by).then(|| self.drain_locked(outbox))
     }
 
     /// Sends `head` and then the file's bytes, as far as the socket takes them, and queues the rest. App side;
@@ -218,7 +237,10 @@ impl Link {
 
     /// Sends queued bytes until the socket is full. Loop side.
     pub fn drain(&self) -> Drained {
-        let mut outbox = self.lock();
+        self.drain_locked(self.lock())
+    }
+
+    fn drain_locked(&self, mut outbox: MutexGuard<'_, Outbox>) -> Drained {
         let before = outbox.drained;
         let outcome = outbox.drain(self.fd());
         let progress = outbox.drained != before;
@@ -315,6 +337,8 @@ struct Outbox {
     spooled: u64,
     /// The loop knows of the queue.
     watched: bool,
+    /// What is queued waits for the loop to look, and not for the socket.
+    put_by: bool,
     /// A file could not be written, and it was logged: the rest of this queue makes do with memory.
     spool_failed: bool,
     /// Counts all bytes that the loop has sent.
@@ -332,6 +356,7 @@ impl Outbox {
         self.spool = None;
         self.spooled = 0;
         self.watched = false;
+        self.put_by = false;
         self.spool_failed = false;
     }
 

@@ -197,8 +197,7 @@ pub fn set_nodelay(socket: RawFd) -> io::Result<()> {
     set_tcp_option(socket, libc::TCP_NODELAY, &value.to_ne_bytes())
 }
 
-/// How long the kernel keeps a connection to itself that is open but says nothing (tcp(7), `TCP_DEFER_ACCEPT`); 0: it
-/// does not.
+/// How long the kernel keeps a connection to itself that is open but says nothing (tcp(7), `TCP_DEFER_ACCEPT`).
 pub fn set_deferred(listener: RawFd, seconds: libc::c_int) -> io::Result<()> {
     set_tcp_option(listener, libc::TCP_DEFER_ACCEPT, &seconds.to_ne_bytes())
 }

@@ -1,11 +1,12 @@
 //! Answers that wait for each other. Here the test is the app thread, so that it can look between two requests.
 
 use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::channel;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::fixture::{settings, Client, PATIENCE};
-use crate::serve::{AppThread, Exchange, Handle, Listener, Meter, Reports, Server, Wake};
+use crate::serve::{AppThread, Exchange, Handle, Listener, Meter, Reports, Server, Settings, Wake};
 
 struct Silent;
 
@@ -35,11 +36,15 @@ const TOOK: Duration = Duration::from_micros(50);
 impl Stage {
     /// Clients whose connections are open, and a server that knows what requests take.
     fn new(clients: usize) -> Stage {
+        Stage::with(clients, settings())
+    }
+
+    fn with(clients: usize, settings: Settings) -> Stage {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("its address");
         listener.set_nonblocking(true).expect("fcntl");
         let listeners = vec![Listener { id: 0, fd: listener.into(), proxy: None }];
-        let server = Server::new(settings(), listeners, Arc::new(Silent), Arc::new(Silent)).expect("server");
+        let server = Server::new(settings, listeners, Arc::new(Silent), Arc::new(Silent)).expect("server");
         let handle = server.handle();
         let thread = server.start(None).expect("threads").pop().expect("one app thread");
         handle.serve();
@@ -220,5 +225,60 @@ fn after_a_slow_request_answers_go_out_at_once() {
     assert!(stage.has_answer(first) || begun.duration_since(slow) > Duration::from_millis(90));
     stage.expect_answer(first);
     stage.answer_all_but(first);
+    stage.stop();
+}
+
+/// An answer that is too large to wait is queued where the socket is full, and its client has all of its time.
+#[test]
+fn a_large_answer_in_a_volley_is_not_cut() {
+    const LARGE: usize = 8 << 20;
+    const SOME: usize = 300_000;
+    let write_timeout = Duration::from_millis(300);
+    let mut stage = Stage::with(4, Settings { write_timeout, ..settings() });
+    let begun = Instant::now();
+    for _ in 0..3 {
+        // Each time on a connection on which nothing was queued for longer than the timeout.
+        while begun.elapsed() < write_timeout {
+            std::thread::yield_now();
+        }
+        // The relief has had the loop meanwhile. Not any more.
+        let first = stage.first_waits();
+        stage.answer_all_but(first);
+        stage.expect_answer(first);
+        (0..4).for_each(|index| stage.ask(index));
+        let mut exchange = stage.next();
+        let first = index_of(&exchange);
+        let mut client = stage.clients.remove(first);
+        let (reads, has_read) = channel();
+        let (goes_on, go_on) = channel();
+        let reader = std::thread::spawn(move || {
+            client.head();
+            let some = client.exactly(SOME).len();
+            reads.send(()).expect("the test waits");
+            go_on.recv_timeout(PATIENCE).expect("the test goes on");
+            let length = some + client.exactly(LARGE - some).len();
+            (client, length)
+        });
+        exchange.start(b"200 OK", &[]).expect("valid");
+        exchange.write_all(&vec![b'x'; LARGE]);
+        // There is a little room in the socket again when the loop looks.
+        has_read.recv_timeout(PATIENCE).expect("the client reads");
+        exchange.finish_at(Instant::now(), TOOK).expect("valid");
+        for _ in 1..4 {
+            let exchange = stage.next();
+            finish(exchange);
+        }
+        assert!(stage.thread.poll().is_none());
+        goes_on.send(()).expect("the client waits");
+        // The loop is ours to run until the large answer has gone out.
+        while !reader.is_finished() {
+            assert!(stage.thread.poll().is_none());
+            std::thread::yield_now();
+        }
+        let (client, length) = reader.join().expect("the client has all of it");
+        assert_eq!(length, LARGE);
+        stage.clients.insert(first, client);
+        (0..4).filter(|&index| index != first).for_each(|index| stage.expect_answer(index));
+    }
     stage.stop();
 }
