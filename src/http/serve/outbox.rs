@@ -158,8 +158,8 @@ impl Link {
     /// Sends what was put by, until the socket is full; None: nothing was. It is looked at under the lock: whoever puts by
     /// afterwards finds that the helm has changed hands. Loop side.
     pub fn drain_put_by(&self) -> Option<Drained> {
-        let mut outbox = self.lock();
-        std::mem::take(&mut outbox.put_by).then(|| self.drain_locked(outbox))
+        let outbox = self.lock();
+        outbox.put_by.then(|| self.drain_locked(outbox))
     }
 
     /// Sends `head` and then the file's bytes, as far as the socket takes them, and queues the rest. App side;
@@ -241,6 +241,7 @@ impl Link {
     }
 
     fn drain_locked(&self, mut outbox: MutexGuard<'_, Outbox>) -> Drained {
+        outbox.put_by = false;
         let before = outbox.drained;
         let outcome = outbox.drain(self.fd());
         let progress = outbox.drained != before;

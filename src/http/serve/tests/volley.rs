@@ -118,6 +118,16 @@ impl Stage {
         }
     }
 
+    /// The relief has the loop: each answer goes out while the thread is still busy with the others.
+    fn answer_the_last(&mut self, requests: usize) {
+        for _ in 0..requests {
+            let exchange = self.next();
+            let index = index_of(&exchange);
+            finish(exchange);
+            self.expect_answer(index);
+        }
+    }
+
     fn stop(mut self) {
         self.handle.stop(Duration::ZERO);
         assert!(matches!(self.thread.wait(), Wake::Done));
@@ -158,12 +168,7 @@ fn no_answer_waits_for_the_application() {
     let second = index_of(&slow);
     finish(slow);
     stage.expect_answer(second);
-    for _ in 2..4 {
-        let exchange = stage.next();
-        let index = index_of(&exchange);
-        finish(exchange);
-        stage.expect_answer(index);
-    }
+    stage.answer_the_last(2);
     stage.stop();
 }
 
@@ -181,50 +186,53 @@ fn no_answer_waits_for_its_own_end() {
     stage.expect_answer(second);
     stage.expect_answer(first);
     late.finish_at(Instant::now(), TOOK).expect("valid");
-    for _ in 2..4 {
-        let exchange = stage.next();
-        let index = index_of(&exchange);
-        finish(exchange);
-        stage.expect_answer(index);
-    }
+    drop(garbage);
+    stage.answer_the_last(2);
     stage.stop();
 }
 
-/// A single client never waits: there is nothing to wait for.
+/// A single client never waits: there is nothing to wait for. On a busy machine the kernel may hand an answer over a moment
+/// after it was sent; one that waited would not be there in any round.
 #[test]
 fn an_answer_without_company_goes_out_at_once() {
+    const ROUNDS: usize = 100;
     let mut stage = Stage::new(1);
-    for _ in 0..100 {
+    let mut at_once = 0;
+    for _ in 0..ROUNDS {
         stage.ask(0);
         let exchange = stage.next();
         finish(exchange);
-        assert!(stage.has_answer(0));
+        at_once += usize::from(stage.has_answer(0));
         stage.expect_answer(0);
     }
+    assert!(at_once > ROUNDS / 2, "{at_once} of {ROUNDS}");
     stage.stop();
 }
 
 /// Where requests were slow a moment ago, the next one of the batch may be.
 #[test]
 fn after_a_slow_request_answers_go_out_at_once() {
+    const ROUNDS: usize = 20;
     let mut stage = Stage::new(4);
     let first = stage.first_waits();
     stage.answer_all_but(first);
     stage.expect_answer(first);
-    stage.ask(0);
-    let mut exchange = stage.next();
-    write(&mut exchange);
-    let slow = Instant::now();
-    exchange.finish_at(slow, Duration::from_millis(1)).expect("valid");
-    stage.expect_answer(0);
-    (0..4).for_each(|index| stage.ask(index));
-    let exchange = stage.next();
-    let first = index_of(&exchange);
-    let begun = exchange.begun();
-    finish(exchange);
-    assert!(stage.has_answer(first) || begun.duration_since(slow) > Duration::from_millis(90));
-    stage.expect_answer(first);
-    stage.answer_all_but(first);
+    let mut at_once = 0;
+    for _ in 0..ROUNDS {
+        stage.ask(0);
+        let mut exchange = stage.next();
+        write(&mut exchange);
+        exchange.finish_at(Instant::now(), Duration::from_millis(1)).expect("valid");
+        stage.expect_answer(0);
+        (0..4).for_each(|index| stage.ask(index));
+        let exchange = stage.next();
+        let first = index_of(&exchange);
+        finish(exchange);
+        at_once += usize::from(stage.has_answer(first));
+        stage.answer_all_but(first);
+        stage.expect_answer(first);
+    }
+    assert!(at_once > ROUNDS / 2, "{at_once} of {ROUNDS}");
     stage.stop();
 }
 
