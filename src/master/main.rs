@@ -1,34 +1,31 @@
 //! `forkmaster`: arguments, settings, run, exit code.
 
-mod boot_check;
-mod cli;
-mod client;
+mod children;
 mod clock;
 mod config;
-mod control;
-mod crew;
-mod event_loop;
+mod doors;
+mod facts;
 mod library;
-mod listener;
-mod log_file;
+mod listeners;
+mod logs;
+mod master;
 mod pidfile;
-mod reap;
-mod reload;
+mod service;
 mod signals;
-mod spawn;
-mod status;
 mod supervisor;
-mod watch;
+mod verbs;
 
 use std::io;
 
-use cli::Command;
 use config::surroundings::Surroundings;
 use config::Source;
-use event_loop::Master;
-use log_file::LogFile;
+use logs::LogFile;
+use master::Master;
 use pidfile::PidFile;
+use service::prepare;
 use signals::Signals;
+use verbs::command_line::Command;
+use verbs::{check, client, command_line};
 
 /// Exit codes besides those of the configuration (78) and of listeners, from sysexits.h.
 const EXIT_INTERNAL: i32 = 1;
@@ -37,10 +34,10 @@ const EXIT_PERMISSION: i32 = 77;
 
 fn main() {
     let surroundings = Surroundings::gather();
-    let command = cli::parse(std::env::args_os(), &surroundings).unwrap_or_else(|error| error.exit());
+    let command = command_line::parse(std::env::args_os(), &surroundings).unwrap_or_else(|error| error.exit());
     let code = match command {
         Command::Run(source) => run(source, surroundings),
-        Command::Check { source, boot } => check(&source, &surroundings, boot),
+        Command::Check { source, boot } => check_settings(&source, &surroundings, boot),
         Command::ConfigShow(source) => show(&source, &surroundings),
         Command::Status { client, json } => client::status(&client, &surroundings, json),
         Command::Health { client, probe } => client::health(&client, &surroundings, probe),
@@ -86,7 +83,7 @@ fn run(source: Source, surroundings: Surroundings) -> i32 {
     if let Err(error) = master.open_control(&settings.control.socket) {
         return fail("[control] socket cannot be opened", &error);
     }
-    if let Err(refused) = reload::start(&mut master, loaded, None) {
+    if let Err(refused) = prepare::start(&mut master, loaded, None) {
         log::error!("{}", refused.reason);
         return i32::from(refused.exit_code);
     }
@@ -95,7 +92,7 @@ fn run(source: Source, surroundings: Surroundings) -> i32 {
     code
 }
 
-fn check(source: &Source, surroundings: &Surroundings, boot: bool) -> i32 {
+fn check_settings(source: &Source, surroundings: &Surroundings, boot: bool) -> i32 {
     let loaded = match config::read(source, surroundings) {
         Ok(loaded) => loaded,
         Err(problems) => {
@@ -109,7 +106,7 @@ fn check(source: &Source, surroundings: &Surroundings, boot: bool) -> i32 {
     let place = source.file.as_ref().map_or("the command line", |file| file.shown.as_str());
     println!("{place}: the configuration is good");
     match boot {
-        true => boot_check::run(&loaded.settings),
+        true => check::run(&loaded.settings),
         false => 0,
     }
 }

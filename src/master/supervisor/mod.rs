@@ -1,5 +1,5 @@
 //! The supervisor: what the master decides. It takes an event and the time and appends actions; it does no
-//! system call, reads no clock, cannot fail and cannot wait. `event_loop` carries the actions out.
+//! system call, reads no clock, cannot fail and cannot wait. `master` carries the actions out.
 //!
 //! A reload is a transaction: prove, roll, commit (DESIGN section 4). An event is first noted in the state it
 //! concerns; then `settle` derives from the whole state what is due now. So there is one place that fills slots

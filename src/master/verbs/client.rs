@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::cli::{Client, HealthProbe, Waiting};
+use crate::verbs::command_line::{Client, HealthProbe, Waiting};
 use crate::config;
 use crate::config::settings::{ControlAddress, ControlSocket};
 use crate::config::surroundings::Surroundings;
-use crate::control::{self, Request};
-use crate::status;
+use crate::doors::control::{self, Request};
+use crate::facts::snapshot;
 
 /// The master answers in milliseconds; one that takes longer than this is stuck. Docker gives a probe 30 s, Kubernetes
 /// 1 s unless told otherwise, and both end it themselves.
@@ -33,7 +33,7 @@ pub fn status(client: &Client, surroundings: &Surroundings, json: bool) -> i32 {
     if json {
         println!("{answer}");
     } else {
-        print!("{}", status::text(&answer));
+        print!("{}", snapshot::text(&answer));
     }
     match answer["ready"] == true {
         true => 0,

@@ -11,10 +11,10 @@ use serde_json::{json, Value};
 
 use crate::config::settings::Settings;
 use crate::config::{self, Loaded};
-use crate::control::{ClientId, Waiting};
-use crate::crew::Crew;
-use crate::event_loop::Master;
-use crate::log_file::AccessLog;
+use crate::doors::control::{ClientId, Waiting};
+use crate::service::processes::Crew;
+use crate::master::Master;
+use crate::logs::AccessLog;
 use crate::supervisor::{Event, Phase, Verdict};
 
 /// EX_NOPERM of sysexits.h.

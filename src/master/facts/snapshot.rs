@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use forkmaster_wire::scoreboard::Scoreboard;
 use serde_json::{json, Value};
 
-use crate::event_loop::Master;
+use crate::master::Master;
 use crate::supervisor::Phase;
 
 /// What processes that are gone have counted: totals never go back.

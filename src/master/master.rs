@@ -21,17 +21,18 @@ use serde_json::json;
 use crate::clock::Clock;
 use crate::config::surroundings::Surroundings;
 use crate::config::Source as ConfigSource;
-use crate::control::{ClientId, Control, Request, Waiting};
-use crate::crew::{Crew, Dump, TemplateProcess, WorkerProcess};
+use crate::doors::control::{ClientId, Control, Request, Waiting};
+use crate::service::processes::{Crew, Dump, TemplateProcess, WorkerProcess};
 use crate::library::Library;
-use crate::listener::Listeners;
-use crate::log_file::LogFile;
-use crate::reload::{self, LastReload};
+use crate::listeners::Listeners;
+use crate::logs::LogFile;
+use crate::service::prepare::{self, LastReload};
+use crate::service::{python, watch};
 use crate::signals::Signals;
-use crate::status::{self, Totals};
+use crate::facts::snapshot::{self, Totals};
 use crate::supervisor::worker::{Event as WorkerEvent, Exit, Stuck};
 use crate::supervisor::{Action, Event, Phase, Supervisor, TemplateEvent, Verdict};
-use crate::{reap, spawn, watch};
+use crate::children;
 
 const SIGNALS: Token = Token(0);
 const CONTROL: Token = Token(1);
@@ -100,7 +101,7 @@ impl Master {
     pub fn new(source: ConfigSource, surroundings: Surroundings, log: LogFile, signals: Signals) -> io::Result<Master> {
         let poll = Poll::new()?;
         signals.register(poll.registry(), SIGNALS)?;
-        reap::become_subreaper().map_err(io::Error::from)?;
+        children::become_subreaper().map_err(io::Error::from)?;
         let lifeline = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?;
         let clock = Clock::new();
         let now = clock.now();
@@ -215,7 +216,7 @@ impl Master {
             self.tell(Event::Scale { by: taken.scale });
         }
         if taken.reload {
-            reload::reload(self, None);
+            prepare::reload(self, None);
         }
         for _ in 0..taken.terms {
             self.tell(Event::Stop);
@@ -252,7 +253,7 @@ impl Master {
 
     /// Reaps every child that has ended.
     fn reap(&mut self) {
-        while let Some(pid) = reap::peek() {
+        while let Some(pid) = children::peek() {
             let worker = self.workers.iter().find(|(_, worker)| worker.pid == Some(pid)).map(|(id, _)| *id);
             match worker {
                 Some(worker) => self.read_worker(worker),
@@ -270,7 +271,7 @@ impl Master {
                     self.read_template(generation, token);
                 }
             }
-            let Some(exit) = reap::reap(pid) else { return };
+            let Some(exit) = children::reap(pid) else { return };
             if let Some(worker) = self.worker_of(pid) {
                 self.worker_ended(worker, exit);
             } else if let Some(generation) = generation {
@@ -537,7 +538,7 @@ impl Master {
             match worker.dump {
                 Dump::Asked { answer_by } if answer_by <= now => {
                     worker.dump = Dump::Signalled { answer_by: now + STACKS_WITHIN };
-                    if let Some(pid) = worker.pid.filter(|pid| reap::is_ours(*pid, None)) {
+                    if let Some(pid) = worker.pid.filter(|pid| children::is_ours(*pid, None)) {
                         // SAFETY: the pid is a child of ours that has not been reaped.
                         unsafe { libc::kill(pid, libc::SIGRTMIN() + 3) };
                     }
@@ -584,10 +585,10 @@ impl Master {
     fn on_request(&mut self, client: ClientId, request: Request) {
         match request {
             Request::Status => {
-                let status = status::status(self);
+                let status = snapshot::status(self);
                 self.answer(client, status);
             }
-            Request::Reload { wait } => reload::reload(self, Some((client, wait))),
+            Request::Reload { wait } => prepare::reload(self, Some((client, wait))),
             Request::WaitReady if self.is_ready() => self.answer(client, json!({"ok": true})),
             Request::WaitReady => self.wait(client, Waiting::Ready),
             Request::Stop { now } => {
@@ -715,7 +716,7 @@ impl Master {
         let error_log = self.log.fd().map_err(|error| failure(format!("no log: {error}")))?;
         ours.send(&boot, &crew.logs(&error_log)).map_err(|error| failure(format!("no boot message: {error}")))?;
         let app = &crew.settings.app;
-        let started = spawn::template(spawn::Start {
+        let started = python::template(python::Start {
             executable: app.interpreter.executable.clone(),
             directory: app.release.clone(),
             environment: app.environment.clone(),
@@ -838,7 +839,7 @@ impl Master {
     /// A pid is the word of a process that runs the application's code, and the master may be root.
     fn is_ours(&self, worker: &WorkerProcess, pid: i32) -> bool {
         let template = self.crews.get(&worker.generation).and_then(|crew| crew.template.as_ref());
-        reap::is_ours(pid, template.map(|template| template.pid))
+        children::is_ours(pid, template.map(|template| template.pid))
     }
 
     /// For `Mutant::KillOldFirst` only.

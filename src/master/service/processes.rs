@@ -12,7 +12,7 @@ use forkmaster_wire::scoreboard::Scoreboard;
 use mio::Token;
 
 use crate::config::settings::{Settings, Surge};
-use crate::log_file::AccessLog;
+use crate::logs::AccessLog;
 use crate::supervisor::generation::{Plan, Surge as PlanSurge};
 
 /// Beyond the workers that are wanted: successors, draining ones, and workers added by TTIN.

@@ -17,9 +17,10 @@ use nix::unistd::Pid;
 
 use crate::clock::Clock;
 use crate::config::settings::Settings;
-use crate::crew::Crew;
+use crate::service::processes::Crew;
 use crate::library::Library;
-use crate::{reap, spawn};
+use crate::children;
+use crate::service::python;
 
 const EXIT_REFUSED: i32 = 1;
 
@@ -70,7 +71,7 @@ pub fn run(settings: &Settings) -> i32 {
 
 /// Returns the Python version.
 fn prove(settings: &Settings, pids: &mut Vec<i32>) -> Result<String, Refused> {
-    reap::become_subreaper().map_err(io::Error::from)?;
+    children::become_subreaper().map_err(io::Error::from)?;
     let deadline = Instant::now() + settings.server.boot_timeout;
     let library = Library::embed()?;
     let (lifeline, _held) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?;
@@ -78,7 +79,7 @@ fn prove(settings: &Settings, pids: &mut Vec<i32>) -> Result<String, Refused> {
     let (ours, theirs) = Channel::pair()?;
     ours.send(&ToTemplate::Boot(Box::new(crew.boot(GenerationId(0)))), &[io::stderr().as_fd()])?;
     let app = &settings.app;
-    pids.push(spawn::template(spawn::Start {
+    pids.push(python::template(python::Start {
         executable: app.interpreter.executable.clone(),
         directory: app.release.clone(),
         environment: app.environment.clone(),

@@ -1,0 +1,3 @@
+//! The ways in: whoever asks the master something comes through one of these.
+
+pub mod control;
