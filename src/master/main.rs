@@ -17,7 +17,7 @@ mod verbs;
 
 use std::io;
 
-use config::surroundings::Surroundings;
+use config::process_context::ProcessContext;
 use config::Source;
 use logs::LogFile;
 use master::Master;
@@ -33,29 +33,29 @@ const EXIT_IN_USE: i32 = 75;
 const EXIT_PERMISSION: i32 = 77;
 
 fn main() {
-    let surroundings = Surroundings::gather();
-    let command = command_line::parse(std::env::args_os(), &surroundings).unwrap_or_else(|error| error.exit());
+    let context = ProcessContext::gather();
+    let command = command_line::parse(std::env::args_os(), &context).unwrap_or_else(|error| error.exit());
     let code = match command {
-        Command::Run(source) => run(source, surroundings),
-        Command::Check { source, boot } => check_settings(&source, &surroundings, boot),
-        Command::ConfigShow(source) => show(&source, &surroundings),
-        Command::Status { client, json } => client::status(&client, &surroundings, json),
-        Command::Health { client, probe } => client::health(&client, &surroundings, probe),
-        Command::Reload { client, waiting } => client::reload(&client, &surroundings, waiting),
-        Command::WaitReady { client, timeout } => client::wait_ready(&client, &surroundings, timeout),
-        Command::Stop { client, now, waiting } => client::stop(&client, &surroundings, now, waiting),
+        Command::Run(source) => run(source, context),
+        Command::Check { source, boot } => check_settings(&source, &context, boot),
+        Command::ConfigShow(source) => show(&source, &context),
+        Command::Status { client, json } => client::status(&client, &context, json),
+        Command::Health { client, probe } => client::health(&client, &context, probe),
+        Command::Reload { client, waiting } => client::reload(&client, &context, waiting),
+        Command::WaitReady { client, timeout } => client::wait_ready(&client, &context, timeout),
+        Command::Stop { client, now, waiting } => client::stop(&client, &context, now, waiting),
     };
     std::process::exit(code);
 }
 
-fn run(source: Source, surroundings: Surroundings) -> i32 {
+fn run(source: Source, context: ProcessContext) -> i32 {
     // First of all: a TERM during the start must not be lost.
     let signals = match Signals::install() {
         Ok(signals) => signals,
         Err(error) => return fail("signal handlers cannot be installed", &error),
     };
     let log = LogFile::start();
-    let loaded = match config::read(&source, &surroundings) {
+    let loaded = match config::read(&source, &context) {
         Ok(loaded) => loaded,
         Err(problems) => {
             eprintln!("forkmaster: {problems}");
@@ -67,7 +67,7 @@ fn run(source: Source, surroundings: Surroundings) -> i32 {
         return fail("[log] error cannot be opened", &error);
     }
     raise_open_files_limit();
-    if surroundings.uid == 0 && settings.server.identity.is_none() {
+    if context.uid == 0 && settings.server.identity.is_none() {
         log::warn!("running as root without [server] user: the application gets all rights of this machine");
     }
     let pidfile = settings.server.pidfile.as_deref().map(PidFile::write).transpose();
@@ -76,7 +76,7 @@ fn run(source: Source, surroundings: Surroundings) -> i32 {
         Err(error) => return fail("[server] pidfile cannot be written", &error),
     };
     log::info!("forkmaster {} name={} pid={}", env!("CARGO_PKG_VERSION"), settings.name, std::process::id());
-    let mut master = match Master::new(source, surroundings, log, signals) {
+    let mut master = match Master::new(source, context, log, signals) {
         Ok(master) => master,
         Err(error) => return fail("the master cannot be set up", &error),
     };
@@ -92,8 +92,8 @@ fn run(source: Source, surroundings: Surroundings) -> i32 {
     code
 }
 
-fn check_settings(source: &Source, surroundings: &Surroundings, boot: bool) -> i32 {
-    let loaded = match config::read(source, surroundings) {
+fn check_settings(source: &Source, context: &ProcessContext, boot: bool) -> i32 {
+    let loaded = match config::read(source, context) {
         Ok(loaded) => loaded,
         Err(problems) => {
             eprintln!("forkmaster: {problems}");
@@ -111,8 +111,8 @@ fn check_settings(source: &Source, surroundings: &Surroundings, boot: bool) -> i
     }
 }
 
-fn show(source: &Source, surroundings: &Surroundings) -> i32 {
-    match config::read(source, surroundings) {
+fn show(source: &Source, context: &ProcessContext) -> i32 {
+    match config::read(source, context) {
         Ok(loaded) => {
             print!("{}", loaded.show());
             0

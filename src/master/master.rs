@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use forkmaster_wire::channel::{Channel, Received};
 use forkmaster_wire::message::{
-    FromTemplate, FromWorker, GenerationId, ListenerId, SlotIndex, Spawn, Stage, ToTemplate, ToWorker, WorkerId,
+    FromTemplate, FromWorker, GenerationId, ListenerId, ProofStep, SlotIndex, Spawn, ToTemplate, ToWorker, WorkerId,
 };
 use forkmaster_wire::WIRE_HASH;
 use mio::unix::SourceFd;
@@ -18,21 +18,21 @@ use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use serde_json::json;
 
+use crate::children;
 use crate::clock::Clock;
-use crate::config::surroundings::Surroundings;
+use crate::config::process_context::ProcessContext;
 use crate::config::Source as ConfigSource;
 use crate::doors::control::{ClientId, Control, Request, Waiting};
-use crate::service::processes::{Crew, Dump, TemplateProcess, WorkerProcess};
+use crate::facts::snapshot::{self, Totals};
 use crate::library::Library;
 use crate::listeners::Listeners;
 use crate::logs::LogFile;
 use crate::service::prepare::{self, LastReload};
+use crate::service::processes::{Dump, GenerationProcesses, TemplateProcess, WorkerProcess};
 use crate::service::{python, watch};
 use crate::signals::Signals;
-use crate::facts::snapshot::{self, Totals};
 use crate::supervisor::worker::{Event as WorkerEvent, Exit, Stuck};
 use crate::supervisor::{Action, Event, Phase, Supervisor, TemplateEvent, Verdict};
-use crate::children;
 
 const SIGNALS: Token = Token(0);
 const CONTROL: Token = Token(1);
@@ -70,7 +70,7 @@ enum Watched {
 pub struct Master {
     poll: Poll,
     pub source: ConfigSource,
-    pub surroundings: Surroundings,
+    pub context: ProcessContext,
     pub log: LogFile,
     signals: Signals,
     control: Option<Control>,
@@ -80,7 +80,7 @@ pub struct Master {
     pub clock: Clock,
     pub supervisor: Supervisor,
     pub listeners: Listeners,
-    pub crews: BTreeMap<GenerationId, Crew>,
+    pub processes: BTreeMap<GenerationId, GenerationProcesses>,
     pub workers: BTreeMap<WorkerId, WorkerProcess>,
     pub last_generation: u32,
     pub last_reload: Option<LastReload>,
@@ -98,7 +98,7 @@ pub struct Master {
 }
 
 impl Master {
-    pub fn new(source: ConfigSource, surroundings: Surroundings, log: LogFile, signals: Signals) -> io::Result<Master> {
+    pub fn new(source: ConfigSource, context: ProcessContext, log: LogFile, signals: Signals) -> io::Result<Master> {
         let poll = Poll::new()?;
         signals.register(poll.registry(), SIGNALS)?;
         children::become_subreaper().map_err(io::Error::from)?;
@@ -108,7 +108,7 @@ impl Master {
         Ok(Master {
             poll,
             source,
-            surroundings,
+            context,
             log,
             signals,
             control: None,
@@ -117,7 +117,7 @@ impl Master {
             clock,
             supervisor: Supervisor::new(),
             listeners: Listeners::new(),
-            crews: BTreeMap::new(),
+            processes: BTreeMap::new(),
             workers: BTreeMap::new(),
             last_generation: 0,
             last_reload: None,
@@ -232,7 +232,7 @@ impl Master {
             Ok(()) => log::info!("log reopened"),
             Err(error) => log::error!("log cannot be reopened: {error}"),
         }
-        for access in self.crews.values_mut().filter_map(|crew| crew.access.as_mut()) {
+        for access in self.processes.values_mut().filter_map(|processes| processes.access.as_mut()) {
             if let Err(error) = access.reopen() {
                 log::error!("access log cannot be reopened: {error}");
             }
@@ -241,12 +241,14 @@ impl Master {
             Ok(error_log) => error_log,
             Err(error) => return log::error!("workers go on with the old log: {error}"),
         };
-        for (crew, template) in self.crews.values().filter_map(|crew| Some((crew, crew.template.as_ref()?))) {
-            template.tell_with(&ToTemplate::Logs, &crew.logs(&error_log));
+        for (processes, template) in
+            self.processes.values().filter_map(|processes| Some((processes, processes.template.as_ref()?)))
+        {
+            template.tell_with(&ToTemplate::Logs, &processes.logs(&error_log));
         }
         for worker in self.workers.values() {
-            if let Some(crew) = self.crews.get(&worker.generation) {
-                worker.tell_with(&ToWorker::Logs, &crew.logs(&error_log));
+            if let Some(processes) = self.processes.get(&worker.generation) {
+                worker.tell_with(&ToWorker::Logs, &processes.logs(&error_log));
             }
         }
     }
@@ -267,7 +269,7 @@ impl Master {
             }
             let generation = self.template_of(pid);
             if let Some(generation) = generation {
-                if let Some(token) = self.crews[&generation].template.as_ref().map(|template| template.token) {
+                if let Some(token) = self.processes[&generation].template.as_ref().map(|template| template.token) {
                     self.read_template(generation, token);
                 }
             }
@@ -288,13 +290,17 @@ impl Master {
     }
 
     fn template_of(&self, pid: i32) -> Option<GenerationId> {
-        let of = |crew: &Crew| crew.template.as_ref().is_some_and(|template| template.pid == pid);
-        self.crews.iter().find(|(_, crew)| of(crew)).map(|(id, _)| *id)
+        let of =
+            |processes: &GenerationProcesses| processes.template.as_ref().is_some_and(|template| template.pid == pid);
+        self.processes.iter().find(|(_, processes)| of(processes)).map(|(id, _)| *id)
     }
 
     fn read_template(&mut self, generation: GenerationId, token: Token) {
         for _ in 0..READS_PER_PASS_MAX {
-            let Some(template) = self.crews.get(&generation).and_then(|crew| crew.template.as_ref()) else { return };
+            let Some(template) = self.processes.get(&generation).and_then(|processes| processes.template.as_ref())
+            else {
+                return;
+            };
             // A restarted template has another channel.
             if template.token != token {
                 return;
@@ -318,21 +324,21 @@ impl Master {
 
     /// What a template's message means to the supervisor.
     fn on_template_message(&mut self, generation: GenerationId, message: FromTemplate) -> Option<TemplateEvent> {
-        let crew = self.crews.get_mut(&generation)?;
+        let processes = self.processes.get_mut(&generation)?;
         match message {
             FromTemplate::Hello(hello) => {
                 if hello.wire_hash != WIRE_HASH {
                     let reason = "its worker library is of another version than the master".to_owned();
                     return Some(TemplateEvent::Broken { reason });
                 }
-                let pid = crew.template.as_ref().map_or(0, |template| template.pid);
+                let pid = processes.template.as_ref().map_or(0, |template| template.pid);
                 log::info!(
                     "template gen={generation} pid={pid} python={} prefix={} ({})",
                     hello.version,
                     hello.prefix.display(),
-                    crew.settings.app.interpreter.chosen_by,
+                    processes.settings.app.interpreter.chosen_by,
                 );
-                match &crew.interpreter {
+                match &processes.interpreter {
                     Some(pinned) if *pinned != hello => Some(TemplateEvent::Broken {
                         reason: format!(
                             "another interpreter than this generation's: {} {} instead of {} {}",
@@ -344,13 +350,13 @@ impl Master {
                     }),
                     Some(_) => None,
                     None => {
-                        crew.interpreter = Some(hello);
+                        processes.interpreter = Some(hello);
                         None
                     }
                 }
             }
             FromTemplate::Loaded(loaded) => {
-                if crew.settings.app.preload {
+                if processes.settings.app.preload {
                     log::info!("template gen={generation} imported the application after={}ms", loaded.import_ms);
                 }
                 if !loaded.threads.is_empty() {
@@ -475,15 +481,15 @@ impl Master {
                 // The channel may be deregistered already.
                 let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
             }
-            if let Some(crew) = self.crews.get_mut(&worker.generation) {
-                self.totals.add(&crew.board, worker.cell);
-                crew.free_cell_of(id);
+            if let Some(processes) = self.processes.get_mut(&worker.generation) {
+                self.totals.add(&processes.board, worker.cell);
+                processes.free_cell_of(id);
             }
         }
     }
 
     fn unwatch_template(&mut self, generation: GenerationId) {
-        if let Some(template) = self.crews.get(&generation).and_then(|crew| crew.template.as_ref()) {
+        if let Some(template) = self.processes.get(&generation).and_then(|processes| processes.template.as_ref()) {
             if self.watched.remove(&template.token).is_some() {
                 let _ = self.poll.registry().deregister(&mut SourceFd(&template.channel.as_raw_fd()));
             }
@@ -492,8 +498,8 @@ impl Master {
 
     fn forget_template(&mut self, generation: GenerationId) {
         self.unwatch_template(generation);
-        if let Some(crew) = self.crews.get_mut(&generation) {
-            crew.template = None;
+        if let Some(processes) = self.processes.get_mut(&generation) {
+            processes.template = None;
         }
     }
 
@@ -511,11 +517,11 @@ impl Master {
         let mut every = Duration::from_secs(1);
         let mut found = Vec::new();
         for (id, worker) in &self.workers {
-            let Some(crew) = self.crews.get(&worker.generation) else { continue };
+            let Some(processes) = self.processes.get(&worker.generation) else { continue };
             let Some(pid) = worker.pid else { continue };
-            let server = &crew.settings.server;
+            let server = &processes.settings.server;
             every = every.min(watch::every(server));
-            let look = watch::look(&crew.board, worker.cell, server, &self.clock);
+            let look = watch::look(&processes.board, worker.cell, server, &self.clock);
             if let Some((running, ..)) = look.stuck.first() {
                 found.push((*id, WorkerEvent::Stuck(Stuck::Request(running.request))));
             } else if look.silent {
@@ -645,7 +651,7 @@ impl Master {
             }
             Action::StopTemplate { generation } => self.tell_template(generation, &ToTemplate::Stop),
             Action::KillTemplate { generation } => {
-                match self.crews.get(&generation).and_then(|crew| crew.template.as_ref()) {
+                match self.processes.get(&generation).and_then(|processes| processes.template.as_ref()) {
                     Some(template) => signal_kill(template.pid),
                     // It could not even be started.
                     None => {
@@ -679,15 +685,15 @@ impl Master {
             Action::OpenListeners { generation } => return Some(self.open_listeners(generation)),
             Action::Commit { generation } => {
                 self.close_unused_listeners();
-                if let Some(crew) = self.crews.get(&generation) {
-                    let took = self.clock.now().saturating_duration_since(crew.began).as_millis();
+                if let Some(processes) = self.processes.get(&generation) {
+                    let took = self.clock.now().saturating_duration_since(processes.began).as_millis();
                     log::info!("generation gen={generation} committed after={took}ms");
                 }
             }
             Action::AbandonListeners { .. } => self.close_unused_listeners(),
             Action::CloseAllListeners => self.listeners.close_all(),
             Action::Forget { generation } => {
-                self.crews.remove(&generation);
+                self.processes.remove(&generation);
             }
             Action::Verdict { generation, verdict } => self.announce(generation, &verdict),
             Action::Log { level, line } => log::log!(level, "{line}"),
@@ -707,21 +713,24 @@ impl Master {
         generation: GenerationId,
         token: Token,
     ) -> Result<(), forkmaster_wire::message::Failure> {
-        let failure =
-            |reason: String| forkmaster_wire::message::Failure { stage: Stage::Start, reason, details: String::new() };
-        let Some(crew) = self.crews.get_mut(&generation) else { return Err(failure("forgotten".to_owned())) };
+        let failure = |reason: String| forkmaster_wire::message::Failure {
+            stage: ProofStep::Start,
+            reason,
+            details: String::new(),
+        };
+        let Some(processes) = self.processes.get_mut(&generation) else { return Err(failure("forgotten".to_owned())) };
         let (ours, theirs) = Channel::pair().map_err(|error| failure(format!("no channel: {error}")))?;
         // The first message waits in the channel before the interpreter has even started.
-        let boot = ToTemplate::Boot(Box::new(crew.boot(generation)));
+        let boot = ToTemplate::Boot(Box::new(processes.boot(generation)));
         let error_log = self.log.fd().map_err(|error| failure(format!("no log: {error}")))?;
-        ours.send(&boot, &crew.logs(&error_log)).map_err(|error| failure(format!("no boot message: {error}")))?;
-        let app = &crew.settings.app;
+        ours.send(&boot, &processes.logs(&error_log)).map_err(|error| failure(format!("no boot message: {error}")))?;
+        let app = &processes.settings.app;
         let started = python::template(python::Start {
             executable: app.interpreter.executable.clone(),
             directory: app.release.clone(),
             environment: app.environment.clone(),
-            identity: crew.settings.server.identity.clone(),
-            umask: crew.settings.server.umask,
+            identity: processes.settings.server.identity.clone(),
+            umask: processes.settings.server.umask,
             channel: &theirs,
             library: self.library.as_fd(),
             lifeline: self.lifeline.0.as_fd(),
@@ -732,7 +741,7 @@ impl Master {
         if let Err(error) = watched {
             log::error!("template gen={generation} pid={pid} cannot be watched: {error}");
         }
-        crew.template = Some(TemplateProcess { pid, channel: ours, token });
+        processes.template = Some(TemplateProcess { pid, channel: ours, token });
         Ok(())
     }
 
@@ -749,8 +758,8 @@ impl Master {
                 for token in [token, stacks_token] {
                     self.watched.remove(&token);
                 }
-                if let Some(crew) = self.crews.get_mut(&generation) {
-                    crew.free_cell_of(id);
+                if let Some(processes) = self.processes.get_mut(&generation) {
+                    processes.free_cell_of(id);
                 }
                 Err(error)
             }
@@ -767,22 +776,22 @@ impl Master {
         token: Token,
         stacks_token: Token,
     ) -> io::Result<WorkerProcess> {
-        let crew = self.crews.get_mut(&generation).ok_or(io::ErrorKind::NotFound)?;
-        let cell = crew.take_cell(id).ok_or_else(|| io::Error::other("the scoreboard has no cell left"))?;
-        let template = crew.template.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let processes = self.processes.get_mut(&generation).ok_or(io::ErrorKind::NotFound)?;
+        let cell = processes.take_cell(id).ok_or_else(|| io::Error::other("the scoreboard has no cell left"))?;
+        let template = processes.template.as_ref().ok_or(io::ErrorKind::NotFound)?;
         let (ours, theirs) = Channel::pair()?;
         let (stacks, stacks_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        let listeners = self.listeners.wire(&crew.listeners);
+        let listeners = self.listeners.wire(&processes.listeners);
         let message = ToTemplate::Spawn(Spawn {
             worker: id,
             slot,
             cell,
-            cells: crew.board.cells(),
+            cells: processes.board.cells(),
             listeners: listeners.iter().map(|(listener, _)| listener.clone()).collect(),
             prove,
-            max_requests: max_requests(&crew.settings.server, id),
+            max_requests: max_requests(&processes.settings.server, id),
         });
-        let mut fds: Vec<BorrowedFd<'_>> = vec![theirs.as_fd(), crew.board.as_fd(), stacks_write.as_fd()];
+        let mut fds: Vec<BorrowedFd<'_>> = vec![theirs.as_fd(), processes.board.as_fd(), stacks_write.as_fd()];
         fds.extend(listeners.iter().map(|(_, fd)| *fd));
         let registry = self.poll.registry();
         registry.register(&mut SourceFd(&ours.as_raw_fd()), token, Interest::READABLE)?;
@@ -799,12 +808,12 @@ impl Master {
             stacks_token,
             stacks_text: Vec::new(),
             dump: Dump::None,
-            listeners: crew.listeners.clone(),
+            listeners: processes.listeners.clone(),
         })
     }
 
     fn tell_template(&self, generation: GenerationId, message: &ToTemplate) {
-        if let Some(template) = self.crews.get(&generation).and_then(|crew| crew.template.as_ref()) {
+        if let Some(template) = self.processes.get(&generation).and_then(|processes| processes.template.as_ref()) {
             template.tell(message);
         }
     }
@@ -826,8 +835,8 @@ impl Master {
             self.forget_worker(id);
             return Some(Event::Worker { worker: id, event: WorkerEvent::Exited(Exit::NeverBorn) });
         }
-        if let Some(crew) = self.crews.get(&worker.generation) {
-            for running in watch::running(&crew.board, worker.cell) {
+        if let Some(processes) = self.processes.get(&worker.generation) {
+            for running in watch::running(&processes.board, worker.cell) {
                 let age = watch::age(&running).as_secs_f64();
                 log::warn!("{} cut request \"{}\" after={age:.3}s", name(worker), running.text);
             }
@@ -838,7 +847,7 @@ impl Master {
 
     /// A pid is the word of a process that runs the application's code, and the master may be root.
     fn is_ours(&self, worker: &WorkerProcess, pid: i32) -> bool {
-        let template = self.crews.get(&worker.generation).and_then(|crew| crew.template.as_ref());
+        let template = self.processes.get(&worker.generation).and_then(|processes| processes.template.as_ref());
         children::is_ours(pid, template.map(|template| template.pid))
     }
 
@@ -852,8 +861,8 @@ impl Master {
         self.last_stacks += 1;
         let answer_by = self.clock.now() + STACKS_WITHIN;
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        if let Some(crew) = self.crews.get(&worker.generation) {
-            let look = watch::look(&crew.board, worker.cell, &crew.settings.server, &self.clock);
+        if let Some(processes) = self.processes.get(&worker.generation) {
+            let look = watch::look(&processes.board, worker.cell, &processes.settings.server, &self.clock);
             for (running, inside, limit) in &look.stuck {
                 log::error!(
                     "{} request \"{}\" exceeds request_timeout ({:.1}s): {:.1}s in the application without progress; \
@@ -876,31 +885,31 @@ impl Master {
     /// Whether a terminated worker may be killed now. Its stacks are waited for, since they are the reason why.
     fn check_stuck(&self, id: WorkerId, stuck: Stuck) -> Option<WorkerEvent> {
         let worker = self.workers.get(&id)?;
-        let crew = self.crews.get(&worker.generation)?;
+        let processes = self.processes.get(&worker.generation)?;
         if worker.dump != Dump::None {
             return Some(WorkerEvent::StillStuck { others: 1 });
         }
-        if !watch::still_runs(&crew.board, worker.cell, stuck) {
+        if !watch::still_runs(&processes.board, worker.cell, stuck) {
             return Some(WorkerEvent::Unstuck);
         }
-        let look = watch::look(&crew.board, worker.cell, &crew.settings.server, &self.clock);
+        let look = watch::look(&processes.board, worker.cell, &processes.settings.server, &self.clock);
         Some(WorkerEvent::StillStuck { others: look.others })
     }
 
     // --- listeners --------------------------------------------------------------------------------------------
 
     fn open_listeners(&mut self, generation: GenerationId) -> Event {
-        let Some(crew) = self.crews.get(&generation) else {
+        let Some(processes) = self.processes.get(&generation) else {
             return Event::ListenersRefused { generation, reason: "forgotten".to_owned(), exit_code: 1 };
         };
-        match self.listeners.open(&crew.listeners) {
+        match self.listeners.open(&processes.listeners) {
             Ok(warnings) => {
                 for warning in warnings {
                     log::warn!("{warning}");
                 }
-                let before = self.supervisor.serving().and_then(|generation| self.crews.get(&generation.id));
+                let before = self.supervisor.serving().and_then(|generation| self.processes.get(&generation.id));
                 let is_new = |id: &ListenerId| before.is_none_or(|before| !before.listeners.contains(id));
-                for (listener, _) in self.listeners.wire(&crew.listeners) {
+                for (listener, _) in self.listeners.wire(&processes.listeners) {
                     if is_new(&listener.id) {
                         log::info!("listening on {}", listener.address);
                     }
@@ -921,7 +930,7 @@ impl Master {
         // Until workers change places, the heir is the next worker of the generation that serves.
         let successor = self.supervisor.exchanging().filter(|generation| generation.id != worker.generation);
         let heir = successor.or(self.supervisor.serving());
-        let Some(heir) = heir.and_then(|generation| self.crews.get(&generation.id)) else { return Vec::new() };
+        let Some(heir) = heir.and_then(|generation| self.processes.get(&generation.id)) else { return Vec::new() };
         worker.listeners.iter().filter(|listener| !heir.listeners.contains(listener)).copied().collect()
     }
 
@@ -932,8 +941,8 @@ impl Master {
         let used: Vec<ListenerId> = [self.supervisor.serving(), self.supervisor.in_transaction()]
             .into_iter()
             .flatten()
-            .filter_map(|generation| self.crews.get(&generation.id))
-            .flat_map(|crew| crew.listeners.iter().copied())
+            .filter_map(|generation| self.processes.get(&generation.id))
+            .flat_map(|processes| processes.listeners.iter().copied())
             .collect();
         let unused: Vec<ListenerId> = self.listeners.ids().into_iter().filter(|id| !used.contains(id)).collect();
         self.listeners.close(&unused);
@@ -950,7 +959,7 @@ impl Master {
     // --- verdicts ---------------------------------------------------------------------------------------------
 
     fn announce(&mut self, generation: GenerationId, verdict: &Verdict) {
-        let since = self.crews.get(&generation).map_or_else(|| self.clock.now(), |crew| crew.began);
+        let since = self.processes.get(&generation).map_or_else(|| self.clock.now(), |processes| processes.began);
         let took = self.clock.now().saturating_duration_since(since);
         let last = LastReload::of(generation, verdict, took);
         let asked = |waiting| matches!(waiting, Waiting::Verdict { generation: asked } if asked == generation);

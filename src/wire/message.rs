@@ -13,7 +13,7 @@ pub struct GenerationId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct WorkerId(pub u64);
 
-/// A seat in a generation; outlives its workers.
+/// A place for one worker in a generation; outlives its workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SlotIndex(pub u32);
 
@@ -332,7 +332,7 @@ pub struct Loaded {
 /// Why a release was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    pub stage: Stage,
+    pub stage: ProofStep,
     /// One line: `ModuleNotFoundError: No module named 'dep'`.
     pub reason: String,
     /// The Python traceback or other details; may be empty, at most `channel::TEXT_BYTES_MAX`.
@@ -342,7 +342,7 @@ pub struct Failure {
 /// What the release was doing when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Stage {
+pub enum ProofStep {
     /// The interpreter or our library did not come up.
     Start,
     /// Importing the application or finding the callable.

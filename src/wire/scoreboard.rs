@@ -25,7 +25,7 @@ pub const LATENCY_BUCKETS: usize = 20;
 #[repr(C, align(64))]
 pub struct Cell {
     /// CLOCK_MONOTONIC in nanoseconds of the event loop's latest turn (at least once a second).
-    pub beat_ns: AtomicU64,
+    pub heartbeat_ns: AtomicU64,
     /// Requests answered by the application.
     pub requests: AtomicU64,
     /// Connections accepted.
@@ -138,7 +138,7 @@ impl Scoreboard {
     /// Makes a cell ready for its next process. Only when the previous one has been reaped.
     pub fn clear(&self, index: u32) {
         let cell = self.cell(index);
-        cell.beat_ns.store(0, Ordering::Relaxed);
+        cell.heartbeat_ns.store(0, Ordering::Relaxed);
         cell.requests.store(0, Ordering::Relaxed);
         cell.accepted.store(0, Ordering::Relaxed);
         cell.errors.store(0, Ordering::Relaxed);

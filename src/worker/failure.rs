@@ -1,19 +1,19 @@
 //! Python exceptions in words: one line for the reason, the traceback for the details.
 
 use forkmaster_wire::channel::cut_text;
-use forkmaster_wire::message::{Failure, Stage};
+use forkmaster_wire::message::{Failure, ProofStep};
 use pyo3::exceptions::PySystemExit;
 use pyo3::prelude::*;
 
 /// A reason is one line of a log; some exceptions carry a whole page in their message.
 const REASON_CHARS_MAX: usize = 500;
 
-pub fn failure(stage: Stage, reason: impl AsRef<str>, details: &str) -> Failure {
+pub fn failure(stage: ProofStep, reason: impl AsRef<str>, details: &str) -> Failure {
     Failure { stage, reason: one_line(reason.as_ref()), details: cut_text(details) }
 }
 
 /// What the application did wrong while it was imported (or otherwise made ready: `doing` says what).
-pub fn from_exception(py: Python<'_>, stage: Stage, doing: &str, error: &PyErr) -> Failure {
+pub fn from_exception(py: Python<'_>, stage: ProofStep, doing: &str, error: &PyErr) -> Failure {
     let reason = if error.is_instance_of::<PySystemExit>(py) {
         let code = error.value(py).getattr("code").and_then(|code| code.repr()).map(|code| code.to_string());
         match code.as_deref() {

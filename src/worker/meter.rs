@@ -13,7 +13,7 @@ use forkmaster_wire::scoreboard::{monotonic_ns, Cell, Scoreboard};
 const AHEAD_MAX: u64 = 16;
 
 /// A sibling that shows no sign of life for so long, which is more than a turn of the loop takes, is not waited for.
-const BEAT_NS_MAX: u64 = 1_500_000_000;
+const HEARTBEAT_NS_MAX: u64 = 1_500_000_000;
 
 pub struct Board {
     board: &'static Scoreboard,
@@ -34,8 +34,8 @@ impl Board {
 }
 
 impl Meter for Board {
-    fn beat(&self) {
-        self.cell.beat_ns.store(monotonic_ns(), Ordering::Relaxed);
+    fn heartbeat(&self) {
+        self.cell.heartbeat_ns.store(monotonic_ns(), Ordering::Relaxed);
     }
 
     fn accepted(&self) {
@@ -63,7 +63,8 @@ impl Meter for Board {
             connections < open || cell.taken.load(Ordering::Relaxed) + AHEAD_MAX < taken
         };
         let is_free = |cell: &&Cell| cell.busy.load(Ordering::Relaxed) < self.board.threads();
-        let lives = |cell: &Cell| monotonic_ns().saturating_sub(cell.beat_ns.load(Ordering::Relaxed)) < BEAT_NS_MAX;
+        let lives =
+            |cell: &Cell| monotonic_ns().saturating_sub(cell.heartbeat_ns.load(Ordering::Relaxed)) < HEARTBEAT_NS_MAX;
         self.siblings().filter(has_less).filter(is_free).any(lives)
     }
 }

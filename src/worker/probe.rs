@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use forkmaster_http::serve::{BadResponse, Local, Peer, Version};
-use forkmaster_wire::message::{Failure, Probe, Stage};
+use forkmaster_wire::message::{Failure, Probe, ProofStep};
 use pyo3::prelude::*;
 use pyo3::types::{PyAny, PyBytes};
 
@@ -26,11 +26,11 @@ pub fn run(py: Python<'_>, application: &Bound<'_, PyAny>, common: Arc<Common>, 
         Ok(record) => record,
         Err(error) => {
             let reason = format!("{line} raised {}", summary(py, &error));
-            return Err(failure(Stage::Probe, reason, &traceback(py, &error)));
+            return Err(failure(ProofStep::Probe, reason, &traceback(py, &error)));
         }
     };
     let Some(status) = record.status else {
-        return Err(failure(Stage::Probe, format!("{line} was answered without start_response"), ""));
+        return Err(failure(ProofStep::Probe, format!("{line} was answered without start_response"), ""));
     };
     let code = status.get(..3).and_then(|code| code.parse::<u16>().ok());
     let accepted = |code: u16| match probe.status.as_slice() {
@@ -44,7 +44,7 @@ pub fn run(py: Python<'_>, application: &Bound<'_, PyAny>, common: Arc<Common>, 
     let body = String::from_utf8_lossy(&record.body);
     // A page for browsers tells an operator nothing.
     let details = Some(body.trim()).filter(|body| !body.starts_with('<')).unwrap_or_default();
-    Err(failure(Stage::Probe, format!("{line} answered {status}{place}"), details))
+    Err(failure(ProofStep::Probe, format!("{line} answered {status}{place}"), details))
 }
 
 fn request(py: Python<'_>, application: &Bound<'_, PyAny>, common: Arc<Common>, probe: &Probe) -> PyResult<Record> {

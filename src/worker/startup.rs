@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::io;
 
-use forkmaster_wire::message::{Boot, Failure, Stage};
+use forkmaster_wire::message::{Boot, Failure, ProofStep};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
@@ -16,7 +16,7 @@ use crate::failure::{failure, from_exception};
 pub fn enter_release(py: Python<'_>, boot: &Boot) -> Result<(), Failure> {
     std::env::set_current_dir(&boot.release).map_err(|error: io::Error| {
         let reason = format!("cannot enter the release directory {}: {error}", boot.release.display());
-        failure(Stage::Start, reason, "")
+        failure(ProofStep::Start, reason, "")
     })?;
     let arrange = || -> PyResult<()> {
         let sys = py.import("sys")?;
@@ -41,18 +41,18 @@ pub fn enter_release(py: Python<'_>, boot: &Boot) -> Result<(), Failure> {
         }
         Ok(())
     };
-    arrange().map_err(|error| from_exception(py, Stage::Start, "while it was started", &error))
+    arrange().map_err(|error| from_exception(py, ProofStep::Start, "while it was started", &error))
 }
 
 /// Everything but the probe, which may open connections that forks must not share: it runs in a worker.
 pub fn import<'py>(py: Python<'py>, boot: &Boot) -> Result<Bound<'py, PyAny>, Failure> {
     const DOING: &str = "while it was imported";
-    let application =
-        application::load(py, &boot.application).map_err(|error| from_exception(py, Stage::Import, DOING, &error))?;
+    let application = application::load(py, &boot.application)
+        .map_err(|error| from_exception(py, ProofStep::Import, DOING, &error))?;
     for module in &boot.imports {
-        py.import(module.as_str()).map_err(|error| from_exception(py, Stage::Imports, DOING, &error))?;
+        py.import(module.as_str()).map_err(|error| from_exception(py, ProofStep::Imports, DOING, &error))?;
     }
-    evaluate_urlconf(py).map_err(|error| from_exception(py, Stage::Urlconf, "in its URLconf", &error))?;
+    evaluate_urlconf(py).map_err(|error| from_exception(py, ProofStep::Urlconf, "in its URLconf", &error))?;
     Ok(application)
 }
 

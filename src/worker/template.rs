@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use forkmaster_wire::channel::{Channel, Received};
 use forkmaster_wire::message::{
-    Boot, Failure, FromTemplate, Hello, Loaded, LogLevel, Spawn, Stage, ToTemplate, WorkerId,
+    Boot, Failure, FromTemplate, Hello, Loaded, LogLevel, ProofStep, Spawn, ToTemplate, WorkerId,
 };
 use forkmaster_wire::WIRE_HASH;
 use log::LevelFilter;
@@ -47,7 +47,7 @@ pub fn run(py: Python<'_>, channel: Channel, lifeline: OwnedFd) -> PyResult<()> 
         Some((ToTemplate::Boot(boot), fds)) => (boot, Logs::new(fds)),
         Some((other, _)) => {
             let reason = format!("the first message was not Boot but {other:?}");
-            refuse(py, &channel, failure(Stage::Start, reason, ""));
+            refuse(py, &channel, failure(ProofStep::Start, reason, ""));
         }
         None => exit_now(py, 0),
     };
@@ -69,7 +69,7 @@ impl Template {
     /// Imports what `preload` asks for and says that it is ready to fork.
     fn load(py: Python<'_>, channel: Channel, boot: Box<Boot>, logs: Logs) -> Result<Template, (Channel, Failure)> {
         let load = || -> Result<(Signals, Option<Py<PyAny>>, Loaded), Failure> {
-            let broken = |error: PyErr| from_exception(py, Stage::Start, "while it was started", &error);
+            let broken = |error: PyErr| from_exception(py, ProofStep::Start, "while it was started", &error);
             // Here and not where it is first needed: `threading` takes the thread that imports it for the main one,
             // and stacks are read by a thread of the guard's.
             py.import("threading").map_err(broken)?;

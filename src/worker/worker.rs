@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use forkmaster_http::serve::{self, AppThread, Exchange, Reports, Server, Wake};
 use forkmaster_wire::channel::Channel;
-use forkmaster_wire::message::{Boot, Failure, FromWorker, GenerationId, ProxyProtocol, SlotIndex, Spawn, Stage};
+use forkmaster_wire::message::{Boot, Failure, FromWorker, GenerationId, ProofStep, ProxyProtocol, SlotIndex, Spawn};
 use forkmaster_wire::scoreboard::{Cell, Scoreboard};
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::prelude::*;
@@ -167,7 +167,7 @@ pub fn live(
     let who = format!("forkmaster: {} worker gen={} slot={}", boot.name, boot.generation, spawn.slot);
     let link = Arc::new(Link::new(channel, title, who));
     let started = (|| -> Result<(), Failure> {
-        let broken = |error: PyErr| from_exception(py, Stage::Start, "while it was started", &error);
+        let broken = |error: PyErr| from_exception(py, ProofStep::Start, "while it was started", &error);
         let (wakeup, wakeup_end) = signals::wakeup_pipe().map_err(|error| os_failure("the signal pipe", &error))?;
         // These stay open for the rest of the process's life: Python knows the numbers, and so do forked children.
         let (stacks, wakeup_end) = (stacks.into_raw_fd(), wakeup_end.into_raw_fd());
@@ -211,7 +211,7 @@ impl Worker {
         let board = Scoreboard::open(scoreboard, spawn.cells, boot.threads)
             .map_err(|error| os_failure("the scoreboard", &error))?;
         if spawn.cell >= board.cells() {
-            return Err(failure(Stage::Start, format!("cell {} of {}", spawn.cell, board.cells()), ""));
+            return Err(failure(ProofStep::Start, format!("cell {} of {}", spawn.cell, board.cells()), ""));
         }
         // Mapped for the life of the process: app threads and the server's threads hold references into it.
         let board: &'static Scoreboard = Box::leak(Box::new(board));
@@ -465,5 +465,5 @@ impl AppLife {
 }
 
 fn os_failure(what: &str, error: &io::Error) -> Failure {
-    failure(Stage::Start, format!("{what}: {error}"), "")
+    failure(ProofStep::Start, format!("{what}: {error}"), "")
 }

@@ -298,7 +298,7 @@ impl EventLoop {
         };
         self.shared.awake();
         self.now = Instant::now();
-        self.meter.beat();
+        self.meter.heartbeat();
         (self.taken, self.followed) = (0, 0);
         self.phase = Phase::Events;
         interrupted

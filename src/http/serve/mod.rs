@@ -53,7 +53,7 @@ pub use settings::Settings;
 /// What the loop tells of itself while it runs; implementations must be cheap and never block.
 pub trait Meter: Send + Sync {
     /// The loop turned; at least once a second.
-    fn beat(&self);
+    fn heartbeat(&self);
     fn accepted(&self);
     fn connections(&self, open: usize);
     /// Connections are taken from now on, or no longer.

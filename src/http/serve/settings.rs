@@ -110,5 +110,5 @@ pub(super) const DEFER_ACCEPT_S: libc::c_int = 1;
 /// processor.
 pub(super) const GIVE_WAY: Duration = Duration::from_millis(1);
 
-/// The loop turns at least this often and tells so (`Meter::beat`).
+/// The loop turns at least this often and tells so (`Meter::heartbeat`).
 pub(super) const BEAT: Duration = Duration::from_millis(900);

@@ -10,7 +10,7 @@ use super::settings::Identity;
 
 /// Who the workers become, with the home directory for their HOME.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Person {
+pub struct RunAs {
     pub identity: Identity,
     /// None without a passwd entry.
     pub home: Option<PathBuf>,
@@ -41,12 +41,12 @@ pub fn find_group(text: &str) -> Result<u32, String> {
 }
 
 /// Who to become. `Ok(None)`: stay who we are, not asked or already so.
-pub fn person(
+pub fn run_as(
     user: Option<(u32, Option<User>)>,
     group: Option<u32>,
     current_uid: u32,
     current_gid: u32,
-) -> Result<Option<Person>, String> {
+) -> Result<Option<RunAs>, String> {
     let already =
         user.as_ref().is_none_or(|(uid, _)| *uid == current_uid) && group.is_none_or(|gid| gid == current_gid);
     if already {
@@ -74,7 +74,7 @@ pub fn person(
     };
     let home = user.as_ref().map(|user| user.dir.clone());
     let name = user.map(|user| user.name);
-    Ok(Some(Person { identity: Identity { uid, gid, groups, name }, home }))
+    Ok(Some(RunAs { identity: Identity { uid, gid, groups, name }, home }))
 }
 
 #[cfg(test)]
@@ -96,20 +96,20 @@ mod tests {
     #[test]
     fn who_to_become() {
         let nobody = find_user("nobody").unwrap();
-        let becomes = person(Some(nobody.clone()), None, 0, 0).unwrap().unwrap();
+        let becomes = run_as(Some(nobody.clone()), None, 0, 0).unwrap().unwrap();
         let gid = nobody.1.as_ref().map(|user| user.gid.as_raw()).unwrap();
         assert_eq!((becomes.identity.uid, becomes.identity.gid), (nobody.0, gid));
         assert!(becomes.identity.groups.contains(&gid) && becomes.identity.name.as_deref() == Some("nobody"));
         assert!(becomes.home.is_some());
         // Nothing asked, or already so.
-        assert_eq!(person(None, None, 0, 0), Ok(None));
-        assert_eq!(person(Some(nobody.clone()), None, nobody.0, 7), Ok(None));
+        assert_eq!(run_as(None, None, 0, 0), Ok(None));
+        assert_eq!(run_as(Some(nobody.clone()), None, nobody.0, 7), Ok(None));
         // Without a passwd entry the group must be said.
-        assert!(person(Some((10_001, None)), None, 0, 0).unwrap_err().contains("`group`"));
-        let becomes = person(Some((10_001, None)), Some(10_002), 0, 0).unwrap().unwrap();
+        assert!(run_as(Some((10_001, None)), None, 0, 0).unwrap_err().contains("`group`"));
+        let becomes = run_as(Some((10_001, None)), Some(10_002), 0, 0).unwrap().unwrap();
         assert_eq!(becomes.identity, Identity { uid: 10_001, gid: 10_002, groups: vec![10_002], name: None });
-        assert!(person(Some(nobody), None, 1000, 1000).unwrap_err().contains("only root"));
-        assert!(person(None, Some(5), 1000, 1000).unwrap_err().contains("only root"));
-        assert_eq!(person(None, Some(5), 0, 0).unwrap().unwrap().identity.gid, 5);
+        assert!(run_as(Some(nobody), None, 1000, 1000).unwrap_err().contains("only root"));
+        assert!(run_as(None, Some(5), 1000, 1000).unwrap_err().contains("only root"));
+        assert_eq!(run_as(None, Some(5), 0, 0).unwrap().unwrap().identity.gid, 5);
     }
 }

@@ -15,9 +15,9 @@ mod identity;
 mod interpreter;
 mod keys;
 pub mod problem;
+pub mod process_context;
 mod resolve;
 pub mod settings;
-pub mod surroundings;
 pub mod units;
 
 pub use address::SUN_PATH_BYTES_MAX;
@@ -142,28 +142,28 @@ mod tests {
     use forkmaster_wire::message::{LogLevel, ProxyProtocol};
 
     use super::problem::Problems;
+    use super::process_context::ProcessContext;
     use super::settings::{AccessTarget, Bind, ControlAddress, ControlSocket, LogTarget, Surge};
-    use super::surroundings::Surroundings;
     use super::*;
 
     /// A directory with `releases/1`, which has a venv of names and links only, and `current` pointing there.
     struct Deploy {
         directory: tempfile::TempDir,
-        surroundings: Surroundings,
+        context: ProcessContext,
         overrides: Overrides,
     }
 
     impl Deploy {
         fn new() -> Deploy {
             let directory = tempfile::tempdir().unwrap();
-            let surroundings = Surroundings {
+            let context = ProcessContext {
                 environment: [("PATH", "/usr/bin:/bin"), ("HOME", "/root")].map(|(k, v)| (k.into(), v.into())).into(),
                 cwd: directory.path().to_owned(),
                 uid: 0,
                 gid: 0,
                 cpus: 3,
             };
-            let deploy = Deploy { directory, surroundings, overrides: Overrides::default() };
+            let deploy = Deploy { directory, context, overrides: Overrides::default() };
             deploy.release("1");
             symlink("releases/1", deploy.path("current")).unwrap();
             deploy
@@ -178,7 +178,7 @@ mod tests {
         }
 
         fn set(&mut self, name: &str, value: &str) {
-            self.surroundings.environment.insert(name.into(), value.into());
+            self.context.environment.insert(name.into(), value.into());
         }
 
         fn source(&self) -> Source {
@@ -188,7 +188,7 @@ mod tests {
 
         fn read(&self, text: &str) -> Result<Loaded, Problems> {
             std::fs::write(self.path("current/app.toml"), text).unwrap();
-            read(&self.source(), &self.surroundings)
+            read(&self.source(), &self.context)
         }
 
         /// Reads what must be refused; the lines of the message, without the directory's random name.
@@ -498,7 +498,7 @@ socket = "run/control.sock"
         assert_eq!(after.app.interpreter.executable, deploy.path("releases/2/venv/bin/python"));
         assert_eq!((before.name, before.server), (after.name, after.server));
         std::fs::remove_dir_all(deploy.path("releases/2")).unwrap();
-        let message = read(&deploy.source(), &deploy.surroundings).unwrap_err().to_string();
+        let message = read(&deploy.source(), &deploy.context).unwrap_err().to_string();
         assert!(message.contains("current is a dangling symlink (to releases/2)"), "{message}");
     }
 
@@ -612,7 +612,7 @@ socket = "run/control.sock"
         assert_eq!((find(&number, "HOME"), find(&number, "USER")), (Some("/".into()), None));
         assert_eq!((find(&number, "LOGNAME"), find(&number, "PYTHONHOME")), (Some("me".into()), None));
         // Nothing inherited at all.
-        deploy.surroundings.environment.clear();
+        deploy.context.environment.clear();
         let empty = environment(deploy.read(APP).unwrap());
         assert_eq!(find(&empty, "PATH"), Some(format!("{venv}/bin:/usr/local/bin:/usr/bin:/bin")));
         assert_eq!(empty.len(), 3);
@@ -621,8 +621,8 @@ socket = "run/control.sock"
     #[test]
     fn an_unprivileged_master_stays_who_it_is() {
         let mut deploy = Deploy::new();
-        deploy.surroundings.uid = 10_001;
-        deploy.surroundings.gid = 10_001;
+        deploy.context.uid = 10_001;
+        deploy.context.gid = 10_001;
         let loaded = deploy.read(&format!("{APP}[server]\nuser = 10001\ngroup = 10001\n")).unwrap();
         assert_eq!(loaded.settings.server.identity, None);
         let refused = deploy.refused(&format!("{APP}[server]\nuser = \"nobody\"\nsocket_user = \"root\"\n"));
@@ -635,17 +635,17 @@ socket = "run/control.sock"
     #[test]
     fn no_file_is_needed() {
         let mut deploy = Deploy::new();
-        deploy.surroundings.cwd = deploy.path("current");
+        deploy.context.cwd = deploy.path("current");
         let source = |module: Option<&str>| Source {
             file: None,
             overrides: Overrides { module: module.map(str::to_owned), ..Overrides::default() },
         };
-        let settings = read(&source(Some("shop.wsgi:app")), &deploy.surroundings).unwrap().settings;
+        let settings = read(&source(Some("shop.wsgi:app")), &deploy.context).unwrap().settings;
         assert_eq!(settings.app.release, deploy.path("releases/1"));
         assert!(settings.name.starts_with("current-"));
-        let message = read(&source(None), &deploy.surroundings).unwrap_err().to_string();
+        let message = read(&source(None), &deploy.context).unwrap_err().to_string();
         assert!(message.contains("[app] module: missing"), "{message}");
-        let message = read(&source(Some("a:")), &deploy.surroundings).unwrap_err().to_string();
+        let message = read(&source(Some("a:")), &deploy.context).unwrap_err().to_string();
         assert!(message.starts_with("MODULE: [app] module = \"a:\": "), "{message}");
     }
 
@@ -662,11 +662,11 @@ socket = "run/control.sock"
             ControlAddress::Path("/run/user/0/shop.sock".into()),
             ControlAddress::Abstract("forkmaster/0/shop".into()),
         ];
-        let found = control(&deploy.source(), &deploy.surroundings).unwrap();
+        let found = control(&deploy.source(), &deploy.context).unwrap();
         assert_eq!(found.socket, ControlSocket::Auto(expected.to_vec()));
         std::fs::write(deploy.path("current/app.toml"), "name = \"a/b\"\n[control]\nsocket = \"none\"\n").unwrap();
-        assert!(control(&deploy.source(), &deploy.surroundings).unwrap_err().to_string().contains("name = \"a/b\""));
+        assert!(control(&deploy.source(), &deploy.context).unwrap_err().to_string().contains("name = \"a/b\""));
         std::fs::write(deploy.path("current/app.toml"), "name = = 1").unwrap();
-        assert!(control(&deploy.source(), &deploy.surroundings).is_err());
+        assert!(control(&deploy.source(), &deploy.context).is_err());
     }
 }

@@ -15,15 +15,15 @@ use super::address::SUN_PATH_BYTES_MAX;
 use super::callable::{check_module, parse_application, show_application};
 use super::environment::{self, BadLine, Environment, MISLEAD_THE_INTERPRETER};
 use super::file::{self, quoted, File, Value, Written};
-use super::identity::{find_group, find_user, person, Person};
+use super::identity::{find_group, find_user, run_as, RunAs};
 use super::interpreter;
 use super::keys::{Key, KEYS};
 use super::problem::{Problem, Problems};
+use super::process_context::{absolute, ProcessContext};
 use super::settings::{
     AccessTarget, App, Bind, Control, ControlAddress, ControlSocket, Http, Interpreter, Log, LogTarget, Reload, Server,
     Settings, SocketFile, Surge,
 };
-use super::surroundings::{absolute, Surroundings};
 use super::units::{parse_duration, parse_mode, parse_size, show_duration, show_mode, show_size};
 use super::{Effective, Loaded, Origin, Source};
 
@@ -38,8 +38,8 @@ const NAME_BYTES_MAX: usize = 64;
 const LATER: &str = "comes with a later version";
 
 /// Reads and checks everything.
-pub fn read(source: &Source, surroundings: &Surroundings) -> Result<Loaded, Problems> {
-    let mut resolver = Resolver::new(source, surroundings)?;
+pub fn read(source: &Source, context: &ProcessContext) -> Result<Loaded, Problems> {
+    let mut resolver = Resolver::new(source, context)?;
     resolver.problems.append(&mut resolver.file_problems);
     let settings = resolver.settings();
     Problems::check(resolver.problems)?;
@@ -50,8 +50,8 @@ pub fn read(source: &Source, surroundings: &Surroundings) -> Result<Loaded, Prob
 
 /// Only what a client needs to find the master: it must find it also while the file is wrong elsewhere, or the
 /// release is gone.
-pub fn control(source: &Source, surroundings: &Surroundings) -> Result<Control, Problems> {
-    let mut resolver = Resolver::new(source, surroundings)?;
+pub fn control(source: &Source, context: &ProcessContext) -> Result<Control, Problems> {
+    let mut resolver = Resolver::new(source, context)?;
     resolver.env_file();
     resolver.problems.clear();
     let name = resolver.name();
@@ -61,7 +61,7 @@ pub fn control(source: &Source, surroundings: &Surroundings) -> Result<Control, 
 }
 
 struct Resolver<'a> {
-    surroundings: &'a Surroundings,
+    context: &'a ProcessContext,
     /// Highest first.
     layers: Vec<BTreeMap<Key, Entry>>,
     file: File,
@@ -90,10 +90,10 @@ struct Entry {
 }
 
 impl<'a> Resolver<'a> {
-    fn new(source: &Source, surroundings: &'a Surroundings) -> Result<Resolver<'a>, Problems> {
+    fn new(source: &Source, context: &'a ProcessContext) -> Result<Resolver<'a>, Problems> {
         let (shown, file, file_problems, named_directory, real_directory, identity_path) = match &source.file {
             None => {
-                let here = surroundings.cwd.clone();
+                let here = context.cwd.clone();
                 ("command line".to_owned(), File::default(), Vec::new(), here.clone(), here.clone(), here)
             }
             Some(config) => {
@@ -117,12 +117,12 @@ impl<'a> Resolver<'a> {
         let mut warnings = Vec::new();
         let layers = vec![
             command_line(source),
-            our_variables(&surroundings.environment, &mut warnings),
+            our_variables(&context.environment, &mut warnings),
             written_in_the_file(&file, &shown),
-            platform_variables(&surroundings.environment),
+            platform_variables(&context.environment),
         ];
         Ok(Resolver {
-            surroundings,
+            context,
             layers,
             file,
             file_problems,
@@ -130,7 +130,7 @@ impl<'a> Resolver<'a> {
             named_directory,
             real_directory,
             identity_path,
-            variables: environment::of_a_generation(&surroundings.environment),
+            variables: environment::of_a_generation(&context.environment),
             explicit: Vec::new(),
             problems: Vec::new(),
             warnings,
@@ -142,7 +142,7 @@ impl<'a> Resolver<'a> {
         // First, since everything else may use its variables.
         self.env_file();
         let name = self.name();
-        let identity = self.person();
+        let identity = self.run_as();
         let app = self.app(identity.as_ref());
         let socket = self.socket_file(identity.as_ref());
         let server = self.server(identity, socket);
@@ -186,7 +186,7 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    fn app(&mut self, person: Option<&Person>) -> App {
+    fn app(&mut self, run_as: Option<&RunAs>) -> App {
         let module = ("app", "module");
         let application = match self.entry(module) {
             None => {
@@ -230,7 +230,7 @@ impl<'a> Resolver<'a> {
         );
         let probe = self.get(("app", "probe"), None, |value| parse_probe(value).map(Some), show_probe);
         let release = release.unwrap_or_else(|| self.real_directory.clone());
-        let environment = self.complete(environment, &release, interpreter.as_ref(), person);
+        let environment = self.complete(environment, &release, interpreter.as_ref(), run_as);
         // Placeholders are only ever seen beside a problem, which keeps them from being returned.
         let application = application.unwrap_or(forkmaster_wire::message::Application {
             module: String::new(),
@@ -320,7 +320,7 @@ impl<'a> Resolver<'a> {
         mut environment: Environment,
         release: &Path,
         interpreter: Option<&Interpreter>,
-        person: Option<&Person>,
+        run_as: Option<&RunAs>,
     ) -> Vec<(OsString, OsString)> {
         for name in MISLEAD_THE_INTERPRETER {
             if self.explicit.iter().any(|explicit| explicit == name) {
@@ -330,7 +330,7 @@ impl<'a> Resolver<'a> {
         environment::activate(&mut environment, interpreter.and_then(|interpreter| interpreter.venv.as_deref()));
         environment.insert("PWD".into(), release.into());
         environment.remove(OsStr::new("OLDPWD"));
-        if let Some(Person { identity, home }) = person {
+        if let Some(RunAs { identity, home }) = run_as {
             let home = home.clone().unwrap_or_else(|| PathBuf::from("/"));
             let name = identity.name.clone().map(OsString::from);
             for (variable, value) in [("HOME", Some(home.into_os_string())), ("USER", name.clone()), ("LOGNAME", name)]
@@ -434,7 +434,7 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    fn person(&mut self) -> Option<Person> {
+    fn run_as(&mut self) -> Option<RunAs> {
         let user = self.get(
             ("server", "user"),
             None,
@@ -448,9 +448,9 @@ impl<'a> Resolver<'a> {
             |group| quoted(group.as_ref().map_or("", |(text, _)| text)),
         );
         let key = if user.is_some() { ("server", "user") } else { ("server", "group") };
-        let (uid, gid) = (self.surroundings.uid, self.surroundings.gid);
-        match person(user.map(|(_, user)| user), group.map(|(_, gid)| gid), uid, gid) {
-            Ok(person) => person,
+        let (uid, gid) = (self.context.uid, self.context.gid);
+        match run_as(user.map(|(_, user)| user), group.map(|(_, gid)| gid), uid, gid) {
+            Ok(run_as) => run_as,
             Err(reason) => {
                 if let Some(Entry { value, origin }) = self.entry(key) {
                     self.problem(key, &value, &origin, &reason);
@@ -460,15 +460,15 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    fn socket_file(&mut self, person: Option<&Person>) -> SocketFile {
+    fn socket_file(&mut self, run_as: Option<&RunAs>) -> SocketFile {
         let mode = self.get(("server", "socket_mode"), 0o660, parse_mode_value, |mode| quoted(&show_mode(mode)));
         if mode & 0o002 != 0 {
             self.warnings.push(format!("socket_mode {} lets every user of the machine connect", show_mode(&mode)));
         }
-        let user_default = person.map(|person| person.identity.uid);
-        let group_default = person.map(|person| person.identity.gid);
+        let user_default = run_as.map(|run_as| run_as.identity.uid);
+        let group_default = run_as.map(|run_as| run_as.identity.gid);
         let show = |id: &Option<u32>| id.map_or_else(|| quoted(""), |id| quoted(&id.to_string()));
-        let own_uid = self.surroundings.uid;
+        let own_uid = self.context.uid;
         let uid = self.get(
             ("server", "socket_user"),
             user_default,
@@ -492,10 +492,10 @@ impl<'a> Resolver<'a> {
         SocketFile { mode, uid, gid }
     }
 
-    fn server(&mut self, person: Option<Person>, socket: SocketFile) -> Server {
+    fn server(&mut self, run_as: Option<RunAs>, socket: SocketFile) -> Server {
         let bind = self.bind();
         let backlog = self.count(("server", "backlog"), 4096, 1, BACKLOG_MAX);
-        let cpus = self.surroundings.cpus;
+        let cpus = self.context.cpus;
         let workers = self.get(("server", "workers"), 1, |value| workers(value, cpus), u32::to_string);
         let threads = self.count(("server", "threads"), 1, 1, THREADS_MAX);
         let connections = self.count(("server", "connections"), 1024, 1, CONNECTIONS_MAX);
@@ -530,7 +530,7 @@ impl<'a> Resolver<'a> {
             workers,
             threads,
             connections,
-            identity: person.map(|person| person.identity),
+            identity: run_as.map(|run_as| run_as.identity),
             umask,
             pidfile,
             max_requests,
@@ -577,7 +577,7 @@ impl<'a> Resolver<'a> {
 
     fn temp_dirs(&mut self) -> Vec<PathBuf> {
         let base = self.named_directory.clone();
-        let temporary = self.surroundings.environment.get(OsStr::new("TMPDIR")).map(PathBuf::from);
+        let temporary = self.context.environment.get(OsStr::new("TMPDIR")).map(PathBuf::from);
         let temporary = temporary.filter(|path| path.is_absolute());
         let mut auto: Vec<PathBuf> = Vec::new();
         for path in temporary.into_iter().chain([PathBuf::from("/var/tmp"), PathBuf::from("/tmp")]) {
@@ -814,7 +814,7 @@ impl<'a> Resolver<'a> {
     }
 
     fn control_candidates(&self, name: &str) -> Vec<ControlAddress> {
-        let variable = |name: &str| self.surroundings.environment.get(OsStr::new(name));
+        let variable = |name: &str| self.context.environment.get(OsStr::new(name));
         // systemd.exec(5): with several RuntimeDirectory= the variable is a colon-separated list.
         let runtime = variable("RUNTIME_DIRECTORY").and_then(|list| std::env::split_paths(list).next());
         let directories =
@@ -827,7 +827,7 @@ impl<'a> Resolver<'a> {
                 candidates.push(candidate);
             }
         }
-        candidates.push(ControlAddress::Abstract(format!("forkmaster/{}/{name}", self.surroundings.uid)));
+        candidates.push(ControlAddress::Abstract(format!("forkmaster/{}/{name}", self.context.uid)));
         candidates
     }
 

@@ -30,8 +30,8 @@ pub fn status(master: &Master) -> Value {
     let now = master.clock.now();
     let mut totals = master.totals;
     for worker in master.workers.values() {
-        if let Some(crew) = master.crews.get(&worker.generation) {
-            totals.add(&crew.board, worker.cell);
+        if let Some(processes) = master.processes.get(&worker.generation) {
+            totals.add(&processes.board, worker.cell);
         }
     }
     let generations: Vec<Value> = master
@@ -39,13 +39,13 @@ pub fn status(master: &Master) -> Value {
         .generations()
         .iter()
         .filter_map(|generation| {
-            let crew = master.crews.get(&generation.id)?;
+            let processes = master.processes.get(&generation.id)?;
             let workers: Vec<Value> = generation
                 .workers
                 .iter()
                 .map(|worker| {
                     let process = master.workers.get(&worker.id);
-                    let cell = process.map(|process| crew.board.cell(process.cell));
+                    let cell = process.map(|process| processes.board.cell(process.cell));
                     json!({
                         "slot": worker.slot,
                         "pid": worker.pid,
@@ -60,15 +60,15 @@ pub fn status(master: &Master) -> Value {
             Some(json!({
                 "generation": generation.id,
                 "state": generation.state.word(),
-                "release": crew.settings.app.release,
-                "venv": crew.settings.app.interpreter.venv,
-                "python": crew.interpreter.as_ref().map(|interpreter| interpreter.version.clone()),
-                "preload": crew.settings.app.preload,
-                "in_place": crew.in_place,
-                "age_s": now.saturating_duration_since(crew.began).as_secs_f64(),
+                "release": processes.settings.app.release,
+                "venv": processes.settings.app.interpreter.venv,
+                "python": processes.interpreter.as_ref().map(|interpreter| interpreter.version.clone()),
+                "preload": processes.settings.app.preload,
+                "in_place": processes.in_place,
+                "age_s": now.saturating_duration_since(processes.began).as_secs_f64(),
                 "workers_wanted": master.supervisor.wanted_of(generation),
                 "template": {
-                    "pid": crew.template.as_ref().map(|template| template.pid),
+                    "pid": processes.template.as_ref().map(|template| template.pid),
                     "state": generation.template.word(),
                 },
                 "workers": workers,
@@ -76,13 +76,13 @@ pub fn status(master: &Master) -> Value {
         })
         .collect();
     let serving = master.supervisor.serving();
-    let listeners = serving.and_then(|generation| master.crews.get(&generation.id)).map(|crew| {
-        let listeners = master.listeners.wire(&crew.listeners);
+    let listeners = serving.and_then(|generation| master.processes.get(&generation.id)).map(|processes| {
+        let listeners = master.listeners.wire(&processes.listeners);
         listeners.into_iter().map(|(listener, _)| json!({"address": listener.address})).collect::<Vec<Value>>()
     });
     json!({
         "ok": true,
-        "name": master.crews.values().next().map(|crew| crew.settings.name.clone()),
+        "name": master.processes.values().next().map(|processes| processes.settings.name.clone()),
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
         "state": word(master),

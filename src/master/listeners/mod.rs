@@ -49,11 +49,11 @@ struct Listener {
     /// As configured and bound: with port 0, the port that the kernel gave.
     address: String,
     socket: Socket,
-    stage: Stage,
+    stage: ListenerState,
 }
 
 #[derive(Debug)]
-enum Stage {
+enum ListenerState {
     /// Bound, not listening.
     Bound {
         file: Option<Temporary>,
@@ -237,17 +237,17 @@ impl Listener {
         let Listener { bind, socket, stage, .. } = self;
         let failed = |error: io::Error| explain(bind, &error);
         match stage {
-            Stage::Inherited => Ok(()),
-            Stage::Bound { file } => {
+            ListenerState::Inherited => Ok(()),
+            ListenerState::Bound { file } => {
                 socket.listen(wanted.backlog as i32).map_err(failed)?;
                 let placed = match file {
                     None => None,
                     Some(temporary) => Some(temporary.place(bind, &wanted.socket_file)?),
                 };
-                *stage = Stage::Listening { backlog: wanted.backlog, file: placed };
+                *stage = ListenerState::Listening { backlog: wanted.backlog, file: placed };
                 Ok(())
             }
-            Stage::Listening { backlog, file } => {
+            ListenerState::Listening { backlog, file } => {
                 if *backlog != wanted.backlog {
                     // listen(2) on a listening socket only sets the new backlog.
                     socket.listen(wanted.backlog as i32).map_err(failed)?;
@@ -266,9 +266,11 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         let (path, node) = match &self.stage {
-            Stage::Bound { file: Some(Temporary { path, node }) } => (path, node),
-            Stage::Listening { file: Some(Placed { path, node, .. }), .. } => (path, node),
-            Stage::Bound { file: None } | Stage::Listening { file: None, .. } | Stage::Inherited => return,
+            ListenerState::Bound { file: Some(Temporary { path, node }) } => (path, node),
+            ListenerState::Listening { file: Some(Placed { path, node, .. }), .. } => (path, node),
+            ListenerState::Bound { file: None }
+            | ListenerState::Listening { file: None, .. }
+            | ListenerState::Inherited => return,
         };
         if node_of(path).ok() == Some(*node) {
             let _ = std::fs::remove_file(path);
@@ -306,7 +308,7 @@ fn bind_inet(bind: &Bind, address: std::net::SocketAddr) -> Result<Listener, Lis
     socket.bind(&SockAddr::from(address)).map_err(failed)?;
     let bound = socket.local_addr().map_err(failed)?;
     let address = bound.as_socket().map_or_else(|| bind.to_string(), |address| address.to_string());
-    Ok(Listener { bind: bind.clone(), address, socket, stage: Stage::Bound { file: None } })
+    Ok(Listener { bind: bind.clone(), address, socket, stage: ListenerState::Bound { file: None } })
 }
 
 // Unix sockets.
@@ -335,7 +337,7 @@ fn bind_unix(bind: &Bind, path: &Path) -> Result<Listener, ListenError> {
         Err(error) => return Err(failed(error)),
     };
     let file = Some(Temporary { path: temporary, node });
-    Ok(Listener { bind: bind.clone(), address: bind.to_string(), socket, stage: Stage::Bound { file } })
+    Ok(Listener { bind: bind.clone(), address: bind.to_string(), socket, stage: ListenerState::Bound { file } })
 }
 
 /// Beside the place, since rename(2) works within a file system only; short, since `sun_path` is. `ss` goes on showing
@@ -451,7 +453,7 @@ fn adopt(bind: &Bind, fd: i32) -> Result<Listener, ListenError> {
     let named = bound.as_socket().map(|address| address.to_string());
     let named = named.or_else(|| bound.as_pathname().map(|path| format!("unix:{}", path.display())));
     let address = named.map_or_else(|| bind.to_string(), |named| format!("{bind} ({named})"));
-    Ok(Listener { bind: bind.clone(), address, socket, stage: Stage::Inherited })
+    Ok(Listener { bind: bind.clone(), address, socket, stage: ListenerState::Inherited })
 }
 
 // Errors.

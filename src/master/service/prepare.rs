@@ -12,9 +12,9 @@ use serde_json::{json, Value};
 use crate::config::settings::Settings;
 use crate::config::{self, Loaded};
 use crate::doors::control::{ClientId, Waiting};
-use crate::service::processes::Crew;
-use crate::master::Master;
 use crate::logs::AccessLog;
+use crate::master::Master;
+use crate::service::processes::GenerationProcesses;
 use crate::supervisor::{Event, Phase, Verdict};
 
 /// EX_NOPERM of sysexits.h.
@@ -72,7 +72,7 @@ pub fn reload(master: &mut Master, asker: Option<(ClientId, bool)>) {
         return;
     }
     let began = std::time::Instant::now();
-    let started = config::read(&master.source, &master.surroundings)
+    let started = config::read(&master.source, &master.context)
         .map_err(|problems| Refused { reason: problems.to_string(), exit_code: problems.exit_code() })
         .and_then(|loaded| start(master, loaded, asker));
     if let Err(refused) = started {
@@ -92,7 +92,7 @@ pub fn start(master: &mut Master, loaded: Loaded, asker: Option<(ClientId, bool)
         log::warn!("{warning}");
     }
     let mut settings = loaded.settings;
-    let predecessor = master.supervisor.serving().and_then(|generation| master.crews.get(&generation.id));
+    let predecessor = master.supervisor.serving().and_then(|generation| master.processes.get(&generation.id));
     let mut in_place = false;
     if let Some(predecessor) = predecessor {
         keep_what_needs_a_restart(&mut settings, &predecessor.settings);
@@ -122,15 +122,15 @@ pub fn start(master: &mut Master, loaded: Loaded, asker: Option<(ClientId, bool)
     if in_place && !app.preload {
         log::info!("generation gen={generation} in place: code on disk is not pinned; preload = true pins it");
     }
-    let plan = Crew::plan(&settings);
+    let plan = GenerationProcesses::plan(&settings);
     let began = master.clock.now();
-    let mut crew = Crew::new(settings, listeners, in_place, began).map_err(|error| {
+    let mut processes = GenerationProcesses::new(settings, listeners, in_place, began).map_err(|error| {
         // What was bound for it.
         master.close_unused_listeners();
         Refused { reason: format!("no scoreboard: {error}"), exit_code: 1 }
     })?;
-    crew.access = access;
-    master.crews.insert(generation, crew);
+    processes.access = access;
+    master.processes.insert(generation, processes);
     match asker {
         Some((client, true)) => master.wait(client, Waiting::Verdict { generation }),
         Some((client, false)) => master.answer(client, json!({"ok": true, "generation": generation})),

@@ -18,7 +18,7 @@ use crate::supervisor::generation::{Plan, Surge as PlanSurge};
 /// Beyond the workers that are wanted: successors, draining ones, and workers added by TTIN.
 const SPARE_CELLS: u32 = 64;
 
-pub struct Crew {
+pub struct GenerationProcesses {
     pub settings: Settings,
     /// The predecessor's release and venv: its code on disk is not pinned.
     pub in_place: bool,
@@ -68,13 +68,28 @@ pub enum Dump {
     },
 }
 
-impl Crew {
-    pub fn new(settings: Settings, listeners: Vec<ListenerId>, in_place: bool, now: Instant) -> std::io::Result<Crew> {
+impl GenerationProcesses {
+    pub fn new(
+        settings: Settings,
+        listeners: Vec<ListenerId>,
+        in_place: bool,
+        now: Instant,
+    ) -> std::io::Result<GenerationProcesses> {
         let cells = settings.server.workers * 4 + SPARE_CELLS;
         let board = Scoreboard::create(cells, settings.server.threads)?;
         let cells = vec![None; cells as usize];
         let access = None;
-        Ok(Crew { settings, in_place, listeners, template: None, interpreter: None, board, access, cells, began: now })
+        Ok(GenerationProcesses {
+            settings,
+            in_place,
+            listeners,
+            template: None,
+            interpreter: None,
+            board,
+            access,
+            cells,
+            began: now,
+        })
     }
 
     /// A free cell for a new worker; None only with more processes than any setting allows for.

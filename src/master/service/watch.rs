@@ -45,7 +45,7 @@ pub fn look(board: &Scoreboard, cell: u32, server: &Server, clock: &Clock) -> Lo
     }
     look.stuck.sort_by_key(|(running, ..)| running.started_ns);
     // 0: it has not begun to beat.
-    let beat = board.cell(cell).beat_ns.load(std::sync::atomic::Ordering::Relaxed);
+    let beat = board.cell(cell).heartbeat_ns.load(std::sync::atomic::Ordering::Relaxed);
     look.silent = beat != 0 && since(beat) > SILENT_AFTER;
     look
 }

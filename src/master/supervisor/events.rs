@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use forkmaster_wire::message::{Failure, GenerationId, SlotIndex, Stage, WorkerId};
+use forkmaster_wire::message::{Failure, GenerationId, ProofStep, SlotIndex, WorkerId};
 use log::Level;
 
 use super::generation::{State, Template};
@@ -40,7 +40,7 @@ impl Supervisor {
                 self.actions.push(Action::KillTemplate { generation: id });
                 self.log(Level::Error, format!("template gen={id} is broken: {reason}; killed"));
                 if proving {
-                    self.refuse(id, failure(Stage::Start, format!("the template is broken: {reason}")), now);
+                    self.refuse(id, failure(ProofStep::Start, format!("the template is broken: {reason}")), now);
                 }
             }
             (_, TemplateEvent::Exited(exit)) => self.on_template_exit(at, exit, now),
@@ -55,7 +55,7 @@ impl Supervisor {
             (
                 Template::Ready { .. }
                 | Template::Lost { .. }
-                | Template::Resting { .. }
+                | Template::Backoff { .. }
                 | Template::Stopping { .. }
                 | Template::Killed
                 | Template::Gone,
@@ -64,7 +64,7 @@ impl Supervisor {
             | (
                 Template::Starting { .. }
                 | Template::Lost { .. }
-                | Template::Resting { .. }
+                | Template::Backoff { .. }
                 | Template::Stopping { .. }
                 | Template::Killed
                 | Template::Gone,
@@ -72,7 +72,7 @@ impl Supervisor {
             )
             | (
                 Template::Lost { .. }
-                | Template::Resting { .. }
+                | Template::Backoff { .. }
                 | Template::Stopping { .. }
                 | Template::Killed
                 | Template::Gone,
@@ -91,7 +91,7 @@ impl Supervisor {
         let generation = &mut self.generations[at];
         match generation.state {
             State::Proving => {
-                self.refuse(id, failure(Stage::Import, format!("the process died while it booted: {exit}")), now);
+                self.refuse(id, failure(ProofStep::Import, format!("the process died while it booted: {exit}")), now);
             }
             // Its workers live on; it is started again from the pinned release.
             State::Rolling { .. } | State::Serving if matches!(self.phase, Phase::Running | Phase::Delaying { .. }) => {
@@ -101,12 +101,12 @@ impl Supervisor {
                     }
                     Template::Starting { .. }
                     | Template::Lost { .. }
-                    | Template::Resting { .. }
+                    | Template::Backoff { .. }
                     | Template::Stopping { .. }
                     | Template::Killed
                     | Template::Gone => generation.template_backoff.after_failed_boot(),
                 };
-                generation.template = Template::Resting { until: now + pause };
+                generation.template = Template::Backoff { until: now + pause };
                 self.roll_without_a_way_back(id, now);
             }
             State::Rolling { .. } | State::Serving | State::Draining | State::Abandoned => {}
@@ -151,8 +151,8 @@ impl Supervisor {
             (S::Starting { .. }, WorkerEvent::Ready) => {
                 self.change(at, id, S::Ready, now);
                 let generation = &mut self.generations[at];
-                generation.seat(slot).proved = true;
-                // A terminated worker of this seat need not be waited for any longer.
+                generation.slot_mut(slot).proved = true;
+                // A terminated worker of this slot need not be waited for any longer.
                 for other in generation.workers.iter_mut().filter(|other| other.slot == slot) {
                     if let S::Terminating { check_at, .. } = &mut other.state {
                         *check_at = now;
@@ -172,13 +172,13 @@ impl Supervisor {
 
             (S::Starting { .. }, WorkerEvent::Leaving { reason }) => {
                 self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN, said_why: true }, now);
-                let failure = failure(Stage::Import, format!("the worker ended itself: {reason}"));
+                let failure = failure(ProofStep::Import, format!("the worker ended itself: {reason}"));
                 self.boot_failed(at, &self.name(at, id), slot, failure, now);
             }
             (S::Ready | S::Opening { .. } | S::Serving { .. } | S::Closing { .. }, WorkerEvent::Leaving { reason }) => {
                 let line = format!("{} leaves: {reason}", self.name(at, id));
                 self.log(Level::Info, line);
-                self.seat_lost(at, &before, now);
+                self.slot_lost(at, &before, now);
                 self.change(at, id, S::Draining { deadline: now + drain_timeout }, now);
             }
 
@@ -203,7 +203,7 @@ impl Supervisor {
             }
             (S::Ready, WorkerEvent::ChannelLost) => worker.state = S::Starting { deadline: now + EXIT_WITHIN },
             (S::Opening { .. } | S::Serving { .. }, WorkerEvent::ChannelLost) => {
-                self.seat_lost(at, &before, now);
+                self.slot_lost(at, &before, now);
                 self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN, said_why: false }, now);
             }
             // A draining worker closes its channel at its end and may still join threads within its deadline.
@@ -259,11 +259,11 @@ impl Supervisor {
         }
     }
 
-    /// A worker of this seat failed before it was ready.
+    /// A worker of this slot failed before it was ready.
     pub(super) fn boot_failed(&mut self, at: usize, name: &str, slot: SlotIndex, failure: Failure, now: Instant) {
         let generation = &mut self.generations[at];
-        let pause = generation.seat(slot).backoff.after_failed_boot();
-        generation.seat(slot).rests_until = Some(now + pause);
+        let pause = generation.slot_mut(slot).backoff.after_failed_boot();
+        generation.slot_mut(slot).backoff_until = Some(now + pause);
         match &mut generation.state {
             State::Proving => {
                 let generation = generation.id;
@@ -290,8 +290,8 @@ impl Supervisor {
         }
     }
 
-    /// A worker that had come up is gone or going by itself: its seat rests as its history asks for.
-    pub(super) fn seat_lost(&mut self, at: usize, worker: &Worker, now: Instant) {
+    /// A worker that had come up is gone or going by itself: its slot rests as its history asks for.
+    pub(super) fn slot_lost(&mut self, at: usize, worker: &Worker, now: Instant) {
         let served = match worker.state {
             WorkerState::Serving { since, .. } => now.saturating_duration_since(since),
             WorkerState::Starting { .. }
@@ -304,13 +304,13 @@ impl Supervisor {
             | WorkerState::Killed { .. } => Duration::ZERO,
         };
         let generation = &mut self.generations[at];
-        let pause = generation.seat(worker.slot).backoff.after_death(served);
-        generation.seat(worker.slot).rests_until = Some(now + pause);
+        let pause = generation.slot_mut(worker.slot).backoff.after_death(served);
+        generation.slot_mut(worker.slot).backoff_until = Some(now + pause);
         if let State::Rolling { failed_boots, .. } = &mut generation.state {
             *failed_boots += 1;
             if *failed_boots >= FAILED_BOOTS_MAX {
                 let id = generation.id;
-                self.refuse(id, failure(Stage::Import, "its workers die as soon as they serve".to_owned()), now);
+                self.refuse(id, failure(ProofStep::Import, "its workers die as soon as they serve".to_owned()), now);
             }
         }
     }
@@ -336,9 +336,9 @@ impl Supervisor {
         match worker.state {
             WorkerState::Starting { .. } | WorkerState::Ready => {
                 let reason = format!("the worker died while it booted: {exit}");
-                self.boot_failed(at, &name, worker.slot, failure(Stage::Import, reason), now);
+                self.boot_failed(at, &name, worker.slot, failure(ProofStep::Import, reason), now);
             }
-            WorkerState::Opening { .. } | WorkerState::Serving { .. } => self.seat_lost(at, &worker, now),
+            WorkerState::Opening { .. } | WorkerState::Serving { .. } => self.slot_lost(at, &worker, now),
             WorkerState::Closing { .. }
             | WorkerState::Draining { .. }
             | WorkerState::Terminating { .. }

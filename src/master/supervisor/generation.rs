@@ -81,7 +81,7 @@ pub enum Template {
         kill_at: Instant,
     },
     /// It died; the next start waits.
-    Resting {
+    Backoff {
         until: Instant,
     },
     /// Told to stop.
@@ -93,13 +93,13 @@ pub enum Template {
     Gone,
 }
 
-/// A seat. It outlives its workers.
+/// A place for one worker. It outlives its workers.
 #[derive(Clone, Debug, Default)]
 pub struct Slot {
     pub backoff: Backoff,
-    /// No worker is forked for this seat before.
-    pub rests_until: Option<Instant>,
-    /// A worker of this seat has been ready once; later ones need not prove the release again.
+    /// No worker is forked for this slot before.
+    pub backoff_until: Option<Instant>,
+    /// A worker of this slot has been ready once; later ones need not prove the release again.
     pub proved: bool,
     /// Given up to the successor that rolls now; taken back if that one is abandoned.
     pub yielded: bool,
@@ -130,9 +130,9 @@ impl Generation {
     pub fn vacant(&self, wanted: u32) -> Vec<SlotIndex> {
         (0..wanted)
             .map(SlotIndex)
-            .filter(|slot| {
-                let seat = &self.slots[slot.0 as usize];
-                !seat.yielded && seat.rests_until.is_none() && self.present_in(*slot).next().is_none()
+            .filter(|index| {
+                let slot = &self.slots[index.0 as usize];
+                !slot.yielded && slot.backoff_until.is_none() && self.present_in(*index).next().is_none()
             })
             .collect()
     }
@@ -154,12 +154,12 @@ impl Generation {
         self.workers.len() - self.present()
     }
 
-    pub fn seat(&mut self, slot: SlotIndex) -> &mut Slot {
+    pub fn slot_mut(&mut self, slot: SlotIndex) -> &mut Slot {
         &mut self.slots[slot.0 as usize]
     }
 
-    /// Makes sure that there are that many seats. Seats are never removed: their numbers name them.
-    pub fn seats(&mut self, wanted: u32) {
+    /// Makes sure that there are that many slots. Slots are never removed: their numbers name them.
+    pub fn grow_slots(&mut self, wanted: u32) {
         if self.slots.len() < wanted as usize {
             self.slots.resize_with(wanted as usize, Slot::default);
         }
@@ -185,7 +185,7 @@ impl Template {
             Template::Starting { .. } => "starting",
             Template::Ready { .. } => "ready",
             Template::Lost { .. } => "lost",
-            Template::Resting { .. } => "resting",
+            Template::Backoff { .. } => "resting",
             Template::Stopping { .. } => "stopping",
             Template::Killed => "killed",
             Template::Gone => "gone",
@@ -195,7 +195,7 @@ impl Template {
     pub fn deadline(&self) -> Option<Instant> {
         match *self {
             Template::Starting { deadline } => Some(deadline),
-            Template::Resting { until } => Some(until),
+            Template::Backoff { until } => Some(until),
             Template::Stopping { kill_at } | Template::Lost { kill_at } => Some(kill_at),
             Template::Ready { .. } | Template::Killed | Template::Gone => None,
         }

@@ -20,7 +20,7 @@ mod tests;
 
 use std::time::{Duration, Instant};
 
-use forkmaster_wire::message::{Failure, GenerationId, SlotIndex, Stage, WorkerId};
+use forkmaster_wire::message::{Failure, GenerationId, ProofStep, SlotIndex, WorkerId};
 use log::Level;
 
 use generation::{Generation, Plan, Slot, State, Step, Surge, Template};
@@ -303,7 +303,7 @@ impl Supervisor {
         self.expire(now);
         match self.phase {
             Phase::Running => {
-                self.fix_seats();
+                self.fix_slots();
                 self.roll(now);
                 self.recycle(now);
                 self.fill(now);
@@ -314,7 +314,7 @@ impl Supervisor {
                 self.stop_workers(now, graceful);
             }
             Phase::Delaying { .. } => {
-                self.fix_seats();
+                self.fix_slots();
                 self.fill(now);
             }
             Phase::Stopping { .. } | Phase::Ending { .. } | Phase::Ended => {}
@@ -327,7 +327,7 @@ impl Supervisor {
         for at in 0..self.generations.len() {
             self.expire_template(at, now);
             for slot in &mut self.generations[at].slots {
-                slot.rests_until = slot.rests_until.filter(|until| *until > now);
+                slot.backoff_until = slot.backoff_until.filter(|until| *until > now);
             }
             let max_lifetime = self.generations[at].plan.max_lifetime;
             for worker in self.generations[at].workers.clone() {
@@ -359,10 +359,10 @@ impl Supervisor {
                 let reason = format!("not loaded within boot_timeout ({limit:.1}s)");
                 self.log(Level::Error, format!("template gen={id} {reason}: killed"));
                 if proving {
-                    self.refuse(id, failure(Stage::Import, reason), now);
+                    self.refuse(id, failure(ProofStep::Import, reason), now);
                 }
             }
-            Template::Resting { .. } => {
+            Template::Backoff { .. } => {
                 generation.template = Template::Starting { deadline: now + generation.plan.boot_timeout };
                 self.actions.push(Action::StartTemplate { generation: id });
             }
@@ -384,12 +384,12 @@ impl Supervisor {
                     self.kill_template(at);
                 }
                 let reason = format!("the worker was not ready within boot_timeout ({limit:.1}s)");
-                self.boot_failed(at, &self.name(at, id), worker.slot, failure(Stage::Import, reason), now);
+                self.boot_failed(at, &self.name(at, id), worker.slot, failure(ProofStep::Import, reason), now);
             }
             WorkerState::Opening { .. } => {
                 let line = format!("{} did not begin to serve: killed", self.name(at, id));
                 self.log(Level::Error, line);
-                self.seat_lost(at, worker, now);
+                self.slot_lost(at, worker, now);
                 self.kill(at, id, now);
             }
             WorkerState::Serving { due: None, .. } => self.mark_due(at, id, Due::Lifetime),
@@ -410,10 +410,10 @@ impl Supervisor {
         }
     }
 
-    fn fix_seats(&mut self) {
+    fn fix_slots(&mut self) {
         for at in 0..self.generations.len() {
             let wanted = self.wanted(at);
-            self.generations[at].seats(wanted);
+            self.generations[at].grow_slots(wanted);
         }
     }
 
@@ -437,7 +437,7 @@ impl Supervisor {
                 continue;
             }
             let alone = generation.present_in(slot).count() == 1;
-            let rests = generation.slots[slot.0 as usize].rests_until.is_some();
+            let rests = generation.slots[slot.0 as usize].backoff_until.is_some();
             if alone && !rests && replacing < replacements_max(&generation.plan) {
                 replacing += 1;
                 self.spawn(at, slot, now);
@@ -551,7 +551,7 @@ impl Supervisor {
                 let generation = generation.id;
                 self.actions.push(Action::StopTemplate { generation });
             }
-            Template::Resting { .. } => generation.template = Template::Gone,
+            Template::Backoff { .. } => generation.template = Template::Gone,
             Template::Stopping { .. } | Template::Killed | Template::Gone => {}
         }
     }
@@ -564,7 +564,7 @@ impl Supervisor {
                 let generation = generation.id;
                 self.actions.push(Action::KillTemplate { generation });
             }
-            Template::Resting { .. } => generation.template = Template::Gone,
+            Template::Backoff { .. } => generation.template = Template::Gone,
             Template::Killed | Template::Gone => {}
         }
     }
@@ -679,17 +679,17 @@ fn generation_deadline(generation: &Generation) -> Option<Instant> {
     };
     let max_lifetime = generation.plan.max_lifetime;
     let workers = generation.workers.iter().filter_map(|worker| worker.deadline(max_lifetime));
-    // Rests matter only to seats that are to be filled from here.
+    // A backoff matters only to slots that are to be filled from here.
     let rests = match generation.state {
         State::Rolling { .. } | State::Serving => &generation.slots[..],
         State::Proving | State::Draining | State::Abandoned => &[],
     };
     let vacant = |(index, _): &(usize, &Slot)| generation.present_in(SlotIndex(*index as u32)).next().is_none();
-    let rests = rests.iter().enumerate().filter(vacant).filter_map(|(_, slot)| slot.rests_until);
+    let rests = rests.iter().enumerate().filter(vacant).filter_map(|(_, slot)| slot.backoff_until);
     workers.chain(rests).chain(generation.template.deadline()).chain(step).min()
 }
 
-fn failure(stage: Stage, reason: String) -> Failure {
+fn failure(stage: ProofStep, reason: String) -> Failure {
     Failure { stage, reason, details: String::new() }
 }
 

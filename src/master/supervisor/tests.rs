@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use forkmaster_wire::message::{Failure, GenerationId, Stage, WorkerId};
+use forkmaster_wire::message::{Failure, GenerationId, ProofStep, WorkerId};
 
 use super::backoff;
 use super::generation::{Generation, Plan, State, Surge};
@@ -331,7 +331,7 @@ impl World {
 }
 
 fn refusal(reason: &str) -> Failure {
-    Failure { stage: Stage::Import, reason: reason.to_owned(), details: "Traceback ...".to_owned() }
+    Failure { stage: ProofStep::Import, reason: reason.to_owned(), details: "Traceback ...".to_owned() }
 }
 
 fn killed() -> Exit {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use forkmaster_wire::message::{Failure, GenerationId, Stage};
+use forkmaster_wire::message::{Failure, GenerationId, ProofStep};
 use log::Level;
 
 use super::backoff::Backoff;
@@ -86,7 +86,7 @@ impl Supervisor {
     }
 
     pub(super) fn on_listeners_refused(&mut self, id: GenerationId, reason: String, exit_code: i32, now: Instant) {
-        self.refuse_with(id, failure(Stage::Start, reason), exit_code, now);
+        self.refuse_with(id, failure(ProofStep::Start, reason), exit_code, now);
     }
 
     pub(super) fn on_pong(&mut self, pong: u64, now: Instant) {
@@ -286,7 +286,7 @@ impl Supervisor {
             return false;
         };
         let (slot, worker) = (worker.slot, worker.id);
-        self.generations[index].seat(slot).yielded = true;
+        self.generations[index].slot_mut(slot).yielded = true;
         self.drain(index, worker, now);
         self.progress(at, now);
         true
@@ -321,7 +321,7 @@ impl Supervisor {
             }
             Step::Exchanging { deadline } if deadline <= now => {
                 let reason = "rolling made no progress in time (boot_timeout)".to_owned();
-                self.refuse(id, failure(Stage::Import, reason), now);
+                self.refuse(id, failure(ProofStep::Import, reason), now);
             }
             Step::Waiting | Step::Opening | Step::Asking { .. } | Step::Exchanging { .. } => {}
         }

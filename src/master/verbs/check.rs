@@ -15,11 +15,11 @@ use nix::sys::signal::{kill, Signal};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
+use crate::children;
 use crate::clock::Clock;
 use crate::config::settings::Settings;
-use crate::service::processes::Crew;
 use crate::library::Library;
-use crate::children;
+use crate::service::processes::GenerationProcesses;
 use crate::service::python;
 
 const EXIT_REFUSED: i32 = 1;
@@ -75,9 +75,9 @@ fn prove(settings: &Settings, pids: &mut Vec<i32>) -> Result<String, Refused> {
     let deadline = Instant::now() + settings.server.boot_timeout;
     let library = Library::embed()?;
     let (lifeline, _held) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?;
-    let crew = Crew::new(settings.clone(), Vec::new(), false, Clock::new().now())?;
+    let processes = GenerationProcesses::new(settings.clone(), Vec::new(), false, Clock::new().now())?;
     let (ours, theirs) = Channel::pair()?;
-    ours.send(&ToTemplate::Boot(Box::new(crew.boot(GenerationId(0)))), &[io::stderr().as_fd()])?;
+    ours.send(&ToTemplate::Boot(Box::new(processes.boot(GenerationId(0)))), &[io::stderr().as_fd()])?;
     let app = &settings.app;
     pids.push(python::template(python::Start {
         executable: app.interpreter.executable.clone(),
@@ -106,12 +106,12 @@ fn prove(settings: &Settings, pids: &mut Vec<i32>) -> Result<String, Refused> {
         worker: WorkerId(1),
         slot: SlotIndex(0),
         cell: 0,
-        cells: crew.board.cells(),
+        cells: processes.board.cells(),
         listeners: Vec::new(),
         prove: true,
         max_requests: None,
     };
-    ours.send(&ToTemplate::Spawn(spawn), &[theirs.as_fd(), crew.board.as_fd(), stacks_write.as_fd()])?;
+    ours.send(&ToTemplate::Spawn(spawn), &[theirs.as_fd(), processes.board.as_fd(), stacks_write.as_fd()])?;
     drop(theirs);
     loop {
         match next(&ours_worker, deadline, settings)? {

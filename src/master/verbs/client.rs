@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::verbs::command_line::{Client, HealthProbe, Waiting};
 use crate::config;
+use crate::config::process_context::ProcessContext;
 use crate::config::settings::{ControlAddress, ControlSocket};
-use crate::config::surroundings::Surroundings;
 use crate::doors::control::{self, Request};
 use crate::facts::snapshot;
+use crate::verbs::command_line::{Client, HealthProbe, Waiting};
 
 /// The master answers in milliseconds; one that takes longer than this is stuck. Docker gives a probe 30 s, Kubernetes
 /// 1 s unless told otherwise, and both end it themselves.
@@ -24,8 +24,8 @@ const EXIT_NOT_RUNNING: i32 = 3;
 /// As timeout(1): the work goes on.
 const EXIT_TIMEOUT: i32 = 124;
 
-pub fn status(client: &Client, surroundings: &Surroundings, json: bool) -> i32 {
-    let mut stream = match connect(client, surroundings) {
+pub fn status(client: &Client, context: &ProcessContext, json: bool) -> i32 {
+    let mut stream = match connect(client, context) {
         Ok(stream) => stream,
         Err(code) => return code,
     };
@@ -42,8 +42,8 @@ pub fn status(client: &Client, surroundings: &Surroundings, json: bool) -> i32 {
 }
 
 /// Exit 0 or 1 and nothing else: probes know healthy and unhealthy, and Docker reserves 2.
-pub fn health(client: &Client, surroundings: &Surroundings, probe: HealthProbe) -> i32 {
-    let Ok(mut stream) = connect(client, surroundings) else { return EXIT_REFUSED };
+pub fn health(client: &Client, context: &ProcessContext, probe: HealthProbe) -> i32 {
+    let Ok(mut stream) = connect(client, context) else { return EXIT_REFUSED };
     let Some(answer) = ask(&mut stream, &Request::Status, Some(HEALTH_WITHIN)) else {
         eprintln!("forkmaster: the master does not answer within {} s", HEALTH_WITHIN.as_secs());
         return EXIT_REFUSED;
@@ -60,8 +60,8 @@ pub fn health(client: &Client, surroundings: &Surroundings, probe: HealthProbe) 
     i32::from(!healthy)
 }
 
-pub fn reload(client: &Client, surroundings: &Surroundings, waiting: Waiting) -> i32 {
-    let mut stream = match connect(client, surroundings) {
+pub fn reload(client: &Client, context: &ProcessContext, waiting: Waiting) -> i32 {
+    let mut stream = match connect(client, context) {
         Ok(stream) => stream,
         Err(code) => return code,
     };
@@ -91,8 +91,8 @@ pub fn reload(client: &Client, surroundings: &Surroundings, waiting: Waiting) ->
     EXIT_REFUSED
 }
 
-pub fn wait_ready(client: &Client, surroundings: &Surroundings, timeout: Option<Duration>) -> i32 {
-    let mut stream = match connect(client, surroundings) {
+pub fn wait_ready(client: &Client, context: &ProcessContext, timeout: Option<Duration>) -> i32 {
+    let mut stream = match connect(client, context) {
         Ok(stream) => stream,
         Err(code) => return code,
     };
@@ -106,8 +106,8 @@ pub fn wait_ready(client: &Client, surroundings: &Surroundings, timeout: Option<
     }
 }
 
-pub fn stop(client: &Client, surroundings: &Surroundings, now: bool, waiting: Waiting) -> i32 {
-    let mut stream = match connect(client, surroundings) {
+pub fn stop(client: &Client, context: &ProcessContext, now: bool, waiting: Waiting) -> i32 {
+    let mut stream = match connect(client, context) {
         Ok(stream) => stream,
         Err(code) => return code,
     };
@@ -141,11 +141,11 @@ pub fn stop(client: &Client, surroundings: &Surroundings, now: bool, waiting: Wa
 }
 
 /// The error is an exit code; stderr has the reason.
-fn connect(client: &Client, surroundings: &Surroundings) -> Result<UnixStream, i32> {
+fn connect(client: &Client, context: &ProcessContext) -> Result<UnixStream, i32> {
     let socket = match &client.socket {
         Some(ControlAddress::Path(path)) => ControlSocket::Path(path.clone()),
         Some(address @ ControlAddress::Abstract(_)) => ControlSocket::Auto(vec![address.clone()]),
-        None => match config::control(&client.source, surroundings) {
+        None => match config::control(&client.source, context) {
             Ok(control) => control.socket,
             Err(problems) => {
                 eprintln!("forkmaster: {problems}");

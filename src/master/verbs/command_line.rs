@@ -12,8 +12,8 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::config::process_context::ProcessContext;
 use crate::config::settings::{Bind, ControlAddress};
-use crate::config::surroundings::Surroundings;
 use crate::config::units::parse_duration;
 use crate::config::{self, ConfigFile, Overrides, Source};
 
@@ -81,11 +81,11 @@ pub enum Waiting {
 /// `error.exit()`.
 pub fn parse(
     arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
-    surroundings: &Surroundings,
+    context: &ProcessContext,
 ) -> Result<Command, clap::Error> {
     let matches = Line::command().try_get_matches_from(arguments)?;
     let line = Line::from_arg_matches(&matches)?;
-    let place = Place { config: line.common.config, socket: line.common.socket, surroundings };
+    let place = Place { config: line.common.config, socket: line.common.socket, context };
     let Some(verb) = line.verb else {
         if line.run.module.is_some() {
             check_module_or_verb(line.run.module.as_deref().unwrap_or_default())?;
@@ -270,7 +270,7 @@ impl WaitOptions {
 struct Place<'a> {
     config: Option<PathBuf>,
     socket: Option<String>,
-    surroundings: &'a Surroundings,
+    context: &'a ProcessContext,
 }
 
 impl Place<'_> {
@@ -282,7 +282,7 @@ impl Place<'_> {
             (None, None) => Some(self.file_default().ok_or_else(nothing_to_serve)?),
         };
         let absolute = |path: Option<String>| {
-            path.map(|path| self.surroundings.absolute(Path::new(&path)).to_string_lossy().into_owned())
+            path.map(|path| self.context.absolute(Path::new(&path)).to_string_lossy().into_owned())
         };
         let overrides = Overrides {
             module: options.module,
@@ -303,7 +303,7 @@ impl Place<'_> {
     fn client(&self) -> Client {
         let socket = self.socket.as_deref().map(|socket| match socket.strip_prefix('@') {
             Some(name) => ControlAddress::Abstract(name.to_owned()),
-            None => ControlAddress::Path(self.surroundings.absolute(Path::new(socket))),
+            None => ControlAddress::Path(self.context.absolute(Path::new(socket))),
         });
         let file = self.config.as_deref().map(|path| self.file(path)).or_else(|| self.file_default());
         Client { socket, source: Source { file, overrides: Overrides::default() } }
@@ -321,7 +321,7 @@ impl Place<'_> {
     }
 
     fn file(&self, path: &Path) -> ConfigFile {
-        ConfigFile { path: self.surroundings.absolute(path), shown: path.to_string_lossy().into_owned() }
+        ConfigFile { path: self.context.absolute(path), shown: path.to_string_lossy().into_owned() }
     }
 
     fn file_default(&self) -> Option<ConfigFile> {
@@ -332,7 +332,7 @@ impl Place<'_> {
     /// What is typed in a shell is relative to where it is typed, not to a file elsewhere.
     fn absolute_bind(&self, bind: String) -> String {
         match bind.strip_prefix("unix:") {
-            Some(path) => format!("unix:{}", self.surroundings.absolute(Path::new(path)).display()),
+            Some(path) => format!("unix:{}", self.context.absolute(Path::new(path)).display()),
             None => bind,
         }
     }
@@ -377,12 +377,12 @@ fn error(kind: ErrorKind, text: String) -> clap::Error {
 mod tests {
     use super::*;
 
-    fn surroundings(cwd: &Path) -> Surroundings {
-        Surroundings { environment: Default::default(), cwd: cwd.to_owned(), uid: 0, gid: 0, cpus: 1 }
+    fn context(cwd: &Path) -> ProcessContext {
+        ProcessContext { environment: Default::default(), cwd: cwd.to_owned(), uid: 0, gid: 0, cpus: 1 }
     }
 
     fn line(text: &str) -> Result<Command, clap::Error> {
-        parse(std::iter::once("forkmaster").chain(text.split_whitespace()), &surroundings(Path::new("/nowhere")))
+        parse(std::iter::once("forkmaster").chain(text.split_whitespace()), &context(Path::new("/nowhere")))
     }
 
     fn source(file: Option<&str>, overrides: Overrides) -> Source {
@@ -467,7 +467,7 @@ mod tests {
     #[test]
     fn app_toml_is_found() {
         let directory = tempfile::tempdir().unwrap();
-        let here = surroundings(directory.path());
+        let here = context(directory.path());
         let error = parse(["forkmaster"], &here).unwrap_err();
         assert_eq!((error.exit_code(), error.to_string().trim_end().lines().count()), (2, 3));
         std::fs::write(directory.path().join("app.toml"), "").unwrap();

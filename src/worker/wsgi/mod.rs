@@ -28,13 +28,13 @@ use capi::{references, Capi};
 use environ::{Builder, Common};
 use input::Input;
 use progress::Progress;
-use response::{Answered, Sized, Stage};
+use response::{Answered, ResponseSlot, Sized};
 
 /// One app thread's way into the application.
 pub struct Gateway {
     application: Py<PyAny>,
     builder: Builder,
-    stage: Stage,
+    stage: ResponseSlot,
     sized: Sized,
     /// Of the running request, if it has a body.
     input: Option<Py<Input>>,
@@ -64,7 +64,7 @@ impl Gateway {
         let response_buffer = usize::try_from(common.response_buffer).unwrap_or(usize::MAX);
         let builder = Builder::new(py, common, &empty)?;
         let capi = Capi::find();
-        let stage = Stage::new(py, progress, response_buffer, capi)?;
+        let stage = ResponseSlot::new(py, progress, response_buffer, capi)?;
         let account = access.map(Account::new);
         // No two requests of a worker have the same number.
         let requests = u64::from(thread) << 40;

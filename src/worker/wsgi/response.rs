@@ -46,7 +46,7 @@ impl Answer for Exchange {
 }
 
 /// One app thread's response and its `start_response`, used for one request after the other.
-pub struct Stage {
+pub struct ResponseSlot {
     response: Py<Response>,
     start_response: Py<PyAny>,
     /// The request has ended while another thread of the application was inside `write()`: that thread ends it.
@@ -72,7 +72,7 @@ pub struct Response {
     started: bool,
     /// What became of the latest piece.
     latest: Written,
-    /// See `Stage::left_behind`.
+    /// See `ResponseSlot::left_behind`.
     left_behind: Arc<AtomicBool>,
     facts: Facts,
 }
@@ -80,12 +80,12 @@ pub struct Response {
 static START_RESPONSE: Method = Method::new(c"start_response", start_response);
 static WRITE: Method = Method::new(c"write", write);
 
-impl Stage {
-    pub fn new(py: Python<'_>, progress: Progress, response_buffer: usize, capi: Capi) -> PyResult<Stage> {
-        Stage::with(py, Facts { response_buffer, progress, capi })
+impl ResponseSlot {
+    pub fn new(py: Python<'_>, progress: Progress, response_buffer: usize, capi: Capi) -> PyResult<ResponseSlot> {
+        ResponseSlot::with(py, Facts { response_buffer, progress, capi })
     }
 
-    fn with(py: Python<'_>, facts: Facts) -> PyResult<Stage> {
+    fn with(py: Python<'_>, facts: Facts) -> PyResult<ResponseSlot> {
         let left_behind = Arc::<AtomicBool>::default();
         let response = Response {
             exchange: Mutex::default(),
@@ -99,13 +99,13 @@ impl Stage {
         let write = WRITE.bind(&response)?;
         response.borrow_mut().write = Some(write.unbind());
         let start_response = START_RESPONSE.bind(&response)?.unbind();
-        Ok(Stage { response: response.unbind(), start_response, left_behind, facts })
+        Ok(ResponseSlot { response: response.unbind(), start_response, left_behind, facts })
     }
 
     /// A request begins. Where the application has kept something of the last one, that stays the last one's.
     pub fn enter(&mut self, py: Python<'_>, exchange: Exchange) -> Result<(), (PyErr, Exchange)> {
         if !self.is_left(py) {
-            let next = match Stage::with(py, self.facts) {
+            let next = match ResponseSlot::with(py, self.facts) {
                 Ok(next) => next,
                 Err(error) => return Err((error, exchange)),
             };
@@ -232,7 +232,7 @@ unsafe extern "C" fn start_response(
     arguments: *const *mut ffi::PyObject,
     count: ffi::Py_ssize_t,
 ) -> *mut ffi::PyObject {
-    // SAFETY: bound to responses only (`Stage::new`).
+    // SAFETY: bound to responses only (`ResponseSlot::new`).
     unsafe {
         capi::enter::<Response>(this, arguments, count, |this, arguments| {
             let (Some(status), Some(headers), 2..=3) = (arguments.get(0), arguments.get(1), arguments.len()) else {
@@ -255,7 +255,7 @@ unsafe extern "C" fn write(
     arguments: *const *mut ffi::PyObject,
     count: ffi::Py_ssize_t,
 ) -> *mut ffi::PyObject {
-    // SAFETY: bound to responses only (`Stage::new`).
+    // SAFETY: bound to responses only (`ResponseSlot::new`).
     unsafe {
         capi::enter::<Response>(this, arguments, count, |this, arguments| {
             let (Some(data), 1) = (arguments.get(0), arguments.len()) else {
@@ -363,7 +363,7 @@ pub fn answer(
     capi: &Capi,
     application: &Bound<'_, PyAny>,
     environ: &Bound<'_, PyAny>,
-    stage: &Stage,
+    stage: &ResponseSlot,
     sized: &mut Sized,
 ) -> Answered {
     let result = match capi.call(application, environ, stage.start_response.bind(py)) {

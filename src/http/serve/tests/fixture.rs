@@ -60,7 +60,7 @@ impl Teller {
 }
 
 impl Meter for Teller {
-    fn beat(&self) {}
+    fn heartbeat(&self) {}
     fn accepted(&self) {
         self.tell(Told::Accepted);
     }

@@ -11,7 +11,7 @@ use crate::serve::{AppThread, Exchange, Handle, Listener, Meter, Reports, Server
 struct Silent;
 
 impl Meter for Silent {
-    fn beat(&self) {}
+    fn heartbeat(&self) {}
     fn accepted(&self) {}
     fn connections(&self, _open: usize) {}
     fn is_crowded(&self, _open: usize) -> bool {

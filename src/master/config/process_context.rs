@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::environment::Environment;
 
 #[derive(Clone, Debug)]
-pub struct Surroundings {
+pub struct ProcessContext {
     /// The start environment, whole.
     pub environment: Environment,
     /// The current directory by name: `$PWD` where that is the same directory, so that a `current` symlink in it is
@@ -20,11 +20,11 @@ pub struct Surroundings {
     pub cpus: u32,
 }
 
-impl Surroundings {
-    pub fn gather() -> Surroundings {
+impl ProcessContext {
+    pub fn gather() -> ProcessContext {
         let environment: Environment = std::env::vars_os().collect();
         let pwd = environment.get(std::ffi::OsStr::new("PWD")).map(PathBuf::from);
-        Surroundings {
+        ProcessContext {
             cwd: current_directory(pwd),
             environment,
             uid: nix::unistd::geteuid().as_raw(),
@@ -75,8 +75,8 @@ mod tests {
 
     #[test]
     fn facts_are_gathered() {
-        let surroundings = Surroundings::gather();
-        assert!(surroundings.cpus >= 1 && surroundings.cwd.is_absolute());
-        assert_eq!(surroundings.absolute(Path::new("./a//b")), surroundings.cwd.join("a/b"));
+        let context = ProcessContext::gather();
+        assert!(context.cpus >= 1 && context.cwd.is_absolute());
+        assert_eq!(context.absolute(Path::new("./a//b")), context.cwd.join("a/b"));
     }
 }
