@@ -5,13 +5,12 @@
 //!
 //! SEQPACKET keeps message borders, and unlike DGRAM it has an end-of-file (unix(7)).
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    recv, recvmsg, sendmsg, socketpair, AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag,
-    SockType, UnixAddr,
+    recv, sendmsg, socketpair, AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr,
 };
 use serde::de::DeserializeOwned;
 use serde::Serialize;
@@ -29,6 +28,14 @@ pub const FDS_MAX: usize = 253;
 #[derive(Debug)]
 pub struct Channel {
     fd: OwnedFd,
+}
+
+/// Who sent a packet, by the kernel's word (unix(7), SCM_CREDENTIALS).
+#[derive(Debug)]
+pub struct Sender {
+    pub pid: i32,
+    /// The very process, also when its pid belongs to another one by now. None before Linux 6.5.
+    pub pidfd: Option<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -69,40 +76,42 @@ impl Channel {
         }
     }
 
+    /// The master's end: from here on the kernel says of each packet who sent it (`receive_from`), and refuses file
+    /// descriptors. A descriptor that nobody asked for could freeze its receiver: close(2) of a socket with SO_LINGER
+    /// and unsent bytes waits.
+    pub fn prove_senders(&self) -> io::Result<()> {
+        set_flag(&self.fd, libc::SO_PASSCRED, 1)?;
+        // Linux 6.5 and 6.16. Older kernels do without: the pid of the credentials is then opened by number.
+        let _ = set_flag(&self.fd, SO_PASSPIDFD, 1);
+        let _ = set_flag(&self.fd, SO_PASSRIGHTS, 0);
+        Ok(())
+    }
+
     /// Takes one message. With `wait` false, returns `Empty` where there is none. EINTR is returned as an
     /// error of kind `Interrupted`, so that a Python caller can run its signal handlers.
     pub fn receive<M: DeserializeOwned>(&self, wait: bool) -> io::Result<Received<M>> {
+        self.receive_from(wait).map(|(received, _)| received)
+    }
+
+    /// As `receive`, with the sender where `prove_senders` was called.
+    pub fn receive_from<M: DeserializeOwned>(&self, wait: bool) -> io::Result<(Received<M>, Option<Sender>)> {
         let bytes = match self.next_packet_bytes(wait) {
-            Ok(0) => return Ok(Received::Eof),
+            Ok(0) => return Ok((Received::Eof, None)),
             Ok(bytes) => bytes,
-            Err(Errno::EAGAIN) => return Ok(Received::Empty),
+            Err(Errno::EAGAIN) => return Ok((Received::Empty, None)),
             // The peer died with messages of ours unread. The kernel says so once, before what the peer had
             // sent; its last words and then the end of file follow.
-            Err(Errno::ECONNRESET) => return self.receive(wait),
+            Err(Errno::ECONNRESET) => return self.receive_from(wait),
             Err(error) => return Err(error.into()),
         };
         let mut packet = vec![0u8; bytes.min(PACKET_BYTES_MAX)];
-        let mut control = nix::cmsg_space!([RawFd; FDS_MAX]);
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-        let (length, fds, truncated) = {
-            let mut parts = [IoSliceMut::new(&mut packet)];
-            let received = recvmsg::<UnixAddr>(self.fd.as_raw_fd(), &mut parts, Some(&mut control), flags)
-                .map_err(io::Error::from)?;
-            let mut fds = Vec::new();
-            for message in received.cmsgs().map_err(io::Error::from)? {
-                if let ControlMessageOwned::ScmRights(raw) = message {
-                    // SAFETY: the kernel has just installed these descriptors for us, nobody else owns them.
-                    fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-                }
-            }
-            (received.bytes, fds, received.flags.contains(MsgFlags::MSG_CTRUNC))
-        };
-        if truncated {
+        let (length, ancillary) = receive_packet(&self.fd, &mut packet)?;
+        if ancillary.truncated {
             // EMFILE on our side: the kernel drops the descriptors silently and sets only this flag.
             return Err(io::Error::other("file descriptors of a message were lost (too many open files)"));
         }
         let message = serde_json::from_slice(&packet[..length]).map_err(io::Error::other)?;
-        Ok(Received::Message(message, fds))
+        Ok((Received::Message(message, ancillary.fds), ancillary.sender))
     }
 
     /// The size of the packet that is next, 0 for the end of file. A buffer for the largest packet would stay, all
@@ -133,6 +142,95 @@ impl AsRawFd for Channel {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
+}
+
+/// linux/socket.h; the libc crate does not have them yet.
+const SO_PASSPIDFD: libc::c_int = 76;
+const SO_PASSRIGHTS: libc::c_int = 83;
+const SCM_PIDFD: libc::c_int = 4;
+
+/// Room for all descriptors that a packet can carry, the credentials and a pidfd.
+const CONTROL_BYTES: usize = 2048;
+
+#[derive(Default)]
+struct Ancillary {
+    fds: Vec<OwnedFd>,
+    sender: Option<Sender>,
+    truncated: bool,
+}
+
+fn set_flag(fd: &OwnedFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let size = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the pointer is to a living int, and the size is that of an int.
+    let result = unsafe {
+        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, std::ptr::from_ref(&value).cast(), size)
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// recvmsg(2) by hand, since nix knows no SCM_PIDFD and would leak that descriptor.
+fn receive_packet(fd: &OwnedFd, packet: &mut [u8]) -> io::Result<(usize, Ancillary)> {
+    /// cmsg(3) wants the alignment of a `cmsghdr`.
+    #[repr(align(8))]
+    struct Control([u8; CONTROL_BYTES]);
+    let mut control = Control([0; CONTROL_BYTES]);
+    let mut part = libc::iovec { iov_base: packet.as_mut_ptr().cast(), iov_len: packet.len() };
+    // SAFETY: an all-zero msghdr is a valid value.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &mut part;
+    header.msg_iovlen = 1;
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = control.0.len() as _;
+    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    // SAFETY: every pointer in the header is to a living value of the length that stands beside it.
+    let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &mut header, flags) };
+    if length < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut ancillary = Ancillary { truncated: header.msg_flags & libc::MSG_CTRUNC != 0, ..Ancillary::default() };
+    let mut pidfd = None;
+    // SAFETY: the kernel has filled in the header.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(&header) };
+    while !next.is_null() {
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return pointers within the control buffer, or null.
+        let message = unsafe { *next };
+        // SAFETY: as above.
+        let data = unsafe { libc::CMSG_DATA(next) };
+        // SAFETY: no memory is involved.
+        let bytes = message.cmsg_len as usize - unsafe { libc::CMSG_LEN(0) } as usize;
+        match (message.cmsg_level, message.cmsg_type) {
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                for index in 0..bytes / size_of::<RawFd>() {
+                    // SAFETY: the kernel wrote that many descriptors there.
+                    let raw = unsafe { data.cast::<RawFd>().add(index).read_unaligned() };
+                    // SAFETY: the kernel has just installed it for us, nobody else owns it.
+                    ancillary.fds.push(unsafe { OwnedFd::from_raw_fd(raw) });
+                }
+            }
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if bytes >= size_of::<libc::ucred>() => {
+                // SAFETY: the kernel wrote a ucred there.
+                let credentials = unsafe { data.cast::<libc::ucred>().read_unaligned() };
+                ancillary.sender = Some(Sender { pid: credentials.pid, pidfd: None });
+            }
+            (libc::SOL_SOCKET, SCM_PIDFD) if bytes >= size_of::<RawFd>() => {
+                // SAFETY: the kernel wrote one descriptor there.
+                let raw = unsafe { data.cast::<RawFd>().read_unaligned() };
+                // An error stands there where the sender was reaped already.
+                // SAFETY: as with SCM_RIGHTS.
+                pidfd = (raw >= 0).then(|| unsafe { OwnedFd::from_raw_fd(raw) });
+            }
+            _unknown => {}
+        }
+        // SAFETY: as above.
+        next = unsafe { libc::CMSG_NXTHDR(&header, next) };
+    }
+    if let Some(sender) = &mut ancillary.sender {
+        sender.pidfd = pidfd;
+    }
+    Ok((length as usize, ancillary))
 }
 
 /// Cuts a text for a message: the first and the last part are kept, since a traceback's last line says the most.
@@ -169,6 +267,20 @@ mod tests {
         assert!(matches!(other.receive::<FromWorker>(true).unwrap(), Received::Eof));
         let error = other.send(&FromWorker::Ready, &[]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn the_kernel_says_who_sent_a_packet_and_keeps_descriptors_away() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        ours.prove_senders().unwrap();
+        theirs.send(&FromWorker::Ready, &[]).unwrap();
+        let (received, sender) = ours.receive_from::<FromWorker>(true).unwrap();
+        assert!(matches!(received, Received::Message(FromWorker::Ready, _)));
+        assert_eq!(sender.unwrap().pid, std::process::id() as i32);
+        // Linux 6.16 refuses the send; before, the descriptors come and are closed.
+        if let Err(error) = theirs.send(&FromWorker::Serving, &[ours.as_fd()]) {
+            assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+        }
     }
 
     #[test]
