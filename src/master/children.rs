@@ -1,19 +1,195 @@
-//! Children that ended. The master is the subreaper, so these are templates, workers (re-parented when their middle
-//! process exits), and whatever the application left behind.
+//! The processes that the master has started, by pid, each proved and each in the books once. The only place of the
+//! program that sends a signal, and the only one that reaps.
 //!
-//! A pid is looked at first and reaped later: in between the master reads the channels, so that it knows whose pid
-//! it is, and until it is reaped the kernel gives the number to nobody else.
+//! A claim is believed for the kernel's sake, not for the claimant's: a template is this process's own child, and a
+//! worker's pid comes from the credentials of a packet on its channel. From the claim on a pidfd stands for the
+//! process, so that a signal never reaches whoever gets the number next. A pid that is in the books already is refused.
+//!
+//! An ended child is looked at first (`ended`) and reaped later: in between the master reads its channel, and until it
+//! is reaped the kernel gives its number to nobody else. The bare system calls, since nix's types know no real-time
+//! signals and would hide a child that died of one.
 
-//!
-//! The bare system calls, since nix's types know no real-time signals and would hide a child that died of one.
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use forkmaster_wire::channel::Sender;
+use forkmaster_wire::message::{GenerationId, WorkerId};
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use crate::supervisor::worker::Exit;
 
-/// A child that has ended and is not yet reaped.
-pub fn peek() -> Option<i32> {
+/// For kernels without pidfds only.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
+
+/// Whose process it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    Template(GenerationId),
+    Worker(WorkerId),
+}
+
+/// Why a pid is believed to be somebody's.
+pub enum Proof {
+    /// This process has just forked it and has not reaped it.
+    OwnChild { pid: i32 },
+    /// It sent a packet, says the kernel. `session` is its template's pid: the template leads a session of its own, and
+    /// whoever it forks is in there.
+    Sender { sender: Sender, session: i32 },
+}
+
+/// A claim that is not believed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum FalseClaim {
+    /// Somebody else's, or the claimant has another pid already.
+    Taken { pid: i32 },
+    /// No process of this service.
+    Stranger { pid: i32 },
+}
+
+struct Child {
+    who: Who,
+    /// None where pidfd_open(2) is forbidden or missing (Linux before 5.3). The pid does as well then, since nobody but
+    /// `reap` can free it while the child is in the books.
+    pidfd: Option<OwnedFd>,
+}
+
+/// pid -> who.
+#[derive(Default)]
+pub struct Children(BTreeMap<i32, Child>);
+
+impl Children {
+    /// Workers become children of this process when the middle process that forked them exits (prctl(2),
+    /// PR_SET_CHILD_SUBREAPER).
+    pub fn adopt_orphans() -> io::Result<Children> {
+        nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from)?;
+        Ok(Children::default())
+    }
+
+    /// Writes a process into the books and returns its pid.
+    pub fn claim(&mut self, who: Who, proof: Proof) -> Result<i32, FalseClaim> {
+        let pid = match &proof {
+            Proof::OwnChild { pid } => *pid,
+            Proof::Sender { sender, .. } => sender.pid,
+        };
+        let known = self.0.get(&pid).map(|child| child.who);
+        let before = self.pid_of(who);
+        if known == Some(who) {
+            return Ok(pid);
+        }
+        if known.is_some() || before.is_some() {
+            return Err(FalseClaim::Taken { pid });
+        }
+        // 0 and less stand for groups of processes (kill(2)), and 1 is never a worker.
+        if pid <= 1 {
+            return Err(FalseClaim::Stranger { pid });
+        }
+        let pidfd = match proof {
+            Proof::OwnChild { .. } => pidfd_open(pid).ok(),
+            Proof::Sender { sender, session } => {
+                let pidfd = sender.pidfd.or_else(|| pidfd_open(pid).ok());
+                // After the pidfd was opened: what is true of the number now is true of that process.
+                // SAFETY: no memory is involved.
+                let in_session = unsafe { libc::getsid(pid) } == session;
+                if !in_session && !is_own_child(pid) {
+                    return Err(FalseClaim::Stranger { pid });
+                }
+                pidfd
+            }
+        };
+        self.0.insert(pid, Child { who, pidfd });
+        Ok(pid)
+    }
+
+    pub fn pid_of(&self, who: Who) -> Option<i32> {
+        self.0.iter().find(|(_, child)| child.who == who).map(|(pid, _)| *pid)
+    }
+
+    pub fn who(&self, pid: i32) -> Option<Who> {
+        self.0.get(&pid).map(|child| child.who)
+    }
+
+    /// SIGKILL. False: nobody of that name is in the books, so no exit will follow.
+    pub fn kill(&self, who: Who) -> bool {
+        self.signal(who, libc::SIGKILL)
+    }
+
+    /// Sends a signal to a process in the books. False: it is not there.
+    pub fn signal(&self, who: Who, signal: i32) -> bool {
+        let Some((pid, child)) = self.0.iter().find(|(_, child)| child.who == who) else { return false };
+        if let Err(error) = send_signal(*pid, child.pidfd.as_ref(), signal) {
+            // ESRCH: it has ended and waits to be reaped.
+            if error.raw_os_error() != Some(libc::ESRCH) {
+                log::error!("signal {signal} cannot be sent to pid={pid}: {error}");
+            }
+        }
+        true
+    }
+
+    /// SIGKILL to all that are left.
+    pub fn kill_all(&self) {
+        for child in self.0.values() {
+            self.kill(child.who);
+        }
+    }
+
+    /// A child that has ended and is not yet reaped.
+    pub fn ended() -> Option<i32> {
+        wait_for_any(libc::WEXITED | libc::WNOHANG | libc::WNOWAIT)
+    }
+
+    /// Reaps it: from here on its pid may belong to somebody else. Nobody's name stands for what the application left
+    /// behind.
+    pub fn reap(&mut self, pid: i32) -> Option<(Option<Who>, Exit)> {
+        let mut status = 0;
+        // SAFETY: the pointer is to a living value.
+        if unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) } != pid {
+            return None;
+        }
+        let exit = match libc::WIFSIGNALED(status) {
+            true => Exit::Signal { number: libc::WTERMSIG(status), core: libc::WCOREDUMP(status) },
+            false => Exit::Code(libc::WEXITSTATUS(status)),
+        };
+        Some((self.0.remove(&pid).map(|child| child.who), exit))
+    }
+
+    /// Waits until all in the books have ended, at most until the deadline, and reaps them. For those who have nothing
+    /// else to do; the master's loop reaps as it is told.
+    pub fn wait_for_all(&mut self, deadline: Instant) {
+        while let Some((&pid, child)) = self.0.iter().next() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // A pidfd is readable when its process has ended. Without one the child is looked at every few milliseconds.
+            let polled = child.pidfd.iter().map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN));
+            let mut polled: Vec<PollFd<'_>> = polled.collect();
+            let left = if polled.is_empty() { left.min(LOOK_AGAIN_AFTER) } else { left };
+            // An error (EINTR) only means to look earlier.
+            let _ = poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+            if self.reap(pid).is_none() && Instant::now() >= deadline {
+                return;
+            }
+            // Reaped by somebody else: a worker whose middle process has not exited yet is not our child.
+            if !is_own_child(pid) {
+                self.0.remove(&pid);
+            }
+        }
+    }
+}
+
+impl fmt::Display for FalseClaim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FalseClaim::Taken { pid } => write!(f, "pid {pid} is somebody else's, or another one was known before"),
+            FalseClaim::Stranger { pid } => write!(f, "pid {pid} is not a process of this service"),
+        }
+    }
+}
+
+/// The pid of a child in that state, if there is one.
+fn wait_for_any(flags: i32) -> Option<i32> {
     // SAFETY: an all-zero siginfo_t is a valid value, and what waitid(2) leaves for "none" has pid 0.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
     // SAFETY: the pointer is to a living value. WNOHANG never blocks, so there is no EINTR; ECHILD: no child at all.
     let result = unsafe { libc::waitid(libc::P_ALL, 0, &mut info, flags) };
     // SAFETY: waitid(2) has filled in the fields of a child's siginfo, or left the zeroes.
@@ -21,55 +197,85 @@ pub fn peek() -> Option<i32> {
     (result == 0 && pid != 0).then_some(pid)
 }
 
-/// Reaps it: from here on its pid may belong to somebody else.
-pub fn reap(pid: i32) -> Option<Exit> {
-    let mut status = 0;
-    // SAFETY: the pointer is to a living value.
-    if unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) } != pid {
-        return None;
-    }
-    if libc::WIFSIGNALED(status) {
-        return Some(Exit::Signal { number: libc::WTERMSIG(status), core: libc::WCOREDUMP(status) });
-    }
-    Some(Exit::Code(libc::WEXITSTATUS(status)))
-}
-
-/// Workers become our children when the middle process that forked them exits (prctl(2), PR_SET_CHILD_SUBREAPER).
-pub fn become_subreaper() -> nix::Result<()> {
-    nix::sys::prctl::set_child_subreaper(true)
-}
-
-/// Whether this is a child of ours that has not been reaped, or one that will be in a moment: a worker whose middle
-/// process still exits is in its template's session, and nobody else can be.
-pub fn is_ours(pid: i32, session: Option<i32>) -> bool {
-    // 0 and less stand for groups of processes (kill(2)).
-    if pid <= 1 {
-        return false;
-    }
+/// A child of this process that has not been reaped.
+fn is_own_child(pid: i32) -> bool {
     // SAFETY: an all-zero siginfo_t is a valid value.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
     // SAFETY: the pointer is to a living value. ECHILD: not a child.
-    let is_child = unsafe { libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, flags) } == 0;
-    // SAFETY: no memory is involved.
-    is_child || session.is_some_and(|session| unsafe { libc::getsid(pid) } == session)
+    unsafe { libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, flags) == 0 }
+}
+
+fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes a number and flags; the descriptor that it returns is CLOEXEC (pidfd_open(2)).
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it for us; descriptors fit an i32.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn send_signal(pid: i32, pidfd: Option<&OwnedFd>, signal: i32) -> io::Result<()> {
+    let result = match pidfd {
+        Some(pidfd) => {
+            let no_info: *const libc::siginfo_t = std::ptr::null();
+            // SAFETY: no memory is passed but a null pointer, which means "as kill(2)" (pidfd_send_signal(2)).
+            unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, no_info, 0) }
+        }
+        // SAFETY: no memory is involved. Only `reap` frees the number, and it removes the child from the books.
+        None => i64::from(unsafe { libc::kill(pid, signal) }),
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const TEMPLATE: Who = Who::Template(GenerationId(1));
+    const WORKER: Who = Who::Worker(WorkerId(1));
+
+    fn sender(pid: i32) -> Proof {
+        Proof::Sender { sender: Sender { pid, pidfd: None }, session: 1 << 30 }
+    }
+
     #[test]
-    fn a_pid_that_is_not_a_child_is_never_ours() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let pid = child.id() as i32;
-        assert!(is_ours(pid, None));
-        child.kill().unwrap();
-        child.wait().unwrap();
+    fn a_pid_is_believed_once_and_only_of_a_process_of_ours() {
+        let mut process = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = process.id() as i32;
+        let mut children = Children::default();
+        assert_eq!(children.claim(TEMPLATE, Proof::OwnChild { pid }), Ok(pid));
+        assert_eq!(children.claim(WORKER, sender(pid)), Err(FalseClaim::Taken { pid }));
+        assert_eq!(children.who(pid), Some(TEMPLATE));
         // SAFETY: no memory is involved.
         let parent = unsafe { libc::getppid() };
-        for other in [pid, -1, 0, 1, -pid, parent] {
-            assert!(!is_ours(other, Some(1 << 30)), "{other}");
+        for stranger in [parent, -1, 0, 1, -pid] {
+            assert_eq!(children.claim(WORKER, sender(stranger)), Err(FalseClaim::Stranger { pid: stranger }));
+        }
+        assert!(!children.kill(WORKER));
+        assert!(children.kill(TEMPLATE));
+        children.wait_for_all(Instant::now() + Duration::from_secs(10));
+        assert!(children.0.is_empty());
+        // It was reaped here.
+        assert!(process.wait().is_err());
+    }
+
+    #[test]
+    fn a_name_has_one_process() {
+        let mut first = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut second = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let (one, other) = (first.id() as i32, second.id() as i32);
+        let mut children = Children::default();
+        assert_eq!(children.claim(WORKER, sender(one)), Ok(one));
+        assert_eq!(children.claim(WORKER, sender(one)), Ok(one));
+        assert_eq!(children.claim(WORKER, sender(other)), Err(FalseClaim::Taken { pid: other }));
+        for process in [&mut first, &mut second] {
+            process.kill().unwrap();
+            process.wait().unwrap();
         }
     }
 }

@@ -11,7 +11,9 @@ mod logs;
 mod master;
 mod pidfile;
 mod service;
+mod shared;
 mod signals;
+mod sources;
 mod supervisor;
 mod verbs;
 
@@ -22,7 +24,6 @@ use config::Source;
 use logs::LogFile;
 use master::Master;
 use pidfile::PidFile;
-use service::prepare;
 use signals::Signals;
 use verbs::command_line::Command;
 use verbs::{check, client, command_line};
@@ -76,14 +77,12 @@ fn run(source: Source, context: ProcessContext) -> i32 {
         Err(error) => return fail("[server] pidfile cannot be written", &error),
     };
     log::info!("forkmaster {} name={} pid={}", env!("CARGO_PKG_VERSION"), settings.name, std::process::id());
-    let mut master = match Master::new(source, context, log, signals) {
+    let socket = settings.control.socket.clone();
+    let mut master = match Master::new(source, context, log, signals, &socket) {
         Ok(master) => master,
         Err(error) => return fail("the master cannot be set up", &error),
     };
-    if let Err(error) = master.open_control(&settings.control.socket) {
-        return fail("[control] socket cannot be opened", &error);
-    }
-    if let Err(refused) = prepare::start(&mut master, loaded, None) {
+    if let Err(refused) = master.start(loaded) {
         log::error!("{}", refused.reason);
         return i32::from(refused.exit_code);
     }

@@ -162,9 +162,8 @@ struct Ancillary {
 fn set_flag(fd: &OwnedFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let size = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the pointer is to a living int, and the size is that of an int.
-    let result = unsafe {
-        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, std::ptr::from_ref(&value).cast(), size)
-    };
+    let result =
+        unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, std::ptr::from_ref(&value).cast(), size) };
     match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

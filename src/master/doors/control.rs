@@ -18,6 +18,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
 use crate::config::settings::{ControlAddress, ControlSocket};
+use crate::sources::Sources;
 
 /// A request is one short line.
 const REQUEST_BYTES_MAX: usize = 64 * 1024;
@@ -104,7 +105,7 @@ impl Control {
 
     /// Accepts who is there. Anybody but the owner and root is turned away: an abstract name has no file mode. False:
     /// there may be more, but no descriptor for them.
-    pub fn accept(&mut self, registry: &Registry, mut token: impl FnMut() -> Token) -> bool {
+    pub fn accept(&mut self, sources: &mut Sources) -> bool {
         loop {
             let stream = match self.listener.accept() {
                 Ok((stream, _)) => stream,
@@ -117,9 +118,9 @@ impl Control {
                 log::warn!("control client turned away: {who}, {} clients", self.clients.len());
                 continue;
             }
-            let token = token();
+            let token = sources.token();
             let interest = Interest::READABLE | Interest::WRITABLE;
-            if registry.register(&mut SourceFd(&stream.as_raw_fd()), token, interest).is_ok() {
+            if sources.registry().register(&mut SourceFd(&stream.as_raw_fd()), token, interest).is_ok() {
                 self.last += 1;
                 let client = Client { stream, token, unread: Vec::new(), unsent: Vec::new(), waiting: Waiting::No };
                 self.clients.insert(ClientId(self.last), client);
@@ -363,36 +364,34 @@ mod tests {
     use super::*;
 
     /// A socket as a supervisor would hand one over, to see that nothing but the protocol is needed.
-    fn control(socket: &ControlSocket) -> (mio::Poll, Control) {
-        let poll = mio::Poll::new().unwrap();
-        let control = Control::open(socket, poll.registry(), Token(1)).unwrap().unwrap();
-        (poll, control)
+    fn control(socket: &ControlSocket) -> (Sources, Control) {
+        let sources = Sources::new().unwrap();
+        let control = Control::open(socket, sources.registry(), Token(1)).unwrap().unwrap();
+        (sources, control)
     }
 
     #[test]
     fn a_request_is_a_line_and_so_is_its_answer() {
         let directory = tempfile::tempdir().unwrap();
         let socket = ControlSocket::Path(directory.path().join("control.sock"));
-        let (poll, mut control) = control(&socket);
+        let (mut sources, mut control) = control(&socket);
         let mut client = connect(&socket).unwrap();
         let asking = std::thread::spawn(move || ask(&mut client, &Request::Reload { wait: true }, None).unwrap());
-        let id = accepted(&poll, &mut control);
+        let id = accepted(&mut sources, &mut control);
         assert_eq!(next(&mut control, id), Ok(Request::Reload { wait: true }));
         control.answer(id, serde_json::json!({"ok": true}));
         assert_eq!(asking.join().unwrap().unwrap(), r#"{"ok":true,"v":1}"#);
     }
 
     /// The client that connects next.
-    fn accepted(poll: &mio::Poll, control: &mut Control) -> ClientId {
-        let token = Token(control.last as usize + 11);
+    fn accepted(sources: &mut Sources, control: &mut Control) -> ClientId {
+        let before = control.last;
         let started = Instant::now();
-        loop {
+        while control.last == before {
             assert!(started.elapsed() < Duration::from_secs(10));
-            assert!(control.accept(poll.registry(), || token));
-            if let Some(id) = control.client(token) {
-                return id;
-            }
+            assert!(control.accept(sources));
         }
+        ClientId(control.last)
     }
 
     /// The request that a client sends next.
@@ -411,10 +410,10 @@ mod tests {
     fn a_request_sent_while_another_waits_does_not_cost_its_answer() {
         let directory = tempfile::tempdir().unwrap();
         let socket = ControlSocket::Path(directory.path().join("control.sock"));
-        let (poll, mut control) = control(&socket);
+        let (mut sources, mut control) = control(&socket);
         let mut client = connect(&socket).unwrap();
         client.write_all(b"{\"command\":\"wait_ready\"}\n{\"command\":\"status\"}\n").unwrap();
-        let id = accepted(&poll, &mut control);
+        let id = accepted(&mut sources, &mut control);
         assert_eq!(next(&mut control, id), Ok(Request::WaitReady));
         control.wait(id, Waiting::Ready);
         control.ready(id);
@@ -429,11 +428,11 @@ mod tests {
     fn a_client_that_left_while_it_waited_takes_no_place() {
         let directory = tempfile::tempdir().unwrap();
         let socket = ControlSocket::Path(directory.path().join("control.sock"));
-        let (poll, mut control) = control(&socket);
-        let ask_to_wait = |control: &mut Control| {
+        let (mut sources, mut control) = control(&socket);
+        let mut ask_to_wait = |control: &mut Control| {
             let mut client = connect(&socket).unwrap();
             client.write_all(b"{\"command\":\"wait_ready\"}\n").unwrap();
-            let id = accepted(&poll, control);
+            let id = accepted(&mut sources, control);
             assert_eq!(next(control, id), Ok(Request::WaitReady));
             control.wait(id, Waiting::Ready);
             (client, id)
@@ -452,12 +451,12 @@ mod tests {
     fn a_client_that_floods_is_dropped() {
         let directory = tempfile::tempdir().unwrap();
         let socket = ControlSocket::Path(directory.path().join("control.sock"));
-        let (poll, mut control) = control(&socket);
+        let (mut sources, mut control) = control(&socket);
         let mut client = connect(&socket).unwrap();
         client.set_nonblocking(true).unwrap();
         let written = client.write("{\"command\":\"status\"}\n".repeat(5000).as_bytes()).unwrap();
         assert!(written > REQUEST_BYTES_MAX);
-        let id = accepted(&poll, &mut control);
+        let id = accepted(&mut sources, &mut control);
         control.ready(id);
         assert!(control.clients.is_empty() && control.next_request(id).is_none());
     }

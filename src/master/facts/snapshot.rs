@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 use forkmaster_wire::scoreboard::Scoreboard;
 use serde_json::{json, Value};
 
-use crate::master::Master;
-use crate::supervisor::Phase;
+use crate::service::Service;
+use crate::shared::Shared;
+use crate::supervisor::{Phase, Supervisor};
 
 /// What processes that are gone have counted: totals never go back.
 #[derive(Clone, Copy, Debug, Default)]
@@ -26,25 +27,25 @@ impl Totals {
     }
 }
 
-pub fn status(master: &Master) -> Value {
-    let now = master.clock.now();
-    let mut totals = master.totals;
-    for worker in master.workers.values() {
-        if let Some(processes) = master.processes.get(&worker.generation) {
+pub fn status(service: &Service, shared: &Shared) -> Value {
+    let now = shared.clock.now();
+    let supervisor = &service.supervisor;
+    let mut totals = service.totals;
+    for worker in service.workers.values() {
+        if let Some(processes) = service.generations.get(&worker.generation) {
             totals.add(&processes.board, worker.cell);
         }
     }
-    let generations: Vec<Value> = master
-        .supervisor
+    let generations: Vec<Value> = supervisor
         .generations()
         .iter()
         .filter_map(|generation| {
-            let processes = master.processes.get(&generation.id)?;
+            let processes = service.generations.get(&generation.id)?;
             let workers: Vec<Value> = generation
                 .workers
                 .iter()
                 .map(|worker| {
-                    let process = master.workers.get(&worker.id);
+                    let process = service.workers.get(&worker.id);
                     let cell = process.map(|process| processes.board.cell(process.cell));
                     json!({
                         "slot": worker.slot,
@@ -66,7 +67,7 @@ pub fn status(master: &Master) -> Value {
                 "preload": processes.settings.app.preload,
                 "in_place": processes.in_place,
                 "age_s": now.saturating_duration_since(processes.began).as_secs_f64(),
-                "workers_wanted": master.supervisor.wanted_of(generation),
+                "workers_wanted": supervisor.wanted_of(generation),
                 "template": {
                     "pid": processes.template.as_ref().map(|template| template.pid),
                     "state": generation.template.word(),
@@ -75,38 +76,36 @@ pub fn status(master: &Master) -> Value {
             }))
         })
         .collect();
-    let serving = master.supervisor.serving();
-    let listeners = serving.and_then(|generation| master.processes.get(&generation.id)).map(|processes| {
-        let listeners = master.listeners.wire(&processes.listeners);
+    let serving = supervisor.serving();
+    let listeners = serving.and_then(|generation| service.generations.get(&generation.id)).map(|processes| {
+        let listeners = shared.listeners.wire(&processes.listeners);
         listeners.into_iter().map(|(listener, _)| json!({"address": listener.address})).collect::<Vec<Value>>()
     });
     json!({
         "ok": true,
-        "name": master.processes.values().next().map(|processes| processes.settings.name.clone()),
+        "name": service.generations.values().next().map(|processes| processes.settings.name.clone()),
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
-        "state": word(master),
-        "ready": master.is_ready(),
+        "state": word(supervisor),
+        "ready": service.is_ready(),
         "generations": generations,
         "listeners": listeners.unwrap_or_default(),
         "requests": totals.requests,
         "accepted": totals.accepted,
         "errors": totals.errors,
-        "last_reload": master.last_reload.as_ref().map(|last| last.to_json()),
+        "last_reload": service.last_reload.as_ref().map(|last| last.to_json()),
     })
 }
 
 /// The master's own state.
-fn word(master: &Master) -> &'static str {
-    match master.supervisor.phase() {
+fn word(supervisor: &Supervisor) -> &'static str {
+    match supervisor.phase() {
         Phase::Delaying { .. } | Phase::Stopping { .. } => "stopping",
         Phase::Ending { .. } | Phase::Ended => "ending",
-        Phase::Running => match (master.supervisor.serving(), master.supervisor.in_transaction()) {
+        Phase::Running => match (supervisor.serving(), supervisor.in_transaction()) {
             (None, _) => "starting",
             (Some(_), Some(_)) => "reloading",
-            (Some(generation), None) if generation.serving() < master.supervisor.wanted_of(generation) as usize => {
-                "degraded"
-            }
+            (Some(generation), None) if generation.serving() < supervisor.wanted_of(generation) as usize => "degraded",
             (Some(_), None) => "running",
         },
     }

@@ -1,6 +1,76 @@
-//! The hands of one application: how its processes are prepared, started and watched.
+//! The hands of one application: its processes and what is known of them. It decides nothing: the supervisor's actions
+//! come in, and what happens goes out as events.
 
+pub mod dumps;
+pub mod heirs;
+pub mod inbox;
 pub mod prepare;
 pub mod processes;
 pub mod python;
+pub mod start;
+pub mod tell;
 pub mod watch;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use forkmaster_wire::message::{GenerationId, WorkerId};
+
+use crate::config::Source as ConfigSource;
+use crate::facts::snapshot::Totals;
+use crate::supervisor::{Event, Phase, Supervisor};
+
+use prepare::LastReload;
+use processes::{GenerationProcesses, WorkerProcess};
+
+/// Events on their way to the supervisor, in the order in which they happened.
+pub type EventQueue = VecDeque<Event>;
+
+pub struct Service {
+    pub source: ConfigSource,
+    pub supervisor: Supervisor,
+    pub generations: BTreeMap<GenerationId, GenerationProcesses>,
+    pub workers: BTreeMap<WorkerId, WorkerProcess>,
+    pub last_generation: u32,
+    pub last_reload: Option<LastReload>,
+    pub totals: Totals,
+    last_stacks: u64,
+    /// When the scoreboards, and memory, are looked at again.
+    look_at: Instant,
+    rss_at: Instant,
+}
+
+impl Service {
+    pub fn new(source: ConfigSource, now: Instant) -> Service {
+        Service {
+            source,
+            supervisor: Supervisor::new(),
+            generations: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            last_generation: 0,
+            last_reload: None,
+            totals: Totals::default(),
+            last_stacks: 0,
+            look_at: now,
+            rss_at: now,
+        }
+    }
+
+    /// When something is to be looked at, at the latest.
+    pub fn wake_at(&self) -> Instant {
+        self.dump_deadlines().chain(self.supervisor.next_deadline()).fold(self.look_at, Instant::min)
+    }
+
+    /// A worker serves, and the master was not told to stop.
+    pub fn is_ready(&self) -> bool {
+        self.supervisor.phase() == Phase::Running
+            && self.supervisor.generations().iter().any(|generation| generation.serving() > 0)
+            && self.supervisor.serving().is_some()
+    }
+}
+
+/// How log lines name a worker.
+pub fn name(worker: &WorkerProcess) -> String {
+    let pid = worker.pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
+    format!("worker gen={} slot={} pid={pid}", worker.generation, worker.slot)
+}

@@ -9,13 +9,14 @@ use forkmaster_wire::message::GenerationId;
 use forkmaster_wire::mutant::{self, Mutant};
 use serde_json::{json, Value};
 
+use super::processes::GenerationProcesses;
+use super::Service;
 use crate::config::settings::Settings;
 use crate::config::{self, Loaded};
-use crate::doors::control::{ClientId, Waiting};
 use crate::logs::AccessLog;
-use crate::master::Master;
-use crate::service::processes::GenerationProcesses;
-use crate::supervisor::{Event, Phase, Verdict};
+use crate::shared::Shared;
+use crate::supervisor::generation::Plan;
+use crate::supervisor::Verdict;
 
 /// EX_NOPERM of sysexits.h.
 const EXIT_PERMISSION: u8 = 77;
@@ -51,6 +52,10 @@ impl LastReload {
         LastReload { generation: Some(generation), ok, reason, details, took }
     }
 
+    pub fn refused(refused: Refused, took: Duration) -> LastReload {
+        LastReload { generation: None, ok: false, reason: refused.reason, details: String::new(), took }
+    }
+
     pub fn to_json(&self) -> Value {
         json!({
             "ok": self.ok,
@@ -62,85 +67,70 @@ impl LastReload {
     }
 }
 
-/// HUP, or a client's `reload` with whether it waits for the verdict.
-pub fn reload(master: &mut Master, asker: Option<(ClientId, bool)>) {
-    if master.supervisor.phase() != Phase::Running {
-        log::warn!("reload ignored: the master was told to stop");
-        if let Some((client, _)) = asker {
-            master.answer(client, json!({"ok": false, "reason": "the master was told to stop", "details": ""}));
-        }
-        return;
-    }
-    let began = std::time::Instant::now();
-    let started = config::read(&master.source, &master.context)
-        .map_err(|problems| Refused { reason: problems.to_string(), exit_code: problems.exit_code() })
-        .and_then(|loaded| start(master, loaded, asker));
-    if let Err(refused) = started {
-        log::error!("reload refused, nothing has changed: {}", refused.reason);
-        let (reason, took) = (refused.reason, began.elapsed());
-        let last = LastReload { generation: None, ok: false, reason, details: String::new(), took };
-        if let Some((client, _)) = asker {
-            master.answer(client, last.to_json());
-        }
-        master.last_reload = Some(last);
-    }
+/// A generation that the supervisor may take over.
+pub struct Prepared {
+    pub generation: GenerationId,
+    pub plan: Plan,
 }
 
-/// Binds what is new and hands the generation to the supervisor; also the first one.
-pub fn start(master: &mut Master, loaded: Loaded, asker: Option<(ClientId, bool)>) -> Result<(), Refused> {
-    for warning in &loaded.warnings {
-        log::warn!("{warning}");
+impl Service {
+    /// A reload: reads the configuration afresh.
+    pub fn prepare_reload(&mut self, shared: &mut Shared) -> Result<Prepared, Refused> {
+        let loaded = config::read(&self.source, &shared.context)
+            .map_err(|problems| Refused { reason: problems.to_string(), exit_code: problems.exit_code() })?;
+        self.prepare(loaded, shared)
     }
-    let mut settings = loaded.settings;
-    let predecessor = master.supervisor.serving().and_then(|generation| master.processes.get(&generation.id));
-    let mut in_place = false;
-    if let Some(predecessor) = predecessor {
-        keep_what_needs_a_restart(&mut settings, &predecessor.settings);
-        let (app, before) = (&settings.app, &predecessor.settings.app);
-        in_place = app.release == before.release && app.interpreter.venv == before.interpreter.venv;
+
+    /// Binds what is new and pins the release; also for the first generation.
+    pub fn prepare(&mut self, loaded: Loaded, shared: &mut Shared) -> Result<Prepared, Refused> {
+        for warning in &loaded.warnings {
+            log::warn!("{warning}");
+        }
+        let mut settings = loaded.settings;
+        let predecessor = self.supervisor.serving().and_then(|generation| self.generations.get(&generation.id));
+        let mut in_place = false;
+        if let Some(predecessor) = predecessor {
+            keep_what_needs_a_restart(&mut settings, &predecessor.settings);
+            let (app, before) = (&settings.app, &predecessor.settings.app);
+            in_place = app.release == before.release && app.interpreter.venv == before.interpreter.venv;
+        }
+        let access = settings.log.access.as_ref().map(AccessLog::open).transpose().map_err(|error| {
+            let exit_code = if error.kind() == io::ErrorKind::PermissionDenied { EXIT_PERMISSION } else { 1 };
+            Refused { reason: format!("[log] access cannot be opened: {error}"), exit_code }
+        })?;
+        let server = &settings.server;
+        let listeners = shared
+            .listeners
+            .bind(&server.bind, &server.socket, server.backlog)
+            .map_err(|error| Refused { reason: error.to_string(), exit_code: error.exit_code() })?;
+        if let Err(error) = shared.log.apply(&settings.log.error, settings.log.level) {
+            log::error!("[log] error cannot be opened, logging as before: {error}");
+        }
+        self.last_generation += 1;
+        let generation = GenerationId(self.last_generation);
+        let app = &settings.app;
+        log::info!(
+            "generation gen={generation} release={} python={}",
+            app.release.display(),
+            app.interpreter.executable.display()
+        );
+        if in_place && !app.preload {
+            log::info!("generation gen={generation} in place: code on disk is not pinned; preload = true pins it");
+        }
+        let plan = GenerationProcesses::plan(&settings);
+        let began = shared.clock.now();
+        let mut processes = GenerationProcesses::new(settings, listeners, in_place, began).map_err(|error| {
+            // What was bound for it.
+            self.close_unused_listeners(shared);
+            Refused { reason: format!("no scoreboard: {error}"), exit_code: 1 }
+        })?;
+        processes.access = access;
+        self.generations.insert(generation, processes);
+        if mutant::is(Mutant::KillOldFirst) {
+            self.kill_all_workers(shared);
+        }
+        Ok(Prepared { generation, plan })
     }
-    let access = settings.log.access.as_ref().map(AccessLog::open).transpose().map_err(|error| {
-        let exit_code = if error.kind() == io::ErrorKind::PermissionDenied { EXIT_PERMISSION } else { 1 };
-        Refused { reason: format!("[log] access cannot be opened: {error}"), exit_code }
-    })?;
-    let server = &settings.server;
-    let listeners = master
-        .listeners
-        .bind(&server.bind, &server.socket, server.backlog)
-        .map_err(|error| Refused { reason: error.to_string(), exit_code: error.exit_code() })?;
-    if let Err(error) = master.log.apply(&settings.log.error, settings.log.level) {
-        log::error!("[log] error cannot be opened, logging as before: {error}");
-    }
-    master.last_generation += 1;
-    let generation = GenerationId(master.last_generation);
-    let app = &settings.app;
-    log::info!(
-        "generation gen={generation} release={} python={}",
-        app.release.display(),
-        app.interpreter.executable.display()
-    );
-    if in_place && !app.preload {
-        log::info!("generation gen={generation} in place: code on disk is not pinned; preload = true pins it");
-    }
-    let plan = GenerationProcesses::plan(&settings);
-    let began = master.clock.now();
-    let mut processes = GenerationProcesses::new(settings, listeners, in_place, began).map_err(|error| {
-        // What was bound for it.
-        master.close_unused_listeners();
-        Refused { reason: format!("no scoreboard: {error}"), exit_code: 1 }
-    })?;
-    processes.access = access;
-    master.processes.insert(generation, processes);
-    match asker {
-        Some((client, true)) => master.wait(client, Waiting::Verdict { generation }),
-        Some((client, false)) => master.answer(client, json!({"ok": true, "generation": generation})),
-        None => {}
-    }
-    if mutant::is(Mutant::KillOldFirst) {
-        master.kill_all_workers();
-    }
-    master.tell(Event::Reload { generation, plan });
-    Ok(())
 }
 
 /// Some settings are fixed with the process: a reload that changes them goes on with the old value and says so.

@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use forkmaster_wire::scoreboard::{monotonic_ns, Running, Scoreboard};
 
+use super::{EventQueue, Service};
 use crate::clock::Clock;
 use crate::config::settings::Server;
-use crate::supervisor::worker::Stuck;
+use crate::shared::Shared;
+use crate::supervisor::worker::{Event as WorkerEvent, Stuck};
+use crate::supervisor::Event;
 
 /// A worker's event loop turns at least once a second; so long a silence means that it is stopped or broken.
 pub const SILENT_AFTER: Duration = Duration::from_secs(30);
@@ -15,6 +18,43 @@ pub const SILENT_AFTER: Duration = Duration::from_secs(30);
 /// How often the board is looked at, at the most and at the least.
 const EVERY_MAX: Duration = Duration::from_secs(1);
 const EVERY_MIN: Duration = Duration::from_millis(50);
+
+/// How often `max_rss` is looked at.
+const RSS_EVERY: Duration = Duration::from_secs(5);
+
+impl Service {
+    /// Looks at the scoreboards, memory, and unanswered dumps, when it is time to.
+    pub fn look_around(&mut self, shared: &Shared, events: &mut EventQueue) {
+        let now = shared.clock.now();
+        self.escalate_dumps(shared);
+        if now < self.look_at {
+            return;
+        }
+        let look_for_rss = now >= self.rss_at;
+        if look_for_rss {
+            self.rss_at = now + RSS_EVERY;
+        }
+        let mut next = EVERY_MAX;
+        for (id, worker) in &self.workers {
+            let Some(processes) = self.generations.get(&worker.generation) else { continue };
+            let Some(pid) = worker.pid else { continue };
+            let server = &processes.settings.server;
+            next = next.min(every(server));
+            let mut report = |event| events.push_back(Event::Worker { worker: *id, event });
+            let look = look(&processes.board, worker.cell, server, &shared.clock);
+            if let Some((running, ..)) = look.stuck.first() {
+                report(WorkerEvent::Stuck(Stuck::Request(running.request)));
+            } else if look.silent {
+                report(WorkerEvent::Stuck(Stuck::Silent));
+            }
+            let too_big = |limit| resident_bytes(pid).is_some_and(|resident| resident > limit);
+            if look_for_rss && server.max_rss.is_some_and(too_big) {
+                report(WorkerEvent::TooBig);
+            }
+        }
+        self.look_at = now + next;
+    }
+}
 
 /// What one look at a worker's cell shows.
 pub struct Look {

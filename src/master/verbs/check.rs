@@ -5,17 +5,14 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use forkmaster_wire::channel::{Channel, Received};
+use forkmaster_wire::channel::{Channel, Received, Sender};
 use forkmaster_wire::message::{
     Failure, FromTemplate, FromWorker, GenerationId, SlotIndex, Spawn, ToTemplate, WorkerId,
 };
 use nix::fcntl::OFlag;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use nix::sys::signal::{kill, Signal};
-use nix::sys::wait::waitpid;
-use nix::unistd::Pid;
 
-use crate::children;
+use crate::children::{Children, FalseClaim, Proof, Who};
 use crate::clock::Clock;
 use crate::config::settings::Settings;
 use crate::library::Library;
@@ -23,6 +20,12 @@ use crate::service::processes::GenerationProcesses;
 use crate::service::python;
 
 const EXIT_REFUSED: i32 = 1;
+
+/// Killed processes are gone within this, unless the kernel itself hangs.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
+
+const GENERATION: GenerationId = GenerationId(0);
+const WORKER: WorkerId = WorkerId(1);
 
 /// Why the release is not proved.
 enum Refused {
@@ -40,15 +43,19 @@ impl From<io::Error> for Refused {
 
 pub fn run(settings: &Settings) -> i32 {
     let began = Instant::now();
-    let mut pids = Vec::new();
-    let proved = prove(settings, &mut pids);
-    for pid in pids {
-        // Not reaped yet, so the pid is still theirs; one that is gone already is no error.
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        // Nothing of the check is left behind. A worker whose middle process has not exited yet is not our child
-        // (ECHILD); then the middle or init reaps it.
-        let _ = waitpid(Pid::from_raw(pid), None);
-    }
+    let mut children = match Children::adopt_orphans() {
+        Ok(children) => children,
+        Err(error) => return tell(Err(error.into()), began),
+    };
+    let proved = prove(settings, &mut children);
+    // Nothing of the check is left behind.
+    children.kill_all();
+    children.wait_for_all(Instant::now() + ENDS_WITHIN);
+    tell(proved, began)
+}
+
+/// Tells the outcome and returns the exit code.
+fn tell(proved: Result<String, Refused>, began: Instant) -> i32 {
     match proved {
         Ok(python) => {
             let took = began.elapsed().as_secs_f64();
@@ -70,16 +77,16 @@ pub fn run(settings: &Settings) -> i32 {
 }
 
 /// Returns the Python version.
-fn prove(settings: &Settings, pids: &mut Vec<i32>) -> Result<String, Refused> {
-    children::become_subreaper().map_err(io::Error::from)?;
+fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused> {
     let deadline = Instant::now() + settings.server.boot_timeout;
     let library = Library::embed()?;
     let (lifeline, _held) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?;
     let processes = GenerationProcesses::new(settings.clone(), Vec::new(), false, Clock::new().now())?;
     let (ours, theirs) = Channel::pair()?;
-    ours.send(&ToTemplate::Boot(Box::new(processes.boot(GenerationId(0)))), &[io::stderr().as_fd()])?;
+    ours.prove_senders()?;
+    ours.send(&ToTemplate::Boot(Box::new(processes.boot(GENERATION))), &[io::stderr().as_fd()])?;
     let app = &settings.app;
-    pids.push(python::template(python::Start {
+    let template = python::template(python::Start {
         executable: app.interpreter.executable.clone(),
         directory: app.release.clone(),
         environment: app.environment.clone(),
@@ -88,11 +95,12 @@ fn prove(settings: &Settings, pids: &mut Vec<i32>) -> Result<String, Refused> {
         channel: &theirs,
         library: library.as_fd(),
         lifeline: lifeline.as_fd(),
-    })?);
+    })?;
+    children.claim(Who::Template(GENERATION), Proof::OwnChild { pid: template }).map_err(not_believed)?;
     drop(theirs);
     let mut python = String::new();
     loop {
-        match next(&ours, deadline, settings)? {
+        match next(&ours, deadline, settings)?.map(|(message, _)| message) {
             None => return Err(Refused::Died("the interpreter")),
             Some(FromTemplate::Hello(hello)) => python = hello.version,
             Some(FromTemplate::Loaded(_)) => break,
@@ -101,9 +109,10 @@ fn prove(settings: &Settings, pids: &mut Vec<i32>) -> Result<String, Refused> {
         }
     }
     let (ours_worker, theirs) = Channel::pair()?;
+    ours_worker.prove_senders()?;
     let (_stacks, stacks_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?;
     let spawn = Spawn {
-        worker: WorkerId(1),
+        worker: WORKER,
         slot: SlotIndex(0),
         cell: 0,
         cells: processes.board.cells(),
@@ -114,29 +123,37 @@ fn prove(settings: &Settings, pids: &mut Vec<i32>) -> Result<String, Refused> {
     ours.send(&ToTemplate::Spawn(spawn), &[theirs.as_fd(), processes.board.as_fd(), stacks_write.as_fd()])?;
     drop(theirs);
     loop {
-        match next(&ours_worker, deadline, settings)? {
-            None => return Err(Refused::Died("the worker")),
-            Some(FromWorker::Forked { pid }) => pids.push(pid),
-            Some(FromWorker::Ready) => return Ok(python),
-            Some(FromWorker::Failed(failure)) => return Err(Refused::Failure(failure)),
-            Some(FromWorker::Leaving { .. }) => return Err(Refused::Died("the worker")),
-            Some(
-                FromWorker::Hello { .. }
-                | FromWorker::Serving
-                | FromWorker::Draining
-                | FromWorker::RequestsServed
-                | FromWorker::Stacks { .. },
-            ) => {}
+        let Some((message, sender)) = next(&ours_worker, deadline, settings)? else {
+            return Err(Refused::Died("the worker"));
+        };
+        match message {
+            FromWorker::Hello { .. } => {
+                let Some(sender) = sender else { continue };
+                let proof = Proof::Sender { sender, session: template };
+                children.claim(Who::Worker(WORKER), proof).map_err(not_believed)?;
+            }
+            FromWorker::Ready => return Ok(python),
+            FromWorker::Failed(failure) => return Err(Refused::Failure(failure)),
+            FromWorker::Leaving { .. } => return Err(Refused::Died("the worker")),
+            FromWorker::Forked { .. }
+            | FromWorker::Serving
+            | FromWorker::Draining
+            | FromWorker::RequestsServed
+            | FromWorker::Stacks { .. } => {}
         }
     }
 }
 
-/// The next message; None at end-of-file.
+fn not_believed(claim: FalseClaim) -> Refused {
+    Refused::System(io::Error::other(claim.to_string()))
+}
+
+/// The next message and who sent it; None at end-of-file.
 fn next<M: serde::de::DeserializeOwned>(
     channel: &Channel,
     deadline: Instant,
     settings: &Settings,
-) -> Result<Option<M>, Refused> {
+) -> Result<Option<(M, Option<Sender>)>, Refused> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -147,10 +164,10 @@ fn next<M: serde::de::DeserializeOwned>(
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(io::Error::from(error).into()),
         }
-        match channel.receive(false)? {
-            Received::Message(message, _) => return Ok(Some(message)),
-            Received::Empty => {}
-            Received::Eof => return Ok(None),
+        match channel.receive_from(false)? {
+            (Received::Message(message, _), sender) => return Ok(Some((message, sender))),
+            (Received::Empty, _) => {}
+            (Received::Eof, _) => return Ok(None),
         }
     }
 }

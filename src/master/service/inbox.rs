@@ -1,0 +1,263 @@
+//! Messages of templates and workers, and what they mean to the supervisor. Nothing else reads their channels.
+
+use forkmaster_wire::channel::{Received, Sender};
+use forkmaster_wire::message::{FromTemplate, FromWorker, GenerationId, WorkerId};
+use forkmaster_wire::WIRE_HASH;
+use mio::Token;
+
+use super::dumps::log_stacks;
+use super::processes::Dump;
+use super::{name, EventQueue, Service};
+use crate::children::{Proof, Who};
+use crate::shared::Shared;
+use crate::supervisor::worker::{Event as WorkerEvent, Exit};
+use crate::supervisor::{Event, TemplateEvent};
+
+/// Messages read from one channel (or pieces from one pipe) before the others get their turn: a process that never
+/// stops talking must not keep the master from anything. More than a dead process can have left behind, since the
+/// kernel charges each packet with some 800 bytes of its 212,992 (socket(7), SO_SNDBUF).
+pub const READS_PER_PASS_MAX: usize = 512;
+
+impl Service {
+    /// Reads what a process that has ended had still to say. A stranger may be a worker whose introduction was not read.
+    pub fn read_last_words(&mut self, who: Option<Who>, shared: &mut Shared, events: &mut EventQueue) {
+        match who {
+            Some(Who::Worker(worker)) => self.read_worker(worker, shared, events),
+            Some(Who::Template(generation)) => {
+                let template = self.generations.get(&generation).and_then(|processes| processes.template.as_ref());
+                if let Some(token) = template.map(|template| template.token) {
+                    self.read_template(generation, token, shared, events);
+                }
+            }
+            None => {
+                let unborn = self.workers.iter().filter(|(_, worker)| worker.pid.is_none());
+                for worker in unborn.map(|(id, _)| *id).collect::<Vec<_>>() {
+                    self.read_worker(worker, shared, events);
+                }
+            }
+        }
+    }
+
+    /// Reads a template's channel. `token` tells a restarted template's channel from its predecessor's.
+    pub fn read_template(
+        &mut self,
+        generation: GenerationId,
+        token: Token,
+        shared: &mut Shared,
+        events: &mut EventQueue,
+    ) {
+        for _ in 0..READS_PER_PASS_MAX {
+            let Some(template) = self.generations.get(&generation).and_then(|processes| processes.template.as_ref())
+            else {
+                return;
+            };
+            // A restarted template has another channel.
+            if template.token != token {
+                return;
+            }
+            let event = match template.channel.receive::<FromTemplate>(false) {
+                Ok(Received::Message(message, _)) => {
+                    match self.on_template_message(generation, message, shared, events) {
+                        Some(event) => event,
+                        None => continue,
+                    }
+                }
+                Ok(Received::Empty) => return,
+                Ok(Received::Eof) => {
+                    self.unwatch_template(generation, shared);
+                    return events.push_back(Event::Template { generation, event: TemplateEvent::ChannelLost });
+                }
+                Err(error) => TemplateEvent::Broken { reason: format!("its channel: {error}") },
+            };
+            events.push_back(Event::Template { generation, event });
+        }
+        shared.sources.mark_unread(token);
+    }
+
+    /// What a template's message means to the supervisor.
+    fn on_template_message(
+        &mut self,
+        generation: GenerationId,
+        message: FromTemplate,
+        shared: &mut Shared,
+        events: &mut EventQueue,
+    ) -> Option<TemplateEvent> {
+        let processes = self.generations.get_mut(&generation)?;
+        match message {
+            FromTemplate::Hello(hello) => {
+                if hello.wire_hash != WIRE_HASH {
+                    let reason = "its worker library is of another version than the master".to_owned();
+                    return Some(TemplateEvent::Broken { reason });
+                }
+                let pid = processes.template.as_ref().map_or(0, |template| template.pid);
+                log::info!(
+                    "template gen={generation} pid={pid} python={} prefix={} ({})",
+                    hello.version,
+                    hello.prefix.display(),
+                    processes.settings.app.interpreter.chosen_by,
+                );
+                match &processes.interpreter {
+                    Some(pinned) if *pinned != hello => Some(TemplateEvent::Broken {
+                        reason: format!(
+                            "another interpreter than this generation's: {} {} instead of {} {}",
+                            hello.executable.display(),
+                            hello.version,
+                            pinned.executable.display(),
+                            pinned.version
+                        ),
+                    }),
+                    Some(_) => None,
+                    None => {
+                        processes.interpreter = Some(hello);
+                        None
+                    }
+                }
+            }
+            FromTemplate::Loaded(loaded) => {
+                if processes.settings.app.preload {
+                    log::info!("template gen={generation} imported the application after={}ms", loaded.import_ms);
+                }
+                if !loaded.threads.is_empty() {
+                    log::warn!(
+                        "template gen={generation}: the import left threads running, which forked workers do not have: \
+                         {}; start them in the worker, or set preload = false",
+                        loaded.threads.join(", ")
+                    );
+                }
+                Some(TemplateEvent::Loaded)
+            }
+            FromTemplate::Failed(failure) => Some(TemplateEvent::Failed(failure)),
+            FromTemplate::SpawnFailed { worker, reason } => {
+                log::error!("template gen={generation} could not fork a worker: {reason}");
+                // It may have been forked all the same, and then its own end is awaited.
+                self.read_worker(worker, shared, events);
+                let unborn = self.workers.get(&worker).filter(|worker| worker.pid.is_none());
+                if unborn.is_some_and(|worker| worker.generation == generation) {
+                    self.worker_ended(worker, Exit::NeverBorn, shared, events);
+                }
+                None
+            }
+            FromTemplate::Pong { id } => Some(TemplateEvent::Pong { ping: id }),
+            FromTemplate::Broken { reason } => Some(TemplateEvent::Broken { reason }),
+        }
+    }
+
+    /// Reads a worker's channel.
+    pub fn read_worker(&mut self, id: WorkerId, shared: &mut Shared, events: &mut EventQueue) {
+        for _ in 0..READS_PER_PASS_MAX {
+            let Some(worker) = self.workers.get_mut(&id) else { return };
+            if !shared.sources.is_watched(worker.token) {
+                return;
+            }
+            let event = match worker.channel.receive_from::<FromWorker>(false) {
+                Ok((Received::Message(message, _), sender)) => {
+                    match self.on_worker_message(id, message, sender, shared) {
+                        Some(event) => event,
+                        None => continue,
+                    }
+                }
+                Ok((Received::Empty, _)) => return,
+                Ok((Received::Eof, _)) => return self.on_channel_lost(id, shared, events),
+                Err(error) => {
+                    log::error!("{}: its channel: {error}", name(worker));
+                    // The worker's introduction, which proves its pid, may be next.
+                    if worker.pid.is_none() {
+                        continue;
+                    }
+                    return self.on_channel_lost(id, shared, events);
+                }
+            };
+            events.push_back(Event::Worker { worker: id, event });
+        }
+        if let Some(worker) = self.workers.get(&id) {
+            shared.sources.mark_unread(worker.token);
+        }
+    }
+
+    /// The peer is gone, or what it says makes no sense and is not listened to any more. With a pid, the exit status
+    /// follows, or the supervisor sees to that; without, nobody was ever born.
+    fn on_channel_lost(&mut self, id: WorkerId, shared: &mut Shared, events: &mut EventQueue) {
+        let Some(worker) = self.workers.get(&id) else { return };
+        if !shared.sources.remove(worker.token, &worker.channel) {
+            return;
+        }
+        if worker.pid.is_none() {
+            self.worker_ended(id, Exit::NeverBorn, shared, events);
+        } else {
+            events.push_back(Event::Worker { worker: id, event: WorkerEvent::ChannelLost });
+        }
+    }
+
+    fn on_worker_message(
+        &mut self,
+        id: WorkerId,
+        message: FromWorker,
+        sender: Option<Sender>,
+        shared: &mut Shared,
+    ) -> Option<WorkerEvent> {
+        let worker = self.workers.get_mut(&id)?;
+        Some(match message {
+            FromWorker::Forked { .. } | FromWorker::Hello { .. } => {
+                // The middle process speaks for the worker: its word counts for a process of the template's session.
+                let sender = match message {
+                    FromWorker::Forked { pid } => Some(Sender { pid, pidfd: None }),
+                    _introduction => sender,
+                };
+                let template = shared.children.pid_of(Who::Template(worker.generation));
+                let proof = Proof::Sender { sender: sender?, session: template.unwrap_or_default() };
+                match shared.children.claim(Who::Worker(id), proof) {
+                    Ok(pid) => {
+                        worker.pid = Some(pid);
+                        WorkerEvent::Forked { pid }
+                    }
+                    Err(claim) => {
+                        log::error!("{}: {claim}: not believed", name(worker));
+                        return None;
+                    }
+                }
+            }
+            FromWorker::Ready => WorkerEvent::Ready,
+            FromWorker::Failed(failure) => WorkerEvent::Failed(failure),
+            FromWorker::Serving => WorkerEvent::Serving,
+            FromWorker::Draining => WorkerEvent::Draining,
+            FromWorker::RequestsServed => WorkerEvent::RequestsServed,
+            FromWorker::Leaving { reason } => WorkerEvent::Leaving { reason },
+            FromWorker::Stacks { id: _, text } => {
+                worker.dump = Dump::None;
+                log::warn!("{} Python stacks:\n{text}", name(worker));
+                return None;
+            }
+        })
+    }
+
+    /// The process has been reaped, or was never born.
+    pub fn worker_ended(&mut self, id: WorkerId, exit: Exit, shared: &mut Shared, events: &mut EventQueue) {
+        self.forget_worker(id, shared);
+        events.push_back(Event::Worker { worker: id, event: WorkerEvent::Exited(exit) });
+    }
+
+    pub fn forget_worker(&mut self, id: WorkerId, shared: &mut Shared) {
+        self.read_stacks(id, shared);
+        let Some(mut worker) = self.workers.remove(&id) else { return };
+        log_stacks(&mut worker);
+        shared.sources.remove(worker.token, &worker.channel);
+        shared.sources.remove(worker.stacks_token, &worker.stacks);
+        if let Some(generation) = self.generations.get_mut(&worker.generation) {
+            self.totals.add(&generation.board, worker.cell);
+            generation.free_cell_of(id);
+        }
+    }
+
+    fn unwatch_template(&mut self, generation: GenerationId, shared: &mut Shared) {
+        if let Some(template) = self.generations.get(&generation).and_then(|processes| processes.template.as_ref()) {
+            shared.sources.remove(template.token, &template.channel);
+        }
+    }
+
+    pub fn forget_template(&mut self, generation: GenerationId, shared: &mut Shared) {
+        self.unwatch_template(generation, shared);
+        if let Some(processes) = self.generations.get_mut(&generation) {
+            processes.template = None;
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Starting processes: a template by fork and exec, a worker by telling its template.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use forkmaster_wire::channel::Channel;
+use forkmaster_wire::message::{Failure, GenerationId, ProofStep, SlotIndex, Spawn, ToTemplate, WorkerId};
+use nix::fcntl::OFlag;
+
+use super::processes::{Dump, TemplateProcess, WorkerProcess};
+use super::{python, Service};
+use crate::children::{Proof, Who};
+use crate::config::settings::Server;
+use crate::shared::Shared;
+use crate::sources::Source;
+
+impl Service {
+    /// Executes the release's interpreter. What goes wrong is the reason that the asker hears.
+    pub fn start_template(&mut self, generation: GenerationId, shared: &mut Shared) -> Result<(), Failure> {
+        let failure = |reason: String| Failure { stage: ProofStep::Start, reason, details: String::new() };
+        let Some(processes) = self.generations.get_mut(&generation) else {
+            return Err(failure("forgotten".to_owned()));
+        };
+        let (ours, theirs) = Channel::pair().map_err(|error| failure(format!("no channel: {error}")))?;
+        // The first message waits in the channel before the interpreter has even started.
+        let boot = ToTemplate::Boot(Box::new(processes.boot(generation)));
+        ours.prove_senders().map_err(|error| failure(format!("no channel: {error}")))?;
+        let error_log = shared.log.fd().map_err(|error| failure(format!("no log: {error}")))?;
+        ours.send(&boot, &processes.logs(&error_log)).map_err(|error| failure(format!("no boot message: {error}")))?;
+        let app = &processes.settings.app;
+        let started = python::template(python::Start {
+            executable: app.interpreter.executable.clone(),
+            directory: app.release.clone(),
+            environment: app.environment.clone(),
+            identity: processes.settings.server.identity.clone(),
+            umask: processes.settings.server.umask,
+            channel: &theirs,
+            library: shared.library.as_fd(),
+            lifeline: shared.lifeline.0.as_fd(),
+        });
+        let pid = started
+            .map_err(|error| failure(format!("{} cannot be started: {error}", app.interpreter.executable.display())))?;
+        let who = Who::Template(generation);
+        if let Err(claim) = shared.children.claim(who, Proof::OwnChild { pid }) {
+            return Err(failure(format!("the books are wrong: {claim}")));
+        }
+        let token = shared.sources.add(&ours, Source::Template(generation)).map_err(|error| {
+            shared.children.kill(who);
+            failure(format!("its channel cannot be watched: {error}"))
+        })?;
+        processes.template = Some(TemplateProcess { pid, channel: ours, token });
+        Ok(())
+    }
+
+    /// Has the template fork a worker.
+    pub fn spawn(
+        &mut self,
+        generation: GenerationId,
+        slot: SlotIndex,
+        id: WorkerId,
+        prove: bool,
+        shared: &mut Shared,
+    ) -> io::Result<()> {
+        let spawned = self.try_spawn(generation, slot, id, prove, shared);
+        if spawned.is_err() {
+            if let Some(processes) = self.generations.get_mut(&generation) {
+                processes.free_cell_of(id);
+            }
+        }
+        spawned
+    }
+
+    /// Leaves it to `spawn` to free the cell. Telling the template is the last thing that can fail.
+    fn try_spawn(
+        &mut self,
+        generation: GenerationId,
+        slot: SlotIndex,
+        id: WorkerId,
+        prove: bool,
+        shared: &mut Shared,
+    ) -> io::Result<()> {
+        let processes = self.generations.get_mut(&generation).ok_or(io::ErrorKind::NotFound)?;
+        let cell = processes.take_cell(id).ok_or_else(|| io::Error::other("the scoreboard has no cell left"))?;
+        let template = processes.template.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let (channel, theirs) = Channel::pair()?;
+        channel.prove_senders()?;
+        let (stacks, stacks_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        let listeners = shared.listeners.wire(&processes.listeners);
+        let message = ToTemplate::Spawn(Spawn {
+            worker: id,
+            slot,
+            cell,
+            cells: processes.board.cells(),
+            listeners: listeners.iter().map(|(listener, _)| listener.clone()).collect(),
+            prove,
+            max_requests: max_requests(&processes.settings.server, id),
+        });
+        let mut fds: Vec<BorrowedFd<'_>> = vec![theirs.as_fd(), processes.board.as_fd(), stacks_write.as_fd()];
+        fds.extend(listeners.iter().map(|(_, fd)| *fd));
+        let token = shared.sources.add(&channel, Source::Worker(id))?;
+        let told = shared.sources.add(&stacks, Source::Stacks(id)).and_then(|stacks_token| {
+            let told = template.channel.send(&message, &fds);
+            if told.is_err() {
+                shared.sources.remove(stacks_token, &stacks);
+            }
+            told.map(|()| stacks_token)
+        });
+        let stacks_token = told.inspect_err(|_| {
+            shared.sources.remove(token, &channel);
+        })?;
+        let listeners = processes.listeners.clone();
+        let worker = WorkerProcess {
+            generation,
+            slot,
+            pid: None,
+            channel,
+            token,
+            cell,
+            stacks,
+            stacks_token,
+            stacks_text: Vec::new(),
+            dump: Dump::None,
+            listeners,
+        };
+        self.workers.insert(id, worker);
+        Ok(())
+    }
+}
+
+/// `max_requests` with its jitter, spread evenly by the worker's number, so that workers that started together do
+/// not end together.
+fn max_requests(server: &Server, worker: WorkerId) -> Option<u64> {
+    if server.max_requests == 0 {
+        return None;
+    }
+    // Fibonacci hashing: consecutive numbers are spread over the whole range.
+    let spread = worker.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let jitter = (u128::from(spread) * (u128::from(server.max_requests_jitter) + 1)) >> 64;
+    Some(server.max_requests.saturating_add(jitter as u64))
+}

@@ -1,0 +1,71 @@
+//! What the master says to its processes, and how it ends them.
+
+use forkmaster_wire::message::{GenerationId, ToTemplate, ToWorker, WorkerId};
+
+use super::{name, watch, Service};
+use crate::children::Who;
+use crate::shared::Shared;
+
+impl Service {
+    /// Opens the logs again by their names and hands them to everyone who writes to them.
+    pub fn reopen_logs(&mut self, shared: &Shared) {
+        match shared.log.reopen() {
+            Ok(()) => log::info!("log reopened"),
+            Err(error) => log::error!("log cannot be reopened: {error}"),
+        }
+        for access in self.generations.values_mut().filter_map(|processes| processes.access.as_mut()) {
+            if let Err(error) = access.reopen() {
+                log::error!("access log cannot be reopened: {error}");
+            }
+        }
+        let error_log = match shared.log.fd() {
+            Ok(error_log) => error_log,
+            Err(error) => return log::error!("workers go on with the old log: {error}"),
+        };
+        for (processes, template) in
+            self.generations.values().filter_map(|processes| Some((processes, processes.template.as_ref()?)))
+        {
+            template.tell_with(&ToTemplate::Logs, &processes.logs(&error_log));
+        }
+        for worker in self.workers.values() {
+            if let Some(processes) = self.generations.get(&worker.generation) {
+                worker.tell_with(&ToWorker::Logs, &processes.logs(&error_log));
+            }
+        }
+    }
+
+    pub fn tell_template(&self, generation: GenerationId, message: &ToTemplate) {
+        if let Some(template) = self.generations.get(&generation).and_then(|processes| processes.template.as_ref()) {
+            template.tell(message);
+        }
+    }
+
+    pub fn tell_worker(&self, worker: WorkerId, message: &ToWorker) {
+        if let Some(worker) = self.workers.get(&worker) {
+            worker.tell(message);
+        }
+    }
+
+    /// SIGKILL. Every request that it cuts gets a line, since nobody else will ever tell of it.
+    pub fn kill(&mut self, id: WorkerId, shared: &Shared) {
+        let Some(worker) = self.workers.get(&id) else { return };
+        // Before its introduction there is nothing to signal yet: the supervisor asks again when the pid is known.
+        if worker.pid.is_none() {
+            return;
+        }
+        if let Some(processes) = self.generations.get(&worker.generation) {
+            for running in watch::running(&processes.board, worker.cell) {
+                let age = watch::age(&running).as_secs_f64();
+                log::warn!("{} cut request \"{}\" after={age:.3}s", name(worker), running.text);
+            }
+        }
+        shared.children.kill(Who::Worker(id));
+    }
+
+    /// For `Mutant::KillOldFirst` only.
+    pub fn kill_all_workers(&self, shared: &Shared) {
+        for id in self.workers.keys() {
+            shared.children.kill(Who::Worker(*id));
+        }
+    }
+}

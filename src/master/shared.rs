@@ -1,0 +1,41 @@
+//! What the master's parts share: the machine's side of it, without the application's.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use nix::fcntl::OFlag;
+
+use crate::children::Children;
+use crate::clock::Clock;
+use crate::config::process_context::ProcessContext;
+use crate::library::Library;
+use crate::listeners::Listeners;
+use crate::logs::LogFile;
+use crate::sources::Sources;
+
+pub struct Shared {
+    pub context: ProcessContext,
+    pub sources: Sources,
+    pub clock: Clock,
+    pub children: Children,
+    pub listeners: Listeners,
+    pub log: LogFile,
+    pub library: Library,
+    /// Workers and templates hold the read end; its end-of-file tells them that the master is gone.
+    pub lifeline: (OwnedFd, OwnedFd),
+}
+
+impl Shared {
+    pub fn new(context: ProcessContext, log: LogFile) -> io::Result<Shared> {
+        Ok(Shared {
+            context,
+            sources: Sources::new()?,
+            clock: Clock::new(),
+            children: Children::adopt_orphans()?,
+            listeners: Listeners::new(),
+            log,
+            library: Library::embed()?,
+            lifeline: nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?,
+        })
+    }
+}
