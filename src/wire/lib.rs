@@ -6,7 +6,9 @@
 pub mod channel;
 pub mod inherit;
 pub mod message;
+pub mod millis;
 pub mod mutant;
+pub mod peer;
 pub mod scoreboard;
 pub mod timestamp;
 
@@ -18,6 +20,8 @@ pub const WIRE_HASH: u64 = fnv1a(
         include_str!("channel.rs"),
         include_str!("inherit.rs"),
         include_str!("message.rs"),
+        include_str!("millis.rs"),
+        include_str!("peer.rs"),
         include_str!("scoreboard.rs"),
     )
     .as_bytes(),

@@ -2,8 +2,12 @@
 //! is in this file. File descriptors travel beside a message, in the order its documentation gives.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::millis;
+use crate::peer::TrustedPeer;
 
 /// A generation, numbered from 1 over the life of the master.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -239,15 +243,19 @@ pub struct Probe {
     pub status: Vec<u16>,
 }
 
-/// The settings of `[http]` and their neighbours that the serving loop needs. Times in milliseconds, sizes in
-/// bytes.
+/// The settings of `[http]` and their neighbours that the serving loop needs: the master's own type for them, so that
+/// nothing is copied field by field. Sizes are in bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Http {
     pub connections: u32,
-    pub keepalive_timeout_ms: u64,
-    pub header_timeout_ms: u64,
-    pub body_timeout_ms: u64,
-    pub write_timeout_ms: u64,
+    #[serde(with = "millis")]
+    pub keepalive_timeout: Duration,
+    #[serde(with = "millis")]
+    pub header_timeout: Duration,
+    #[serde(with = "millis")]
+    pub body_timeout: Duration,
+    #[serde(with = "millis")]
+    pub write_timeout: Duration,
     pub limit_request_line: u32,
     pub limit_request_fields: u32,
     pub limit_request_field_size: u32,
@@ -258,14 +266,29 @@ pub struct Http {
     pub temp_dirs: Vec<PathBuf>,
     pub temp_limit: u64,
     pub response_buffer: u64,
-    pub forwarded_allow_ips: Vec<String>,
-    pub forwarded_headers: Vec<String>,
+    /// Who is believed about where a request came from.
+    pub forwarded_allow_ips: Vec<TrustedPeer>,
+    pub forwarded_headers: Vec<ForwardedHeader>,
     /// Names and values of header fields by which a trusted proxy says that its client came by https.
     pub secure_scheme_headers: Vec<(String, String)>,
     /// Names, in lower case, of the header fields with an underscore that a trusted proxy may send.
     pub underscore_headers: Vec<String>,
-    /// The listeners, by `Listener::bind`, whose connections begin with a PROXY header.
-    pub proxy_protocol: Vec<(String, ProxyProtocol)>,
+}
+
+/// Which forwarded header fields a trusted proxy sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ForwardedHeader {
+    /// `X-Forwarded-For`.
+    For,
+    /// `X-Forwarded-Proto`.
+    Proto,
+    /// `X-Forwarded-Host`, and `host` of `Forwarded`.
+    Host,
+    /// `X-Forwarded-Prefix`.
+    Prefix,
+    /// `Forwarded` (RFC 7239), in place of the first two.
+    Forwarded,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -307,8 +330,8 @@ pub struct Listener {
     pub id: ListenerId,
     /// As configured and bound, for log lines: `127.0.0.1:8000`, `unix:/run/shop.sock`.
     pub address: String,
-    /// As configured; `Http::proxy_protocol` names it.
-    pub bind: String,
+    /// Its connections begin with a PROXY header of this version.
+    pub proxy: Option<ProxyProtocol>,
 }
 
 /// The interpreter, as it found itself.

@@ -185,7 +185,7 @@ pub fn live(
             Some(application) => application.into_bound(py),
             None => startup::import(py, boot)?,
         };
-        let common = Arc::new(common(boot, spawn.prove));
+        let common = Arc::new(common(boot));
         prove(py, boot, &spawn, &worker, &application, &common)?;
         let server = make_server(boot, &spawn, &worker, listeners)?;
         serve(py, &worker, server, &application, &common, wakeup).map_err(broken)
@@ -275,25 +275,13 @@ fn prove(
     }
 }
 
-/// What is odd is told by a generation's first worker, and not again by every other one.
-fn common(boot: &Boot, tell: bool) -> Common {
-    let (trusted, odd_peers) = Trusted::parse(&boot.http.forwarded_allow_ips);
-    let (believed, odd_names) = Believed::parse(&boot.http.forwarded_headers);
-    if tell {
-        for entry in odd_peers {
-            log::warn!("forwarded_allow_ips: {entry} is neither an address nor a network; left out");
-        }
-        for entry in odd_names {
-            log::warn!("forwarded_headers: {entry} is unknown; left out");
-        }
-    }
-    let response_buffer = boot.http.response_buffer;
+fn common(boot: &Boot) -> Common {
     Common {
-        response_buffer,
+        response_buffer: boot.http.response_buffer,
         multithread: boot.threads > 1,
         multiprocess: boot.workers > 1,
-        trusted,
-        believed,
+        trusted: Trusted::new(boot.http.forwarded_allow_ips.clone()),
+        believed: Believed::new(&boot.http.forwarded_headers),
         secure_schemes: boot.http.secure_scheme_headers.clone(),
         underscored: boot.http.underscore_headers.clone(),
     }
@@ -304,10 +292,10 @@ fn make_server(boot: &Boot, spawn: &Spawn, worker: &Arc<Worker>, listeners: Vec<
     let settings = serve::Settings {
         threads: boot.threads as usize,
         connections: http.connections as usize,
-        keepalive_timeout: Duration::from_millis(http.keepalive_timeout_ms),
-        header_timeout: Duration::from_millis(http.header_timeout_ms),
-        body_timeout: Duration::from_millis(http.body_timeout_ms),
-        write_timeout: Duration::from_millis(http.write_timeout_ms),
+        keepalive_timeout: http.keepalive_timeout,
+        header_timeout: http.header_timeout,
+        body_timeout: http.body_timeout,
+        write_timeout: http.write_timeout,
         limit_request_line: http.limit_request_line as usize,
         limit_request_fields: http.limit_request_fields as usize,
         limit_request_field_size: http.limit_request_field_size as usize,
@@ -319,14 +307,13 @@ fn make_server(boot: &Boot, spawn: &Spawn, worker: &Arc<Worker>, listeners: Vec<
         response_buffer: http.response_buffer,
     };
     let listeners = spawn.listeners.iter().zip(listeners);
-    let proxy_of = |bind: &str| {
-        let (_, version) = http.proxy_protocol.iter().find(|(proxied, _)| proxied == bind)?;
-        let version = match version {
+    let proxy_of = |version: Option<ProxyProtocol>| {
+        let version = match version? {
             ProxyProtocol::V1 => serve::ProxyVersion::V1,
             ProxyProtocol::V2 => serve::ProxyVersion::V2,
         };
         // Who may say who the client is, by whatever means, is one list.
-        let (trusted, _) = Trusted::parse(&http.forwarded_allow_ips);
+        let trusted = Trusted::new(http.forwarded_allow_ips.clone());
         let trusts = move |peer: &serve::Peer| match peer {
             serve::Peer::Inet(address) => trusted.trusts(address.ip()),
             serve::Peer::Unix => trusted.trusts_unix(),
@@ -334,7 +321,7 @@ fn make_server(boot: &Boot, spawn: &Spawn, worker: &Arc<Worker>, listeners: Vec<
         Some(serve::Proxy { version, trusts: Arc::new(trusts) })
     };
     let listeners = listeners
-        .map(|(listener, fd)| serve::Listener { id: listener.id.0, fd, proxy: proxy_of(&listener.bind) })
+        .map(|(listener, fd)| serve::Listener { id: listener.id.0, fd, proxy: proxy_of(listener.proxy) })
         .collect();
     let meter = Arc::new(Board::new(worker.board, worker.cell_index));
     let reports: Arc<dyn Reports> = Arc::<Link>::clone(&worker.link);

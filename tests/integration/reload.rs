@@ -173,6 +173,8 @@ fn a_running_request_finishes_on_the_old_release_while_the_new_one_answers() {
         site.build(&number.to_string()).import_s(0.3).make();
     }
     site.flip("1");
+    // One by one: with all at once the first new answer waits for the last worker's import.
+    site.set("reload.max_surge", "1");
     let master = site.start();
     let address = master.address();
     let mut waits = Vec::new();

@@ -4,7 +4,7 @@
 /// Section (empty: the top of the file) and key.
 pub type Key = (&'static str, &'static str);
 
-pub const KEYS: [Key; 58] = [
+pub const KEYS: [Key; 59] = [
     ("", "name"),
     ("app", "module"),
     ("app", "release"),
@@ -21,6 +21,7 @@ pub const KEYS: [Key; 58] = [
     ("server", "socket_user"),
     ("server", "socket_group"),
     ("server", "workers"),
+    ("server", "max_processes"),
     ("server", "threads"),
     ("server", "connections"),
     ("server", "user"),

@@ -139,11 +139,11 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
-    use forkmaster_wire::message::{LogLevel, ProxyProtocol};
+    use forkmaster_wire::message::{ForwardedHeader, LogLevel, ProxyProtocol};
 
     use super::problem::Problems;
     use super::process_context::ProcessContext;
-    use super::settings::{AccessTarget, Bind, ControlAddress, ControlSocket, LogTarget, Surge};
+    use super::settings::{AccessTarget, Bind, ControlAddress, ControlSocket, Http, LogTarget, Surge};
     use super::*;
 
     /// A directory with `releases/1`, which has a venv of names and links only, and `current` pointing there.
@@ -213,6 +213,10 @@ mod tests {
         symlink("/bin/sh", path.join("bin/python")).unwrap();
     }
 
+    fn peers(http: &Http) -> Vec<String> {
+        http.forwarded_allow_ips.iter().map(ToString::to_string).collect()
+    }
+
     const APP: &str = "[app]\nmodule = \"shop.wsgi\"\n";
 
     #[test]
@@ -226,7 +230,7 @@ mod tests {
         assert_eq!(app.interpreter.chosen_by, "venv in the release");
         assert!(!app.preload && app.probe.is_none() && app.imports.is_empty() && app.pythonpath.is_empty());
         assert_eq!(server.bind, [Bind::Inet("127.0.0.1:8000".parse().unwrap())]);
-        assert_eq!((server.backlog, server.workers, server.threads, server.connections), (4096, 1, 1, 1024));
+        assert_eq!((server.backlog, server.workers, server.threads, http.connections), (4096, 1, 1, 1024));
         assert_eq!((server.socket.mode, server.socket.uid, server.socket.gid), (0o660, None, None));
         assert_eq!((server.identity, server.umask, server.pidfile), (None, None, None));
         assert_eq!((server.max_requests, server.max_requests_jitter), (0, 0));
@@ -234,17 +238,18 @@ mod tests {
         let seconds = Duration::from_secs;
         assert_eq!((server.boot_timeout, server.request_timeout), (seconds(60), Some(seconds(60))));
         assert_eq!((server.graceful_timeout, server.shutdown_delay), (seconds(25), seconds(0)));
-        assert_eq!(server.temp_dirs, [Path::new("/var/tmp"), Path::new("/tmp")]);
-        assert_eq!((server.temp_limit, server.response_buffer), (4 << 30, 64 << 20));
-        assert_eq!((reload.max_surge, reload.max_unavailable), (Surge::Workers(1), 0));
+        assert_eq!(http.temp_dirs, [Path::new("/var/tmp"), Path::new("/tmp")]);
+        assert_eq!((http.temp_limit, http.response_buffer), (4 << 30, 64 << 20));
+        assert_eq!((reload.max_surge, reload.max_unavailable), (Surge::Auto, 0));
         assert_eq!(reload.drain_timeout, seconds(600));
         assert_eq!((http.keepalive_timeout, http.header_timeout), (seconds(75), seconds(10)));
         assert_eq!((http.body_timeout, http.write_timeout), (seconds(30), seconds(30)));
         assert_eq!((http.limit_request_line, http.limit_request_fields), (8190, 100));
         assert_eq!((http.limit_request_field_size, http.limit_request_head), (8190, 65536));
         assert_eq!((http.body_memory, http.max_body), (512 << 10, 100 << 20));
-        assert_eq!(http.forwarded_allow_ips, ["127.0.0.1", "::1", "unix"]);
-        assert_eq!(http.forwarded_headers, ["for", "proto"]);
+        assert_eq!(peers(&http), ["127.0.0.1", "::1", "unix"]);
+        assert_eq!(http.forwarded_headers, [ForwardedHeader::For, ForwardedHeader::Proto]);
+        assert_eq!(server.max_processes, None);
         assert!(http.secure_scheme_headers.is_empty());
         assert_eq!((log.level, log.error, log.access), (LogLevel::Info, LogTarget::Stderr, None));
         let candidates = [
@@ -280,6 +285,7 @@ socket_mode = "0600"
 socket_user = "nobody"
 socket_group = 12345
 workers = 4
+max_processes = 12
 threads = 2
 connections = 10
 user = "nobody"
@@ -345,7 +351,7 @@ socket = "run/control.sock"
         let secure = ("x-forwarded-ssl".to_owned(), "on".to_owned());
         assert_eq!(settings.http.secure_scheme_headers, [secure]);
         assert_eq!(settings.http.underscore_headers, ["ssl_client_s_dn"]);
-        let [(proxied, version)] = &settings.http.proxy_protocol[..] else { panic!("one address") };
+        let [(proxied, version)] = &settings.server.proxy_protocol[..] else { panic!("one address") };
         assert!(proxied.to_string().ends_with("/run/shop.sock") && *version == ProxyProtocol::V2);
         assert_eq!(settings.control.socket, ControlSocket::Path(named.join("run/control.sock")));
         let identity = settings.server.identity.as_ref().unwrap();
@@ -388,6 +394,8 @@ socket = "run/control.sock"
         let cases = [
             ("server", "workers = 0", "must be from 1 to 4096"),
             ("server", "workers = -1", "must be from 1 to 4096"),
+            ("server", "max_processes = 1", "write at least 2"),
+            ("server", "max_processes = \"all\"", "or \"none\""),
             ("server", "threads = 1.5", "a number is needed, not a fraction"),
             ("server", "max_requests = -1", "must be at least 0"),
             ("server", "umask = 0o022", "write \"022\""),
@@ -511,7 +519,7 @@ socket = "run/control.sock"
         let loaded = deploy.read(APP).unwrap();
         assert_eq!(loaded.settings.server.bind[0].to_string(), "0.0.0.0:5000");
         assert_eq!(loaded.settings.server.workers, 7);
-        assert_eq!(loaded.settings.http.forwarded_allow_ips, ["10.0.0.1", "10.0.0.2"]);
+        assert_eq!(peers(&loaded.settings.http), ["10.0.0.1", "10.0.0.2"]);
         assert!(loaded.show().contains("# WEB_CONCURRENCY"));
         let text = format!("{APP}[server]\nworkers = \"auto\"\nbind = [\"127.0.0.1:1\"]\n");
         let loaded = deploy.read(&text).unwrap();

@@ -4,11 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forkmaster_wire::message::{LogLevel, Probe, ProxyProtocol};
+use forkmaster_wire::message::{ForwardedHeader, LogLevel, Probe, ProxyProtocol};
+use forkmaster_wire::peer::{NotAPeer, TrustedPeer};
 
 use super::access_format;
 use super::address::SUN_PATH_BYTES_MAX;
@@ -32,6 +34,8 @@ const BACKLOG_MAX: u32 = i32::MAX as u32;
 /// Far above what a machine bears; a slip such as 80000 is caught.
 const WORKERS_MAX: u32 = 4096;
 const THREADS_MAX: u32 = 1024;
+/// Old, new and draining workers of that many.
+const PROCESSES_MAX: u32 = 3 * WORKERS_MAX;
 const CONNECTIONS_MAX: u32 = 1 << 20;
 /// File names end at 255 bytes, socket paths at 107.
 const NAME_BYTES_MAX: usize = 64;
@@ -147,7 +151,7 @@ impl<'a> Resolver<'a> {
         let socket = self.socket_file(identity.as_ref());
         let server = self.server(identity, socket);
         let reload = self.reload();
-        let http = self.http(&server.bind);
+        let http = self.http();
         let log = self.log();
         let control = self.control(&name);
         Settings { name, app, server, reload, http, log, control }
@@ -497,8 +501,13 @@ impl<'a> Resolver<'a> {
         let backlog = self.count(("server", "backlog"), 4096, 1, BACKLOG_MAX);
         let cpus = self.context.cpus;
         let workers = self.get(("server", "workers"), 1, |value| workers(value, cpus), u32::to_string);
+        let max_processes = self.get(
+            ("server", "max_processes"),
+            None,
+            |value| max_processes(value, workers),
+            |number| number.map_or_else(|| quoted("none"), |number: u32| number.to_string()),
+        );
         let threads = self.count(("server", "threads"), 1, 1, THREADS_MAX);
-        let connections = self.count(("server", "connections"), 1024, 1, CONNECTIONS_MAX);
         let umask = self.get(
             ("server", "umask"),
             None,
@@ -519,17 +528,21 @@ impl<'a> Resolver<'a> {
         let request_timeout = self.duration_or_none(("server", "request_timeout"), Some(Duration::from_secs(60)));
         let graceful_timeout = self.duration(("server", "graceful_timeout"), 25);
         let shutdown_delay = self.duration(("server", "shutdown_delay"), 0);
-        let temp_dirs = self.temp_dirs();
-        let temp_limit = self.size(("server", "temp_limit"), 4 << 30);
-        let response_buffer = self.size(("server", "response_buffer"), 64 << 20);
         let request_timeouts = self.request_timeouts();
+        let base = self.named_directory.clone();
+        let proxy_protocol = self.get(
+            ("http", "proxy_protocol"),
+            Vec::new(),
+            |value| parse_proxy_protocol(value, &bind, &base),
+            |proxied: &Vec<(Bind, ProxyProtocol)>| show_proxy_protocol(proxied, &bind),
+        );
         Server {
             bind,
             backlog,
             socket,
             workers,
+            max_processes,
             threads,
-            connections,
             identity: run_as.map(|run_as| run_as.identity),
             umask,
             pidfile,
@@ -542,9 +555,7 @@ impl<'a> Resolver<'a> {
             request_timeouts,
             graceful_timeout,
             shutdown_delay,
-            temp_dirs,
-            temp_limit,
-            response_buffer,
+            proxy_protocol,
         }
     }
 
@@ -631,7 +642,8 @@ impl<'a> Resolver<'a> {
     }
 
     fn reload(&mut self) -> Reload {
-        let max_surge = self.get(("reload", "max_surge"), Surge::Workers(1), parse_surge, |surge| match surge {
+        let max_surge = self.get(("reload", "max_surge"), Surge::Auto, parse_surge, |surge| match surge {
+            Surge::Auto => quoted("auto"),
             Surge::Workers(workers) => workers.to_string(),
             Surge::All => quoted("100%"),
         });
@@ -649,7 +661,11 @@ impl<'a> Resolver<'a> {
         Reload { max_surge, max_unavailable, drain_timeout }
     }
 
-    fn http(&mut self, bind: &[Bind]) -> Http {
+    fn http(&mut self) -> Http {
+        let connections = self.count(("server", "connections"), 1024, 1, CONNECTIONS_MAX);
+        let temp_dirs = self.temp_dirs();
+        let temp_limit = self.size(("server", "temp_limit"), 4 << 30);
+        let response_buffer = self.size(("server", "response_buffer"), 64 << 20);
         let keepalive_timeout = self.timeout(("http", "keepalive_timeout"), 75);
         let header_timeout = self.timeout(("http", "header_timeout"), 10);
         let body_timeout = self.timeout(("http", "body_timeout"), 30);
@@ -680,20 +696,19 @@ impl<'a> Resolver<'a> {
         let max_body = self.size(("http", "max_body"), 100 << 20);
         let forwarded_allow_ips = self.get_list(
             ("http", "forwarded_allow_ips"),
-            ["127.0.0.1", "::1", "unix"].map(str::to_owned).to_vec(),
-            |text| check_peer(text).map(|()| text.to_owned()),
-            |peer| quoted(peer),
+            vec![
+                TrustedPeer::Network(Ipv4Addr::LOCALHOST.into(), 32),
+                TrustedPeer::Network(Ipv6Addr::LOCALHOST.into(), 128),
+                TrustedPeer::Unix,
+            ],
+            parse_peer,
+            |peer| quoted(&peer.to_string()),
         );
         let forwarded_headers = self.get_list(
             ("http", "forwarded_headers"),
-            ["for", "proto"].map(str::to_owned).to_vec(),
-            |text| match text {
-                "for" | "proto" | "host" | "prefix" | "forwarded" => Ok(text.to_owned()),
-                _ => Err(format!(
-                    "`{text}` is not known; there are \"for\", \"proto\", \"host\" and \"prefix\", or \"forwarded\""
-                )),
-            },
-            |header| quoted(header),
+            vec![ForwardedHeader::For, ForwardedHeader::Proto],
+            parse_forwarded_header,
+            |header| quoted(show_forwarded_header(*header)),
         );
         self.check_one_family(&forwarded_headers);
         let underscore_headers =
@@ -702,14 +717,8 @@ impl<'a> Resolver<'a> {
             self.get(("http", "secure_scheme_headers"), Vec::new(), parse_secure_scheme_headers, |headers| {
                 show_secure_scheme_headers(headers)
             });
-        let base = self.named_directory.clone();
-        let proxy_protocol = self.get(
-            ("http", "proxy_protocol"),
-            Vec::new(),
-            |value| parse_proxy_protocol(value, bind, &base),
-            |proxied: &Vec<(Bind, ProxyProtocol)>| show_proxy_protocol(proxied, bind),
-        );
         Http {
+            connections,
             keepalive_timeout,
             header_timeout,
             body_timeout,
@@ -720,19 +729,21 @@ impl<'a> Resolver<'a> {
             limit_request_head,
             body_memory,
             max_body,
+            temp_dirs,
+            temp_limit,
+            response_buffer,
             forwarded_allow_ips,
             forwarded_headers,
             secure_scheme_headers,
             underscore_headers,
-            proxy_protocol,
         }
     }
 
     /// A proxy sets the one or the other; what it does not set is passed on as the client sent it.
-    fn check_one_family(&mut self, headers: &[String]) {
+    fn check_one_family(&mut self, headers: &[ForwardedHeader]) {
         let key = ("http", "forwarded_headers");
-        let has = |name: &str| headers.iter().any(|header| header == name);
-        if !has("forwarded") || !["for", "proto", "prefix"].into_iter().any(has) {
+        let beside = [ForwardedHeader::For, ForwardedHeader::Proto, ForwardedHeader::Prefix];
+        if !headers.contains(&ForwardedHeader::Forwarded) || !beside.iter().any(|header| headers.contains(header)) {
             return;
         }
         if let Some(Entry { value, origin }) = self.entry(key) {
@@ -1242,6 +1253,21 @@ fn workers(value: &Value, cpus: u32) -> Result<u32, String> {
         .map_err(|reason| format!("{reason}, or \"auto\""))
 }
 
+/// One beyond `workers` at least: a reload proves a release in a worker beside those that serve.
+fn max_processes(value: &Value, workers: u32) -> Result<Option<u32>, String> {
+    if is_word(value, "none") {
+        return Ok(None);
+    }
+    let number = integer(value, 1, u64::from(PROCESSES_MAX)).map_err(|reason| format!("{reason}, or \"none\""))?;
+    if number <= u64::from(workers) {
+        return Err(format!(
+            "there are {workers} workers, and a reload proves a release in one beside them; write at least {}",
+            workers + 1
+        ));
+    }
+    Ok(Some(number as u32))
+}
+
 /// For the command line: `4` or `auto`.
 pub fn parse_workers(text: &str) -> Result<String, String> {
     workers(&Value::Loose(text.to_owned()), 1).map(|_| text.to_owned())
@@ -1261,13 +1287,14 @@ fn parse_preload(value: &Value) -> Result<bool, String> {
 
 fn parse_surge(value: &Value) -> Result<Surge, String> {
     match value {
+        Value::Text(text) | Value::Loose(text) if text == "auto" => Ok(Surge::Auto),
         Value::Text(text) | Value::Loose(text) if text == "100%" => Ok(Surge::All),
         Value::Text(text) | Value::Loose(text) if text.ends_with('%') => {
-            Err("the only percentage is \"100%\"; otherwise write a number of workers".to_owned())
+            Err("the only percentage is \"100%\"; otherwise write \"auto\" or a number of workers".to_owned())
         }
         other => integer(other, 0, u64::from(WORKERS_MAX))
             .map(|workers| Surge::Workers(workers as u32))
-            .map_err(|reason| format!("{reason}, or \"100%\"")),
+            .map_err(|reason| format!("{reason}, or \"auto\" or \"100%\"")),
     }
 }
 
@@ -1351,22 +1378,30 @@ fn show_probe(probe: &Option<Probe>) -> String {
     text + " }"
 }
 
-/// A peer that may set forwarded headers: an address, a network, `unix` or `*`.
-fn check_peer(text: &str) -> Result<(), String> {
-    let (address, prefix) = match text.split_once('/') {
-        Some((address, prefix)) => (address, Some(prefix)),
-        None => (text, None),
-    };
-    if prefix.is_none() && matches!(address, "unix" | "*") {
-        return Ok(());
+fn parse_peer(text: &str) -> Result<TrustedPeer, String> {
+    text.parse().map_err(|NotAPeer| "not an address; write \"10.0.0.1\", \"10.0.0.0/8\", \"unix\" or \"*\"".to_owned())
+}
+
+fn parse_forwarded_header(text: &str) -> Result<ForwardedHeader, String> {
+    match text {
+        "for" => Ok(ForwardedHeader::For),
+        "proto" => Ok(ForwardedHeader::Proto),
+        "host" => Ok(ForwardedHeader::Host),
+        "prefix" => Ok(ForwardedHeader::Prefix),
+        "forwarded" => Ok(ForwardedHeader::Forwarded),
+        _ => Err(format!(
+            "`{text}` is not known; there are \"for\", \"proto\", \"host\" and \"prefix\", or \"forwarded\""
+        )),
     }
-    let bad = || "not an address; write \"10.0.0.1\", \"10.0.0.0/8\", \"unix\" or \"*\"".to_owned();
-    let address: std::net::IpAddr = address.parse().map_err(|_| bad())?;
-    let bits_max = if address.is_ipv4() { 32 } else { 128 };
-    match prefix.map(|prefix| prefix.parse::<u8>()) {
-        None => Ok(()),
-        Some(Ok(bits)) if bits <= bits_max => Ok(()),
-        Some(Ok(_) | Err(_)) => Err(bad()),
+}
+
+fn show_forwarded_header(header: ForwardedHeader) -> &'static str {
+    match header {
+        ForwardedHeader::For => "for",
+        ForwardedHeader::Proto => "proto",
+        ForwardedHeader::Host => "host",
+        ForwardedHeader::Prefix => "prefix",
+        ForwardedHeader::Forwarded => "forwarded",
     }
 }
 

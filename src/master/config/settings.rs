@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use forkmaster_wire::message::Http;
 use forkmaster_wire::message::{AccessFormat, Application, LogLevel, Probe, ProxyProtocol};
 
 /// One reading of the configuration: what a generation is made of.
@@ -15,6 +16,7 @@ pub struct Settings {
     pub app: App,
     pub server: Server,
     pub reload: Reload,
+    /// What travels to the workers as it is; some of it stands in `[server]`.
     pub http: Http,
     pub log: Log,
     pub control: Control,
@@ -53,8 +55,9 @@ pub struct Server {
     pub backlog: u32,
     pub socket: SocketFile,
     pub workers: u32,
+    /// Serving, booting and draining processes together; None: no bound.
+    pub max_processes: Option<u32>,
     pub threads: u32,
-    pub connections: u32,
     /// None: stay who we are (not configured, or already so).
     pub identity: Option<Identity>,
     /// None: inherit.
@@ -72,10 +75,8 @@ pub struct Server {
     pub request_timeouts: Vec<(String, Option<Duration>)>,
     pub graceful_timeout: Duration,
     pub shutdown_delay: Duration,
-    /// Directories to try, in order.
-    pub temp_dirs: Vec<PathBuf>,
-    pub temp_limit: u64,
-    pub response_buffer: u64,
+    /// Addresses whose connections begin with a PROXY header.
+    pub proxy_protocol: Vec<(Bind, ProxyProtocol)>,
 }
 
 /// An address to listen on.
@@ -117,31 +118,11 @@ pub struct Reload {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Surge {
+    /// As many at once as processors and memory bear.
+    Auto,
     Workers(u32),
     /// `"100%"`: all new workers wait paused and take over in one step.
     All,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Http {
-    pub keepalive_timeout: Duration,
-    pub header_timeout: Duration,
-    pub body_timeout: Duration,
-    pub write_timeout: Duration,
-    pub limit_request_line: u32,
-    pub limit_request_fields: u32,
-    pub limit_request_field_size: u32,
-    pub limit_request_head: u32,
-    pub body_memory: u64,
-    pub max_body: u64,
-    pub forwarded_allow_ips: Vec<String>,
-    pub forwarded_headers: Vec<String>,
-    /// Names in lower case, and the value that means https.
-    pub secure_scheme_headers: Vec<(String, String)>,
-    /// In lower case.
-    pub underscore_headers: Vec<String>,
-    /// Addresses whose connections begin with a PROXY header.
-    pub proxy_protocol: Vec<(Bind, ProxyProtocol)>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -78,8 +78,8 @@ pub fn status(service: &Service, shared: &Shared) -> Value {
         .collect();
     let serving = supervisor.serving();
     let listeners = serving.and_then(|generation| service.generations.get(&generation.id)).map(|processes| {
-        let listeners = shared.listeners.wire(&processes.listeners);
-        listeners.into_iter().map(|(listener, _)| json!({"address": listener.address})).collect::<Vec<Value>>()
+        let addresses = processes.listeners.iter().filter_map(|id| shared.listeners.address(*id));
+        addresses.map(|address| json!({"address": address})).collect::<Vec<Value>>()
     });
     json!({
         "ok": true,

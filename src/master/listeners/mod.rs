@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use forkmaster_wire::message::{self, ListenerId};
+use forkmaster_wire::message::{self, ListenerId, ProxyProtocol};
 use nix::errno::Errno;
 use nix::fcntl::{fcntl, AtFlags, FcntlArg, FdFlag, OFlag};
 use nix::sys::stat::Mode;
@@ -194,12 +194,22 @@ impl Listeners {
         self.listeners.clear();
     }
 
+    /// As bound, for people. Unknown ids are left out.
+    pub fn address(&self, id: ListenerId) -> Option<&str> {
+        self.listeners.get(&id).map(|listener| listener.address.as_str())
+    }
+
     /// What a worker is told, and the descriptors that travel along, in the same order. Unknown ids are left out.
-    pub fn wire(&self, ids: &[ListenerId]) -> Vec<(message::Listener, BorrowedFd<'_>)> {
+    /// `proxied` are the addresses whose connections begin with a PROXY header.
+    pub fn wire(
+        &self,
+        ids: &[ListenerId],
+        proxied: &[(Bind, ProxyProtocol)],
+    ) -> Vec<(message::Listener, BorrowedFd<'_>)> {
         let known = |id: &ListenerId| {
             let listener = self.listeners.get(id)?;
-            let (address, bind) = (listener.address.clone(), listener.bind.to_string());
-            Some((message::Listener { id: *id, address, bind }, listener.socket.as_fd()))
+            let proxy = proxied.iter().find(|(bind, _)| *bind == listener.bind).map(|(_, version)| *version);
+            Some((message::Listener { id: *id, address: listener.address.clone(), proxy }, listener.socket.as_fd()))
         };
         ids.iter().filter_map(known).collect()
     }
@@ -543,7 +553,7 @@ mod tests {
     }
 
     fn name(listeners: &Listeners, id: ListenerId) -> String {
-        listeners.wire(&[id])[0].0.address.clone()
+        listeners.wire(&[id], &[])[0].0.address.clone()
     }
 
     fn address(listeners: &Listeners, id: ListenerId) -> SocketAddr {
@@ -553,7 +563,7 @@ mod tests {
     /// A client sends a byte, and the listener's accept gives it back: it really is that socket.
     fn talks(listeners: &Listeners, id: ListenerId, mut client: impl Write) {
         client.write_all(b"x").unwrap();
-        let wire = listeners.wire(&[id]);
+        let wire = listeners.wire(&[id], &[]);
         let listener = Socket::from(wire[0].1.try_clone_to_owned().unwrap());
         let (mut connection, _) = listener.accept().unwrap();
         connection.set_nonblocking(false).unwrap();
@@ -598,7 +608,7 @@ mod tests {
         close_but(&mut listeners, &second);
         assert!(TcpStream::connect(gone).is_err());
         talks(&listeners, first[0], TcpStream::connect(kept).unwrap());
-        assert_eq!(listeners.wire(&[first[1], second[1]]).len(), 1);
+        assert_eq!(listeners.wire(&[first[1], second[1]], &[]).len(), 1);
         // A number is never given twice.
         let third = take(&mut listeners, &[inet("[::1]:0")]).unwrap();
         assert!(third[0] > second[0]);
@@ -649,7 +659,7 @@ mod tests {
         let ids = serve(&mut listeners, &[inet("127.0.0.1:0")]);
         let bound = address(&listeners, ids[0]);
         let client = TcpStream::connect(bound).unwrap();
-        let accepted = Socket::from(listeners.wire(&ids)[0].1.try_clone_to_owned().unwrap()).accept().unwrap().0;
+        let accepted = Socket::from(listeners.wire(&ids, &[])[0].1.try_clone_to_owned().unwrap()).accept().unwrap().0;
         // The side that closes first is the one in TIME_WAIT.
         drop(accepted);
         drop(client);
@@ -823,7 +833,7 @@ mod tests {
         let again = serve(&mut listeners, &bind);
         assert_ne!(again[0], id);
         // Our own copy is no socket that was handed over.
-        let own = listeners.wire(&again)[0].1.as_raw_fd();
+        let own = listeners.wire(&again, &[])[0].1.as_raw_fd();
         assert!(take(&mut listeners, &[Bind::Fd(own)]).unwrap_err().reason.contains("handed over"));
     }
 

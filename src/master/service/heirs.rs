@@ -19,9 +19,9 @@ impl Service {
                 }
                 let before = self.supervisor.serving().and_then(|generation| self.generations.get(&generation.id));
                 let is_new = |id: &ListenerId| before.is_none_or(|before| !before.listeners.contains(id));
-                for (listener, _) in shared.listeners.wire(&processes.listeners) {
-                    if is_new(&listener.id) {
-                        log::info!("listening on {}", listener.address);
+                for id in processes.listeners.iter().filter(|id| is_new(id)) {
+                    if let Some(address) = shared.listeners.address(*id) {
+                        log::info!("listening on {address}");
                     }
                 }
                 Event::ListenersOpen { generation }

@@ -5,9 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use forkmaster_wire::channel::Channel;
-use forkmaster_wire::message::{
-    Boot, GenerationId, Hello, Http, ListenerId, SlotIndex, ToTemplate, ToWorker, WorkerId,
-};
+use forkmaster_wire::message::{Boot, GenerationId, Hello, ListenerId, SlotIndex, ToTemplate, ToWorker, WorkerId};
 use forkmaster_wire::scoreboard::Scoreboard;
 use mio::Token;
 
@@ -114,7 +112,7 @@ impl GenerationProcesses {
             workers: server.workers,
             surge: match settings.reload.max_surge {
                 Surge::Workers(workers) => PlanSurge::Workers(workers),
-                Surge::All => PlanSurge::All,
+                Surge::Auto | Surge::All => PlanSurge::All,
             },
             unavailable: settings.reload.max_unavailable,
             boot_timeout: server.boot_timeout,
@@ -135,7 +133,6 @@ impl GenerationProcesses {
     /// What template and workers must know of the settings.
     pub fn boot(&self, generation: GenerationId) -> Boot {
         let Settings { name, app, server, http, log, .. } = &self.settings;
-        let millis = |duration: std::time::Duration| duration.as_millis() as u64;
         Boot {
             generation,
             name: name.clone(),
@@ -147,31 +144,7 @@ impl GenerationProcesses {
             probe: app.probe.clone(),
             threads: server.threads,
             workers: server.workers,
-            http: Http {
-                connections: server.connections,
-                keepalive_timeout_ms: millis(http.keepalive_timeout),
-                header_timeout_ms: millis(http.header_timeout),
-                body_timeout_ms: millis(http.body_timeout),
-                write_timeout_ms: millis(http.write_timeout),
-                limit_request_line: http.limit_request_line,
-                limit_request_fields: http.limit_request_fields,
-                limit_request_field_size: http.limit_request_field_size,
-                limit_request_head: http.limit_request_head,
-                body_memory: http.body_memory,
-                max_body: http.max_body,
-                temp_dirs: server.temp_dirs.clone(),
-                temp_limit: server.temp_limit,
-                response_buffer: server.response_buffer,
-                forwarded_allow_ips: http.forwarded_allow_ips.clone(),
-                forwarded_headers: http.forwarded_headers.clone(),
-                secure_scheme_headers: http.secure_scheme_headers.clone(),
-                underscore_headers: http.underscore_headers.clone(),
-                proxy_protocol: http
-                    .proxy_protocol
-                    .iter()
-                    .map(|(bind, version)| (bind.to_string(), *version))
-                    .collect(),
-            },
+            http: http.clone(),
             log_level: log.level,
             access: self.access.as_ref().map(|_| log.access_format.clone()),
         }

@@ -85,7 +85,7 @@ impl Service {
         let (channel, theirs) = Channel::pair()?;
         channel.prove_senders()?;
         let (stacks, stacks_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        let listeners = shared.listeners.wire(&processes.listeners);
+        let listeners = shared.listeners.wire(&processes.listeners, &processes.settings.server.proxy_protocol);
         let message = ToTemplate::Spawn(Spawn {
             worker: id,
             slot,

@@ -3,16 +3,15 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
+use forkmaster_wire::message::ForwardedHeader;
+use forkmaster_wire::peer::TrustedPeer;
+
 /// An address and, where a proxy tells it, a port.
 pub type Client = (IpAddr, Option<u16>);
 
 /// The peers whose forwarded fields are believed.
 #[derive(Clone, Debug, Default)]
-pub struct Trusted {
-    everyone: bool,
-    unix: bool,
-    networks: Vec<(IpAddr, u32)>,
-}
+pub struct Trusted(Vec<TrustedPeer>);
 
 /// Which of the fields are believed from such a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,29 +42,16 @@ pub struct Hops<'a> {
 }
 
 impl Trusted {
-    /// Entries are addresses, networks (`10.0.0.0/8`), `unix` and `*`. Returns those that are none of these too.
-    pub fn parse(entries: &[String]) -> (Trusted, Vec<String>) {
-        let mut trusted = Trusted::default();
-        let mut unknown = Vec::new();
-        for entry in entries {
-            match entry.trim() {
-                "*" => trusted.everyone = true,
-                "unix" => trusted.unix = true,
-                text => match network(text) {
-                    Some(network) => trusted.networks.push(network),
-                    None => unknown.push(entry.clone()),
-                },
-            }
-        }
-        (trusted, unknown)
+    pub fn new(peers: Vec<TrustedPeer>) -> Trusted {
+        Trusted(peers)
     }
 
     pub fn trusts_unix(&self) -> bool {
-        self.everyone || self.unix
+        self.0.iter().any(|peer| matches!(peer, TrustedPeer::Everyone | TrustedPeer::Unix))
     }
 
     pub fn trusts(&self, address: IpAddr) -> bool {
-        self.everyone || self.networks.iter().any(|(network, bits)| contains(*network, *bits, address.to_canonical()))
+        self.0.iter().any(|peer| peer.contains(address))
     }
 
     /// Walks `X-Forwarded-For` from the right, where the nearest proxy wrote, to the first hop that is not
@@ -121,24 +107,22 @@ impl Trusted {
 }
 
 impl Believed {
-    pub fn parse(names: &[String]) -> (Believed, Vec<String>) {
+    pub fn new(headers: &[ForwardedHeader]) -> Believed {
         let mut believed = Believed::default();
-        let mut unknown = Vec::new();
-        for name in names {
-            match name.as_str() {
-                "for" => believed.client = true,
-                "proto" => believed.proto = true,
-                "host" => believed.host = true,
-                "prefix" => believed.prefix = true,
-                "forwarded" => {
+        for header in headers {
+            match header {
+                ForwardedHeader::For => believed.client = true,
+                ForwardedHeader::Proto => believed.proto = true,
+                ForwardedHeader::Host => believed.host = true,
+                ForwardedHeader::Prefix => believed.prefix = true,
+                ForwardedHeader::Forwarded => {
                     believed.family = Family::Forwarded;
                     believed.client = true;
                     believed.proto = true;
                 }
-                _other => unknown.push(name.clone()),
             }
         }
-        (believed, unknown)
+        believed
     }
 }
 
@@ -269,43 +253,12 @@ fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:[]".contains(&byte)
 }
 
-fn network(text: &str) -> Option<(IpAddr, u32)> {
-    let (address, bits) = match text.split_once('/') {
-        Some((address, bits)) => (address, Some(bits)),
-        None => (text, None),
-    };
-    let address: IpAddr = address.parse().ok()?;
-    let bits_max = if address.is_ipv4() { 32 } else { 128 };
-    let bits = match bits {
-        Some(bits) => bits.parse().ok().filter(|bits| *bits <= bits_max)?,
-        None => bits_max,
-    };
-    Some((address, bits))
-}
-
-fn contains(network: IpAddr, bits: u32, address: IpAddr) -> bool {
-    match (network, address) {
-        (IpAddr::V4(network), IpAddr::V4(address)) => {
-            let differing = network.to_bits() ^ address.to_bits();
-            differing.checked_shr(32 - bits).unwrap_or(0) == 0
-        }
-        (IpAddr::V6(network), IpAddr::V6(address)) => {
-            let differing = network.to_bits() ^ address.to_bits();
-            differing.checked_shr(128 - bits).unwrap_or(0) == 0
-        }
-        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn trusted(entries: &[&str]) -> Trusted {
-        let entries: Vec<String> = entries.iter().map(|entry| entry.to_string()).collect();
-        let (trusted, unknown) = Trusted::parse(&entries);
-        assert!(unknown.is_empty(), "{unknown:?}");
-        trusted
+        Trusted::new(entries.iter().map(|entry| entry.parse().expect("a peer")).collect())
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -313,24 +266,11 @@ mod tests {
     }
 
     #[test]
-    fn networks_contain_what_they_say() {
-        let some = trusted(&["10.0.0.0/8", "192.0.2.7", "2001:db8::/32", "::1"]);
-        for inside in ["10.255.0.1", "192.0.2.7", "2001:db8:1::1", "::1", "::ffff:10.1.1.1"] {
-            assert!(some.trusts(ip(inside)), "{inside}");
-        }
-        for outside in ["11.0.0.1", "192.0.2.8", "2001:db9::1", "::2"] {
-            assert!(!some.trusts(ip(outside)), "{outside}");
-        }
+    fn all_entries_count() {
+        let some = trusted(&["10.0.0.0/8", "::1"]);
+        assert!(some.trusts(ip("10.255.0.1")) && some.trusts(ip("::ffff:10.1.1.1")) && some.trusts(ip("::1")));
+        assert!(!some.trusts(ip("11.0.0.1")) && !some.trusts(ip("::2")));
         assert!(!some.trusts_unix() && trusted(&["unix"]).trusts_unix() && trusted(&["*"]).trusts_unix());
-        assert!(trusted(&["0.0.0.0/0"]).trusts(ip("203.0.113.9")) && !trusted(&["0.0.0.0/0"]).trusts(ip("::2")));
-    }
-
-    #[test]
-    fn what_is_no_address_is_named() {
-        let entries = ["localhost", "10.0.0.0/33", "::1/129", "127.0.0.1"].map(str::to_owned);
-        assert_eq!(Trusted::parse(&entries).1, ["localhost", "10.0.0.0/33", "::1/129"]);
-        let (believed, unknown) = Believed::parse(&["for", "by"].map(str::to_owned));
-        assert!(believed.client && !believed.proto && unknown == ["by"]);
     }
 
     #[test]
@@ -408,7 +348,7 @@ mod tests {
             });
             assert_eq!(hops, expected, "{field}");
         }
-        let (believed, _) = Believed::parse(&["forwarded", "host"].map(str::to_owned));
+        let believed = Believed::new(&[ForwardedHeader::Forwarded, ForwardedHeader::Host]);
         assert!(believed.family == Family::Forwarded && believed.client && believed.host && !believed.prefix);
     }
 
