@@ -19,13 +19,6 @@ const NOT_RUNNING: Option<i32> = Some(3);
 /// The time given is over: as timeout(1).
 const TIMED_OUT: Option<i32> = Some(124);
 
-fn one_release(name: &str) -> Site {
-    let site = Site::new(name);
-    site.release("1");
-    site.flip("1");
-    site
-}
-
 fn connect(site: &Site) -> UnixStream {
     let stream = UnixStream::connect(site.path().join("control.sock")).expect("the master listens there");
     stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout can be set");
@@ -39,7 +32,7 @@ fn assert_serves(master: &Master) {
 
 #[test]
 fn status_for_people_names_what_serves() {
-    let site = one_release("status_text");
+    let site = Site::with_releases("status_text", 1);
     let master = site.start();
     let output = master.cli(&["status"]);
     assert!(output.ok(), "{output}");
@@ -52,7 +45,7 @@ fn status_for_people_names_what_serves() {
 
 #[test]
 fn commands_without_a_master_say_so() {
-    let site = one_release("no_master");
+    let site = Site::with_releases("no_master", 1);
     let config = site.config_path();
     let config = config.to_str().expect("plain characters");
     for verb in [&["status"][..], &["reload"], &["stop"], &["wait", "ready"]] {
@@ -78,7 +71,7 @@ fn wait_ready_waits_for_the_first_worker() {
 
 #[test]
 fn reload_without_waiting_returns_before_the_commit() {
-    let site = one_release("no_wait");
+    let site = Site::with_releases("no_wait", 1);
     site.build("2").import_s(2.0).make();
     let master = site.start();
     site.flip("2");
@@ -91,7 +84,7 @@ fn reload_without_waiting_returns_before_the_commit() {
 
 #[test]
 fn a_reload_that_takes_longer_than_the_time_given_goes_on() {
-    let site = one_release("reload_timeout");
+    let site = Site::with_releases("reload_timeout", 1);
     site.build("2").import_s(2.0).make();
     let master = site.start();
     site.flip("2");
@@ -102,7 +95,7 @@ fn a_reload_that_takes_longer_than_the_time_given_goes_on() {
 
 #[test]
 fn a_superseded_reload_is_told_to_who_asked() {
-    let site = one_release("superseded_asker");
+    let site = Site::with_releases("superseded_asker", 1);
     site.build("2").import_s(60.0).make();
     site.release("3");
     let master = site.start();
@@ -121,10 +114,10 @@ fn a_superseded_reload_is_told_to_who_asked() {
 
 #[test]
 fn stop_now_does_not_wait_for_requests() {
-    let site = one_release("stop_now");
+    let site = Site::with_releases("stop_now", 1);
     let master = site.start();
-    let mut running = crate::harness::client::Connection::open(&master.address()).expect("it accepts");
-    running.send(crate::harness::client::head("GET", "/sleep?s=20", &[])).expect("it can be sent");
+    let mut running = master.connect();
+    running.must_send(crate::harness::client::head("GET", "/sleep?s=20", &[]));
     master.get("/");
     let asked = Instant::now();
     let output = master.cli(&["stop", "--now"]);
@@ -135,7 +128,7 @@ fn stop_now_does_not_wait_for_requests() {
 
 #[test]
 fn what_is_no_request_is_refused_and_harms_nobody() {
-    let site = one_release("garbage");
+    let site = Site::with_releases("garbage", 1);
     let master = site.start();
     for line in ["not json\n", "{}\n", "[]\n", "{\"command\":\"explode\"}\n", "\n"] {
         let mut stream = connect(&site);
@@ -152,7 +145,7 @@ fn what_is_no_request_is_refused_and_harms_nobody() {
 
 #[test]
 fn an_endless_line_is_cut_off() {
-    let site = one_release("endless");
+    let site = Site::with_releases("endless", 1);
     let master = site.start();
     let before = crate::harness::process::rss_anon_bytes(master.pid());
     let mut stream = connect(&site);
@@ -167,7 +160,7 @@ fn an_endless_line_is_cut_off() {
 /// Clients that connect and say nothing, or ask and do not read, hold nobody up.
 #[test]
 fn silent_clients_do_not_hold_the_master_up() {
-    let site = one_release("silent");
+    let site = Site::with_releases("silent", 1);
     let master = site.start();
     let mut silent: Vec<UnixStream> = (0..20).map(|_| connect(&site)).collect();
     for stream in silent.iter_mut().take(10) {
@@ -189,7 +182,7 @@ fn another_user_is_not_heard_even_where_the_file_lets_him_in() {
     if !can_change_users() {
         return;
     }
-    let site = one_release("other_user");
+    let site = Site::with_releases("other_user", 1);
     let master = site.start();
     let socket = site.path().join("control.sock");
     let mode = fs::metadata(&socket).expect("it is there").permissions().mode();
@@ -212,7 +205,7 @@ fn another_user_is_not_heard_even_where_the_file_lets_him_in() {
 
 #[test]
 fn the_socket_file_of_a_killed_master_is_replaced_and_that_of_a_live_one_is_not() {
-    let site = one_release("control_stale");
+    let site = Site::with_releases("control_stale", 1);
     let first = site.start();
     let other = site.spawn();
     assert_ne!(other.wait_exit().code(), Some(0), "two masters with one control socket");
@@ -226,7 +219,7 @@ fn the_socket_file_of_a_killed_master_is_replaced_and_that_of_a_live_one_is_not(
 
 #[test]
 fn an_answer_is_one_line_of_json_with_a_version() {
-    let site = one_release("one_line");
+    let site = Site::with_releases("one_line", 1);
     let _master = site.start();
     let mut stream = connect(&site);
     stream.write_all(b"{\"command\":\"status\"}\n").expect("it can be sent");

@@ -23,12 +23,8 @@ fn get(target: &str) -> Vec<u8> {
     head("GET", target, &[])
 }
 
-fn open(master: &Master) -> Connection {
-    Connection::open(&master.address()).expect("it accepts")
-}
-
 fn counts(connection: &mut Connection) -> Value {
-    connection.get("/counts").expect("an answer").json()
+    connection.get_ok("/counts").json()
 }
 
 /// Kinds of requests, each with what a browser or a client library sends along.
@@ -57,8 +53,7 @@ fn kinds() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 fn ask(connection: &mut Connection, request: &[u8]) {
-    connection.send(request).expect("it reads");
-    assert_eq!(connection.read().expect("an answer").status, 200);
+    assert_eq!(connection.ask(request).status, 200);
 }
 
 /// On warm connections and, as a connection costs nothing but its descriptor, on new ones.
@@ -69,7 +64,7 @@ fn a_warm_worker_allocates_nothing() {
         let site = Site::new("allocations");
         site.set("log.access", &format!("'{access}'"));
         let master = start(&site);
-        let mut connection = open(&master);
+        let mut connection = master.connect();
         let mut found = BTreeMap::new();
         for (name, request) in kinds() {
             for _ in 0..100 {
@@ -82,13 +77,11 @@ fn a_warm_worker_allocates_nothing() {
             let after = counts(&mut connection)["allocations"].as_u64().expect("a debug build counts");
             found.insert(name, after - before);
         }
-        let mut together: Vec<Connection> = (0..8).map(|_| open(&master)).collect();
+        let mut together: Vec<Connection> = (0..8).map(|_| master.connect()).collect();
         let mut busy = || {
             for _ in 0..REQUESTS / 8 {
-                together.iter_mut().for_each(|connection| connection.send(get("/busy")).expect("it reads"));
-                together
-                    .iter_mut()
-                    .for_each(|connection| assert_eq!(connection.read().expect("an answer").status, 200));
+                together.iter_mut().for_each(|connection| connection.must_send(get("/busy")));
+                together.iter_mut().for_each(|connection| assert_eq!(connection.expect_answer().status, 200));
             }
         };
         busy();
@@ -99,7 +92,7 @@ fn a_warm_worker_allocates_nothing() {
         // A client is closed a moment after it has its answer, so the next may need another place than the last: there
         // are some.
         drop(together);
-        let opened = |master: &Master| (0..REQUESTS).for_each(|_| ask(&mut open(master), &get("/hello")));
+        let opened = |master: &Master| (0..REQUESTS).for_each(|_| ask(&mut master.connect(), &get("/hello")));
         opened(&master);
         let before = counts(&mut connection)["allocations"].as_u64().expect("a debug build counts");
         opened(&master);
@@ -173,7 +166,7 @@ fn a_request_costs_two_calls_and_a_wait() {
     const REQUESTS: usize = 500;
     let site = Site::new("calls");
     let master = start(&site);
-    let mut connection = open(&master);
+    let mut connection = master.connect();
     let request = head("GET", "/hello", &[]);
     ask(&mut connection, &request);
     let calls = trace_of(&site, &master, || (0..REQUESTS).for_each(|_| ask(&mut connection, &request)));
@@ -195,7 +188,7 @@ fn a_batch_costs_one_wait() {
     const CLIENTS: usize = 30;
     let site = Site::new("batch");
     let master = start(&site);
-    let mut connections: Vec<Connection> = (0..CLIENTS).map(|_| open(&master)).collect();
+    let mut connections: Vec<Connection> = (0..CLIENTS).map(|_| master.connect()).collect();
     let request = head("GET", "/hello", &[]);
     connections.iter_mut().for_each(|connection| ask(connection, &request));
     let pid = master.wait_serving()[0].pid;
@@ -204,10 +197,10 @@ fn a_batch_costs_one_wait() {
             // So that all requests are there before the first one is read.
             let worker = nix::unistd::Pid::from_raw(pid);
             nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGSTOP).expect("it runs");
-            connections.iter_mut().for_each(|connection| connection.send(&request).expect("it is buffered"));
+            connections.iter_mut().for_each(|connection| connection.must_send(&request));
             nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGCONT).expect("it is stopped");
             for connection in &mut connections {
-                assert_eq!(connection.read().expect("an answer").status, 200);
+                assert_eq!(connection.expect_answer().status, 200);
             }
         }
     });
@@ -226,7 +219,7 @@ fn memory_is_constant_over_a_million_requests() {
     const TOGETHER: usize = 50;
     let site = Site::alone("leaks");
     let master = start(&site);
-    let mut connection = open(&master);
+    let mut connection = master.connect();
     let kinds = kinds();
     let mut number = 0;
     let mut send = |connection: &mut Connection, requests: usize| {
@@ -242,9 +235,9 @@ fn memory_is_constant_over_a_million_requests() {
                 }
                 number += 1;
             }
-            connection.send(&together).expect("it reads");
+            connection.must_send(&together);
             for _ in 0..TOGETHER {
-                assert_eq!(connection.read().expect("an answer").status, 200);
+                assert_eq!(connection.expect_answer().status, 200);
             }
         }
     };
@@ -263,13 +256,13 @@ fn memory_is_constant_over_a_million_requests() {
 fn what_an_application_keeps_of_a_request_is_dead() {
     let site = Site::new("kept");
     let master = start(&site);
-    let mut connection = open(&master);
+    let mut connection = master.connect();
     for _ in 0..3 {
         for _ in 0..2 {
-            assert_eq!(connection.get("/keeping").expect("an answer").text(), "kept");
+            assert_eq!(connection.get_ok("/keeping").text(), "kept");
         }
-        assert_eq!(connection.get("/hello").expect("an answer").text(), "hello");
-        let outcomes = connection.get("/using-kept").expect("an answer").json();
+        assert_eq!(connection.get_ok("/hello").text(), "hello");
+        let outcomes = connection.get_ok("/using-kept").json();
         assert_eq!(outcomes, serde_json::json!(vec!["this request is over"; 4]), "{outcomes}");
     }
 }
@@ -281,11 +274,11 @@ fn a_request_that_is_left_while_it_writes_harms_no_other() {
     site.set("server.threads", "2");
     site.set("server.response_buffer", "'100KiB'");
     let master = start(&site);
-    let mut slow = open(&master);
-    slow.send(head("GET", "/leaving", &[])).expect("it reads");
+    let mut slow = master.connect();
+    slow.must_send(head("GET", "/leaving", &[]));
     let began = slow.read_available(std::time::Duration::from_secs(10)).expect("the first bytes come");
     assert!(began.starts_with(b"HTTP/1.1 200 OK"), "{}", String::from_utf8_lossy(&began[..50.min(began.len())]));
-    let mut connection = open(&master);
+    let mut connection = master.connect();
     assert_eq!(connection.get("/leave").expect("an answer").status, 200);
     wait_for("the request to be left", || {
         master.log().contains("still writes after the response has ended").then_some(())
@@ -293,7 +286,7 @@ fn a_request_that_is_left_while_it_writes_harms_no_other() {
     let worker = master.wait_serving()[0].pid;
     // More requests than there are threads.
     for _ in 0..5 {
-        assert_eq!(connection.get("/hello").expect("an answer").text(), "hello");
+        assert_eq!(connection.get_ok("/hello").text(), "hello");
     }
     drop((slow, connection));
     assert_eq!(master.wait_serving()[0].pid, worker, "the worker was replaced");
@@ -312,7 +305,7 @@ fn invented_names_of_fields_are_not_kept() {
         site.flip("1");
         site.set("server.workers", "1");
         let master = site.start();
-        let mut connection = open(&master);
+        let mut connection = master.connect();
         let mut number = 0;
         let mut invent = |connection: &mut Connection, requests: usize| {
             for _ in 0..requests {

@@ -5,17 +5,11 @@ use std::fs;
 use std::os::unix::fs::{chown, PermissionsExt};
 
 use crate::harness::client;
+use crate::harness::for_each_preload;
 use crate::harness::machine::{can_change_users, Machine};
 use crate::harness::master::{Launch, Master};
 use crate::harness::process;
 use crate::harness::site::{copy_binary_to, Site};
-
-fn one_release(name: &str) -> Site {
-    let site = Site::new(name);
-    site.release("1");
-    site.flip("1");
-    site
-}
 
 /// A release whose Python every user may run.
 fn public_release(name: &str) -> Site {
@@ -27,7 +21,7 @@ fn public_release(name: &str) -> Site {
 
 #[test]
 fn an_empty_environment_works() {
-    let site = one_release("empty_environment");
+    let site = Site::with_releases("empty_environment", 1);
     let master = site.launch(Launch { env: Vec::new(), ..Launch::default() });
     master.wait_serving();
     let info = master.get("/info").json();
@@ -40,7 +34,7 @@ fn an_empty_environment_works() {
 
 #[test]
 fn variables_of_the_supervisors_protocols_do_not_reach_the_application() {
-    let site = one_release("protocol_variables");
+    let site = Site::with_releases("protocol_variables", 1);
     let launch = Launch::default()
         .env("LISTEN_FDNAMES", "http")
         .env("WATCHDOG_USEC", "60000000")
@@ -65,7 +59,7 @@ fn stdin_is_dev_null_and_stdout_is_the_masters() {
     let good = crate::harness::site::app_source("app.py");
     site.build("1").file("good.py", &good).file("app.py", app).make();
     site.flip("1");
-    for preload in ["false", "true"] {
+    for_each_preload(|preload| {
         site.set("app.preload", preload);
         let master = site.start();
         assert_eq!(master.get("/info").json()["stdin"], "/dev/null");
@@ -73,7 +67,7 @@ fn stdin_is_dev_null_and_stdout_is_the_masters() {
         // Printed by each import: once per worker, or once in the template and never again by a fork.
         assert_eq!(lines, if preload == "true" { 1 } else { 2 }, "preload = {preload}: {}", master.stdout());
         assert!(master.log().contains("and one to stderr"));
-    }
+    });
 }
 
 #[test]
@@ -138,9 +132,7 @@ fn the_master_as_uid_10001_without_a_passwd_entry() {
     let info = master.get("/info").json();
     assert_eq!((info["uid"].as_u64(), info["gid"].as_u64()), (Some(10001), Some(10001)));
     master.reload();
-    master.assert_quiet_log();
-    master.term();
-    assert_eq!(master.wait_exit().code(), Some(0));
+    master.stop_clean();
 }
 
 type BeforeExec = Box<dyn FnMut() -> std::io::Result<()> + Send + Sync>;
@@ -187,14 +179,14 @@ fn root_without_a_user_is_one_loud_warning() {
     if !can_change_users() {
         return;
     }
-    let site = one_release("as_root");
+    let site = Site::with_releases("as_root", 1);
     let master = site.start();
     assert_eq!(master.log_lines(" WARN ").iter().filter(|line| line.contains("root")).count(), 1, "{}", master.log());
 }
 
 #[test]
 fn the_umask_is_set_or_inherited() {
-    let site = one_release("umask");
+    let site = Site::with_releases("umask", 1);
     let before_exec: BeforeExec = Box::new(|| {
         // SAFETY: umask cannot fail and is async-signal-safe.
         unsafe { libc::umask(0o027) };
@@ -212,7 +204,7 @@ fn the_umask_is_set_or_inherited() {
 
 #[test]
 fn process_titles_tell_generation_slot_and_state() {
-    let site = one_release("titles");
+    let site = Site::with_releases("titles", 1);
     site.set("name", "'shop'");
     let master = site.start();
     for worker in master.wait_serving() {
@@ -243,7 +235,7 @@ fn threads_left_running_by_a_preloaded_import_are_named() {
 /// The control socket with its default: the first directory that can be used, for server and client alike.
 #[test]
 fn the_default_control_socket_is_found_by_the_commands() {
-    let site = one_release("default_control");
+    let site = Site::with_releases("default_control", 1);
     site.unset("control.socket");
     let runtime = site.path().join("runtime");
     fs::create_dir(&runtime).expect("it is our directory");
@@ -296,10 +288,10 @@ fn a_read_only_root_without_a_temporary_directory() {
     let address = master.address();
     assert_eq!(client::get(&address, "/").expect("it serves").text(), "1");
     assert_eq!(client::get(&address, "/info").expect("it serves").json()["uid"], 10001);
-    let mut connection = client::Connection::open(&address).expect("it accepts");
+    let mut connection = client::Connection::to(&address);
     let small = vec![b'x'; 100_000];
     assert_eq!(connection.post("/echo", &small).expect("a small body needs no file").body, small);
-    let mut connection = client::Connection::open(&address).expect("it accepts");
+    let mut connection = client::Connection::to(&address);
     assert_eq!(connection.post("/echo", &vec![b'x'; 2_000_000]).expect("it is answered").status, 413);
     let mark = master.mark();
     master.hup();
@@ -307,8 +299,7 @@ fn a_read_only_root_without_a_temporary_directory() {
     assert_eq!(client::get(&address, "/").expect("it serves").text(), "1");
     let log = master.log();
     assert!(!log.contains(" ERROR ") && !log.contains("Traceback"), "{log}");
-    master.term();
-    assert_eq!(master.wait_exit().code(), Some(0));
+    master.stop();
 }
 
 /// /proc of a worker: it inherits what it must have and nothing else.
@@ -335,7 +326,7 @@ fn a_subprocess_of_the_application_inherits_no_descriptor() {
 #[test]
 fn descriptors_that_the_master_was_started_with_do_not_reach_the_application() {
     const STRAY: i32 = 77;
-    let site = one_release("stray_descriptor");
+    let site = Site::with_releases("stray_descriptor", 1);
     let before_exec: BeforeExec = Box::new(|| {
         // SAFETY: makes a copy of stdin, which is open; dup2(2) is async-signal-safe.
         match unsafe { libc::dup2(0, STRAY) } {

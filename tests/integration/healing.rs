@@ -12,17 +12,10 @@ use crate::harness::machine::Machine;
 use crate::harness::master::{Master, Worker};
 use crate::harness::process::{self, rss_anon_bytes};
 use crate::harness::site::{app_source, Site};
-use crate::harness::wait_for;
+use crate::harness::{for_each_preload, wait_for};
 
 /// A worker that died is noticed within this time: far below every deadline of the configuration.
 const AT_ONCE: Duration = Duration::from_secs(5);
-
-fn one_release(name: &str) -> Site {
-    let site = Site::new(name);
-    site.release("1");
-    site.flip("1");
-    site
-}
 
 fn kill_worker(worker: &Worker, signal: Signal) {
     kill(Pid::from_raw(worker.pid), signal).expect("a serving worker is there");
@@ -39,7 +32,7 @@ fn wait_replaced(master: &Master, old: &Worker) -> Vec<Worker> {
 
 #[test]
 fn a_killed_worker_is_replaced_and_its_cause_is_logged() {
-    let site = one_release("killed_worker");
+    let site = Site::with_releases("killed_worker", 1);
     let master = site.start();
     let victim = master.wait_serving().remove(0);
     let died = Instant::now();
@@ -53,7 +46,7 @@ fn a_killed_worker_is_replaced_and_its_cause_is_logged() {
 #[test]
 fn exit_codes_and_crashes_of_a_worker_are_named() {
     for (path, expected) in [("/exit?code=7", "exit code 7"), ("/crash", "SIGSEGV")] {
-        let site = one_release("worker_causes");
+        let site = Site::with_releases("worker_causes", 1);
         let master = site.start();
         let failed = client::get(&master.address(), path);
         assert!(failed.is_err(), "{path} was answered");
@@ -65,7 +58,7 @@ fn exit_codes_and_crashes_of_a_worker_are_named() {
 
 #[test]
 fn sysexit_in_a_request_ends_that_request_only_or_its_worker_never_the_service() {
-    let site = one_release("sysexit");
+    let site = Site::with_releases("sysexit", 1);
     let master = site.start();
     let _ = client::get(&master.address(), "/sysexit");
     master.wait_serving();
@@ -223,8 +216,8 @@ fn a_template_that_dies_in_the_middle_of_a_spawn() {
 
 #[test]
 fn a_dead_template_is_started_again_and_touches_no_worker() {
-    for preload in ["false", "true"] {
-        let site = one_release("dead_template");
+    for_each_preload(|preload| {
+        let site = Site::with_releases("dead_template", 1);
         site.set("app.preload", preload);
         let master = site.start();
         let before = master.wait_serving();
@@ -242,12 +235,12 @@ fn a_dead_template_is_started_again_and_touches_no_worker() {
         // The new one can fork.
         kill_worker(&before[0], Signal::SIGKILL);
         wait_replaced(&master, &before[0]);
-    }
+    });
 }
 
 #[test]
 fn a_release_that_cannot_start_any_more_is_tried_with_backoff_and_the_rest_serves_on() {
-    let site = one_release("backoff");
+    let site = Site::with_releases("backoff", 1);
     let master = site.start();
     let victim = master.wait_serving().remove(0);
     site.write("releases/1/app.py", "raise RuntimeError('edited in place')\n");
@@ -273,13 +266,13 @@ fn attempts(master: &Master, mark: usize) -> usize {
 
 #[test]
 fn a_request_over_request_timeout_has_its_stacks_logged_and_its_worker_replaced_first() {
-    let site = one_release("request_timeout");
+    let site = Site::with_releases("request_timeout", 1);
     site.set("server.request_timeout", "'1s'").set("server.graceful_timeout", "'2s'").set("server.workers", "1");
     let master = site.start();
     let address = master.address();
     let victim = master.wait_serving().remove(0);
-    let mut stuck = Connection::open(&address).expect("it accepts");
-    stuck.send(head("GET", "/sleep?s=60", &[])).expect("it can be sent");
+    let mut stuck = Connection::to(&address);
+    stuck.must_send(head("GET", "/sleep?s=60", &[]));
     let asked = Instant::now();
     let line = master.wait_log("GET /sleep");
     assert!(!line.contains("s=60"), "the query may hold secrets: {line}");
@@ -310,20 +303,20 @@ fn stacks_know_the_main_thread_of_an_application_without_threading() {
     site.set("server.request_timeout", "'1s'").set("server.graceful_timeout", "'1s'");
     let master = site.start();
     master.wait_serving();
-    let mut stuck = Connection::open(&master.address()).expect("it accepts");
-    stuck.send(head("GET", "/hang", &[])).expect("it can be sent");
+    let mut stuck = master.connect();
+    stuck.must_send(head("GET", "/hang", &[]));
     master.wait_log("Python stacks:");
     master.wait_log("Thread MainThread");
 }
 
 #[test]
 fn a_worker_that_holds_the_interpreter_lock_is_found_too() {
-    let site = one_release("hold");
+    let site = Site::with_releases("hold", 1);
     site.set("server.request_timeout", "'1s'").set("server.graceful_timeout", "'1s'");
     let master = site.start();
     let address = master.address();
-    let mut stuck = Connection::open(&address).expect("it accepts");
-    stuck.send(head("GET", "/hold?s=60", &[])).expect("it can be sent");
+    let mut stuck = Connection::to(&address);
+    stuck.must_send(head("GET", "/hold?s=60", &[]));
     master.wait_log("GET /hold");
     // faulthandler's form: no Python ran in that process.
     master.wait_log("in hold");
@@ -334,40 +327,38 @@ fn a_worker_that_holds_the_interpreter_lock_is_found_too() {
 
 #[test]
 fn other_requests_of_a_worker_that_is_going_may_finish() {
-    let site = one_release("others_finish");
+    let site = Site::with_releases("others_finish", 1);
     site.set("server.request_timeout", "'2s'").set("server.graceful_timeout", "'10s'");
     site.set("server.workers", "1").set("server.threads", "4");
     let master = site.start();
     let address = master.address();
-    let mut stuck = Connection::open(&address).expect("it accepts");
-    stuck.send(head("GET", "/sleep?s=60", &[])).expect("it can be sent");
+    let mut stuck = Connection::to(&address);
+    stuck.must_send(head("GET", "/sleep?s=60", &[]));
     // Its stream makes progress all the time, so its own limit is never reached, and it ends after 4 s.
-    let mut stream = Connection::open(&address).expect("it accepts");
-    stream.send(head("GET", "/stream?pieces=20&pause=0.2", &[])).expect("it can be sent");
-    let response = stream.read().expect("a request with progress finishes");
+    let mut stream = Connection::to(&address);
+    let response = stream.ask(head("GET", "/stream?pieces=20&pause=0.2", &[]));
     assert_eq!(response.text().lines().count(), 20);
     assert!(stuck.read().is_err());
 }
 
 #[test]
 fn a_stream_with_progress_is_not_a_stuck_request() {
-    let site = one_release("progress");
+    let site = Site::with_releases("progress", 1);
     site.set("server.request_timeout", "'1s'");
     let master = site.start();
-    let mut stream = Connection::open(&master.address()).expect("it accepts");
-    stream.send(head("GET", "/stream?pieces=8&pause=0.5", &[])).expect("it can be sent");
-    assert_eq!(stream.read().expect("it goes on for 4 s").text().lines().count(), 8);
+    let mut stream = master.connect();
+    assert_eq!(stream.ask(head("GET", "/stream?pieces=8&pause=0.5", &[])).text().lines().count(), 8);
     master.assert_quiet_log();
 }
 
 #[test]
 fn request_timeouts_by_prefix() {
-    let site = one_release("prefix_timeouts");
+    let site = Site::with_releases("prefix_timeouts", 1);
     site.set("server.request_timeout", "'1s'").set("server.request_timeouts", "{ '/slow-' = 'none', '/sleep' = '1m' }");
     let master = site.start();
-    let mut sleeper = Connection::open(&master.address()).expect("it accepts");
-    assert_eq!(sleeper.get("/sleep?s=2.5").expect("its own limit is a minute").text(), "1");
-    let mut uploader = Connection::open(&master.address()).expect("it accepts");
+    let mut sleeper = master.connect();
+    assert_eq!(sleeper.get_ok("/sleep?s=2.5").text(), "1");
+    let mut uploader = master.connect();
     assert_eq!(uploader.post("/slow-echo?s=2.5", b"x").expect("it has no limit").text(), "x");
     master.assert_quiet_log();
 }
@@ -390,21 +381,21 @@ fn recycled(site: &Site, more: impl Fn(&Master)) {
 
 #[test]
 fn max_requests_replaces_workers_without_a_failure() {
-    let site = one_release("max_requests");
+    let site = Site::with_releases("max_requests", 1);
     site.set("server.max_requests", "200").set("server.max_requests_jitter", "50");
     recycled(&site, |_| ());
 }
 
 #[test]
 fn max_lifetime_replaces_workers_without_a_failure() {
-    let site = one_release("max_lifetime");
+    let site = Site::with_releases("max_lifetime", 1);
     site.set("server.max_lifetime", "'2s'");
     recycled(&site, |_| ());
 }
 
 #[test]
 fn max_rss_replaces_workers_without_a_failure() {
-    let site = one_release("max_rss");
+    let site = Site::with_releases("max_rss", 1);
     site.set("server.max_rss", "'200MiB'");
     recycled(&site, |master| {
         if master.workers().iter().all(|worker| rss_anon_bytes(worker.pid) < 300 << 20) {
@@ -416,17 +407,16 @@ fn max_rss_replaces_workers_without_a_failure() {
 #[test]
 fn every_worker_ends_once_in_the_log() {
     // Their requests end by themselves at about the moment in which they are to be killed.
-    let site = one_release("ends_once");
+    let site = Site::with_releases("ends_once", 1);
     site.set("server.graceful_timeout", "'1s'").set("server.request_timeout", "'1s'");
     let master = site.start();
     for _ in 0..3 {
-        let mut stuck = Connection::open(&master.address()).expect("it accepts");
-        stuck.send(head("GET", "/sleep?s=2", &[])).expect("it can be sent");
+        let mut stuck = master.connect();
+        stuck.must_send(head("GET", "/sleep?s=2", &[]));
         let _ = stuck.read();
     }
     master.wait_serving();
-    master.term();
-    assert_eq!(master.wait_exit().code(), Some(0));
+    master.stop();
     let log = master.log();
     let mut ends: Vec<&str> = log
         .lines()
@@ -441,7 +431,7 @@ fn every_worker_ends_once_in_the_log() {
 
 #[test]
 fn a_template_that_hangs_is_killed_and_started_again() {
-    let site = one_release("template_hangs");
+    let site = Site::with_releases("template_hangs", 1);
     site.set("server.boot_timeout", "'3s'");
     let master = site.start();
     let victim = master.wait_serving().remove(0);
@@ -519,8 +509,7 @@ fn a_worker_that_floods_its_channel_keeps_the_master_from_nothing() {
     let victim = master.workers().remove(0);
     kill_worker(&victim, Signal::SIGKILL);
     wait_replaced(&master, &victim);
-    master.term();
-    assert_eq!(master.wait_exit().code(), Some(0));
+    master.stop();
 }
 
 #[test]

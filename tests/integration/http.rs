@@ -31,17 +31,6 @@ def application(environ, start_response):
     return [answer]
 "#;
 
-fn site(name: &str, app: &str) -> Site {
-    let site = Site::new(name);
-    site.build("1").file("app.py", app).make();
-    site.flip("1");
-    site
-}
-
-fn open(address: &Address) -> Connection {
-    Connection::open(address).expect("it accepts")
-}
-
 fn sha256(bytes: &[u8]) -> String {
     use std::process::{Command, Stdio};
     let mut child =
@@ -70,11 +59,10 @@ fn check_seen(name: &str, seen: &Seen, response: &Response) {
     }
 }
 
-/// Sends the pieces, reads the answers, and looks what becomes of the connection. Returns whether the client saw a
-/// reset although it was entitled to its answer.
+/// Sends the pieces, reads the answers, and looks what becomes of the connection.
 fn run(address: &Address, case: &Case, pieces: &[&[u8]]) {
     let name = &case.name;
-    let mut connection = open(address);
+    let mut connection = Connection::to(address);
     for piece in pieces {
         match connection.send(piece) {
             Ok(()) => {}
@@ -109,7 +97,7 @@ fn run(address: &Address, case: &Case, pieces: &[&[u8]]) {
         }
     }
     if case.kept {
-        connection.send(head("GET", "/last", &[("Connection", "close")])).expect("it is kept");
+        connection.must_send(head("GET", "/last", &[("Connection", "close")]));
         let last = connection.read().unwrap_or_else(|failure| panic!("{name}: the request after it: {failure}"));
         assert_eq!((last.status, last.json()["PATH_INFO"].as_str()), (200, Some("/last")), "{name}");
     }
@@ -119,7 +107,7 @@ fn run(address: &Address, case: &Case, pieces: &[&[u8]]) {
 
 #[test]
 fn the_corpus_against_the_whole_server() {
-    let site = site("corpus", ECHO);
+    let site = Site::with_source("corpus", ECHO);
     site.set("server.threads", "2");
     let master = site.start();
     let address = master.address();
@@ -160,17 +148,17 @@ fn proxy_v2() -> Vec<u8> {
 
 #[test]
 fn a_proxy_header_names_the_client() {
-    let site = site("proxy_protocol", ECHO);
+    let site = Site::with_source("proxy_protocol", ECHO);
     // One address with, one without: what is not configured is not looked for.
     site.set("server.bind", "['unix:proxied.sock', 'unix:plain.sock']");
     site.set("http.proxy_protocol", "{ 'unix:proxied.sock' = 'v2' }");
     let master = site.start();
     let (proxied, plain) =
         (Address::Unix(site.path().join("proxied.sock")), Address::Unix(site.path().join("plain.sock")));
-    let mut connection = open(&proxied);
-    connection.send(proxy_v2()).expect("it can be sent");
+    let mut connection = Connection::to(&proxied);
+    connection.must_send(proxy_v2());
     for _ in 0..2 {
-        let environ = connection.get("/").expect("it is answered").json();
+        let environ = connection.get_ok("/").json();
         assert_eq!(
             (environ["REMOTE_ADDR"].as_str(), environ["REMOTE_PORT"].as_str()),
             (Some("192.0.2.7"), Some("56324"))
@@ -180,30 +168,29 @@ fn a_proxy_header_names_the_client() {
             (Some("https"), Some("443"))
         );
     }
-    assert_eq!(open(&proxied).get("/").expect("it is answered").status, 400);
-    assert_eq!(open(&plain).get("/").expect("it is answered").status, 200);
-    let mut connection = open(&plain);
-    connection.send([proxy_v2(), head("GET", "/", &[])].concat()).expect("it can be sent");
-    assert_eq!(connection.read().expect("it is answered").status, 400);
+    assert_eq!(Connection::to(&proxied).get("/").expect("it is answered").status, 400);
+    assert_eq!(Connection::to(&plain).get("/").expect("it is answered").status, 200);
+    let mut connection = Connection::to(&plain);
+    assert_eq!(connection.ask([proxy_v2(), head("GET", "/", &[])].concat()).status, 400);
     master.wait_log("400 this address expects a PROXY header first (proxy_protocol)");
 }
 
 #[test]
 fn only_trusted_proxies_may_name_their_clients() {
-    let site = site("proxy_trust", ECHO);
+    let site = Site::with_source("proxy_trust", ECHO);
     site.set("http.proxy_protocol", "'v1'").set("http.forwarded_allow_ips", "['192.0.2.1']");
     let master = site.start();
     let line = "PROXY TCP4 192.0.2.7 10.0.0.1 56324 443\r\n";
-    let mut connection = open(&master.address());
-    connection.send(line).expect("it can be sent");
+    let mut connection = master.connect();
+    connection.must_send(line);
     assert_eq!(connection.get("/").expect("it is answered").status, 403);
     master.wait_log("403 not a proxy that may name its clients (forwarded_allow_ips)");
     // A reload changes it, on the same listener.
     site.set("http.forwarded_allow_ips", "['127.0.0.0/8']");
     master.reload();
-    let mut connection = open(&master.address());
-    connection.send(line).expect("it can be sent");
-    let environ = connection.get("/").expect("it is answered").json();
+    let mut connection = master.connect();
+    connection.must_send(line);
+    let environ = connection.get_ok("/").json();
     assert_eq!(
         (environ["REMOTE_ADDR"].as_str(), environ["wsgi.url_scheme"].as_str()),
         (Some("192.0.2.7"), Some("http"))
@@ -287,23 +274,23 @@ fn a_hundred_megabytes_up_with_little_memory() {
     for coding in ["plain", "chunked"] {
         reset_peak(pid);
         let before = peak_bytes(pid);
-        let mut connection = open(&master.address());
+        let mut connection = master.connect();
         if coding == "plain" {
-            connection.send(head("POST", "/upload", &[("Content-Length", &BULK_BYTES.to_string())])).expect("sent");
-            connection.send(&body).expect("the server reads");
+            connection.must_send(head("POST", "/upload", &[("Content-Length", &BULK_BYTES.to_string())]));
+            connection.must_send(&body);
         } else {
-            connection.send(head("POST", "/upload", &[("Transfer-Encoding", "chunked")])).expect("sent");
+            connection.must_send(head("POST", "/upload", &[("Transfer-Encoding", "chunked")]));
             for (number, piece) in body.chunks(40_000).enumerate() {
                 // Sizes of chunks vary, so that they never lie the same way in the reads.
                 let (one, other) = piece.split_at(number % piece.len());
                 for part in [one, other].into_iter().filter(|part| !part.is_empty()) {
                     let chunk = [format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat();
-                    connection.send(chunk).expect("the server reads");
+                    connection.must_send(chunk);
                 }
             }
-            connection.send("0\r\n\r\n").expect("the server reads");
+            connection.must_send("0\r\n\r\n");
         }
-        assert_eq!(connection.read().expect("it is answered").text(), format!("{hash} {BULK_BYTES} {pid}"));
+        assert_eq!(connection.expect_answer().text(), format!("{hash} {BULK_BYTES} {pid}"));
         let growth = peak_bytes(pid).saturating_sub(before);
         println!("100 MB up, {coding}: peak memory of the worker +{} KiB", growth / 1024);
         assert!(growth < GROWTH_MAX + 512 * 1024, "{coding}: {growth} bytes more");
@@ -317,7 +304,7 @@ fn a_hundred_megabytes_down_with_little_memory() {
     for target in ["/stream", "/sized", "/file"] {
         reset_peak(pid);
         let before = peak_bytes(pid);
-        let mut connection = open(&master.address());
+        let mut connection = master.connect();
         let response = connection.get(target).expect("it is answered");
         assert_eq!(response.header("Transfer-Encoding").is_some(), target == "/stream", "{target}");
         assert!(response.body == body, "{target}: {} bytes", response.body.len());
@@ -348,8 +335,8 @@ fn a_file_is_sent_without_copying_it() {
         .expect("strace is there");
     let tracer = strace.id().to_string();
     wait_for("strace", || (process::status_field(pid, "TracerPid:")? == tracer).then_some(()));
-    let mut connection = open(&master.address());
-    assert!(connection.get("/file").expect("it is answered").body == body);
+    let mut connection = master.connect();
+    assert!(connection.get_ok("/file").body == body);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(strace.id() as i32), nix::sys::signal::Signal::SIGINT)
         .expect("it is our child");
     strace.wait().expect("it ends");

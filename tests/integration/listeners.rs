@@ -12,13 +12,6 @@ use crate::harness::master::{Launch, Master};
 use crate::harness::site::Site;
 use crate::harness::wait_for;
 
-fn one_release(name: &str) -> Site {
-    let site = Site::new(name);
-    site.release("1");
-    site.flip("1");
-    site
-}
-
 fn unix(site: &Site, name: &str) -> Address {
     Address::Unix(site.path().join(name))
 }
@@ -31,7 +24,7 @@ fn free_port() -> SocketAddr {
 
 #[test]
 fn ipv4_ipv6_and_unix_at_once() {
-    let site = one_release("all_families");
+    let site = Site::with_releases("all_families", 1);
     site.set("server.bind", "['127.0.0.1:0', '[::1]:0', 'unix:app.sock']");
     let master = site.start();
     let addresses = master.addresses();
@@ -52,7 +45,7 @@ fn ipv4_ipv6_and_unix_at_once() {
 
 #[test]
 fn listeners_survive_reloads_with_their_port_and_their_queue() {
-    let site = one_release("kept_listener");
+    let site = Site::with_releases("kept_listener", 1);
     let master = site.start();
     let before = listening_inodes(&master);
     for _ in 0..3 {
@@ -87,7 +80,7 @@ fn listening_inodes(master: &Master) -> Vec<u64> {
 
 #[test]
 fn a_reload_adds_and_removes_addresses() {
-    let site = one_release("add_remove");
+    let site = Site::with_releases("add_remove", 1);
     site.set("server.bind", "['127.0.0.1:0', 'unix:old.sock']");
     let master = site.start();
     let tcp = master.address();
@@ -105,7 +98,7 @@ fn a_reload_adds_and_removes_addresses() {
 /// What was queued on a listener that a commit removes is answered.
 #[test]
 fn a_removed_address_is_accepted_until_it_is_empty() {
-    let site = one_release("removed_queue");
+    let site = Site::with_releases("removed_queue", 1);
     site.set("server.bind", "['127.0.0.1:0', 'unix:old.sock']");
     let master = site.start();
     let load = Load::on(&unix(&site, "old.sock")).closing(6).keeping(0).start();
@@ -118,7 +111,7 @@ fn a_removed_address_is_accepted_until_it_is_empty() {
 
 #[test]
 fn an_address_that_cannot_be_bound_refuses_the_reload_and_changes_nothing() {
-    let site = one_release("refused_bind");
+    let site = Site::with_releases("refused_bind", 1);
     site.release("2");
     let master = site.start();
     let before = master.wait_serving();
@@ -140,7 +133,7 @@ fn an_address_that_cannot_be_bound_refuses_the_reload_and_changes_nothing() {
 
 #[test]
 fn overlapping_addresses_are_refused_with_that_sentence() {
-    let site = one_release("overlap");
+    let site = Site::with_releases("overlap", 1);
     let port = free_port().port();
     site.set("server.bind", &format!("['127.0.0.1:{port}', '0.0.0.0:{port}']"));
     let master = site.spawn();
@@ -151,7 +144,7 @@ fn overlapping_addresses_are_refused_with_that_sentence() {
 
 #[test]
 fn the_mode_and_owner_of_a_unix_socket() {
-    let site = one_release("socket_mode");
+    let site = Site::with_releases("socket_mode", 1);
     site.set("server.bind", "['unix:app.sock']")
         .set("server.socket_mode", "'0600'")
         .set("server.socket_group", "'nogroup'");
@@ -161,14 +154,13 @@ fn the_mode_and_owner_of_a_unix_socket() {
     assert_eq!(meta.permissions().mode() & 0o777, 0o600);
     assert_eq!(meta.gid(), 65534);
     assert_eq!(client::get(&unix(&site, "app.sock"), "/").expect("it serves").text(), "1");
-    master.term();
-    assert_eq!(master.wait_exit().code(), Some(0));
+    master.stop();
     assert!(!site.path().join("app.sock").exists(), "the socket file is left");
 }
 
 #[test]
 fn a_stale_socket_file_is_replaced() {
-    let site = one_release("stale");
+    let site = Site::with_releases("stale", 1);
     site.set("server.bind", "['unix:app.sock']");
     let master = site.start();
     master.signal(nix::sys::signal::Signal::SIGKILL);
@@ -182,7 +174,7 @@ fn a_stale_socket_file_is_replaced() {
 
 #[test]
 fn a_live_socket_file_is_refused_with_exit_75() {
-    let site = one_release("live");
+    let site = Site::with_releases("live", 1);
     site.set("server.bind", "['unix:app.sock']");
     let path = site.path().join("app.sock");
     let live = UnixListener::bind(&path).expect("it is our directory");
@@ -195,7 +187,7 @@ fn a_live_socket_file_is_refused_with_exit_75() {
 
 #[test]
 fn a_file_that_is_no_socket_is_not_replaced() {
-    let site = one_release("not_a_socket");
+    let site = Site::with_releases("not_a_socket", 1);
     site.set("server.bind", "['unix:app.sock']");
     site.write("app.sock", "somebody's data");
     let master = site.spawn();
@@ -205,21 +197,20 @@ fn a_file_that_is_no_socket_is_not_replaced() {
 
 #[test]
 fn a_socket_file_that_is_not_ours_any_more_is_not_unlinked() {
-    let site = one_release("not_ours");
+    let site = Site::with_releases("not_ours", 1);
     site.set("server.bind", "['unix:app.sock']");
     let master = site.start();
     let path = site.path().join("app.sock");
     fs::remove_file(&path).expect("it is our directory");
     let other = UnixListener::bind(&path).expect("the name is free");
-    master.term();
-    assert_eq!(master.wait_exit().code(), Some(0));
+    master.stop();
     assert!(path.exists(), "it unlinked the socket of another server");
     drop(other);
 }
 
 #[test]
 fn a_handed_over_socket_is_served_and_kept() {
-    let site = one_release("fd");
+    let site = Site::with_releases("fd", 1);
     let listener = TcpListener::bind("127.0.0.1:0").expect("some port is free");
     let address = Address::Tcp(listener.local_addr().expect("a bound socket has an address"));
     let fd = listener.as_raw_fd();
@@ -248,16 +239,15 @@ fn a_handed_over_socket_is_served_and_kept() {
     site.flip("2");
     master.reload();
     assert_eq!(client::get(&address, "/").expect("it still serves").text(), "2");
-    master.term();
-    assert_eq!(master.wait_exit().code(), Some(0));
+    master.stop();
     // Ours is still open: an inherited socket is never shut down.
-    let mut waiting = Connection::open(&address).expect("the listener still listens");
-    waiting.send("x").expect("it can be sent");
+    let mut waiting = Connection::to(&address);
+    waiting.must_send("x");
 }
 
 #[test]
 fn a_missing_fd_is_a_configuration_error() {
-    let site = one_release("no_fd");
+    let site = Site::with_releases("no_fd", 1);
     site.set("server.bind", "['fd://57']");
     let master = site.spawn();
     assert_eq!(master.wait_exit().code(), Some(78));
@@ -266,19 +256,18 @@ fn a_missing_fd_is_a_configuration_error() {
 
 #[test]
 fn connections_balance_between_workers() {
-    let site = one_release("balance");
+    let site = Site::with_releases("balance", 1);
     site.set("server.workers", "3");
     let master = site.start();
     let address = master.address();
     // Three requests that run at once need three workers with one thread each.
     let mut busy: Vec<Connection> = Vec::new();
     for _ in 0..3 {
-        let mut connection = Connection::open(&address).expect("it accepts");
-        connection.send(client::head("GET", "/sleep?s=1", &[])).expect("it can be sent");
+        let mut connection = Connection::to(&address);
+        connection.must_send(client::head("GET", "/sleep?s=1", &[]));
         busy.push(connection);
     }
-    let mut pids: Vec<i32> =
-        busy.iter_mut().map(|connection| connection.read().expect("it is answered").pid()).collect();
+    let mut pids: Vec<i32> = busy.iter_mut().map(|connection| connection.expect_answer().pid()).collect();
     pids.sort();
     pids.dedup();
     assert_eq!(pids.len(), 3, "a busy worker accepted while others were idle");

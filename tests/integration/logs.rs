@@ -34,7 +34,7 @@ fn wait_lines(path: &Path, count: usize) -> Vec<String> {
 }
 
 fn ask(connection: &mut Connection, request: impl AsRef<[u8]>) {
-    connection.send(request).expect("it can be sent");
+    connection.must_send(request);
 }
 
 #[test]
@@ -42,20 +42,20 @@ fn combined_on_stdout_with_a_line_for_each_request() {
     let site = forms("logs_combined");
     site.set("log.access", "'-'");
     let master = site.start();
-    let mut connection = Connection::open(&master.address()).expect("it accepts");
+    let mut connection = master.connect();
     let agent =
         [("User-Agent", "a \"b\" \\ \u{e9}"), ("Referer", "http://r/?q"), ("Authorization", "Basic QWxhZGRpbjpv")];
     ask(&mut connection, head("GET", "/one?x=%0a%22", &agent));
-    connection.read().expect("it is answered");
-    connection.get("/generated").expect("it is answered");
+    connection.expect_answer();
+    connection.get_ok("/generated");
     ask(&mut connection, head("HEAD", "/one", &[]));
     connection.read_to_head().expect("it is answered");
-    connection.get("/no_content").expect("it is answered");
-    let failed = connection.get("/raises_after_start").expect("it is answered");
-    let mut old = Connection::open(&master.address()).expect("it accepts");
+    connection.ask(head("GET", "/no_content", &[]));
+    let failed = connection.ask(head("GET", "/raises_after_start", &[]));
+    let mut old = master.connect();
     ask(&mut old, "GET /one HTTP/1.0\r\nX-Forwarded-For: 2001:db8::9\r\n\r\n");
-    old.read().expect("it is answered");
-    let mut cut = Connection::open(&master.address()).expect("it accepts");
+    old.expect_answer();
+    let mut cut = master.connect();
     ask(&mut cut, head("GET", "/raises_in_the_middle", &[]));
     cut.read_partly().expect("it begins");
     let seen = wait_for("seven lines", || Some(master.stdout()).filter(|text| text.lines().count() >= 7));
@@ -83,7 +83,7 @@ fn combined_on_stdout_with_a_line_for_each_request() {
 }
 
 fn connection_to(master: &Master) -> Connection {
-    Connection::open(&master.address()).expect("it accepts")
+    master.connect()
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn no_request_can_forge_a_line() {
         let long = "x".repeat(if number % 2 == 0 { 10 } else { 7000 });
         let fields = [("User-Agent", "\" 200\t\u{85}\u{2028}"), ("X", long.as_str())];
         ask(&mut connection, head("GET", &format!("/one/{forged}"), &fields));
-        assert_eq!(connection.read().expect("it is answered").status, 200);
+        assert_eq!(connection.expect_answer().status, 200);
     }
     let seen = wait_lines(&site.path().join("access.log"), 20);
     assert_eq!(seen.len(), 20);

@@ -7,6 +7,7 @@ use std::os::unix::fs::symlink;
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
+use crate::harness::for_each_preload;
 use crate::harness::machine::Machine;
 use crate::harness::master::{Master, Worker};
 use crate::harness::site::{make_venv, Site};
@@ -26,11 +27,8 @@ fn replace_all_workers(master: &Master) -> Vec<Worker> {
 
 #[test]
 fn a_worker_killed_between_flip_and_hup_comes_back_on_the_old_release() {
-    for preload in ["false", "true"] {
-        let site = Site::new(&format!("killed_after_flip_preload_{preload}"));
-        site.release("1");
-        site.release("2");
-        site.flip("1");
+    for_each_preload(|preload| {
+        let site = Site::with_releases(&format!("killed_after_flip_preload_{preload}"), 2);
         site.set("app.preload", preload);
         let master = site.start();
         site.flip("2");
@@ -41,15 +39,12 @@ fn a_worker_killed_between_flip_and_hup_comes_back_on_the_old_release() {
         }
         master.reload();
         assert_eq!(master.get("/info").json()["dep"], "2");
-    }
+    });
 }
 
 #[test]
 fn a_template_killed_between_flip_and_hup_comes_back_on_the_old_release() {
-    let site = Site::new("template_killed_after_flip");
-    site.release("1");
-    site.release("2");
-    site.flip("1");
+    let site = Site::with_releases("template_killed_after_flip", 2);
     let master = site.start();
     let template = master.status().and_then(|status| status.serving()).expect("it serves").template_pid;
     let before = master.workers();
@@ -92,9 +87,7 @@ fn a_venv_that_is_a_symlink_is_pinned_too() {
 
 #[test]
 fn with_preload_files_changed_in_place_do_not_matter_until_the_next_hup() {
-    let site = Site::new("changed_in_place");
-    site.release("1");
-    site.flip("1");
+    let site = Site::with_releases("changed_in_place", 1);
     site.set("app.preload", "true");
     let master = site.start();
     site.write("releases/1/release.py", "NAME = 'changed'\nIMPORT_S = 0.0\n");
@@ -106,10 +99,7 @@ fn with_preload_files_changed_in_place_do_not_matter_until_the_next_hup() {
 
 #[test]
 fn with_preload_a_deleted_release_goes_on_serving() {
-    let site = Site::new("deleted_release");
-    site.release("1");
-    site.release("2");
-    site.flip("1");
+    let site = Site::with_releases("deleted_release", 2);
     site.set("app.preload", "true");
     let master = site.start();
     site.flip("2");
@@ -124,10 +114,7 @@ fn with_preload_a_deleted_release_goes_on_serving() {
 
 #[test]
 fn without_preload_workers_of_a_deleted_release_live_on_and_a_reload_works() {
-    let site = Site::new("deleted_release_no_preload");
-    site.release("1");
-    site.release("2");
-    site.flip("1");
+    let site = Site::with_releases("deleted_release_no_preload", 2);
     let master = site.start();
     let workers = master.workers();
     fs::remove_dir_all(site.release_path("1")).expect("a deploy tool prunes it");

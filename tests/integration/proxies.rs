@@ -31,9 +31,8 @@ fn site(name: &str) -> Site {
 }
 
 fn environ(address: &Address, fields: &[(&str, &str)]) -> Value {
-    let mut connection = Connection::open(address).expect("it accepts");
-    connection.send(head("GET", "/v/environ_of", fields)).expect("it can be sent");
-    let response = connection.read().expect("it is answered");
+    let mut connection = Connection::to(address);
+    let response = connection.ask(head("GET", "/v/environ_of", fields));
     assert_eq!(response.status, 200, "{fields:?}: {}", response.text());
     response.json()
 }

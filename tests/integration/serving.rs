@@ -11,14 +11,7 @@ use crate::harness::client::{self, head, Address, Connection};
 use crate::harness::machine::Machine;
 use crate::harness::process::Process;
 use crate::harness::site::Site;
-use crate::harness::wait_for;
-
-fn one_release(name: &str) -> Site {
-    let site = Site::new(name);
-    site.release("1");
-    site.flip("1");
-    site
-}
+use crate::harness::{for_each_preload, wait_for};
 
 /// A program that must succeed; returns what it wrote to stdout.
 fn output_of(command: &mut Command) -> String {
@@ -99,7 +92,7 @@ fn flask_with_curl() {
 
 #[test]
 fn uploads_by_curl_with_and_without_expect_and_chunked() {
-    let site = one_release("curl_uploads");
+    let site = Site::with_releases("curl_uploads", 1);
     let master = site.start();
     let body: String = (0..40_000).map(|number| format!("{number} ")).collect();
     let file = site.write("upload.txt", &body);
@@ -129,7 +122,7 @@ fn a_multipart_upload_larger_than_memory_reaches_flask_whole() {
 
 #[test]
 fn requests_with_a_session() {
-    let site = one_release("requests");
+    let site = Site::with_releases("requests", 1);
     let master = site.start();
     let script = format!(
         "import requests\n\
@@ -290,7 +283,7 @@ fn djangos_admin_login_over_the_unix_socket_directly() {
 /// Asks one page from many clients at once, until every worker has been asked often.
 fn ask_in_parallel(address: &Address, target: &str, clients: usize, requests: usize) -> Vec<client::Response> {
     let ask = || {
-        let mut connection = Connection::open(address).expect("it accepts");
+        let mut connection = Connection::to(address);
         let answers: Vec<_> = (0..requests).map(|_| connection.get(target).expect("it is answered")).collect();
         answers
     };
@@ -315,8 +308,8 @@ fn django_opens_one_database_connection_per_app_thread() {
 
 #[test]
 fn threads_keep_their_threading_local() {
-    for preload in ["false", "true"] {
-        let site = one_release("thread_local");
+    for_each_preload(|preload| {
+        let site = Site::with_releases("thread_local", 1);
         site.set("server.workers", "1").set("server.threads", "4").set("app.preload", preload);
         let master = site.start();
         let answers = ask_in_parallel(&master.address(), "/local?s=0.005", 8, 40);
@@ -332,12 +325,12 @@ fn threads_keep_their_threading_local() {
             let expected: Vec<u64> = (1..=seen.len() as u64).collect();
             assert_eq!(seen, expected, "thread {thread} lost its threading.local, preload = {preload}");
         }
-    }
+    });
 }
 
 #[test]
 fn one_thread_is_the_main_thread() {
-    let site = one_release("main_thread");
+    let site = Site::with_releases("main_thread", 1);
     let master = site.start();
     for _ in 0..20 {
         assert_eq!(master.get("/info").json()["main_thread"], true);
@@ -346,7 +339,7 @@ fn one_thread_is_the_main_thread() {
 
 #[test]
 fn threads_run_requests_at_the_same_time() {
-    let site = one_release("parallel");
+    let site = Site::with_releases("parallel", 1);
     site.set("server.workers", "1").set("server.threads", "4");
     let master = site.start();
     let started = Instant::now();
@@ -356,18 +349,18 @@ fn threads_run_requests_at_the_same_time() {
 
 #[test]
 fn a_slow_client_costs_no_worker() {
-    let site = one_release("slow_clients");
+    let site = Site::with_releases("slow_clients", 1);
     site.set("server.workers", "1");
     let master = site.start();
     let address = master.address();
     let mut slow = Vec::new();
     for number in 0..30 {
-        let mut connection = Connection::open(&address).expect("it accepts");
+        let mut connection = Connection::to(&address);
         match number % 3 {
-            0 => connection.send("GET / HT").expect("it can be sent"),
-            1 => connection.send(head("POST", "/echo", &[("Content-Length", "1000")])).expect("it can be sent"),
+            0 => connection.must_send("GET / HT"),
+            1 => connection.must_send(head("POST", "/echo", &[("Content-Length", "1000")])),
             // Asks for more than the socket buffers take and reads nothing.
-            _ => connection.send(head("GET", "/big?bytes=20000000", &[])).expect("it can be sent"),
+            _ => connection.must_send(head("GET", "/big?bytes=20000000", &[])),
         }
         slow.push(connection);
     }
@@ -378,58 +371,53 @@ fn a_slow_client_costs_no_worker() {
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     // And they are answered when they go on.
     let body = vec![b'x'; 1000];
-    slow[1].send(&body).expect("it can be sent");
-    assert_eq!(slow[1].read().expect("it is answered").body, body);
-    assert_eq!(slow[2].read().expect("it is answered").body.len(), 20_000_000);
+    slow[1].must_send(&body);
+    assert_eq!(slow[1].expect_answer().body, body);
+    assert_eq!(slow[2].expect_answer().body.len(), 20_000_000);
 }
 
 #[test]
 fn requests_on_one_connection_pipelined_head_and_100_continue() {
-    let site = one_release("http_basics");
+    let site = Site::with_releases("http_basics", 1);
     let master = site.start();
-    let mut connection = Connection::open(&master.address()).expect("it accepts");
-    connection
-        .send([head("GET", "/", &[]), head("GET", "/nowhere", &[]), head("GET", "/", &[])].concat())
-        .expect("it can be sent");
-    let statuses: Vec<u16> = (0..3).map(|_| connection.read().expect("all are answered").status).collect();
+    let mut connection = master.connect();
+    connection.must_send([head("GET", "/", &[]), head("GET", "/nowhere", &[]), head("GET", "/", &[])].concat());
+    let statuses: Vec<u16> = (0..3).map(|_| connection.expect_answer().status).collect();
     assert_eq!(statuses, [200, 404, 200]);
-    connection.send(head("HEAD", "/big?bytes=1000", &[])).expect("it can be sent");
+    connection.must_send(head("HEAD", "/big?bytes=1000", &[]));
     let response = connection.read_to_head().expect("it is answered");
     assert_eq!((response.header("Content-Length"), response.body.len()), (Some("1000"), 0));
     // A client that does not wait for it is told all the same, or not; the answer comes after it.
     let expecting = head("POST", "/echo", &[("Content-Length", "5"), ("Expect", "100-continue")]);
-    connection.send([expecting.as_slice(), b"hello"].concat()).expect("it can be sent");
-    let response = connection.read().expect("it is answered");
+    let response = connection.ask([expecting.as_slice(), b"hello"].concat());
     assert!(response.text() == "hello" && response.interim.iter().all(|status| *status == 100), "{response:?}");
     let expecting = head("POST", "/echo", &[("Content-Length", "5"), ("Expect", "100-continue")]);
-    connection.send(expecting).expect("it can be sent");
+    connection.must_send(expecting);
     let interim = connection.read_available(Duration::from_secs(5)).expect("it says that it goes on");
     assert!(interim.starts_with(b"HTTP/1.1 100 "), "{}", String::from_utf8_lossy(&interim));
-    connection.send("hello").expect("it can be sent");
-    assert_eq!(connection.read().expect("it is answered").text(), "hello");
-    connection.send(head("GET", "/stream?pause=0", &[])).expect("it can be sent");
-    let stream = connection.read().expect("it is answered");
+    assert_eq!(connection.ask("hello").text(), "hello");
+    let stream = connection.ask(head("GET", "/stream?pause=0", &[]));
     assert_eq!((stream.header("Transfer-Encoding"), stream.text().lines().count()), (Some("chunked"), 5));
-    assert_eq!(connection.get("/").expect("the connection is still good").text(), "1");
+    assert_eq!(connection.get_ok("/").text(), "1");
 }
 
 #[test]
 fn half_closed_clients_are_answered() {
-    let site = one_release("half_close");
+    let site = Site::with_releases("half_close", 1);
     let master = site.start();
-    let mut connection = Connection::open(&master.address()).expect("it accepts");
-    connection.send(head("GET", "/", &[])).expect("it can be sent");
+    let mut connection = master.connect();
+    connection.must_send(head("GET", "/", &[]));
     connection.finish_sending().expect("a half-close works");
-    assert_eq!(connection.read().expect("a client that only stopped sending is answered").text(), "1");
+    assert_eq!(connection.expect_answer().text(), "1");
     assert!(connection.closed_within(Duration::from_secs(5)));
 }
 
 #[test]
 fn a_failing_view_is_a_500_with_a_traceback_in_the_log_only() {
-    let site = one_release("failing_view");
+    let site = Site::with_releases("failing_view", 1);
     let master = site.start();
-    let mut connection = Connection::open(&master.address()).expect("it accepts");
-    let response = connection.get("/fail").expect("it is answered");
+    let mut connection = master.connect();
+    let response = connection.ask(head("GET", "/fail", &[]));
     assert_eq!(response.status, 500);
     assert!(!response.text().contains("RuntimeError"), "the client sees the traceback");
     master.wait_log("RuntimeError: this view always fails");
@@ -440,15 +428,13 @@ fn a_failing_view_is_a_500_with_a_traceback_in_the_log_only() {
 /// Whoever is awake first must not take everything: keep-alive connections stay where they are.
 #[test]
 fn connections_are_shared_out_between_workers() {
-    let site = Site::new("balance");
-    site.release("1");
-    site.flip("1");
+    let site = Site::with_releases("balance", 1);
     site.set("server.workers", "4");
     let master = site.start();
     master.wait_workers(4);
     let connections: Vec<Connection> = (0..32)
         .map(|_| {
-            let mut connection = Connection::open(&master.address()).expect("it accepts");
+            let mut connection = master.connect();
             assert_eq!(connection.get("/").expect("an answer").status, 200);
             connection
         })

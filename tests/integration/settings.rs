@@ -12,16 +12,9 @@ use crate::harness::wait_within;
 
 const CONFIGURATION: Option<i32> = Some(78);
 
-fn one_release(name: &str) -> Site {
-    let site = Site::new(name);
-    site.release("1");
-    site.flip("1");
-    site
-}
-
 /// Starts with a configuration that must be refused: exit 78 and all of the words, each in one line about one problem.
 fn refused(toml: &str, expected: &[&str]) -> Output {
-    let site = one_release("refused_settings");
+    let site = Site::with_releases("refused_settings", 1);
     site.config(toml);
     let config = site.config_path();
     let config = config.to_str().expect("plain characters");
@@ -107,7 +100,7 @@ fn preload_auto_is_refused_until_it_exists() {
 
 #[test]
 fn a_config_file_that_is_not_there_is_named() {
-    let site = one_release("no_config");
+    let site = Site::with_releases("no_config", 1);
     let output = run(site.path(), &["-c", "nowhere.toml"]);
     assert_eq!(output.code, CONFIGURATION, "{output}");
     assert!(output.text().contains("nowhere.toml"), "{output}");
@@ -115,14 +108,14 @@ fn a_config_file_that_is_not_there_is_named() {
 
 #[test]
 fn bad_arguments_exit_2() {
-    let site = one_release("bad_arguments");
+    let site = Site::with_releases("bad_arguments", 1);
     let output = run(site.path(), &["--no-such-option"]);
     assert_eq!(output.code, Some(2), "{output}");
 }
 
 #[test]
 fn without_arguments_and_without_a_file_there_is_a_hint() {
-    let site = one_release("hint");
+    let site = Site::with_releases("hint", 1);
     fs::create_dir(site.path().join("empty")).expect("it is our directory");
     let launch = Launch { directory: Some(site.path().join("empty")), ..Launch::default() };
     let output = run_with(site.path(), &[], launch);
@@ -133,20 +126,19 @@ fn without_arguments_and_without_a_file_there_is_a_hint() {
 
 #[test]
 fn a_module_without_a_file_works() {
-    let site = one_release("no_file");
+    let site = Site::with_releases("no_file", 1);
     let release = site.release_path("1");
     let launch = Launch { directory: Some(release), ..Launch::default() };
     let launch = launch.args(&["app:application", "--bind", "127.0.0.1:0"]);
     let master = site.launch(launch);
     let response = client::get(&master.address(), "/info").expect("it serves");
     assert_eq!(response.json()["release"], "1");
-    master.term();
-    assert_eq!(master.wait_exit().code(), Some(0));
+    master.stop();
 }
 
 #[test]
 fn a_bare_start_takes_app_toml_of_the_directory() {
-    let site = one_release("bare");
+    let site = Site::with_releases("bare", 1);
     let master = site.launch(Launch::default().args(&[]));
     assert_eq!(master.wait_serving().len(), 2);
     assert_eq!(master.get("/").text(), "1");
@@ -154,7 +146,7 @@ fn a_bare_start_takes_app_toml_of_the_directory() {
 
 #[test]
 fn module_strings_with_several_attributes_and_factory_calls() {
-    let site = one_release("module_strings");
+    let site = Site::with_releases("module_strings", 1);
     site.set("app.module", "'app:Factory.application'");
     let master = site.start();
     assert_eq!(master.get("/").text(), "1");
@@ -174,7 +166,7 @@ fn module_strings_with_several_attributes_and_factory_calls() {
 
 #[test]
 fn check_says_that_all_is_well() {
-    let site = one_release("check");
+    let site = Site::with_releases("check", 1);
     let config = site.config_path();
     let output = run(site.path(), &["check", "-c", config.to_str().expect("plain characters")]);
     assert!(output.ok(), "{output}");
@@ -182,7 +174,7 @@ fn check_says_that_all_is_well() {
 
 #[test]
 fn check_boot_imports_the_application_and_serves_nobody() {
-    let site = one_release("check_boot");
+    let site = Site::with_releases("check_boot", 1);
     site.set("app.probe", "'/'");
     let config = site.config_path();
     let config = config.to_str().expect("plain characters");
@@ -201,7 +193,7 @@ fn check_boot_imports_the_application_and_serves_nobody() {
 
 #[test]
 fn config_show_tells_values_and_where_they_come_from() {
-    let site = one_release("config_show");
+    let site = Site::with_releases("config_show", 1);
     site.write("secrets.env", "SECRET_KEY=abcdef\nPLAIN=visible\n");
     site.set("app.env_file", "'secrets.env'").set("server.threads", "3");
     let config = site.config_path();
@@ -225,7 +217,7 @@ fn config_show_tells_values_and_where_they_come_from() {
 
 #[test]
 fn values_expand_from_the_environment() {
-    let site = one_release("expansion");
+    let site = Site::with_releases("expansion", 1);
     site.write("site.env", "export COLOUR='light \"blue\"' # a comment\nCOUNT=3\n");
     site.set("app.env_file", "'site.env'");
     site.set("server.workers", "'${COUNT}'");
@@ -247,7 +239,7 @@ fn values_expand_from_the_environment() {
 
 #[test]
 fn a_reload_applies_the_environment_and_warns_of_what_needs_a_restart() {
-    let site = one_release("needs_restart");
+    let site = Site::with_releases("needs_restart", 1);
     site.set("env.COLOUR", "'red'");
     let master = site.start();
     assert_eq!(master.get("/info").json()["environ"]["COLOUR"], "red");
@@ -261,7 +253,7 @@ fn a_reload_applies_the_environment_and_warns_of_what_needs_a_restart() {
 
 #[test]
 fn a_second_master_on_the_same_address_exits_75() {
-    let site = one_release("in_use");
+    let site = Site::with_releases("in_use", 1);
     let master = site.start();
     let address = master.address().to_string();
     let other = Site::new("in_use_second");
@@ -276,7 +268,7 @@ fn a_second_master_on_the_same_address_exits_75() {
 
 #[test]
 fn the_pidfile_holds_the_pid() {
-    let site = one_release("pidfile");
+    let site = Site::with_releases("pidfile", 1);
     site.set("server.pidfile", "'app.pid'");
     let master = site.start();
     let pid = fs::read_to_string(site.path().join("app.pid")).expect("it was written");

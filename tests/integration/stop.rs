@@ -8,21 +8,8 @@ use nix::sys::signal::Signal;
 use crate::harness::client::{self, head, Address, Connection, Failure};
 use crate::harness::load::Load;
 use crate::harness::master::Master;
-use crate::harness::process::table;
 use crate::harness::site::Site;
-use crate::harness::{wait_for, wait_within};
-
-fn one_release(name: &str) -> Site {
-    let site = Site::new(name);
-    site.release("1");
-    site.flip("1");
-    site
-}
-
-fn assert_nothing_left(site: &Site) {
-    let left = wait_within(Duration::from_secs(2), || site.processes().is_empty().then_some(()));
-    assert!(left.is_some(), "processes are left:\n{}", table(&site.processes()));
-}
+use crate::harness::{for_each_preload, wait_for, wait_within};
 
 fn assert_can_be_bound(address: &Address) {
     let Address::Tcp(address) = address else { panic!("a TCP address is expected") };
@@ -33,8 +20,8 @@ fn assert_can_be_bound(address: &Address) {
 
 /// A request that is in the application, and says so by being busy for some seconds.
 fn running_request(master: &Master, seconds: f64) -> Connection {
-    let mut connection = Connection::open(&master.address()).expect("it accepts");
-    connection.send(head("GET", &format!("/sleep?s={seconds}"), &[])).expect("it can be sent");
+    let mut connection = master.connect();
+    connection.must_send(head("GET", &format!("/sleep?s={seconds}"), &[]));
     // The other worker answers a later connection, so this one was accepted (a listener's queue is in order).
     master.get("/");
     connection
@@ -42,16 +29,16 @@ fn running_request(master: &Master, seconds: f64) -> Connection {
 
 #[test]
 fn term_finishes_what_runs_and_exits_0() {
-    let site = one_release("term");
+    let site = Site::with_releases("term", 1);
     let master = site.start();
     let address = master.address();
     let mut running = running_request(&master, 2.0);
     master.term();
-    let response = running.read().expect("a running request finishes");
+    let response = running.expect_answer();
     assert_eq!(response.text(), "1");
     assert!(response.closes(), "every answer says Connection: close");
     assert_eq!(master.wait_exit().code(), Some(0));
-    assert_nothing_left(&site);
+    master.assert_nothing_left();
     assert_can_be_bound(&address);
     assert_eq!(client::get(&address, "/").err(), Some(Failure::Refused));
     master.assert_quiet_log();
@@ -59,7 +46,7 @@ fn term_finishes_what_runs_and_exits_0() {
 
 #[test]
 fn term_with_nothing_to_do_is_quick() {
-    let site = one_release("term_idle");
+    let site = Site::with_releases("term_idle", 1);
     let master = site.start();
     let asked = Instant::now();
     master.term();
@@ -69,7 +56,7 @@ fn term_with_nothing_to_do_is_quick() {
 
 #[test]
 fn term_under_load_cuts_no_answer() {
-    let site = one_release("term_load");
+    let site = Site::with_releases("term_load", 1);
     let master = site.start();
     let load = Load::on(&master.address()).closing(4).keeping(4).posting(50_000).start();
     master.term();
@@ -84,25 +71,24 @@ fn term_under_load_cuts_no_answer() {
 
 #[test]
 fn term_answers_half_sent_requests() {
-    let site = one_release("term_half");
+    let site = Site::with_releases("term_half", 1);
     let master = site.start();
-    let mut half = Connection::open(&master.address()).expect("it accepts");
-    half.send("POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhello").expect("it can be sent");
+    let mut half = master.connect();
+    half.must_send("POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhello");
     master.get("/");
     let mark = master.mark();
     master.term();
     master.wait_log_after(mark, "stopping");
-    half.send("world").expect("it is still read");
-    assert_eq!(half.read().expect("it is answered").text(), "helloworld");
+    assert_eq!(half.ask("world").text(), "helloworld");
     assert_eq!(master.wait_exit().code(), Some(0));
 }
 
 #[test]
 fn term_closes_idle_connections_after_two_seconds() {
-    let site = one_release("term_keepalive");
+    let site = Site::with_releases("term_keepalive", 1);
     let master = site.start();
-    let mut idle = Connection::open(&master.address()).expect("it accepts");
-    idle.get("/").expect("it is answered");
+    let mut idle = master.connect();
+    idle.get_ok("/");
     let asked = Instant::now();
     master.term();
     assert!(idle.closed_within(Duration::from_secs(10)), "the idle connection stays open");
@@ -112,10 +98,10 @@ fn term_closes_idle_connections_after_two_seconds() {
 
 #[test]
 fn an_idle_connection_may_still_ask_once_after_term() {
-    let site = one_release("term_idle_asks");
+    let site = Site::with_releases("term_idle_asks", 1);
     let master = site.start();
-    let mut idle = Connection::open(&master.address()).expect("it accepts");
-    idle.get("/").expect("it is answered");
+    let mut idle = master.connect();
+    idle.get_ok("/");
     let mark = master.mark();
     let workers = master.workers();
     master.term();
@@ -124,13 +110,13 @@ fn an_idle_connection_may_still_ask_once_after_term() {
         let line = format!("worker gen=1 slot={} pid={} closing -> draining", worker.slot, worker.pid);
         master.wait_log_after(mark, &line);
     }
-    let response = idle.get("/").expect("it is answered within the two seconds");
+    let response = idle.get_ok("/");
     assert_eq!((response.status, response.closes()), (200, true));
 }
 
 #[test]
 fn a_request_longer_than_graceful_timeout_is_killed_and_named() {
-    let site = one_release("graceful_timeout");
+    let site = Site::with_releases("graceful_timeout", 1);
     site.set("server.graceful_timeout", "'1s'");
     let master = site.start();
     let mut running = running_request(&master, 30.0);
@@ -138,13 +124,13 @@ fn a_request_longer_than_graceful_timeout_is_killed_and_named() {
     assert_eq!(master.wait_exit().code(), Some(0));
     assert!(running.read().is_err());
     master.wait_log("/sleep");
-    assert_nothing_left(&site);
+    master.assert_nothing_left();
 }
 
 #[test]
 fn a_second_term_exits_at_once() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
-        let site = one_release("second_term");
+        let site = Site::with_releases("second_term", 1);
         let master = site.start();
         let address = master.address();
         let _running = running_request(&master, 20.0);
@@ -155,49 +141,49 @@ fn a_second_term_exits_at_once() {
         master.signal(signal);
         master.wait_exit();
         assert!(asked.elapsed() < Duration::from_secs(2), "{signal} took {:?}", asked.elapsed());
-        assert_nothing_left(&site);
+        master.assert_nothing_left();
         assert_can_be_bound(&address);
     }
 }
 
 #[test]
 fn int_stops_at_once() {
-    let site = one_release("int");
+    let site = Site::with_releases("int", 1);
     let master = site.start();
     let _running = running_request(&master, 20.0);
     let asked = Instant::now();
     master.signal(Signal::SIGINT);
     assert_eq!(master.wait_exit().code(), Some(0));
     assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
-    assert_nothing_left(&site);
+    master.assert_nothing_left();
 }
 
 #[test]
 fn a_killed_master_leaves_nothing() {
-    for preload in ["false", "true"] {
-        let site = one_release("kill_9");
+    for_each_preload(|preload| {
+        let site = Site::with_releases("kill_9", 1);
         site.set("app.preload", preload);
         let master = site.start();
         let address = master.address();
         let _busy = running_request(&master, 30.0);
         master.signal(Signal::SIGKILL);
         master.wait_exit();
-        assert_nothing_left(&site);
+        master.assert_nothing_left();
         assert_can_be_bound(&address);
-    }
+    });
 }
 
 /// C code that keeps the interpreter lock: no Python can run that would notice the end.
 #[test]
 fn a_killed_master_leaves_no_worker_that_holds_the_interpreter_lock() {
-    let site = one_release("kill_9_hold");
+    let site = Site::with_releases("kill_9_hold", 1);
     let master = site.start();
-    let mut busy = Connection::open(&master.address()).expect("it accepts");
-    busy.send(head("GET", "/hold?s=30", &[])).expect("it can be sent");
+    let mut busy = master.connect();
+    busy.must_send(head("GET", "/hold?s=30", &[]));
     master.get("/");
     master.signal(Signal::SIGKILL);
     master.wait_exit();
-    assert_nothing_left(&site);
+    master.assert_nothing_left();
 }
 
 #[test]
@@ -212,12 +198,12 @@ fn a_master_killed_while_a_release_imports_leaves_nothing() {
     master.wait_log("worker gen=2 slot=* pid=*");
     master.signal(Signal::SIGKILL);
     master.wait_exit();
-    assert_nothing_left(&site);
+    master.assert_nothing_left();
 }
 
 #[test]
 fn term_while_a_release_proves_itself_stops_at_once() {
-    for preload in ["false", "true"] {
+    for_each_preload(|preload| {
         let site = Site::new("term_proving");
         site.release("1");
         site.build("2").import_s(60.0).make();
@@ -231,8 +217,8 @@ fn term_while_a_release_proves_itself_stops_at_once() {
         master.term();
         assert_eq!(master.wait_exit().code(), Some(0));
         assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
-        assert_nothing_left(&site);
-    }
+        master.assert_nothing_left();
+    });
 }
 
 #[test]
@@ -246,12 +232,12 @@ fn term_during_the_first_start_stops_at_once() {
     master.term();
     assert_eq!(master.wait_exit().code(), Some(0));
     assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
-    assert_nothing_left(&site);
+    master.assert_nothing_left();
 }
 
 #[test]
 fn shutdown_delay_goes_on_accepting() {
-    let site = one_release("shutdown_delay");
+    let site = Site::with_releases("shutdown_delay", 1);
     site.set("server.shutdown_delay", "'2s'");
     let master = site.start();
     let address = master.address();
@@ -271,12 +257,12 @@ fn shutdown_delay_goes_on_accepting() {
 
 #[test]
 fn the_stop_command_waits_for_the_end() {
-    let site = one_release("stop_command");
+    let site = Site::with_releases("stop_command", 1);
     let master = site.start();
     let output = master.cli(&["stop"]);
     assert!(output.ok(), "{output}");
     assert_eq!(master.wait_exit().code(), Some(0));
-    assert_nothing_left(&site);
+    master.assert_nothing_left();
     assert!(!site.path().join("control.sock").exists(), "the control socket is left");
     let output = master.cli(&["status"]);
     assert!(!output.ok(), "nobody is there to answer: {output}");

@@ -173,10 +173,6 @@ fn forms(name: &str) -> Site {
     site
 }
 
-fn open(master: &Master) -> Connection {
-    Connection::open(&master.address()).expect("it accepts")
-}
-
 fn text_of(master: &Master, target: &str) -> String {
     master.get(target).text()
 }
@@ -189,8 +185,8 @@ fn read_answer(connection: &mut Connection) -> (Response, bool) {
 fn check(master: &Master, case: &Case, target: &str, framing: bool) {
     let mark = master.mark();
     let closed_before: u32 = text_of(master, &format!("/closed/{}", case.form)).parse().expect("a number");
-    let mut connection = open(master);
-    connection.send(head("GET", target, &[])).expect("it can be sent");
+    let mut connection = master.connect();
+    connection.must_send(head("GET", target, &[]));
     let (response, was_cut) = read_answer(&mut connection);
     assert_eq!(response.status, case.status, "{target}");
     let (expected, cut) = match case.body {
@@ -211,7 +207,7 @@ fn check(master: &Master, case: &Case, target: &str, framing: bool) {
     }
     if case.keeps {
         assert!(!response.closes(), "{target}: {:?}", response.headers);
-        assert_eq!(connection.get("/one").expect("the connection is still good").text(), "one", "after {target}");
+        assert_eq!(connection.get_ok("/one").text(), "one", "after {target}");
     } else {
         assert!(was_cut || connection.closed_within(CLOSE), "{target} leaves the connection open");
     }
@@ -264,34 +260,36 @@ fn what_an_application_may_not_do_is_logged_and_leaks_nothing() {
 fn heads_and_http_1_0_clients_get_the_same_answers_framed_for_them() {
     let site = forms("wsgi_versions");
     let master = site.start();
-    let mut connection = open(&master);
+    let mut connection = master.connect();
     for (form, length) in
         [("one", Some("3")), ("several_with_length", Some("2")), ("generated", None), ("file", Some("200000"))]
     {
-        connection.send(head("HEAD", &format!("/{form}"), &[])).expect("it can be sent");
+        connection.must_send(head("HEAD", &format!("/{form}"), &[]));
         let response = connection.read_to_head().expect("it is answered");
         assert_eq!((response.status, response.header("Content-Length")), (200, length), "{form}");
     }
-    assert_eq!(connection.get("/one").expect("no body was sent after the heads").text(), "one");
+    assert_eq!(connection.get_ok("/one").text(), "one");
     for (target, length, body) in [("/generated", false, "012"), ("/one", true, "one"), ("/nothing", true, "")] {
-        let mut connection = open(&master);
-        connection.send(format!("GET {target} HTTP/1.0\r\n\r\n")).expect("it can be sent");
+        let mut connection = master.connect();
+        connection.must_send(format!("GET {target} HTTP/1.0\r\n\r\n"));
         let (response, was_cut) = read_answer(&mut connection);
         assert!(!was_cut && response.closes() && response.header("Transfer-Encoding").is_none(), "{target}");
         assert_eq!((response.header("Content-Length").is_some(), response.text().as_str()), (length, body), "{target}");
         assert!(connection.closed_within(CLOSE));
     }
     // Only the end of the connection ends such a body, so a clean end would pass for the whole.
-    let mut connection = open(&master);
-    connection.send("GET /raises_in_the_middle HTTP/1.0\r\n\r\n").expect("it can be sent");
+    let mut connection = master.connect();
+    connection.must_send("GET /raises_in_the_middle HTTP/1.0\r\n\r\n");
     match connection.read() {
         Err(Failure::Reset | Failure::Cut(_)) => {}
         other => panic!("a half body passes for a whole one: {other:?}"),
     }
-    let mut connection = open(&master);
-    connection.send("GET /one HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").expect("it can be sent");
-    assert_eq!(connection.read().expect("it is answered").header("Connection"), Some("keep-alive"));
-    assert_eq!(connection.get("/one").expect("it was kept").text(), "one");
+    let mut connection = master.connect();
+    assert_eq!(
+        connection.ask("GET /one HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").header("Connection"),
+        Some("keep-alive")
+    );
+    assert_eq!(connection.get_ok("/one").text(), "one");
 }
 
 #[test]
@@ -300,16 +298,16 @@ fn files_are_sent_whole_and_by_the_kernel() {
     let master = site.start();
     let whole = "0123456789".repeat(20_000);
     let trace = Sendfile::count(&master);
-    let mut connection = open(&master);
+    let mut connection = master.connect();
     for (form, length) in [("file", true), ("file_without_length", true), ("file_as_it_is", false)] {
-        let response = connection.get(&format!("/{form}")).expect("it is answered");
+        let response = connection.get_ok(&format!("/{form}"));
         assert!(response.text() == whole, "{form}: {} bytes", response.body.len());
         assert_eq!(response.header("Content-Length").is_some(), length, "{form}");
     }
     let calls = trace.stop();
     assert!(calls >= 2, "sendfile was called {calls} times");
     let mark = master.mark();
-    connection.send(head("GET", "/file_too_short", &[])).expect("it can be sent");
+    connection.must_send(head("GET", "/file_too_short", &[]));
     let (response, was_cut) = read_answer(&mut connection);
     assert!(was_cut && response.text() == whole);
     master.wait_log_after(mark, "the body has 200000 bytes, its Content-Length says 300000");
@@ -351,7 +349,7 @@ impl Sendfile {
 fn the_body_is_read_in_every_way_and_beyond_its_end() {
     let site = forms("wsgi_input");
     let master = site.start();
-    let mut connection = open(&master);
+    let mut connection = master.connect();
     let small = "one\ntwo\r\n\nlonger than four\nlast";
     let large: String = (0..1500).map(|number| format!("line {number}\n")).collect::<String>() + &"x".repeat(20_000);
     for body in [small.to_owned(), large, String::new()] {
@@ -403,8 +401,7 @@ fn the_body_is_read_in_every_way_and_beyond_its_end() {
                         let length = body.len().to_string();
                         [head("POST", &target, &[("Content-Length", &length)]), body.clone().into_bytes()].concat()
                     };
-                    connection.send(request).expect("it can be sent");
-                    let response = connection.read().expect("it is answered");
+                    let response = connection.ask(request);
                     assert_eq!(response.status, 200, "{target}: {}", response.text());
                     let got: Vec<String> = serde_json::from_slice(&response.body).expect("it is JSON");
                     assert!(got == expected, "{target}, {} bytes, chunked: {chunked}", body.len());
@@ -425,9 +422,9 @@ fn the_body_is_read_in_every_way_and_beyond_its_end() {
 fn what_is_kept_of_a_request_does_nothing_to_the_next() {
     let site = forms("wsgi_kept");
     let master = site.start();
-    let mut connection = open(&master);
-    assert_eq!(connection.get("/kept_start_response").expect("it is answered").text(), "kept");
-    let outcome = connection.get("/kept_start_response").expect("it is answered").text();
+    let mut connection = master.connect();
+    assert_eq!(connection.get_ok("/kept_start_response").text(), "kept");
+    let outcome = connection.get_ok("/kept_start_response").text();
     assert_eq!(outcome, "this request is over; this request is over");
 }
 
@@ -438,10 +435,9 @@ fn the_environ_is_complete() {
     site.set("server.bind", "['127.0.0.1:0', 'unix:app.sock']").set("http.forwarded_allow_ips", "[]");
     let master = site.start();
     let Address::Tcp(address) = master.address() else { panic!("a TCP address comes first") };
-    let mut connection = open(&master);
+    let mut connection = master.connect();
     let ask = |connection: &mut Connection, target: &str, fields: &[(&str, &str)]| {
-        connection.send(head("GET", target, fields)).expect("it can be sent");
-        connection.read().expect("it is answered").json()
+        connection.ask(head("GET", target, fields)).json()
     };
     let environ = ask(
         &mut connection,
@@ -488,16 +484,14 @@ fn the_environ_is_complete() {
     for absent in ["CONTENT_LENGTH", "CONTENT_TYPE", "HTTP_CONTENT_LENGTH", "HTTP_X_UNDER", "HTTP_PROXY"] {
         assert!(environ.get(absent).is_none(), "{absent}");
     }
-    connection
-        .send(
-            [
-                head("POST", "/v/environ_of", &[("Content-Type", "text/x"), ("Transfer-Encoding", "chunked")]),
-                b"3\r\nabc\r\n0\r\nX-Trailer: t\r\n\r\n".to_vec(),
-            ]
-            .concat(),
-        )
-        .expect("it can be sent");
-    let environ = connection.read().expect("it is answered").json();
+    connection.must_send(
+        [
+            head("POST", "/v/environ_of", &[("Content-Type", "text/x"), ("Transfer-Encoding", "chunked")]),
+            b"3\r\nabc\r\n0\r\nX-Trailer: t\r\n\r\n".to_vec(),
+        ]
+        .concat(),
+    );
+    let environ = connection.expect_answer().json();
     assert_eq!((environ["CONTENT_LENGTH"].as_str(), environ["CONTENT_TYPE"].as_str()), (Some("3"), Some("text/x")));
     assert!(environ.get("HTTP_TRANSFER_ENCODING").is_none() && environ.get("HTTP_X_TRAILER").is_none());
     // Decoded once, bytes as the characters of the same number.
@@ -505,7 +499,7 @@ fn the_environ_is_complete() {
     assert_eq!(environ["PATH_INFO"], "/environ_of/\u{e2}\u{82}\u{ac}%41/");
     assert_eq!((environ["QUERY_STRING"].as_str(), environ["wsgi.url_scheme"].as_str()), (Some("%41"), Some("http")));
     // A Unix socket has no addresses; what applications rely on is there all the same.
-    let mut unix = Connection::open(&Address::Unix(socket)).expect("it accepts");
+    let mut unix = Connection::to(&Address::Unix(socket));
     let environ = ask(&mut unix, "/v/environ_of", &[]);
     assert_eq!((environ["REMOTE_ADDR"].as_str(), environ.get("REMOTE_PORT")), (Some("127.0.0.1"), None));
     assert_eq!((environ["SERVER_NAME"].as_str(), environ["SERVER_PORT"].as_str()), (Some("localhost"), Some("80")));
@@ -520,8 +514,8 @@ fn clients_that_leave_end_the_iteration_and_nothing_else() {
     for form in ["endless", "v/endless", "endless_written"] {
         let name = form.trim_start_matches("v/");
         let before: u32 = text_of(&master, &format!("/closed/{name}")).parse().expect("a number");
-        let mut connection = open(&master);
-        connection.send(head("GET", &format!("/{form}"), &[])).expect("it can be sent");
+        let mut connection = master.connect();
+        connection.must_send(head("GET", &format!("/{form}"), &[]));
         let begun = connection.read_available(Duration::from_secs(10)).expect("it begins");
         assert!(begun.starts_with(b"HTTP/1.1 200"), "{form}");
         drop(connection);
@@ -541,25 +535,15 @@ fn pieces_are_seen_as_they_are_produced() {
     let site = forms("wsgi_steps");
     let master = site.start();
     for target in ["/stepped", "/v/stepped"] {
-        let mut streaming = open(&master);
-        streaming.send(head("GET", target, &[])).expect("it can be sent");
-        let mut seen = String::new();
+        let mut streaming = master.connect();
+        streaming.must_send(head("GET", target, &[]));
         for number in 0..4 {
             // This piece is here, and the application waits to be told to go on.
-            let step = format!("step {number}\n");
-            wait_for(&step, || {
-                let bytes = streaming.read_available(Duration::from_millis(200)).expect("it is open");
-                seen += &String::from_utf8_lossy(&bytes);
-                seen.contains(&step).then_some(())
-            });
+            let seen = streaming.read_past(&format!("step {number}\n"));
             assert!(!seen.contains(&format!("step {}", number + 1)), "{seen}");
             assert_eq!(text_of(&master, "/go/stepped"), "gone");
         }
-        wait_for("the end", || {
-            seen +=
-                &String::from_utf8_lossy(&streaming.read_available(Duration::from_millis(200)).expect("it is open"));
-            seen.ends_with("0\r\n\r\n").then_some(())
-        });
+        let seen = streaming.read_past("0\r\n\r\n");
         assert!(!seen.contains("nobody"), "{seen}");
     }
 }
@@ -586,46 +570,36 @@ fn django_streams_reads_chunks_sends_files_and_survives_a_leaver() {
 fn frameworks(site: &Site) {
     site.set("server.workers", "1").set("server.threads", "2").set("server.response_buffer", "'128KiB'");
     let master = site.start();
-    let mut streaming = open(&master);
-    streaming.send(head("GET", "/stream", &[])).expect("it can be sent");
-    let mut seen = String::new();
+    let mut streaming = master.connect();
+    streaming.must_send(head("GET", "/stream", &[]));
     for number in 0..4 {
-        let step = format!("step {number}\n");
-        wait_for(&step, || {
-            let bytes = streaming.read_available(Duration::from_millis(200)).expect("it is open");
-            seen += &String::from_utf8_lossy(&bytes);
-            seen.contains(&step).then_some(())
-        });
+        let seen = streaming.read_past(&format!("step {number}\n"));
         assert!(!seen.contains(&format!("step {}", number + 1)), "{seen}");
         assert_eq!(text_of(&master, "/go"), "gone");
     }
-    let mut connection = open(&master);
-    connection
-        .send(
-            [
-                head("POST", "/echo", &[("Transfer-Encoding", "chunked")]),
-                b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n".to_vec(),
-            ]
-            .concat(),
-        )
-        .expect("it can be sent");
-    assert_eq!(connection.read().expect("it is answered").text(), "hello world");
-    let file = connection.get("/file").expect("it is answered");
+    let mut connection = master.connect();
+    connection.must_send(
+        [
+            head("POST", "/echo", &[("Transfer-Encoding", "chunked")]),
+            b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n".to_vec(),
+        ]
+        .concat(),
+    );
+    assert_eq!(connection.expect_answer().text(), "hello world");
+    let file = connection.get_ok("/file");
     assert_eq!((file.status, file.body.len(), file.header("Content-Length")), (200, 200_000, Some("200000")));
-    connection.send(head("GET", "/file", &[("Range", "bytes=5-14")])).expect("it can be sent");
-    let range = connection.read().expect("it is answered");
+    let range = connection.ask(head("GET", "/file", &[("Range", "bytes=5-14")]));
     if range.status == 206 {
         assert_eq!(range.text(), "5678901234");
     } else {
         assert_eq!((range.status, range.body.len()), (200, 200_000), "Django's FileResponse knows no ranges");
     }
     for (fields, secure) in [(&[][..], "False"), (&[("X-Forwarded-Proto", "https")][..], "True")] {
-        connection.send(head("GET", "/secure", fields)).expect("it can be sent");
-        assert_eq!(connection.read().expect("it is answered").text(), secure);
+        assert_eq!(connection.ask(head("GET", "/secure", fields)).text(), secure);
     }
     let mark = master.mark();
-    let mut leaver = open(&master);
-    leaver.send(head("GET", "/endless", &[])).expect("it can be sent");
+    let mut leaver = master.connect();
+    leaver.must_send(head("GET", "/endless", &[]));
     assert!(!leaver.read_available(Duration::from_secs(10)).expect("it begins").is_empty());
     drop(leaver);
     wait_for("the generator's end", || (text_of(&master, "/left") == "1").then_some(()));

@@ -8,6 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::journal;
+
 /// No answer of the tests' applications takes longer, so a client that waits this long waits for ever.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -161,6 +163,62 @@ impl Connection {
         Ok(())
     }
 
+    /// Opens a connection that must be accepted.
+    #[track_caller]
+    pub fn to(address: &Address) -> Connection {
+        Connection::open(address).unwrap_or_else(|failure| panic!("no connection to {address}: {failure}"))
+    }
+
+    /// Sends, and fails the test where that cannot be done.
+    #[track_caller]
+    pub fn must_send(&mut self, bytes: impl AsRef<[u8]>) {
+        if let Err(failure) = self.send(bytes) {
+            panic!("cannot send: {failure}");
+        }
+    }
+
+    /// Reads one answer, of whatever status, and fails the test where none comes.
+    #[track_caller]
+    pub fn expect_answer(&mut self) -> Response {
+        self.read().unwrap_or_else(|failure| panic!("no answer: {failure}"))
+    }
+
+    /// Sends a request and reads its answer, of whatever status.
+    #[track_caller]
+    pub fn ask(&mut self, bytes: impl AsRef<[u8]>) -> Response {
+        self.must_send(bytes);
+        self.expect_answer()
+    }
+
+    /// One GET that must be answered with 200; the connection stays open.
+    #[track_caller]
+    pub fn get_ok(&mut self, target: &str) -> Response {
+        let response = self.get(target).unwrap_or_else(|failure| panic!("GET {target}: {failure}"));
+        assert_eq!(response.status, 200, "GET {target}: {}", response.text());
+        response
+    }
+
+    /// Reads bytes until `needle` is among them, and returns all that came. For answers that are made step by step:
+    /// what must not be there yet is not in the returned text.
+    #[track_caller]
+    pub fn read_past(&mut self, needle: &str) -> String {
+        let seen = loop {
+            if find(&self.ahead, needle.as_bytes()).is_some() {
+                break Ok(());
+            }
+            match self.read_some() {
+                Ok(0) => break Err(Failure::Cut(self.ahead.len())),
+                Ok(_) => {}
+                Err(failure) => break Err(failure),
+            }
+        };
+        let text = String::from_utf8_lossy(&std::mem::take(&mut self.ahead)).into_owned();
+        if let Err(failure) = seen {
+            panic!("waited for {needle:?}: {failure}, after {text:?}");
+        }
+        text
+    }
+
     /// One GET on this connection, which stays open.
     pub fn get(&mut self, target: &str) -> Result<Response, Failure> {
         self.send(head("GET", target, &[]))?;
@@ -246,8 +304,9 @@ impl Connection {
 
     fn read_answer(&mut self, to_head: bool) -> Result<Response, Failure> {
         let mut response = self.read_final_head()?;
-        self.read_body(&mut response, to_head)?;
-        Ok(response)
+        let read = self.read_body(&mut response, to_head);
+        journal::note_answer(&response);
+        read.map(|()| response)
     }
 
     /// The head of an answer that is no 1xx.

@@ -1,7 +1,8 @@
 //! What `tests/run` prepared on this machine: Pythons, virtualenvs with packages, programs. A test that needs
-//! something that is missing fails and says so; it never passes by not running.
+//! something that is missing fails and says so. Only what `tests/run` lists at its end passes without having run.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -82,10 +83,14 @@ impl Machine {
         pythons
     }
 
-    /// A Python of another minor version than the default one. None: the machine has only one, which `tests/run` has
-    /// told; a test that needs two has nothing to do.
+    /// A Python of another minor version than the default one. None: the machine has only one, and a test that needs
+    /// two has nothing to do.
     pub fn other_python(&self) -> Option<&Python> {
-        self.each_minor().into_iter().find(|python| python.minor != self.default)
+        let other = self.each_minor().into_iter().find(|python| python.minor != self.default);
+        if other.is_none() {
+            not_tested("it needs two versions of Python");
+        }
+        other
     }
 
     /// A Python that every user of the machine may run (one below a 0700 home directory is not).
@@ -107,13 +112,37 @@ impl Machine {
     }
 }
 
-/// Whether processes can be started as other users. False where `tests/run` was started without root and has told
-/// which tests then have nothing to do; without that, such a test fails.
+/// Whether processes can be started as other users. Where not, the test has nothing to do.
 pub fn can_change_users() -> bool {
+    is_root()
+}
+
+/// Whether file systems can be mounted, and cgroups made. Where not, the test has nothing to do.
+pub fn can_mount() -> bool {
+    is_root()
+}
+
+fn is_root() -> bool {
     let root = nix::unistd::geteuid().is_root();
-    let told = std::env::var_os("FORKMASTER_TESTS_WITHOUT_ROOT").is_some();
-    assert!(root || told, "this test starts processes as another user: run the tests as root, or with `tests/run`");
+    if !root {
+        not_tested("it needs root");
+    }
     root
+}
+
+/// Tells that the calling test has nothing to do on this machine, and why. `tests/run` names a file for these lines and
+/// prints them at its end, so nobody takes such a test for one that passed. Without it there is nobody who would
+/// print them, and the test fails.
+pub fn not_tested(reason: &str) {
+    let Some(path) = std::env::var_os("FORKMASTER_NOT_TESTED") else {
+        panic!("not tested: {reason}. Run the tests with `tests/run`, which lists what this machine cannot test");
+    };
+    // libtest names a test's thread after the test.
+    let thread = std::thread::current();
+    let line = format!("{}: {reason}\n", thread.name().unwrap_or("a test"));
+    let file = fs::OpenOptions::new().append(true).create(true).open(&path);
+    let written = file.and_then(|mut file| file.write_all(line.as_bytes()));
+    written.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
 }
 
 /// Whether all directories on the way may be searched by everybody. The way goes through symlinks, so the

@@ -13,7 +13,8 @@ use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::client::{self, Address};
+use super::client::{self, Address, Connection};
+use super::journal;
 use super::process::{self, Process};
 use super::site::{end_all, Site};
 use super::{wait_for, wait_within};
@@ -130,6 +131,32 @@ impl Master {
     }
 
     // Exit.
+
+    /// Stops it as an operator does, by TERM: it exits with 0, leaves no process, and its log has no warning and no
+    /// error. What may be loud in a test's log is for that test to say; then it calls `stop`.
+    #[track_caller]
+    pub fn stop_clean(&self) {
+        self.stop();
+        self.assert_quiet_log();
+    }
+
+    /// The same with a log that may be loud.
+    #[track_caller]
+    pub fn stop(&self) {
+        self.term();
+        let status = self.wait_exit();
+        assert_eq!(status.code(), Some(0), "the master ended with {status}");
+        self.assert_nothing_left();
+    }
+
+    /// Fails if a process that works for the site outlives its master.
+    #[track_caller]
+    pub fn assert_nothing_left(&self) {
+        let look = || process::belonging_to(&self.site).is_empty().then_some(());
+        if wait_within(Duration::from_secs(2), look).is_none() {
+            panic!("processes are left:\n{}", process::table(&process::belonging_to(&self.site)));
+        }
+    }
 
     /// The exit status, if it has ended.
     pub fn exited(&self) -> Option<ExitStatus> {
@@ -251,7 +278,7 @@ impl Master {
         })
     }
 
-    /// Waits until only one generation is left, without draining workers or a kept template.
+    /// Waits until only one generation is left, without draining workers.
     #[track_caller]
     pub fn wait_settled(&self) -> Generation {
         self.wait_or_exit("the old generations' end", || {
@@ -310,6 +337,12 @@ impl Master {
         committed
     }
 
+    /// A connection to the first address.
+    #[track_caller]
+    pub fn connect(&self) -> Connection {
+        Connection::to(&self.address())
+    }
+
     /// Asks for a page on a connection of its own.
     #[track_caller]
     pub fn get(&self, target: &str) -> client::Response {
@@ -344,6 +377,11 @@ impl Output {
         self.code == Some(0)
     }
 
+    /// How it ended, in words.
+    pub fn ended(&self) -> String {
+        self.code.map_or("no exit code".to_string(), |code| format!("exit code {code}"))
+    }
+
     /// Both streams, for messages that may be on either.
     pub fn text(&self) -> String {
         format!("{}{}", self.stdout, self.stderr)
@@ -352,7 +390,7 @@ impl Output {
 
 impl std::fmt::Display for Output {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "exit code {:?} after {:?}\n{}{}", self.code, self.took, self.stdout, self.stderr)
+        write!(f, "{} after {:?}\n{}{}", self.ended(), self.took, self.stdout, self.stderr)
     }
 }
 
@@ -379,8 +417,24 @@ pub fn run_with(directory: &Path, args: &[&str], launch: Launch) -> Output {
     }
     let (stdout, stderr) = (whole(&mut out), whole(&mut err));
     let output = Output { code: status.and_then(|status| status.code()), stdout, stderr, took: started.elapsed() };
+    journal::note_command(args, &output);
     assert!(status.is_some(), "forkmaster {args:?} did not end: {output}");
     output
+}
+
+/// What `status --json` says to a test that has failed. The master may be the one that hangs, so this does not wait
+/// for it as long as a test does.
+pub(super) fn last_status(directory: &Path) -> String {
+    let config = directory.join("app.toml");
+    let mut command = Command::new("timeout");
+    command.arg("5").arg(binary()).args(["status", "--json", "-c"]).arg(config).current_dir(directory);
+    match command.env_clear().envs(Launch::default().env).stdin(Stdio::null()).output() {
+        Ok(output) => {
+            let said = [output.stdout, output.stderr].concat();
+            format!("{}: {}", output.status, String::from_utf8_lossy(&said).trim_end())
+        }
+        Err(error) => format!("cannot be asked: {error}"),
+    }
 }
 
 fn whole(file: &mut File) -> String {

@@ -2,20 +2,19 @@
 //! (`client`, `load`) and a look at the processes (`process`).
 //!
 //! ```ignore
-//! let site = Site::new("reload");
-//! site.release("1");
-//! site.release("2");
-//! site.flip("1");
+//! let site = Site::with_releases("reload", 2);
 //! let master = site.start();
 //! site.flip("2");
-//! assert!(master.cli(&["reload"]).ok());
-//! assert_eq!(client::get(&master.address(), "/").unwrap().release(), "2");
+//! master.reload();
+//! assert_eq!(master.connect().get_ok("/").release(), "2");
+//! master.stop_clean();
 //! ```
 //!
-//! Nothing here sleeps to hope: `wait_for` looks for a fact until a deadline, and a test that fails prints the
-//! configuration, the log and the processes.
+//! Nothing here sleeps to hope: `wait_for` looks for a fact until a deadline. A test that fails prints the
+//! configuration, the logs, the commands that it ran, the last answer, `status --json` and the processes.
 
 pub mod client;
+mod journal;
 pub mod load;
 pub mod machine;
 pub mod master;
@@ -54,6 +53,27 @@ pub fn wait_within<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> O
             return None;
         }
         std::thread::sleep(LOOK);
+    }
+}
+
+/// Runs a test once without and once with `preload = true`; a failure says which. The argument is the value of
+/// `app.preload`.
+pub fn for_each_preload(test: impl Fn(&str)) {
+    for preload in ["false", "true"] {
+        let said = SayIfPanicking(preload);
+        test(preload);
+        drop(said);
+    }
+}
+
+/// Says where the loop was when a test failed in it.
+struct SayIfPanicking(&'static str);
+
+impl Drop for SayIfPanicking {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("that was with preload = {}", self.0);
+        }
     }
 }
 

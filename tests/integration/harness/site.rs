@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use super::journal::Journal;
 use super::machine::{Machine, Python};
-use super::master::{Launch, Master};
+use super::master::{self, Launch, Master};
 use super::process;
 use super::Share;
 
@@ -42,6 +43,36 @@ impl Site {
     /// The same for a test that must not share the machine with others.
     pub fn alone(name: &str) -> Site {
         Site::with_share(name, Share::all())
+    }
+
+    /// A site with the releases "1" to `count`, of which "1" is current.
+    pub fn with_releases(name: &str, count: usize) -> Site {
+        Site::new(name).releases(count)
+    }
+
+    /// Makes the releases "1" to `count` and points `current` at "1".
+    pub fn releases(self, count: usize) -> Site {
+        for number in 1..=count {
+            self.release(&number.to_string());
+        }
+        self.flip("1");
+        self
+    }
+
+    /// A site whose release "1" has this source as its application.
+    pub fn with_source(name: &str, app: &str) -> Site {
+        let site = Site::new(name);
+        site.build("1").file("app.py", app).make();
+        site.flip("1");
+        site
+    }
+
+    /// A site whose release "1" has another application of tests/apps.
+    pub fn with_app(name: &str, file: &str) -> Site {
+        let site = Site::new(name);
+        site.build("1").app(file).make();
+        site.flip("1");
+        site
     }
 
     fn with_share(name: &str, share: Share) -> Site {
@@ -161,13 +192,15 @@ impl Site {
 
     /// What a failed test is told.
     fn dump(&self) -> String {
-        dump(&self.name, self.path())
+        dump(&self.name, self.path(), &Journal::mine())
     }
 }
 
 impl Drop for Site {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if !std::thread::panicking() {
+            Journal::forget();
+        } else {
             eprintln!("{}", self.dump());
             if std::env::var_os("FORKMASTER_KEEP_SITES").is_some() {
                 self.directory.disable_cleanup(true);
@@ -313,8 +346,8 @@ fn write(path: &Path, content: &str) {
     fs::write(path, content).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
 }
 
-/// The configuration, the logs and the processes of a site.
-fn dump(name: &str, directory: &Path) -> String {
+/// The configuration, the logs and the processes of a site, what its master says, and what the test did.
+fn dump(name: &str, directory: &Path, journal: &Journal) -> String {
     let mut text = format!("---- site {name}: {}\n", directory.display());
     text += &format!("---- app.toml\n{}", fs::read_to_string(directory.join("app.toml")).unwrap_or_default());
     let mut logs: Vec<PathBuf> = fs::read_dir(directory)
@@ -328,6 +361,8 @@ fn dump(name: &str, directory: &Path) -> String {
         let file = log.file_name().unwrap_or_default().to_string_lossy();
         text += &format!("---- {file}\n{}", String::from_utf8_lossy(&content[from..]));
     }
+    text += &journal.to_string();
+    text += &format!("---- status --json\n{}\n", master::last_status(directory));
     text += &format!("---- processes\n{}----", process::table(&process::belonging_to(directory)));
     text
 }
@@ -335,9 +370,10 @@ fn dump(name: &str, directory: &Path) -> String {
 /// Watches one test from outside: see `TEST_LIMIT`.
 fn watch(name: String, directory: PathBuf) -> Sender<()> {
     let (test, over) = channel();
+    let journal = Journal::mine();
     std::thread::spawn(move || {
         if over.recv_timeout(TEST_LIMIT) == Err(RecvTimeoutError::Timeout) {
-            eprintln!("{name}: not over after {} s\n{}", TEST_LIMIT.as_secs(), dump(&name, &directory));
+            eprintln!("{name}: not over after {} s\n{}", TEST_LIMIT.as_secs(), dump(&name, &directory, &journal));
             end_all(&directory);
         }
     });
