@@ -6,7 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
-use forkmaster_http::serve::Meter;
+use forkmaster_http::serve::Metrics;
 use forkmaster_wire::scoreboard::{monotonic_ns, Cell, Scoreboard};
 
 /// How many connections one may have taken more than a sibling. Each that gives way costs a moment.
@@ -33,7 +33,7 @@ impl Board {
     }
 }
 
-impl Meter for Board {
+impl Metrics for Board {
     fn heartbeat(&self) {
         self.cell.heartbeat_ns.store(monotonic_ns(), Ordering::Relaxed);
     }
@@ -56,7 +56,7 @@ impl Meter for Board {
         self.cell.accepting.store(u32::from(accepting), Ordering::Relaxed);
     }
 
-    fn is_crowded(&self, open: usize) -> bool {
+    fn should_yield_accept(&self, open: usize) -> bool {
         let taken = self.cell.taken.load(Ordering::Relaxed);
         let has_less = |cell: &&Cell| {
             let connections = cell.connections.load(Ordering::Relaxed) as usize;

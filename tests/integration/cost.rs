@@ -159,7 +159,7 @@ fn tracer_of(pid: i32, task: &str) -> String {
 }
 
 /// One recv, one send and one wait a request where one client asks at a time, and nothing else: no lock, no wake-up.
-/// A traced process is slow, so now and then the relief thread takes over in the middle; what lies between two requests
+/// A traced process is slow, so now and then the monitor thread takes over in the middle; what lies between two requests
 /// that the main thread has read itself is the same in all other cases.
 #[test]
 fn a_request_costs_two_calls_and_a_wait() {

@@ -35,8 +35,8 @@ pub struct Answer {
     /// The application wrote before it said what status.
     pub unstarted: bool,
     pub after: After,
-    /// Its connection belongs to a volley: it need not go out at once.
-    pub may_wait: bool,
+    /// Its connection belongs to a flush batch: it need not go out at once.
+    pub may_defer: bool,
 }
 
 impl Answer {
@@ -77,7 +77,7 @@ impl Answer {
         self.excess = false;
         self.unstarted = false;
         self.after = After::KeepAlive;
-        self.may_wait = false;
+        self.may_defer = false;
     }
 }
 

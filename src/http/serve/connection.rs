@@ -15,14 +15,14 @@ use super::answer::Answer;
 use super::budget::{Budget, Charge};
 use super::buffers::Buffers;
 use super::epoll::Token;
-use super::event_loop::Attention;
+use super::event_loop::Blocking;
 use super::listener::Origin;
-use super::outbox::Link;
 use super::rate::Window;
 use super::settings::{Settings, BUFFER_KEPT_BYTES, GATHER_BYTES, READ_BODY_BYTES, READ_HEAD_BYTES, TURN_BYTES_MAX};
 use super::socket;
 use super::spool::{Failed, Spool, TempFiles};
-use super::timers::Kind;
+use super::timers::TimerKind;
+use super::write_queue::WriteHalf;
 use super::{Local, Peer};
 
 /// What reading needs to know and may use.
@@ -38,7 +38,7 @@ pub struct Rules {
 #[derive(Debug)]
 pub struct Connection {
     pub token: Token,
-    pub link: Arc<Link>,
+    pub write_half: Arc<WriteHalf>,
     pub peer: Peer,
     pub local: Arc<Local>,
     /// A PROXY header said that the client speaks TLS.
@@ -55,7 +55,7 @@ pub struct Connection {
     /// What comes while a body is awaited.
     pub coming: Window,
     head_end: usize,
-    phase: Phase,
+    phase: ReadPhase,
     scanner: Scanner,
     /// The socket may hold bytes: an edge was seen, and no read came short since.
     may_hold: bool,
@@ -64,7 +64,7 @@ pub struct Connection {
 }
 
 #[derive(Debug)]
-enum Phase {
+enum ReadPhase {
     /// Before the first request of a connection from a proxy.
     Proxy {
         version: ProxyVersion,
@@ -82,9 +82,9 @@ enum Phase {
 #[derive(Debug)]
 pub enum Received {
     /// The socket is empty; this timer runs until more comes.
-    Waiting(Kind),
+    Waiting(TimerKind),
     /// As `Waiting`, but this turn's share was used up before the socket was empty.
-    Again(Kind),
+    Again(TimerKind),
     Complete,
     Refused(Refusal),
     /// The client sends no more, and nothing of a request has come.
@@ -96,10 +96,10 @@ pub enum Received {
 }
 
 impl Connection {
-    pub fn new(token: Token, link: Arc<Link>, local: Arc<Local>, rules: &Rules, now: Instant) -> Connection {
+    pub fn new(token: Token, write_half: Arc<WriteHalf>, local: Arc<Local>, rules: &Rules, now: Instant) -> Connection {
         Connection {
             token,
-            link,
+            write_half,
             peer: Peer::Unix,
             local,
             secure: false,
@@ -119,7 +119,7 @@ impl Connection {
             received: 0,
             coming: Window::begin(now, 0),
             head_end: 0,
-            phase: Phase::Head,
+            phase: ReadPhase::Head,
             scanner: Scanner::default(),
             may_hold: false,
             read_on: false,
@@ -139,7 +139,7 @@ impl Connection {
         self.read_on = false;
         self.begin();
         if let Some((version, trusted)) = proxy {
-            self.phase = Phase::Proxy { version, trusted };
+            self.phase = ReadPhase::Proxy { version, trusted };
         }
     }
 
@@ -154,7 +154,7 @@ impl Connection {
             self.input.shrink_to(BUFFER_KEPT_BYTES);
         }
         self.head_end = 0;
-        self.phase = Phase::Head;
+        self.phase = ReadPhase::Head;
         self.scanner = Scanner::default();
         self.body.clear();
         self.answer.clear();
@@ -187,12 +187,12 @@ impl Connection {
 
     /// A body is awaited.
     pub fn is_in_body(&self) -> bool {
-        matches!(self.phase, Phase::Length { .. } | Phase::Chunked(_))
+        matches!(self.phase, ReadPhase::Length { .. } | ReadPhase::Chunked(_))
     }
 
-    /// Reads and parses until a request is complete or the socket is empty. With little attention a body is left for
+    /// Reads and parses until a request is complete or the socket is empty. Where blocking is forbidden a body is left for
     /// later, where it did not come with its head.
-    pub fn receive(&mut self, rules: &Rules, attention: Attention) -> Received {
+    pub fn receive(&mut self, rules: &Rules, blocking: Blocking) -> Received {
         let mut share = TURN_BYTES_MAX;
         loop {
             match self.parse(rules) {
@@ -203,20 +203,20 @@ impl Connection {
             if !self.may_hold {
                 return Received::Waiting(self.waits_for());
             }
-            if share == 0 || (attention == Attention::Light && self.is_in_body()) {
+            if share == 0 || (blocking == Blocking::Forbidden && self.is_in_body()) {
                 return Received::Again(self.waits_for());
             }
             let (outcome, room) = match self.phase {
                 // Nothing of the body lies in `input`: the rest goes straight to its place.
-                Phase::Length { left } if self.input.len() == self.head_end => {
+                ReadPhase::Length { left } if self.input.len() == self.head_end => {
                     let (memory, room) = self.body.place(left);
-                    (socket::receive(self.link.fd(), memory, room), room)
+                    (socket::receive(self.write_half.fd(), memory, room), room)
                 }
-                Phase::Length { .. } | Phase::Chunked(_) => self.read(READ_BODY_BYTES),
-                Phase::Proxy { .. } | Phase::Head | Phase::Complete => self.read(READ_HEAD_BYTES),
+                ReadPhase::Length { .. } | ReadPhase::Chunked(_) => self.read(READ_BODY_BYTES),
+                ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::Complete => self.read(READ_HEAD_BYTES),
             };
             match outcome {
-                Ok(0) if self.waits_for() == Kind::Keepalive => return Received::Ended,
+                Ok(0) if self.waits_for() == TimerKind::Keepalive => return Received::Ended,
                 // Only its sending side may have ended: it can still be told.
                 Ok(0) => return Received::Refused(refusal::UNFINISHED),
                 Ok(length) => {
@@ -229,7 +229,7 @@ impl Connection {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.may_hold = false,
-                Err(_) => return Received::Lost { in_the_middle: self.waits_for() != Kind::Keepalive },
+                Err(_) => return Received::Lost { in_the_middle: self.waits_for() != TimerKind::Keepalive },
             }
         }
     }
@@ -238,41 +238,41 @@ impl Connection {
     fn read(&mut self, want: usize) -> (io::Result<usize>, usize) {
         self.input.reserve(want);
         let room = self.input.spare_capacity_mut().len();
-        (socket::receive(self.link.fd(), &mut self.input, room), room)
+        (socket::receive(self.write_half.fd(), &mut self.input, room), room)
     }
 
     /// Counts bytes that were read straight to the body's place.
     fn placed(&mut self, length: usize, rules: &Rules) -> Result<(), Refusal> {
-        let Phase::Length { left } = &mut self.phase else { return Ok(()) };
+        let ReadPhase::Length { left } = &mut self.phase else { return Ok(()) };
         if self.input.len() > self.head_end {
             return Ok(());
         }
         self.body.added(length, rules)?;
         *left -= length as u64;
         if *left == 0 {
-            self.phase = Phase::Complete;
+            self.phase = ReadPhase::Complete;
         }
         Ok(())
     }
 
-    fn waits_for(&self) -> Kind {
+    fn waits_for(&self) -> TimerKind {
         match self.phase {
-            Phase::Proxy { .. } if !self.input.is_empty() => Kind::Header,
-            Phase::Head if self.scanner.has_begun(&self.input) => Kind::Header,
-            Phase::Proxy { .. } | Phase::Head | Phase::Complete => Kind::Keepalive,
-            Phase::Length { .. } | Phase::Chunked(_) => Kind::Body,
+            ReadPhase::Proxy { .. } if !self.input.is_empty() => TimerKind::Header,
+            ReadPhase::Head if self.scanner.has_begun(&self.input) => TimerKind::Header,
+            ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::Complete => TimerKind::Keepalive,
+            ReadPhase::Length { .. } | ReadPhase::Chunked(_) => TimerKind::Body,
         }
     }
 
     /// Goes on with what was read; true when the request is complete.
     fn parse(&mut self, rules: &Rules) -> Result<bool, Refusal> {
-        if let Phase::Proxy { version, trusted } = self.phase {
+        if let ReadPhase::Proxy { version, trusted } = self.phase {
             if !self.parse_proxy(version, trusted)? {
                 return Ok(false);
             }
-            self.phase = Phase::Head;
+            self.phase = ReadPhase::Head;
         }
-        if let Phase::Head = self.phase {
+        if let ReadPhase::Head = self.phase {
             let Scan::Complete { start, end } = self.scanner.scan(&self.input, &rules.limits)? else {
                 return Ok(false);
             };
@@ -282,8 +282,8 @@ impl Connection {
         }
         let mut rest = &self.input[self.head_end..];
         match &mut self.phase {
-            Phase::Proxy { .. } | Phase::Head | Phase::Complete => {}
-            Phase::Length { left } => {
+            ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::Complete => {}
+            ReadPhase::Length { left } => {
                 let length = usize::try_from(*left).map_or(rest.len(), |left| left.min(rest.len()));
                 let (bytes, tail) = rest.split_at(length);
                 if !bytes.is_empty() {
@@ -292,10 +292,10 @@ impl Connection {
                 rest = tail;
                 *left -= length as u64;
                 if *left == 0 {
-                    self.phase = Phase::Complete;
+                    self.phase = ReadPhase::Complete;
                 }
             }
-            Phase::Chunked(decoder) => loop {
+            ReadPhase::Chunked(decoder) => loop {
                 match decoder.next(&mut rest)? {
                     Piece::Data(data) => {
                         if self.body.length + data.len() as u64 > rules.settings.max_body {
@@ -305,7 +305,7 @@ impl Connection {
                     }
                     Piece::More => break,
                     Piece::End => {
-                        self.phase = Phase::Complete;
+                        self.phase = ReadPhase::Complete;
                         break;
                     }
                 }
@@ -315,7 +315,7 @@ impl Connection {
         if used > 0 {
             self.input.drain(self.head_end..self.head_end + used);
         }
-        let complete = matches!(self.phase, Phase::Complete);
+        let complete = matches!(self.phase, ReadPhase::Complete);
         if complete {
             self.body.complete()?;
         }
@@ -344,22 +344,22 @@ impl Connection {
     /// never sends a body in vain.
     fn begin_body(&mut self, rules: &Rules) -> Result<(), Refusal> {
         self.phase = match self.head.framing {
-            Framing::None => Phase::Complete,
+            Framing::None => ReadPhase::Complete,
             Framing::Length(length) => {
                 self.body.expect(Some(length), rules)?;
                 if length == 0 {
-                    Phase::Complete
+                    ReadPhase::Complete
                 } else {
-                    Phase::Length { left: length }
+                    ReadPhase::Length { left: length }
                 }
             }
             Framing::Chunked => {
                 self.body.expect(None, rules)?;
-                Phase::Chunked(Decoder::default())
+                ReadPhase::Chunked(Decoder::default())
             }
         };
         let waits = self.head.expects_continue && self.input.len() == self.head_end;
-        if waits && !matches!(self.phase, Phase::Complete) {
+        if waits && !matches!(self.phase, ReadPhase::Complete) {
             self.send_continue();
         }
         Ok(())
@@ -369,9 +369,9 @@ impl Connection {
     /// the client sends after a while without having seen them (RFC 9110 section 10.1.1).
     fn send_continue(&self) {
         const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-        if let Ok(length) = socket::send(self.link.fd(), &[IoSlice::new(CONTINUE)], false) {
+        if let Ok(length) = socket::send(self.write_half.fd(), &[IoSlice::new(CONTINUE)], false) {
             if length < CONTINUE.len() {
-                self.link.leave();
+                self.write_half.mark_gone();
             }
         }
     }

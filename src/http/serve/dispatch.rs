@@ -1,5 +1,5 @@
-//! The app threads' side: where requests come from. An app thread that holds the helm takes them from the loop itself
-//! (`helm`). Where the relief thread runs the loop, requests wait in a ring, in order, until a thread is free; a
+//! The app threads' side: where requests come from. An app thread that leads takes them from the loop itself
+//! (`leader`). Where the monitor thread runs the loop, requests wait in a run queue, in order, until a thread is free; a
 //! thread that finds none says so and sleeps, and one sleeper is woken a request.
 
 use std::collections::VecDeque;
@@ -12,9 +12,9 @@ use std::time::Instant;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::connection::Connection;
-use super::event_loop::{Attention, Step};
+use super::event_loop::{Blocking, Step};
 use super::exchange::Exchange;
-use super::helm::{Held, Helm, Steered, Ticket};
+use super::leader::{Leader, LeaderGuard, Lease, LoopEvent};
 
 pub enum Wake {
     Request(Exchange),
@@ -26,41 +26,41 @@ pub enum Wake {
 
 /// One app thread's side of the server.
 pub struct AppThread {
-    helm: Arc<Helm>,
+    leader: Arc<Leader>,
     index: usize,
-    /// The way back to the helm, where this thread was the last to hold it.
-    ticket: Option<Ticket>,
+    /// The way back to the lead, where this thread was the last to have it.
+    lease: Option<Lease>,
 }
 
 impl AppThread {
-    pub(super) fn new(helm: Arc<Helm>, index: usize) -> AppThread {
-        AppThread { helm, index, ticket: None }
+    pub(super) fn new(leader: Arc<Leader>, index: usize) -> AppThread {
+        AppThread { leader, index, lease: None }
     }
 
     /// A request that is ready now. Never waits, for a disk neither, so that it may be called with the interpreter's
     /// lock: what takes longer is left to `wait`.
     pub fn poll(&mut self) -> Option<Exchange> {
-        let AppThread { helm, ticket, .. } = self;
-        if helm.shared().is_forgotten() {
+        let AppThread { leader, lease, .. } = self;
+        if leader.shared().is_forgotten() {
             return None;
         }
-        let held = ticket.take().and_then(|ticket| helm.resume(ticket));
-        if let Some(connection) = helm.shared().ring.take() {
-            *ticket = held.and_then(|mut held| {
-                held.event_loop().fire();
-                held.leave()
+        let guard = lease.take().and_then(|lease| leader.exit_app(lease));
+        if let Some(connection) = leader.shared().run_queue.take() {
+            *lease = guard.and_then(|mut guard| {
+                guard.event_loop().flush();
+                guard.enter_app()
             });
-            return Some(late(helm, *ticket, connection));
+            return Some(from_queue(leader, *lease, connection));
         }
-        let mut held = held?;
-        match held.event_loop().step(Attention::Light) {
-            Step::Request(connection) => Some(begin(helm, ticket, held, connection)),
+        let mut guard = guard?;
+        match guard.event_loop().step(Blocking::Forbidden) {
+            Step::Request(connection) => Some(from_loop(leader, lease, guard, connection)),
             Step::Idle => {
-                *ticket = Some(held.step_out());
+                *lease = Some(guard.yield_loop());
                 None
             }
             Step::Done => {
-                held.end();
+                guard.end();
                 None
             }
         }
@@ -68,89 +68,89 @@ impl AppThread {
 
     /// Waits for a request. To be called without the interpreter's lock.
     pub fn wait(&mut self) -> Wake {
-        let AppThread { helm, index, ticket } = self;
-        let ring = &helm.shared().ring;
+        let AppThread { leader, index, lease } = self;
+        let run_queue = &leader.shared().run_queue;
         loop {
-            if helm.shared().is_forgotten() {
+            if leader.shared().is_forgotten() {
                 return Wake::Done;
             }
-            let held = ticket.take().and_then(|ticket| helm.resume(ticket)).or_else(|| helm.take_free());
-            let Some(mut held) = held else {
-                match ring.wait(*index, helm) {
-                    Waited::Request(connection) => return Wake::Request(late(helm, None, connection)),
+            let guard = lease.take().and_then(|lease| leader.exit_app(lease)).or_else(|| leader.acquire());
+            let Some(mut guard) = guard else {
+                match run_queue.wait(*index, leader) {
+                    Waited::Request(connection) => return Wake::Request(from_queue(leader, None, connection)),
                     Waited::Signal => return Wake::Signal,
-                    Waited::Helm => continue,
+                    Waited::Leader => continue,
                     Waited::Done => return Wake::Done,
                 }
             };
-            match held.steer() {
-                Steered::Request(connection) => return Wake::Request(begin(helm, ticket, held, connection)),
-                Steered::Signal => {
-                    *ticket = Some(held.step_out());
+            match guard.run_until_request() {
+                LoopEvent::Request(connection) => return Wake::Request(from_loop(leader, lease, guard, connection)),
+                LoopEvent::Signal => {
+                    *lease = Some(guard.yield_loop());
                     // Signals are the main thread's. In another one the interrupted wait just goes on.
                     if *index == 0 {
-                        ring.read_wakeup();
+                        run_queue.read_wakeup();
                         return Wake::Signal;
                     }
                 }
-                Steered::Done => held.end(),
+                LoopEvent::Done => guard.end(),
             }
         }
     }
 }
 
 /// A request straight from the loop, whose clock is fresh.
-fn begin(
-    helm: &Arc<Helm>,
-    ticket: &mut Option<Ticket>,
-    mut held: Held<'_>,
+fn from_loop(
+    leader: &Arc<Leader>,
+    lease: &mut Option<Lease>,
+    mut guard: LeaderGuard<'_>,
     mut connection: Box<Connection>,
 ) -> Exchange {
-    let now = held.event_loop().now();
-    *ticket = held.leave_with(&mut connection);
-    Exchange::new(Arc::clone(helm), *ticket, connection, now)
+    let now = guard.event_loop().now();
+    *lease = guard.enter_app_with(&mut connection);
+    Exchange::new(Arc::clone(leader), *lease, connection, now)
 }
 
-/// A request that waited in the ring.
-fn late(helm: &Arc<Helm>, ticket: Option<Ticket>, connection: Box<Connection>) -> Exchange {
-    Exchange::new(Arc::clone(helm), ticket, connection, Instant::now())
+/// A request that waited in the run queue.
+fn from_queue(leader: &Arc<Leader>, lease: Option<Lease>, connection: Box<Connection>) -> Exchange {
+    Exchange::new(Arc::clone(leader), lease, connection, Instant::now())
 }
 
 enum Waited {
     Request(Box<Connection>),
     Signal,
-    /// The helm is there to be taken, as far as is known.
-    Helm,
+    /// The lead is there to be taken, as far as is known.
+    Leader,
     Done,
 }
 
 /// Bounded by the connection table: a connection is in here at most once.
-pub struct Ring {
-    state: Mutex<State>,
+pub struct RunQueue {
+    state: Mutex<QueueState>,
     /// The number of ready requests, to be looked at without the lock.
     ready: AtomicUsize,
     parkers: Vec<Parker>,
 }
 
-struct State {
+struct QueueState {
     ready: VecDeque<Box<Connection>>,
     /// Sleeping threads; the last to fall asleep is woken first, its caches are warm.
     idle: Vec<usize>,
     done: bool,
 }
 
-impl Ring {
+impl RunQueue {
     /// The first thread is the process's main thread.
-    pub fn new(threads: usize, connections: usize) -> io::Result<Ring> {
+    pub fn new(threads: usize, connections: usize) -> io::Result<RunQueue> {
         let mut parkers = Vec::with_capacity(threads);
         parkers.push(Parker::main()?);
-        parkers.extend((1..threads).map(|_| Parker::Plain { told: Mutex::new(false), bell: Condvar::new() }));
+        parkers.extend((1..threads).map(|_| Parker::Plain { told: Mutex::new(false), waker: Condvar::new() }));
         let state =
-            State { ready: VecDeque::with_capacity(connections), idle: Vec::with_capacity(threads), done: false };
-        Ok(Ring { state: Mutex::new(state), ready: AtomicUsize::new(0), parkers })
+            QueueState { ready: VecDeque::with_capacity(connections), idle: Vec::with_capacity(threads), done: false };
+        Ok(RunQueue { state: Mutex::new(state), ready: AtomicUsize::new(0), parkers })
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         // Nothing panics while it is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -167,7 +167,7 @@ impl Ring {
     /// The descriptors that a forked child has to close.
     pub fn fds(&self) -> impl Iterator<Item = RawFd> + '_ {
         self.parkers.iter().filter_map(|parker| match parker {
-            Parker::Main { bell, .. } => Some(bell.as_raw_fd()),
+            Parker::Main { waker, .. } => Some(waker.as_raw_fd()),
             Parker::Plain { .. } => None,
         })
     }
@@ -191,7 +191,7 @@ impl Ring {
         self.take_from(&mut self.lock())
     }
 
-    fn take_from(&self, state: &mut State) -> Option<Box<Connection>> {
+    fn take_from(&self, state: &mut QueueState) -> Option<Box<Connection>> {
         let connection = state.ready.pop_front();
         self.ready.store(state.ready.len(), Ordering::Release);
         connection
@@ -203,7 +203,7 @@ impl Ring {
         state.ready.is_empty() && !state.idle.is_empty()
     }
 
-    /// The helm is there to be taken.
+    /// The lead is there to be taken.
     pub fn wake_one(&self) {
         let sleeper = self.lock().idle.pop();
         if let Some(index) = sleeper {
@@ -231,7 +231,7 @@ impl Ring {
         }
     }
 
-    fn wait(&self, index: usize, helm: &Helm) -> Waited {
+    fn wait(&self, index: usize, leader: &Leader) -> Waited {
         {
             let mut state = self.lock();
             if let Some(connection) = self.take_from(&mut state) {
@@ -242,8 +242,8 @@ impl Ring {
             }
             state.idle.push(index);
         }
-        // Only now: whoever releases the helm from here on finds us.
-        let parked = if helm.ask() { Parked::Told } else { self.parkers[index].park() };
+        // Only now: whoever gives up the lead from here on finds us.
+        let parked = if leader.ask() { Parked::Told } else { self.parkers[index].park() };
         let mut state = self.lock();
         state.idle.retain(|&sleeper| sleeper != index);
         // A request may have been meant for this thread at the same moment: it goes first, or it would wait although
@@ -252,7 +252,7 @@ impl Ring {
             (Some(connection), Parked::Told | Parked::Signal) => Waited::Request(connection),
             (None, Parked::Signal) => Waited::Signal,
             (None, Parked::Told) if state.done => Waited::Done,
-            (None, Parked::Told) => Waited::Helm,
+            (None, Parked::Told) => Waited::Leader,
         }
     }
 }
@@ -266,29 +266,29 @@ enum Parked {
 enum Parker {
     /// The main thread: poll(2) returns for a signal, by EINTR or through the interpreter's wakeup descriptor.
     Main {
-        bell: EventFd,
+        waker: EventFd,
         wakeup: OnceLock<OwnedFd>,
         wakeup_ended: AtomicBool,
     },
     Plain {
         told: Mutex<bool>,
-        bell: Condvar,
+        waker: Condvar,
     },
 }
 
 impl Parker {
     fn main() -> io::Result<Parker> {
-        let bell = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Parker::Main { bell, wakeup: OnceLock::new(), wakeup_ended: AtomicBool::new(false) })
+        let waker = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Parker::Main { waker, wakeup: OnceLock::new(), wakeup_ended: AtomicBool::new(false) })
     }
 
     fn unpark(&self) {
         match self {
             // Fails only when the counter would overflow; it is not 0 then.
-            Parker::Main { bell, .. } => drop(bell.write(1)),
-            Parker::Plain { told, bell } => {
+            Parker::Main { waker, .. } => drop(waker.write(1)),
+            Parker::Plain { told, waker } => {
                 *told.lock().unwrap_or_else(PoisonError::into_inner) = true;
-                bell.notify_one();
+                waker.notify_one();
             }
         }
     }
@@ -296,11 +296,11 @@ impl Parker {
     /// There is no deadline: an app thread without a request has nothing else to do.
     fn park(&self) -> Parked {
         match self {
-            Parker::Main { bell, wakeup, wakeup_ended } => park_main(bell, wakeup.get(), wakeup_ended),
-            Parker::Plain { told, bell } => {
+            Parker::Main { waker, wakeup, wakeup_ended } => park_main(waker, wakeup.get(), wakeup_ended),
+            Parker::Plain { told, waker } => {
                 let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
                 while !std::mem::take(&mut *told) {
-                    told = bell.wait(told).unwrap_or_else(PoisonError::into_inner);
+                    told = waker.wait(told).unwrap_or_else(PoisonError::into_inner);
                 }
                 Parked::Told
             }
@@ -308,18 +308,18 @@ impl Parker {
     }
 }
 
-fn park_main(bell: &EventFd, wakeup: Option<&OwnedFd>, wakeup_ended: &AtomicBool) -> Parked {
+fn park_main(waker: &EventFd, wakeup: Option<&OwnedFd>, wakeup_ended: &AtomicBool) -> Parked {
     let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     // poll(2) ignores negative descriptors.
     let wakeup = wakeup.filter(|_| !wakeup_ended.load(Ordering::Relaxed));
-    let mut fds = [entry(bell.as_raw_fd()), entry(wakeup.map_or(-1, AsRawFd::as_raw_fd))];
+    let mut fds = [entry(waker.as_raw_fd()), entry(wakeup.map_or(-1, AsRawFd::as_raw_fd))];
     // SAFETY: the array outlives the call and its length is given.
     let outcome = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
     if outcome < 0 {
         return Parked::Signal;
     }
     if fds[0].revents != 0 {
-        let _ = bell.read();
+        let _ = waker.read();
     }
     let Some(wakeup) = wakeup.filter(|_| fds[1].revents != 0) else { return Parked::Told };
     read_wakeup(wakeup, wakeup_ended);

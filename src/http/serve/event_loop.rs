@@ -1,6 +1,6 @@
 //! The loop: accepts, reads, parses, buffers, drains, and keeps the deadlines. All of its state lies in one struct,
 //! fetched events and how far they were handled included, so that whoever holds the struct can go on with the loop:
-//! `step` until it is idle, then `fetch` (see `helm`).
+//! `step` until it is idle, then `fetch` (see `leader`).
 //!
 //! It never waits for anything but events, and in `fetch` only; no error leaves it: what goes wrong with a connection
 //! ends that connection.
@@ -17,17 +17,18 @@ use crate::proto::Version;
 use super::answer::After;
 use super::connection::{Connection, Received};
 use super::epoll::{Epoll, Event, Interest, Token};
+use super::flush_batch::FlushBatch;
 use super::listener::{Accepted, Listeners, Load, Origin};
-use super::outbox::{Drained, Link, Sent};
 use super::rate::{Pace, Window};
 use super::settings::{
-    BEAT, BUFFERS_KEPT, LINGER, LINGER_SILENCE, READ_BODY_BYTES, TURN_ACCEPTS_MAX, TURN_BYTES_MAX, TURN_FOLLOWERS_MAX,
+    BUFFERS_KEPT, HEARTBEAT, LINGER, LINGER_SILENCE, READ_BODY_BYTES, TURN_ACCEPTS_MAX, TURN_BYTES_MAX,
+    TURN_FOLLOWERS_MAX,
 };
 use super::shared::{Command, Inbox, Notice, Shared};
-use super::table::{State, Table};
-use super::timers::{Kind, Timers};
-use super::volley::Volley;
-use super::{socket, Meter, Peer, Reports};
+use super::table::{SlotState, Table};
+use super::timers::{TimerKind, Timers};
+use super::write_queue::{Drained, Sent, WriteHalf};
+use super::{socket, Metrics, Peer, Reports};
 
 /// What the process was told last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +44,7 @@ enum Mode {
 
 /// What a turn of the loop, from one fetch of events to the next, is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum TurnPhase {
     Events,
     /// What the app threads and the handles have left in the inbox, and what has come due.
     Chores,
@@ -52,12 +53,12 @@ enum Phase {
     Idle,
 }
 
-/// What whoever runs the loop may spend on it.
+/// Whether whoever runs the loop may wait for a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attention {
+pub enum Blocking {
     /// It holds the interpreter's lock: nothing that writes to a disk or moves many bytes.
-    Light,
-    Full,
+    Forbidden,
+    Allowed,
 }
 
 /// What came of a step.
@@ -65,7 +66,7 @@ pub enum Attention {
 pub enum Step {
     /// A complete request, for an app thread. Step again after it.
     Request(Box<Connection>),
-    /// Fetch events (with `Attention::Light`: or step again with `Full`).
+    /// Fetch events (after `Blocking::Forbidden`: or step again with `Allowed`).
     Idle,
     /// Everything is drained.
     Done,
@@ -76,9 +77,9 @@ pub struct EventLoop {
     epoll: Epoll,
     table: Table,
     timers: Timers,
-    volley: Volley,
+    flush_batch: FlushBatch,
     listeners: Listeners,
-    meter: Arc<dyn Meter>,
+    metrics: Arc<dyn Metrics>,
     reports: Arc<dyn Reports>,
     mode: Mode,
     /// `Reports::draining` is due when all listeners are quiet.
@@ -86,7 +87,7 @@ pub struct EventLoop {
     /// As configured, or shorter once the service stops.
     keepalive: Duration,
     now: Instant,
-    phase: Phase,
+    phase: TurnPhase,
     /// Complete requests. Whoever steps gets them before anything else is done.
     ready: VecDeque<Box<Connection>>,
     /// More of them, for the next turn: a client that has sent many at once must not have all of this one.
@@ -94,17 +95,17 @@ pub struct EventLoop {
     /// A connection that was just answered is being looked at; and how many had their next request there in this turn.
     follows: bool,
     followed: u32,
-    /// To be refused with full attention, since that is logged, and a log may have to be waited for.
+    /// To be refused by somebody who may block, since that is logged, and a log may have to be waited for.
     refused: VecDeque<(Box<Connection>, Refusal)>,
     /// Buffers of connections that wait for a request: idle ones hold none.
     buffers: Vec<Vec<u8>>,
-    attention: Attention,
+    blocking: Blocking,
     /// The main thread shall look for signals.
     signalled: bool,
     /// Events can no longer be waited for.
     broken: bool,
     /// Connections taken in this turn.
-    taken: u32,
+    accepted_this_turn: u32,
     /// Connections whose share of the last turn was used up.
     runnable: Vec<Token>,
     /// For what is read and dropped; has no bytes.
@@ -113,8 +114,8 @@ pub struct EventLoop {
     batch: Vec<Token>,
     /// Requests given to the app side since the start.
     dispatched: u64,
-    /// The number of connections last told to the meter.
-    told: usize,
+    /// The number of connections last told to the metrics.
+    reported: usize,
     inbox: Inbox,
 }
 
@@ -123,7 +124,7 @@ impl EventLoop {
         shared: Arc<Shared>,
         epoll: Epoll,
         listeners: Listeners,
-        meter: Arc<dyn Meter>,
+        metrics: Arc<dyn Metrics>,
         reports: Arc<dyn Reports>,
     ) -> EventLoop {
         let now = Instant::now();
@@ -132,15 +133,15 @@ impl EventLoop {
             epoll,
             table: Table::new(connections),
             timers: Timers::new(connections),
-            volley: Volley::new(now),
+            flush_batch: FlushBatch::new(now),
             listeners,
-            meter,
+            metrics,
             reports,
             mode: Mode::Paused,
             report_draining: false,
             keepalive: shared.rules.settings.keepalive_timeout,
             now,
-            phase: Phase::Idle,
+            phase: TurnPhase::Idle,
             ready: VecDeque::with_capacity(connections),
             later: VecDeque::with_capacity(connections),
             follows: false,
@@ -148,14 +149,14 @@ impl EventLoop {
             refused: VecDeque::new(),
             scratch: Vec::new(),
             buffers: Vec::with_capacity(BUFFERS_KEPT),
-            attention: Attention::Full,
+            blocking: Blocking::Allowed,
             signalled: false,
             broken: false,
-            taken: 0,
+            accepted_this_turn: 0,
             runnable: Vec::with_capacity(connections),
             batch: Vec::with_capacity(connections),
             dispatched: 0,
-            told: 0,
+            reported: 0,
             inbox: Inbox::new(connections),
             shared,
         }
@@ -174,40 +175,40 @@ impl EventLoop {
     /// An answered connection comes back from whoever runs the loop.
     pub fn take_back(&mut self, connection: Box<Connection>, now: Instant, took: Duration) {
         self.now = now;
-        self.volley.took(took, now);
-        self.attention = Attention::Light;
+        self.flush_batch.record(took, now);
+        self.blocking = Blocking::Forbidden;
         self.follows = true;
         self.settle(connection);
         self.follows = false;
     }
 
     /// Whether this connection's answer may wait for others.
-    pub fn line_up(&mut self, token: Token) -> bool {
-        let waits = self.has_more() && self.volley.has_place(self.now);
+    pub fn flush_later(&mut self, token: Token) -> bool {
+        let waits = self.has_more() && self.flush_batch.may_defer(self.now);
         if waits {
-            self.volley.join(token, self.now);
+            self.flush_batch.push(token, self.now);
         }
         waits
     }
 
-    /// The relief has taken over.
-    pub fn relieved(&mut self) {
-        self.volley.took(Duration::MAX, self.now);
+    /// The monitor has taken over.
+    pub fn monitor_took_over(&mut self) {
+        self.flush_batch.record(Duration::MAX, self.now);
     }
 
     /// Sends the answers that wait for others.
-    pub fn fire(&mut self) {
+    pub fn flush(&mut self) {
         self.follows = true;
-        while let Some(token) = self.volley.next() {
+        while let Some(token) = self.flush_batch.next() {
             if self.table.current(token).is_none() {
                 continue;
             }
-            match self.table.link(token.index).drain_put_by() {
+            match self.table.write_half(token.index).drain_deferred() {
                 // It went out at once, or is queued as too large: then the loop is told, and has its time for it.
                 None => {}
                 Some(Drained::Empty) => self.flushed(token, false),
                 Some(Drained::Broken) => {
-                    self.table.link(token.index).leave();
+                    self.table.write_half(token.index).mark_gone();
                     self.flushed(token, true);
                 }
                 Some(Drained::Blocked { .. } | Drained::Again) => self.watch_queue(token),
@@ -218,17 +219,17 @@ impl EventLoop {
 
     /// More requests may come of what was fetched.
     fn has_more(&self) -> bool {
-        !self.ready.is_empty() || (self.phase == Phase::Events && self.epoll.peek().is_some())
+        !self.ready.is_empty() || (self.phase == TurnPhase::Events && self.epoll.peek().is_some())
     }
 
     /// Goes on with what was fetched until there is a request, or nothing more to do. Never waits.
-    pub fn step(&mut self, attention: Attention) -> Step {
-        self.attention = attention;
+    pub fn step(&mut self, blocking: Blocking) -> Step {
+        self.blocking = blocking;
         loop {
-            if !self.volley.is_empty() {
-                let waits = attention == Attention::Light && self.has_more() && !self.volley.is_due(self.now);
+            if !self.flush_batch.is_empty() {
+                let waits = blocking == Blocking::Forbidden && self.has_more() && !self.flush_batch.is_due(self.now);
                 if !waits {
-                    self.fire();
+                    self.flush();
                 }
             }
             if let Some(connection) = self.ready.pop_front() {
@@ -237,11 +238,11 @@ impl EventLoop {
                     self.refuse_later(connection, refusal::RETIRING);
                     continue;
                 }
-                self.tell();
+                self.report_connections();
                 return Step::Request(connection);
             }
             if let Some((connection, refusal)) = self.refused.pop_front() {
-                if attention == Attention::Light {
+                if blocking == Blocking::Forbidden {
                     self.refused.push_front((connection, refusal));
                     return Step::Idle;
                 }
@@ -249,29 +250,29 @@ impl EventLoop {
                 continue;
             }
             match self.phase {
-                Phase::Events => match self.epoll.peek() {
-                    Some(event) if attention == Attention::Light && self.table.is_heavy(event.token) => {
+                TurnPhase::Events => match self.epoll.peek() {
+                    Some(event) if blocking == Blocking::Forbidden && self.table.is_heavy(event.token) => {
                         return Step::Idle;
                     }
                     Some(event) => {
                         self.epoll.advance();
                         self.event(event);
                     }
-                    None => self.phase = Phase::Chores,
+                    None => self.phase = TurnPhase::Chores,
                 },
-                Phase::Chores if attention == Attention::Light && self.has_chores() => return Step::Idle,
-                Phase::Chores => {
+                TurnPhase::Chores if blocking == Blocking::Forbidden && self.has_chores() => return Step::Idle,
+                TurnPhase::Chores => {
                     self.do_chores();
-                    self.phase = Phase::Accepting;
+                    self.phase = TurnPhase::Accepting;
                 }
-                Phase::Accepting => {
+                TurnPhase::Accepting => {
                     if !self.accept() {
-                        self.tell();
-                        self.phase = Phase::Idle;
+                        self.report_connections();
+                        self.phase = TurnPhase::Idle;
                     }
                 }
-                Phase::Idle if self.is_done() => return Step::Done,
-                Phase::Idle => return Step::Idle,
+                TurnPhase::Idle if self.is_done() => return Step::Done,
+                TurnPhase::Idle => return Step::Idle,
             }
         }
     }
@@ -281,8 +282,8 @@ impl EventLoop {
         if std::mem::take(&mut self.signalled) {
             return true;
         }
-        // A step with little attention has left something.
-        if self.phase != Phase::Idle || !self.refused.is_empty() {
+        // A step that must not block has left something.
+        if self.phase != TurnPhase::Idle || !self.refused.is_empty() {
             return false;
         }
         self.ready.append(&mut self.later);
@@ -298,9 +299,9 @@ impl EventLoop {
         };
         self.shared.awake();
         self.now = Instant::now();
-        self.meter.heartbeat();
-        (self.taken, self.followed) = (0, 0);
-        self.phase = Phase::Events;
+        self.metrics.heartbeat();
+        (self.accepted_this_turn, self.followed) = (0, 0);
+        self.phase = TurnPhase::Events;
         interrupted
     }
 
@@ -309,7 +310,7 @@ impl EventLoop {
         self.broken || (drains && self.table.open() == 0 && self.listeners.are_quiet())
     }
 
-    /// Ones that need full attention.
+    /// Ones for somebody who may block.
     fn has_chores(&self) -> bool {
         !self.runnable.is_empty() || self.timers.next_deadline().is_some_and(|deadline| deadline <= self.now)
     }
@@ -324,7 +325,7 @@ impl EventLoop {
             self.command(command);
         }
         self.inbox = inbox;
-        self.go_on();
+        self.run_runnable();
         self.expire();
     }
 
@@ -334,7 +335,7 @@ impl EventLoop {
         }
         let deadline = [self.timers.next_deadline(), self.listeners.next_deadline()].into_iter().flatten().min();
         // The clock may be late by what the events of a turn took; so then are timers.
-        deadline.map_or(BEAT, |deadline| deadline.saturating_duration_since(self.now).min(BEAT))
+        deadline.map_or(HEARTBEAT, |deadline| deadline.saturating_duration_since(self.now).min(HEARTBEAT))
     }
 
     fn event(&mut self, event: Event) {
@@ -352,20 +353,22 @@ impl EventLoop {
         let Some(slot) = self.table.current(event.token) else { return };
         let index = event.token.index;
         if event.gone {
-            match std::mem::replace(&mut slot.state, State::Dispatched) {
-                // The app side has it; it learns of it by the link.
-                State::Dispatched => {
+            match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
+                // The app side has it; it learns of it by the write half.
+                SlotState::Dispatched => {
                     self.timers.clear(index);
-                    self.table.link(index).leave();
+                    self.table.write_half(index).mark_gone();
                 }
-                State::Waiting(connection) | State::Flushing(connection) | State::Lingering(connection, _) => {
+                SlotState::Waiting(connection)
+                | SlotState::Flushing(connection)
+                | SlotState::Lingering(connection, _) => {
                     self.close(connection);
                 }
-                State::Free(_) => unreachable!("`current` gives no free slot"),
+                SlotState::Free(_) => unreachable!("`current` gives no free slot"),
             }
             return;
         }
-        if event.writable && self.table.link(index).is_queued() {
+        if event.writable && self.table.write_half(index).is_queued() {
             self.drain(event.token);
         }
         if event.readable || event.half_closed {
@@ -376,22 +379,22 @@ impl EventLoop {
     fn readable(&mut self, token: Token, half_closed: bool) {
         // Draining may have closed it.
         let Some(slot) = self.table.current(token) else { return };
-        match std::mem::replace(&mut slot.state, State::Dispatched) {
-            State::Waiting(mut connection) => {
+        match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
+            SlotState::Waiting(mut connection) => {
                 connection.wake(half_closed);
                 self.receive(connection);
             }
-            State::Dispatched => {
+            SlotState::Dispatched => {
                 slot.readable = true;
                 slot.half_closed |= half_closed;
             }
-            State::Flushing(connection) => {
+            SlotState::Flushing(connection) => {
                 slot.readable = true;
                 slot.half_closed |= half_closed;
-                slot.state = State::Flushing(connection);
+                slot.state = SlotState::Flushing(connection);
             }
-            State::Lingering(connection, since) => self.discard(connection, since),
-            State::Free(_) => unreachable!("`current` gives no free slot"),
+            SlotState::Lingering(connection, since) => self.discard(connection, since),
+            SlotState::Free(_) => unreachable!("`current` gives no free slot"),
         }
     }
 
@@ -414,7 +417,7 @@ impl EventLoop {
                 self.shared.set_closing(false);
                 self.keepalive = self.shared.rules.settings.keepalive_timeout;
                 self.listeners.resume(&self.epoll);
-                self.meter.accepting(true);
+                self.metrics.accepting(true);
                 self.reports.serving();
             }
             Command::Drain { keep } => {
@@ -430,12 +433,12 @@ impl EventLoop {
                 self.close_listeners(|_| true);
                 self.report_draining = true;
                 self.keepalive = self.keepalive.min(idle);
-                self.timers.bring_forward(Kind::Keepalive, self.now + self.keepalive);
+                self.timers.bring_forward(TimerKind::Keepalive, self.now + self.keepalive);
             }
             Command::Retire => {
                 self.wind_up(Mode::Retiring);
                 self.listeners.pause(&self.epoll, |_| true);
-                while let Some(connection) = self.shared.ring.take() {
+                while let Some(connection) = self.shared.run_queue.take() {
                     self.dispatched -= 1;
                     self.refuse_later(connection, refusal::RETIRING);
                 }
@@ -449,7 +452,7 @@ impl EventLoop {
     }
 
     fn wind_up(&mut self, mode: Mode) {
-        self.meter.accepting(false);
+        self.metrics.accepting(false);
         self.mode = match (self.mode, mode) {
             // A process that will be killed begins nothing more, whatever it is told besides.
             (Mode::Retiring, Mode::Draining) => Mode::Retiring,
@@ -467,21 +470,21 @@ impl EventLoop {
     }
 
     /// Connections that had more to do than a turn's share.
-    fn go_on(&mut self) {
+    fn run_runnable(&mut self) {
         let mut batch = std::mem::take(&mut self.batch);
         std::mem::swap(&mut batch, &mut self.runnable);
         for token in batch.drain(..) {
             let Some(slot) = self.table.current(token) else { continue };
             slot.runnable = false;
-            match std::mem::replace(&mut slot.state, State::Dispatched) {
-                State::Waiting(connection) => self.receive(connection),
-                State::Dispatched => self.drain(token),
-                State::Flushing(connection) => {
-                    slot.state = State::Flushing(connection);
+            match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
+                SlotState::Waiting(connection) => self.receive(connection),
+                SlotState::Dispatched => self.drain(token),
+                SlotState::Flushing(connection) => {
+                    slot.state = SlotState::Flushing(connection);
                     self.drain(token);
                 }
-                State::Lingering(connection, since) => self.discard(connection, since),
-                State::Free(_) => unreachable!("`current` gives no free slot"),
+                SlotState::Lingering(connection, since) => self.discard(connection, since),
+                SlotState::Free(_) => unreachable!("`current` gives no free slot"),
             }
         }
         self.batch = batch;
@@ -490,29 +493,32 @@ impl EventLoop {
     fn expire(&mut self) {
         while let Some((index, kind)) = self.timers.expired(self.now) {
             let slot = self.table.slot(index);
-            let state = std::mem::replace(&mut slot.state, State::Dispatched);
+            let state = std::mem::replace(&mut slot.state, SlotState::Dispatched);
             match (kind, state) {
                 // Silently: balancers' checks and browsers' spare connections send nothing.
-                (Kind::Keepalive, State::Waiting(connection)) => self.close(connection),
-                (Kind::Header, State::Waiting(connection)) => self.refuse(connection, refusal::HEAD_SLOW),
-                (Kind::Body, State::Waiting(connection)) => self.refuse(connection, refusal::BODY_SLOW),
-                (Kind::Linger, State::Lingering(connection, _)) => self.close(connection),
+                (TimerKind::Keepalive, SlotState::Waiting(connection)) => self.close(connection),
+                (TimerKind::Header, SlotState::Waiting(connection)) => self.refuse(connection, refusal::HEAD_SLOW),
+                (TimerKind::Body, SlotState::Waiting(connection)) => self.refuse(connection, refusal::BODY_SLOW),
+                (TimerKind::Linger, SlotState::Lingering(connection, _)) => self.close(connection),
                 // Nothing was sent for so long; still the client may take what lies in the socket, which can be
                 // megabytes before there is room for more.
-                (Kind::Write, state @ (State::Flushing(_) | State::Dispatched)) => {
+                (TimerKind::Write, state @ (SlotState::Flushing(_) | SlotState::Dispatched)) => {
                     let timeout = self.shared.rules.settings.write_timeout;
-                    let pace = slot.taking.close(self.now, slot.link.taken(), timeout);
+                    let pace = slot.ack_window.close(self.now, slot.write_half.acked_bytes(), timeout);
                     slot.state = state;
                     match pace {
                         Pace::Open | Pace::Kept => {
-                            slot.link.takes();
-                            self.timers.set(index, Kind::Write, self.now + timeout);
+                            slot.write_half.note_ack_progress();
+                            self.timers.set(index, TimerKind::Write, self.now + timeout);
                         }
                         Pace::Slow => self.drop_reader(index),
                     }
                 }
                 // A timer ends with the state it belongs to.
-                (Kind::Keepalive | Kind::Header | Kind::Body | Kind::Write | Kind::Linger, state) => {
+                (
+                    TimerKind::Keepalive | TimerKind::Header | TimerKind::Body | TimerKind::Write | TimerKind::Linger,
+                    state,
+                ) => {
                     debug_assert!(false, "{kind:?} expired in {state:?}");
                     slot.state = state;
                 }
@@ -539,23 +545,26 @@ impl EventLoop {
             self.report_draining = false;
             self.reports.draining();
         }
-        let paused = self.listeners.is_paused(self.now) | self.listeners.gives_way(self.now);
+        let paused = self.listeners.is_paused(self.now) | self.listeners.is_yielding(self.now);
         let has_time = self.listeners.budget(self.load()) > 0;
-        if self.listeners.is_masked() && !paused && has_time && self.has_place() {
+        if self.listeners.is_masked() && !paused && has_time && self.has_slot() {
             self.listeners.unmask(&self.epoll);
         }
         let outcome = match self.listeners.next_ready() {
             Some(_) if !has_time => Outcome::Stalled,
-            Some(_) if self.meter.is_crowded(self.table.open()) && self.listeners.give_way(&self.epoll, self.now) => {
+            Some(_)
+                if self.metrics.should_yield_accept(self.table.open())
+                    && self.listeners.yield_accept(&self.epoll, self.now) =>
+            {
                 // It was woken too, but where it has to share a processor with us, it has not run yet. We fall asleep
                 // soon, but not for long.
-                if self.attention == Attention::Full {
+                if self.blocking == Blocking::Allowed {
                     std::thread::yield_now();
                 }
                 self.listeners.end_pass();
                 return false;
             }
-            Some(index) if self.taken < TURN_ACCEPTS_MAX => self.accept_one(index),
+            Some(index) if self.accepted_this_turn < TURN_ACCEPTS_MAX => self.accept_one(index),
             Some(_) => {
                 self.listeners.end_pass();
                 return false;
@@ -567,7 +576,7 @@ impl EventLoop {
             }
         };
         match outcome {
-            Outcome::Taken => self.taken += 1,
+            Outcome::Taken => self.accepted_this_turn += 1,
             Outcome::Empty => {}
             Outcome::Stalled => {
                 let load = self.load();
@@ -584,12 +593,12 @@ impl EventLoop {
     }
 
     /// Whether a new connection would find a slot, by closing the longest-idle one if need be.
-    fn has_place(&self) -> bool {
-        !self.table.is_full() || self.timers.first(Kind::Keepalive).is_some()
+    fn has_slot(&self) -> bool {
+        !self.table.is_full() || self.timers.first(TimerKind::Keepalive).is_some()
     }
 
     fn accept_one(&mut self, index: usize) -> Outcome {
-        if !self.has_place() || self.listeners.is_paused(self.now) {
+        if !self.has_slot() || self.listeners.is_paused(self.now) {
             return Outcome::Stalled;
         }
         match self.listeners.accept(index, self.now) {
@@ -604,32 +613,34 @@ impl EventLoop {
 
     fn open(&mut self, socket: OwnedFd, origin: Origin) {
         if self.table.is_full() {
-            if let Some(connection) = self.timers.first(Kind::Keepalive).and_then(|index| self.take_waiting(index)) {
+            if let Some(connection) = self.timers.first(TimerKind::Keepalive).and_then(|index| self.take_waiting(index))
+            {
                 self.close(connection);
             }
         }
         let fd = socket.as_raw_fd();
         let rules = &self.shared.rules;
-        let make = || Link::new(rules.memory.charge(), rules.settings.response_buffer);
+        let make = || WriteHalf::new(rules.memory.charge(), rules.settings.response_buffer);
         let Some((slot, buffers)) = self.table.take(socket, self.now, make) else { return };
         let token = slot.token;
-        slot.link.open(fd);
+        slot.write_half.open(fd);
         self.shared.note_socket(token.index, Some(fd));
         let mut connection = buffers.unwrap_or_else(|| {
-            let (link, local) = (Arc::clone(&slot.link), Arc::clone(&origin.local));
-            Box::new(Connection::new(token, link, local, rules, self.now))
+            let (write_half, local) = (Arc::clone(&slot.write_half), Arc::clone(&origin.local));
+            Box::new(Connection::new(token, write_half, local, rules, self.now))
         });
         connection.open(token, origin);
-        self.meter.accepted();
+        self.metrics.accepted();
         // The request often is there already; then epoll need not know of a connection that ends with it.
         self.receive(connection);
     }
 
     fn take_waiting(&mut self, index: u32) -> Option<Box<Connection>> {
         let slot = self.table.slot(index);
-        match std::mem::replace(&mut slot.state, State::Dispatched) {
-            State::Waiting(connection) => Some(connection),
-            state @ (State::Free(_) | State::Dispatched | State::Flushing(_) | State::Lingering(..)) => {
+        match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
+            SlotState::Waiting(connection) => Some(connection),
+            state
+            @ (SlotState::Free(_) | SlotState::Dispatched | SlotState::Flushing(_) | SlotState::Lingering(..)) => {
                 slot.state = state;
                 None
             }
@@ -641,7 +652,7 @@ impl EventLoop {
         if connection.input.capacity() == 0 {
             connection.input = self.buffers.pop().unwrap_or_default();
         }
-        match connection.receive(&self.shared.rules, self.attention) {
+        match connection.receive(&self.shared.rules, self.blocking) {
             Received::Waiting(kind) => self.wait_for(connection, kind),
             Received::Again(kind) => {
                 self.run_again(connection.token);
@@ -672,19 +683,19 @@ impl EventLoop {
         }
     }
 
-    fn wait_for(&mut self, mut connection: Box<Connection>, kind: Kind) {
+    fn wait_for(&mut self, mut connection: Box<Connection>, kind: TimerKind) {
         let index = connection.token.index;
         let settings = &self.shared.rules.settings;
         let timeout = match kind {
-            Kind::Keepalive => self.keepalive,
-            Kind::Header => settings.header_timeout,
-            Kind::Body => settings.body_timeout,
-            Kind::Write => settings.write_timeout,
-            Kind::Linger => LINGER_SILENCE,
+            TimerKind::Keepalive => self.keepalive,
+            TimerKind::Header => settings.header_timeout,
+            TimerKind::Body => settings.body_timeout,
+            TimerKind::Write => settings.write_timeout,
+            TimerKind::Linger => LINGER_SILENCE,
         };
-        if kind == Kind::Body {
+        if kind == TimerKind::Body {
             let received = i64::try_from(connection.received).unwrap_or(i64::MAX);
-            if self.timers.kind(index) != Some(Kind::Body) {
+            if self.timers.kind(index) != Some(TimerKind::Body) {
                 connection.coming = Window::begin(self.now, received);
             }
             match connection.coming.look(self.now, received, timeout) {
@@ -693,14 +704,14 @@ impl EventLoop {
             }
         }
         // A head's time is counted from its first byte, not from its last.
-        if !(kind == Kind::Header && self.timers.kind(index) == Some(Kind::Header)) {
+        if !(kind == TimerKind::Header && self.timers.kind(index) == Some(TimerKind::Header)) {
             self.timers.set(index, kind, self.now + timeout);
         }
-        if kind == Kind::Keepalive {
+        if kind == TimerKind::Keepalive {
             self.keep_buffer(&mut connection);
         }
         let token = connection.token;
-        self.table.slot(index).state = State::Waiting(connection);
+        self.table.slot(index).state = SlotState::Waiting(connection);
         self.register(token, Interest::Read);
     }
 
@@ -717,7 +728,7 @@ impl EventLoop {
     /// Makes epoll's interest in a connection what it should be; a connection that cannot be watched is closed.
     fn register(&mut self, token: Token, interest: Interest) {
         let slot = self.table.slot(token.index);
-        let fd = slot.link.fd();
+        let fd = slot.write_half.fd();
         let outcome = match slot.interest {
             None => self.epoll.add(fd, token, interest),
             Some(now) if now != interest => self.epoll.modify(fd, token, interest),
@@ -727,12 +738,14 @@ impl EventLoop {
             Ok(()) => slot.interest = Some(interest),
             Err(error) => {
                 log::error!("a connection cannot be watched: {error}");
-                match std::mem::replace(&mut slot.state, State::Dispatched) {
-                    State::Dispatched => slot.link.leave(),
-                    State::Waiting(connection) | State::Flushing(connection) | State::Lingering(connection, _) => {
+                match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
+                    SlotState::Dispatched => slot.write_half.mark_gone(),
+                    SlotState::Waiting(connection)
+                    | SlotState::Flushing(connection)
+                    | SlotState::Lingering(connection, _) => {
                         self.close(connection);
                     }
-                    State::Free(_) => unreachable!("only open connections are registered"),
+                    SlotState::Free(_) => unreachable!("only open connections are registered"),
                 }
             }
         }
@@ -740,11 +753,11 @@ impl EventLoop {
 
     /// Bytes lie in the queue: send them when the socket takes them, and count the time.
     fn watch_queue(&mut self, token: Token) {
-        if self.table.link(token.index).is_queued() {
+        if self.table.write_half(token.index).is_queued() {
             let deadline = self.now + self.shared.rules.settings.write_timeout;
-            let taken = self.table.link(token.index).taken();
-            self.table.slot(token.index).taking = Window::begin(self.now, taken);
-            self.timers.set(token.index, Kind::Write, deadline);
+            let acked = self.table.write_half(token.index).acked_bytes();
+            self.table.slot(token.index).ack_window = Window::begin(self.now, acked);
+            self.timers.set(token.index, TimerKind::Write, deadline);
             // Adding or changing an interest reports a socket that is writable already (epoll_ctl(2)).
             self.register(token, Interest::ReadWrite);
         }
@@ -752,13 +765,13 @@ impl EventLoop {
 
     fn drain(&mut self, token: Token) {
         let index = token.index;
-        match self.table.link(index).drain() {
+        match self.table.write_half(index).drain() {
             Drained::Blocked { progress: false } => {}
             Drained::Blocked { progress: true } => {
                 let timeout = self.shared.rules.settings.write_timeout;
-                let taken = self.table.link(index).taken();
-                match self.table.slot(index).taking.look(self.now, taken, timeout) {
-                    Pace::Open | Pace::Kept => self.timers.set(index, Kind::Write, self.now + timeout),
+                let acked = self.table.write_half(index).acked_bytes();
+                match self.table.slot(index).ack_window.look(self.now, acked, timeout) {
+                    Pace::Open | Pace::Kept => self.timers.set(index, TimerKind::Write, self.now + timeout),
                     Pace::Slow => {
                         self.timers.clear(index);
                         self.drop_reader(index);
@@ -767,7 +780,7 @@ impl EventLoop {
             }
             Drained::Again => {
                 let deadline = self.now + self.shared.rules.settings.write_timeout;
-                self.timers.set(index, Kind::Write, deadline);
+                self.timers.set(index, TimerKind::Write, deadline);
                 self.run_again(token);
             }
             Drained::Empty => {
@@ -777,7 +790,7 @@ impl EventLoop {
             }
             Drained::Broken => {
                 self.timers.clear(index);
-                self.table.link(index).leave();
+                self.table.write_half(index).mark_gone();
                 self.flushed(token, true);
             }
         }
@@ -786,17 +799,17 @@ impl EventLoop {
     /// The client takes too little of its answer.
     fn drop_reader(&mut self, index: u32) {
         let slot = self.table.slot(index);
-        match std::mem::replace(&mut slot.state, State::Dispatched) {
-            State::Flushing(connection) => {
+        match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
+            SlotState::Flushing(connection) => {
                 log::info!("{} does not take its answer: closed (write_timeout)", Shown(&connection.peer));
                 self.close(connection);
             }
-            // The app side has it, and learns of it by the link.
-            State::Dispatched => {
+            // The app side has it, and learns of it by the write half.
+            SlotState::Dispatched => {
                 log::info!("a client does not take its answer: dropped (write_timeout)");
-                self.table.link(index).leave();
+                self.table.write_half(index).mark_gone();
             }
-            state @ (State::Free(_) | State::Waiting(_) | State::Lingering(..)) => {
+            state @ (SlotState::Free(_) | SlotState::Waiting(_) | SlotState::Lingering(..)) => {
                 debug_assert!(false, "nothing is queued in {state:?}");
                 slot.state = state;
             }
@@ -806,10 +819,10 @@ impl EventLoop {
     /// The queue is empty or given up; if the answer had ended, so has the wait.
     fn flushed(&mut self, token: Token, broken: bool) {
         let Some(slot) = self.table.current(token) else { return };
-        match std::mem::replace(&mut slot.state, State::Dispatched) {
-            State::Flushing(connection) if broken => self.close(connection),
-            State::Flushing(connection) => self.settle(connection),
-            state @ (State::Dispatched | State::Waiting(_) | State::Lingering(..) | State::Free(_)) => {
+        match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
+            SlotState::Flushing(connection) if broken => self.close(connection),
+            SlotState::Flushing(connection) => self.settle(connection),
+            state @ (SlotState::Dispatched | SlotState::Waiting(_) | SlotState::Lingering(..) | SlotState::Free(_)) => {
                 slot.state = state;
             }
         }
@@ -818,13 +831,13 @@ impl EventLoop {
     /// An answered connection: what is next?
     fn settle(&mut self, mut connection: Box<Connection>) {
         let token = connection.token;
-        if connection.link.is_gone() {
+        if connection.write_half.is_gone() {
             self.close(connection);
             return;
         }
-        if connection.link.is_queued() {
-            self.table.slot(token.index).state = State::Flushing(connection);
-            let waits = self.volley.has(token) && self.table.link(token.index).is_put_by();
+        if connection.write_half.is_queued() {
+            self.table.slot(token.index).state = SlotState::Flushing(connection);
+            let waits = self.flush_batch.has(token) && self.table.write_half(token.index).is_deferred();
             if self.timers.kind(token.index).is_none() && !waits {
                 self.watch_queue(token);
             }
@@ -844,13 +857,13 @@ impl EventLoop {
             After::Close => self.close(connection),
             After::Linger => self.linger(connection),
             After::Reset => {
-                socket::reset(connection.link.fd());
+                socket::reset(connection.write_half.fd());
                 self.close(connection);
             }
         }
     }
 
-    /// With full attention. Its timer ends here: until then nobody waits for the client.
+    /// Later, by somebody who may block. Its timer ends here: until then nobody waits for the client.
     fn refuse_later(&mut self, connection: Box<Connection>, refusal: Refusal) {
         self.timers.clear(connection.token.index);
         self.refused.push_back((connection, refusal));
@@ -870,7 +883,7 @@ impl EventLoop {
         let body = connection.answer.refuse(status, reason, asked);
         connection.answer.after = After::Linger;
         let parts = [connection.answer.head.bytes(), body.as_bytes()];
-        match connection.link.send(&parts, &self.shared.rules.temp) {
+        match connection.write_half.send(&parts, &self.shared.rules.temp) {
             Sent::All | Sent::Queued { .. } | Sent::Gone => self.settle(connection),
         }
     }
@@ -878,12 +891,12 @@ impl EventLoop {
     /// Closing with unread bytes makes the kernel send RST, which destroys the answer on its way to the client
     /// (RFC 9112 section 9.6). So: FIN, read what comes for a while, close.
     fn linger(&mut self, mut connection: Box<Connection>) {
-        if !socket::shutdown_write(connection.link.fd()) {
+        if !socket::shutdown_write(connection.write_half.fd()) {
             self.close(connection);
             return;
         }
         connection.forget();
-        self.timers.set(connection.token.index, Kind::Linger, self.now + LINGER_SILENCE);
+        self.timers.set(connection.token.index, TimerKind::Linger, self.now + LINGER_SILENCE);
         self.discard(connection, self.now);
     }
 
@@ -901,7 +914,7 @@ impl EventLoop {
                 self.run_again(token);
                 break;
             }
-            match socket::discard(connection.link.fd(), self.scratch.spare_capacity_mut()) {
+            match socket::discard(connection.write_half.fd(), self.scratch.spare_capacity_mut()) {
                 Ok(length) if length > 0 && self.now < since + patience => share = share.saturating_sub(length),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
                 // The client has closed, the connection broke, or it was long enough.
@@ -909,9 +922,9 @@ impl EventLoop {
             }
         }
         if share < TURN_BYTES_MAX {
-            self.timers.set(token.index, Kind::Linger, self.now + LINGER_SILENCE);
+            self.timers.set(token.index, TimerKind::Linger, self.now + LINGER_SILENCE);
         }
-        self.table.slot(token.index).state = State::Lingering(connection, since);
+        self.table.slot(token.index).state = SlotState::Lingering(connection, since);
         self.register(token, Interest::Read);
     }
 
@@ -922,24 +935,24 @@ impl EventLoop {
         if self.shared.has_forked() {
             // A child of the application may hold a copy: without this the client would never see the end, and
             // epoll would go on to report it (epoll(7), "Q6").
-            let fd = connection.link.fd();
+            let fd = connection.write_half.fd();
             if slot.interest.is_some() {
                 let _ = self.epoll.remove(fd);
             }
             socket::shutdown_both(fd);
         }
-        connection.link.close();
+        connection.write_half.close();
         self.shared.note_socket(index, None);
         connection.forget();
         self.keep_buffer(&mut connection);
         drop(self.table.release(connection));
     }
 
-    fn tell(&mut self) {
+    fn report_connections(&mut self) {
         let open = self.table.open();
-        if open != self.told {
-            self.told = open;
-            self.meter.connections(open);
+        if open != self.reported {
+            self.reported = open;
+            self.metrics.connections(open);
         }
     }
 }

@@ -12,10 +12,10 @@ use crate::proto::Version;
 use super::answer::{date_now, After};
 use super::connection::Connection;
 use super::epoll::Token;
-use super::helm::{Helm, Ticket};
-use super::outbox::{Hold, Link, Sent, GATHERED_BYTES_MAX};
-use super::settings::{BUFFER_KEPT_BYTES, VOLLEY_ANSWER_BYTES_MAX};
+use super::leader::{Leader, Lease};
+use super::settings::{BUFFER_KEPT_BYTES, DEFERRED_ANSWER_BYTES_MAX};
 use super::shared::{Notice, Shared};
+use super::write_queue::{Hold, Sent, WriteHalf, GATHERED_BYTES_MAX};
 use super::{Local, Peer};
 
 pub enum Body<'a> {
@@ -45,9 +45,9 @@ pub struct BadResponse(pub String);
 /// One complete request (its body was read to the end) and the means to answer it. Dropped without `finish`:
 /// 500 and close if no byte of an answer went out, else the connection is cut so that the client can tell.
 pub struct Exchange {
-    helm: Arc<Helm>,
-    /// Of the thread that took it from the loop, and left the helm for it.
-    ticket: Option<Ticket>,
+    leader: Arc<Leader>,
+    /// Of the thread that took it from the loop, and entered the application with it.
+    lease: Option<Lease>,
     /// None: given back to the loop.
     connection: Option<Box<Connection>>,
     begun: Instant,
@@ -55,16 +55,16 @@ pub struct Exchange {
 
 impl Exchange {
     pub(super) fn new(
-        helm: Arc<Helm>,
-        ticket: Option<Ticket>,
+        leader: Arc<Leader>,
+        lease: Option<Lease>,
         connection: Box<Connection>,
         begun: Instant,
     ) -> Exchange {
-        Exchange { helm, ticket, connection: Some(connection), begun }
+        Exchange { leader, lease, connection: Some(connection), begun }
     }
 
     fn shared(&self) -> &Shared {
-        self.helm.shared()
+        self.leader.shared()
     }
 
     /// When an app thread took it.
@@ -203,8 +203,8 @@ impl Exchange {
             return (0, Written::Gone);
         }
         let connection = self.connection();
-        let room = if connection.link.is_queued() {
-            connection.link.room(&self.shared().rules.temp)
+        let room = if connection.write_half.is_queued() {
+            connection.write_half.room(&self.shared().rules.temp)
         } else {
             self.shared().rules.settings.response_buffer
         };
@@ -244,9 +244,9 @@ impl Exchange {
         }
         let begins = !self.head_sent();
         let framing = self.frame(whole);
-        let Exchange { helm, connection, .. } = self;
+        let Exchange { leader, connection, .. } = self;
         let connection = connection.as_mut().expect("an exchange has its connection until it ends");
-        let shared = helm.shared();
+        let shared = leader.shared();
         let answer = &mut connection.answer;
         let (piece, line) = match framing {
             Framing::None => (&piece[..0], None),
@@ -264,24 +264,25 @@ impl Exchange {
         let head = if begins { answer.head.bytes() } else { b"" };
         let (line, end) = line.as_ref().map_or((&b""[..], &b""[..]), |line| (line.bytes(), &b"\r\n"[..]));
         let temp = &shared.rules.temp;
-        if begins && answer.may_wait && answer.is_complete() && head.len() + piece.len() <= VOLLEY_ANSWER_BYTES_MAX {
-            let put_by = self.ticket.and_then(|ticket| Some((ticket, connection.link.put_by(&[head, piece], temp)?)));
-            match put_by {
-                Some((ticket, Sent::Queued { .. })) if helm.is_kept(ticket) => return Written::Done,
+        if begins && answer.may_defer && answer.is_complete() && head.len() + piece.len() <= DEFERRED_ANSWER_BYTES_MAX {
+            let deferred =
+                self.lease.and_then(|lease| Some((lease, connection.write_half.defer(&[head, piece], temp)?)));
+            match deferred {
+                Some((lease, Sent::Queued { .. })) if leader.is_kept(lease) => return Written::Done,
                 Some((_, sent)) => return written(shared, connection.token, sent),
                 None => {}
             }
         }
         let sent = match framing {
-            Framing::Chunked => connection.link.send(&[head, line, piece, end], temp),
+            Framing::Chunked => connection.write_half.send(&[head, line, piece, end], temp),
             Framing::None | Framing::Length(_) | Framing::UntilClose
                 if begins && head.len() + piece.len() <= GATHERED_BYTES_MAX =>
             {
-                let link = &connection.link;
-                answer.head.with_body(piece, |bytes| link.send_held(&[bytes], None, closes, temp))
+                let write_half = &connection.write_half;
+                answer.head.with_body(piece, |bytes| write_half.send_held(&[bytes], None, closes, temp))
             }
             Framing::None | Framing::Length(_) | Framing::UntilClose => {
-                connection.link.send_held(&[head, piece], hold, closes, temp)
+                connection.write_half.send_held(&[head, piece], hold, closes, temp)
             }
         };
         written(shared, connection.token, sent)
@@ -332,13 +333,13 @@ impl Exchange {
             Framing::Length(length) => left.min(length - self.connection().answer.sent),
             Framing::Chunked | Framing::UntilClose => left,
         };
-        let Exchange { helm, connection, .. } = self;
+        let Exchange { leader, connection, .. } = self;
         let connection = connection.as_mut().expect("an exchange has its connection until it ends");
-        let shared = helm.shared();
+        let shared = leader.shared();
         connection.answer.sent += length;
         let head = if begins { connection.answer.head.bytes() } else { b"" };
         let temp = &shared.rules.temp;
-        let sent = without_sigpipe(|| connection.link.send_file(head, file, offset, length, temp));
+        let sent = without_sigpipe(|| connection.write_half.send_file(head, file, offset, length, temp));
         Ok(Some(written(shared, connection.token, sent)))
     }
 
@@ -349,13 +350,13 @@ impl Exchange {
         }
         /// The loop watches `write_timeout`; this is only for a loop that is late.
         const GRACE: Duration = Duration::from_secs(2);
-        if let Some(ticket) = self.ticket.take() {
-            self.helm.relieve(ticket);
+        if let Some(lease) = self.lease.take() {
+            self.leader.hand_over(lease);
         }
         let rules = &self.shared().rules;
-        let link = &self.connection().link;
-        link.wait_for_room(rules.settings.write_timeout + GRACE, &rules.temp);
-        if link.is_gone() {
+        let write_half = &self.connection().write_half;
+        write_half.wait_for_room(rules.settings.write_timeout + GRACE, &rules.temp);
+        if write_half.is_gone() {
             Written::Gone
         } else {
             Written::Done
@@ -364,7 +365,7 @@ impl Exchange {
 
     /// The client has left (as far as we know).
     pub fn gone(&self) -> bool {
-        self.shared().is_forgotten() || self.connection().link.is_gone()
+        self.shared().is_forgotten() || self.connection().write_half.is_gone()
     }
 
     /// Body bytes sent so far, and the status, for the access log.
@@ -416,7 +417,7 @@ impl Exchange {
             }
             Some(Framing::Chunked) => {
                 let connection = self.connection();
-                emit(self.shared(), &connection.link, connection.token, &[b"0\r\n\r\n"]);
+                emit(self.shared(), &connection.write_half, connection.token, &[b"0\r\n\r\n"]);
                 Ok(())
             }
             Some(Framing::Length(_) | Framing::None | Framing::UntilClose) | None => Ok(()),
@@ -440,11 +441,16 @@ impl Exchange {
             return;
         }
         let asked = self.asked();
-        let Exchange { helm, connection, .. } = self;
+        let Exchange { leader, connection, .. } = self;
         let connection = connection.as_mut().expect("an exchange has its connection until it ends");
         let body = connection.answer.refuse(status, "", asked);
         connection.answer.sent = body.len() as u64;
-        emit(helm.shared(), &connection.link, connection.token, &[connection.answer.head.bytes(), body.as_bytes()]);
+        emit(
+            leader.shared(),
+            &connection.write_half,
+            connection.token,
+            &[connection.answer.head.bytes(), body.as_bytes()],
+        );
         self.end_now(End::Complete);
     }
 
@@ -465,14 +471,14 @@ impl Exchange {
             (End::Cut, Some(Framing::UntilClose)) => After::Reset,
             (End::Cut, Some(Framing::None | Framing::Length(_) | Framing::Chunked) | None) => After::Linger,
         };
-        self.helm.took(took);
-        let shared = self.helm.shared();
+        self.leader.record(took);
+        let shared = self.leader.shared();
         shared.complete();
-        match self.ticket.take().and_then(|ticket| self.helm.resume(ticket)) {
-            Some(mut held) => {
-                held.event_loop().take_back(connection, now, took);
-                // The thread has its own copy of the ticket.
-                let _ = held.step_out();
+        match self.lease.take().and_then(|lease| self.leader.exit_app(lease)) {
+            Some(mut guard) => {
+                guard.event_loop().take_back(connection, now, took);
+                // The thread has its own copy of the lease.
+                let _ = guard.yield_loop();
             }
             None => shared.notify(Notice::Returned(connection)),
         }
@@ -497,15 +503,15 @@ impl Drop for Exchange {
 }
 
 /// Sends or queues, and tells the loop of a new queue.
-fn emit(shared: &Shared, link: &Link, token: Token, parts: &[&[u8]]) -> Written {
-    written(shared, token, link.send(parts, &shared.rules.temp))
+fn emit(shared: &Shared, write_half: &WriteHalf, token: Token, parts: &[&[u8]]) -> Written {
+    written(shared, token, write_half.send(parts, &shared.rules.temp))
 }
 
 fn written(shared: &Shared, token: Token, sent: Sent) -> Written {
     match sent {
         Sent::All => Written::Done,
-        Sent::Queued { tell, full } => {
-            if tell {
+        Sent::Queued { is_new, full } => {
+            if is_new {
                 shared.notify(Notice::Queued(token));
             }
             if full {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::epoll::{Epoll, Interest, Token};
-use super::settings::{ACCEPT_PAUSE, DEFER_ACCEPT_S, GIVE_WAY, LOOPBACK_UNSENT_BYTES_MAX};
+use super::settings::{ACCEPT_PAUSE, DEFER_ACCEPT_S, LOOPBACK_UNSENT_BYTES_MAX, YIELD_ACCEPT};
 use super::{socket, Local, Peer};
 use crate::proto::proxy::ProxyVersion;
 
@@ -34,7 +34,7 @@ pub struct Proxy {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum ListenerState {
     /// Open, not in the epoll set.
     Paused,
     /// In the epoll set.
@@ -51,7 +51,7 @@ struct Socket {
     /// Bound to all addresses: only the connection knows which one it came to.
     wildcard: bool,
     proxy: Option<Proxy>,
-    state: State,
+    state: ListenerState,
     /// An event of this turn.
     ready: bool,
 }
@@ -63,18 +63,18 @@ pub struct Listeners {
     unheard: bool,
     /// Out of descriptors or memory until then.
     paused_until: Option<Instant>,
-    way: Way,
+    yielding: Yielding,
     /// The last try to accept failed for want of descriptors or memory, and was logged.
     short: bool,
     /// Where the next pass begins, so that no listener is always last.
-    turn: usize,
-    place: Option<Place>,
+    first_looked_at: usize,
+    admission: Option<Admission>,
 }
 
 /// In the same line as the requests that wait for a thread, for connections that wait to be taken. Without it keep-alive
 /// clients that keep every thread busy would shut out new ones for ever.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct Admission {
     /// The number of requests before the next of them.
     at: u64,
     /// How many there are: who came together waits together, and not each for a line of its own.
@@ -83,11 +83,11 @@ struct Place {
 
 /// Whether a connection that waits is left to a sibling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Yielding {
     /// It may be.
-    Open,
+    Possible,
     /// It is, until then.
-    Given(Instant),
+    Until(Instant),
     /// The time is over, and the next events will tell whether there still is one.
     Ending,
     /// They have: if there is one, the sibling did not come for it. It is ours then, and the next may be left again.
@@ -124,11 +124,11 @@ pub enum Accepted {
 /// Connections that broke before they were accepted are skipped, but not without end.
 const TRIES_MAX: u32 = 64;
 
-impl Place {
+impl Admission {
     /// One of them was taken.
-    fn next(self) -> Option<Place> {
+    fn next(self) -> Option<Admission> {
         let connections = self.connections.checked_sub(1).filter(|&left| left > 0)?;
-        Some(Place { at: self.at + 1, connections })
+        Some(Admission { at: self.at + 1, connections })
     }
 }
 
@@ -140,10 +140,10 @@ impl Listeners {
             masked: false,
             unheard: false,
             paused_until: None,
-            way: Way::Open,
+            yielding: Yielding::Possible,
             short: false,
-            turn: 0,
-            place: None,
+            first_looked_at: 0,
+            admission: None,
         })
     }
 
@@ -154,7 +154,7 @@ impl Listeners {
     /// An event: handled last in the turn.
     pub fn mark_ready(&mut self, index: usize) {
         if let Some(socket) = self.sockets.get_mut(index) {
-            socket.ready = socket.state == State::Accepting;
+            socket.ready = socket.state == ListenerState::Accepting;
         }
     }
 
@@ -163,11 +163,13 @@ impl Listeners {
         let interest = if self.masked { Interest::Masked } else { Interest::Listen };
         for (index, socket) in self.sockets.iter_mut().enumerate() {
             match (socket.state, &socket.fd) {
-                (State::Paused, Some(fd)) => match epoll.add(fd.as_raw_fd(), Token::listener(index), interest) {
-                    Ok(()) => socket.state = State::Accepting,
-                    Err(error) => log::error!("listener {}: cannot be watched: {error}", socket.id),
-                },
-                (State::Paused | State::Accepting | State::Closing, _) => {}
+                (ListenerState::Paused, Some(fd)) => {
+                    match epoll.add(fd.as_raw_fd(), Token::listener(index), interest) {
+                        Ok(()) => socket.state = ListenerState::Accepting,
+                        Err(error) => log::error!("listener {}: cannot be watched: {error}", socket.id),
+                    }
+                }
+                (ListenerState::Paused | ListenerState::Accepting | ListenerState::Closing, _) => {}
             }
         }
     }
@@ -176,11 +178,11 @@ impl Listeners {
     pub fn pause(&mut self, epoll: &Epoll, which: impl Fn(u32) -> bool) {
         for socket in self.sockets.iter_mut().filter(|socket| which(socket.id)) {
             match socket.state {
-                State::Accepting => {
+                ListenerState::Accepting => {
                     socket.leave(epoll);
-                    socket.state = State::Paused;
+                    socket.state = ListenerState::Paused;
                 }
-                State::Paused | State::Closing => {}
+                ListenerState::Paused | ListenerState::Closing => {}
             }
         }
     }
@@ -190,23 +192,23 @@ impl Listeners {
     pub fn begin_closing(&mut self, epoll: &Epoll, which: impl Fn(u32) -> bool, forget: impl Fn(RawFd)) {
         for socket in self.sockets.iter_mut().filter(|socket| which(socket.id)) {
             match socket.state {
-                State::Accepting => {
+                ListenerState::Accepting => {
                     socket.leave(epoll);
-                    socket.state = State::Closing;
+                    socket.state = ListenerState::Closing;
                 }
-                State::Paused => {
+                ListenerState::Paused => {
                     if let Some(fd) = socket.fd.take() {
                         forget(fd.as_raw_fd());
                     }
                 }
-                State::Closing => {}
+                ListenerState::Closing => {}
             }
         }
     }
 
     /// The next listener that is to be emptied.
     pub fn closing(&self) -> Option<usize> {
-        self.sockets.iter().position(|socket| socket.state == State::Closing && socket.fd.is_some())
+        self.sockets.iter().position(|socket| socket.state == ListenerState::Closing && socket.fd.is_some())
     }
 
     /// It is empty: its descriptor, to be closed.
@@ -217,8 +219,8 @@ impl Listeners {
     /// Nothing will be accepted any more unless a command says so.
     pub fn are_quiet(&self) -> bool {
         self.sockets.iter().all(|socket| match socket.state {
-            State::Paused => true,
-            State::Accepting | State::Closing => socket.fd.is_none(),
+            ListenerState::Paused => true,
+            ListenerState::Accepting | ListenerState::Closing => socket.fd.is_none(),
         })
     }
 
@@ -229,69 +231,70 @@ impl Listeners {
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {
-        let given = match self.way {
-            Way::Given(until) => Some(until),
-            Way::Open | Way::Ending | Way::Over => None,
+        let yielding = match self.yielding {
+            Yielding::Until(until) => Some(until),
+            Yielding::Possible | Yielding::Ending | Yielding::Over => None,
         };
-        [self.paused_until, given].into_iter().flatten().min()
+        [self.paused_until, yielding].into_iter().flatten().min()
     }
 
     /// Whether a connection is being left to a sibling; ends that when it is time.
-    pub fn gives_way(&mut self, now: Instant) -> bool {
-        match self.way {
-            Way::Given(until) if now < until => return true,
-            Way::Given(_) => self.way = Way::Ending,
-            Way::Open | Way::Ending | Way::Over => {}
+    pub fn is_yielding(&mut self, now: Instant) -> bool {
+        match self.yielding {
+            Yielding::Until(until) if now < until => return true,
+            Yielding::Until(_) => self.yielding = Yielding::Ending,
+            Yielding::Possible | Yielding::Ending | Yielding::Over => {}
         }
         false
     }
 
     /// A connection waits here, and a sibling has less to do. False: it is ours all the same.
-    pub fn give_way(&mut self, epoll: &Epoll, now: Instant) -> bool {
-        match self.way {
-            Way::Open => {
-                self.way = Way::Given(now + GIVE_WAY);
+    pub fn yield_accept(&mut self, epoll: &Epoll, now: Instant) -> bool {
+        match self.yielding {
+            Yielding::Possible => {
+                self.yielding = Yielding::Until(now + YIELD_ACCEPT);
                 self.set_masked(epoll, true);
                 true
             }
-            Way::Ending | Way::Over => {
-                self.way = Way::Open;
+            Yielding::Ending | Yielding::Over => {
+                self.yielding = Yielding::Possible;
                 false
             }
-            Way::Given(_) => false,
+            Yielding::Until(_) => false,
         }
     }
 
     /// How many connections the threads have time for.
     pub fn budget(&self, load: Load) -> u64 {
         let free = (load.threads + load.completed).saturating_sub(load.dispatched);
-        let in_line = self
-            .place
-            .map_or(0, |place| (load.threads + load.completed).saturating_sub(place.at).min(place.connections));
+        let in_line = self.admission.map_or(0, |admission| {
+            (load.threads + load.completed).saturating_sub(admission.at).min(admission.connections)
+        });
         free.max(in_line)
     }
 
     /// Whether anything is waiting, as far as this turn's events say.
     pub fn next_ready(&mut self) -> Option<usize> {
         let count = self.sockets.len();
-        let found = (0..count).map(|step| (self.turn + step) % count).find(|&index| self.sockets[index].ready)?;
-        self.turn = (found + 1) % count;
+        let found =
+            (0..count).map(|step| (self.first_looked_at + step) % count).find(|&index| self.sockets[index].ready)?;
+        self.first_looked_at = (found + 1) % count;
         Some(found)
     }
 
-    /// No connection waits, as far as this turn's events say: who was given way has taken it.
+    /// No connection waits, as far as this turn's events say: the sibling that it was left to has taken it.
     pub fn none_waits(&mut self, may_be_more: bool) {
         if self.masked {
             return;
         }
         if !self.unheard && !may_be_more {
-            // Siblings have taken them: their place must not be there for others that come later.
-            self.place = None;
+            // Siblings have taken them: their place in the line must not be there for others that come later.
+            self.admission = None;
         }
-        match self.way {
-            Way::Ending => self.way = Way::Over,
-            Way::Over => self.way = Way::Open,
-            Way::Open | Way::Given(_) => {}
+        match self.yielding {
+            Yielding::Ending => self.yielding = Yielding::Over,
+            Yielding::Over => self.yielding = Yielding::Possible,
+            Yielding::Possible | Yielding::Until(_) => {}
         }
     }
 
@@ -306,7 +309,7 @@ impl Listeners {
     /// No thread or no slot is free: take a place in the line, and hear nothing until it is our turn.
     pub fn mask(&mut self, epoll: &Epoll, load: Load) {
         let connections = self.sockets.iter().filter(|socket| socket.ready).map(Socket::waiting).sum();
-        self.place.get_or_insert(Place { at: load.dispatched, connections });
+        self.admission.get_or_insert(Admission { at: load.dispatched, connections });
         self.set_masked(epoll, true);
     }
 
@@ -327,12 +330,12 @@ impl Listeners {
         let interest = if masked { Interest::Masked } else { Interest::Listen };
         for (index, socket) in self.sockets.iter().enumerate() {
             match (socket.state, &socket.fd) {
-                (State::Accepting, Some(fd)) => {
+                (ListenerState::Accepting, Some(fd)) => {
                     if let Err(error) = epoll.modify(fd.as_raw_fd(), Token::listener(index), interest) {
                         log::error!("listener {}: cannot be watched: {error}", socket.id);
                     }
                 }
-                (State::Accepting | State::Paused | State::Closing, _) => {}
+                (ListenerState::Accepting | ListenerState::Paused | ListenerState::Closing, _) => {}
             }
         }
     }
@@ -345,7 +348,7 @@ impl Listeners {
         for _ in 0..TRIES_MAX {
             match socket::accept(fd.as_fd()) {
                 Ok((socket, peer)) => {
-                    self.place = self.place.and_then(Place::next);
+                    self.admission = self.admission.and_then(Admission::next);
                     let local = listener.local_of(&socket);
                     let proxy = listener.proxy.as_ref().map(|proxy| (proxy.version, (proxy.trusts)(&peer)));
                     if std::mem::take(&mut self.short) {
@@ -356,7 +359,7 @@ impl Listeners {
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => {
                         listener.ready = false;
-                        self.place = None;
+                        self.admission = None;
                         return Accepted::Empty;
                     }
                     Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
@@ -409,7 +412,15 @@ impl Socket {
             }
             Local::Unix(_) => false,
         };
-        Ok(Socket { id, fd: Some(fd), local: Arc::new(local), wildcard, proxy, state: State::Paused, ready: false })
+        Ok(Socket {
+            id,
+            fd: Some(fd),
+            local: Arc::new(local),
+            wildcard,
+            proxy,
+            state: ListenerState::Paused,
+            ready: false,
+        })
     }
 
     /// How many connections wait to be taken, at least: something is there.
@@ -444,22 +455,26 @@ mod tests {
         let epoll = Epoll::new().expect("epoll");
         let mut listeners = Listeners::new(Vec::new()).expect("nothing can fail");
         let now = Instant::now();
-        assert!(!listeners.gives_way(now) && listeners.give_way(&epoll, now));
-        assert!(listeners.is_masked() && listeners.gives_way(now) && listeners.next_deadline() == Some(now + GIVE_WAY));
-        let over = now + GIVE_WAY;
-        assert!(!listeners.gives_way(over));
+        assert!(!listeners.is_yielding(now) && listeners.yield_accept(&epoll, now));
+        assert!(
+            listeners.is_masked()
+                && listeners.is_yielding(now)
+                && listeners.next_deadline() == Some(now + YIELD_ACCEPT)
+        );
+        let over = now + YIELD_ACCEPT;
+        assert!(!listeners.is_yielding(over));
         // While it hears nothing, no news are no news.
         listeners.none_waits(false);
         listeners.unmask(&epoll);
         // It came: the next one may be left to it again. The events of the turn in which the time ended say nothing yet.
         listeners.none_waits(false);
         listeners.none_waits(false);
-        assert!(listeners.give_way(&epoll, over) && !listeners.gives_way(over + GIVE_WAY));
+        assert!(listeners.yield_accept(&epoll, over) && !listeners.is_yielding(over + YIELD_ACCEPT));
         listeners.unmask(&epoll);
         // It did not: that one is ours.
-        let vain = over + GIVE_WAY;
-        assert!(!listeners.give_way(&epoll, vain) && listeners.next_deadline().is_none());
-        assert!(listeners.give_way(&epoll, vain));
+        let vain = over + YIELD_ACCEPT;
+        assert!(!listeners.yield_accept(&epoll, vain) && listeners.next_deadline().is_none());
+        assert!(listeners.yield_accept(&epoll, vain));
     }
 
     #[test]
@@ -469,18 +484,18 @@ mod tests {
         assert_eq!(listeners.budget(load(0, 0)), 2);
         assert_eq!(listeners.budget(load(11, 10)), 1);
         assert_eq!(listeners.budget(load(15, 10)), 0);
-        listeners.place = Some(Place { at: 15, connections: 2 });
+        listeners.admission = Some(Admission { at: 15, connections: 2 });
         assert_eq!(listeners.budget(load(15, 13)), 0);
         // Fourteen of the fifteen before are answered, so a thread has begun the last and the other is ours,
         // although more requests have come since.
         assert_eq!(listeners.budget(load(20, 14)), 1);
         assert_eq!(listeners.budget(load(20, 18)), 2);
         // Whoever came with the first that was taken is behind it, and not at the end of the line.
-        listeners.place = listeners.place.and_then(Place::next);
+        listeners.admission = listeners.admission.and_then(Admission::next);
         assert_eq!(listeners.budget(load(21, 14)), 0);
         assert_eq!(listeners.budget(load(22, 18)), 1);
-        assert!(listeners.place.and_then(Place::next).is_none());
-        // What siblings have taken leaves no place for those who come later; only events of a turn that was listened to,
+        assert!(listeners.admission.and_then(Admission::next).is_none());
+        // What siblings have taken leaves no place in the line for those who come later; only events of a turn that was listened to,
         // and all of them, say so.
         let epoll = Epoll::new().expect("epoll");
         listeners.mask(&epoll, load(22, 18));
@@ -489,8 +504,8 @@ mod tests {
         listeners.none_waits(false);
         listeners.end_pass();
         listeners.none_waits(true);
-        assert!(listeners.place.is_some());
+        assert!(listeners.admission.is_some());
         listeners.none_waits(false);
-        assert!(listeners.place.is_none());
+        assert!(listeners.admission.is_none());
     }
 }

@@ -1,5 +1,5 @@
 //! The server of one process: an event loop and `threads` app threads that pull complete requests from it. Whichever
-//! of them is free runs the loop, or the relief thread while all are in the application (`helm`).
+//! of them is free runs the loop, or the monitor thread while all are in the application (`leader`).
 //!
 //! The application's side pulls (`AppThread::poll`, `AppThread::wait`) rather than being called, because the
 //! caller knows when its interpreter lock must be given up: never around `poll`, always around `wait`.
@@ -12,9 +12,9 @@ mod dispatch;
 mod epoll;
 mod event_loop;
 mod exchange;
-mod helm;
+mod flush_batch;
+mod leader;
 mod listener;
-mod outbox;
 mod rate;
 mod settings;
 mod shared;
@@ -22,7 +22,7 @@ mod socket;
 mod spool;
 mod table;
 mod timers;
-mod volley;
+mod write_queue;
 
 #[cfg(test)]
 mod tests;
@@ -38,7 +38,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 
 use epoll::{Epoll, Interest, Token};
 use event_loop::EventLoop;
-use helm::Helm;
+use leader::Leader;
 use listener::Listeners;
 use shared::{Command, Shared};
 
@@ -47,11 +47,11 @@ pub use crate::proto::Version;
 pub use dispatch::{AppThread, Wake};
 pub use exchange::{BadResponse, Body, Exchange, Written};
 pub use listener::{Listener, Proxy};
-pub use outbox::Piece;
 pub use settings::Settings;
+pub use write_queue::Piece;
 
 /// What the loop tells of itself while it runs; implementations must be cheap and never block.
-pub trait Meter: Send + Sync {
+pub trait Metrics: Send + Sync {
     /// The loop turned; at least once a second.
     fn heartbeat(&self);
     fn accepted(&self);
@@ -60,7 +60,7 @@ pub trait Meter: Send + Sync {
     fn accepting(&self, _accepting: bool) {}
     /// Another process at the same listeners has a free thread and less to do than this one with so many connections:
     /// then the next connection is left to it for a moment.
-    fn is_crowded(&self, _open: usize) -> bool {
+    fn should_yield_accept(&self, _open: usize) -> bool {
         false
     }
 }
@@ -103,7 +103,7 @@ impl Server {
     pub fn new(
         settings: Settings,
         listeners: Vec<Listener>,
-        meter: Arc<dyn Meter>,
+        metrics: Arc<dyn Metrics>,
         reports: Arc<dyn Reports>,
     ) -> io::Result<Server> {
         if settings.threads == 0 || settings.connections == 0 {
@@ -113,8 +113,8 @@ impl Server {
         let epoll = Epoll::new()?;
         let fds: Vec<RawFd> = listeners.fds().chain([epoll.as_raw_fd()]).collect();
         let shared = Arc::new(Shared::new(settings, &fds)?);
-        epoll.add(shared.bell(), Token::WAKE, Interest::Read)?;
-        let event_loop = EventLoop::new(Arc::clone(&shared), epoll, listeners, meter, reports);
+        epoll.add(shared.waker(), Token::WAKE, Interest::Read)?;
+        let event_loop = EventLoop::new(Arc::clone(&shared), epoll, listeners, metrics, reports);
         Ok(Server { shared, event_loop })
     }
 
@@ -129,18 +129,19 @@ impl Server {
         let Server { shared, event_loop } = self;
         if let Some(wakeup) = wakeup {
             event_loop.watch_signals(wakeup.as_raw_fd())?;
-            shared.ring.watch(wakeup)?;
+            shared.run_queue.watch(wakeup)?;
         }
-        let helm = Arc::new(Helm::new(Arc::clone(&shared), event_loop));
-        let theirs = Arc::clone(&helm);
+        let leader = Arc::new(Leader::new(Arc::clone(&shared), event_loop));
+        let theirs = Arc::clone(&leader);
         // A thread inherits its maker's mask: signals are the main thread's alone.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
         let closer = shared.rules.temp.start_closer();
-        let relief = std::thread::Builder::new().name("relief".to_string()).spawn(move || helm::stand_by(&theirs));
+        let monitor =
+            std::thread::Builder::new().name("monitor".to_string()).spawn(move || leader::run_monitor(&theirs));
         before.thread_set_mask()?;
         closer?;
-        relief?;
-        Ok((0..shared.rules.settings.threads).map(|index| AppThread::new(Arc::clone(&helm), index)).collect())
+        monitor?;
+        Ok((0..shared.rules.settings.threads).map(|index| AppThread::new(Arc::clone(&leader), index)).collect())
     }
 }
 

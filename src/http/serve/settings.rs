@@ -72,11 +72,11 @@ pub(super) const TURN_ACCEPTS_MAX: u32 = 16;
 pub(super) const TURN_FOLLOWERS_MAX: u32 = 16;
 
 /// How many answers may wait for each other to be sent together, and for how long: a small part of what a client notices.
-pub(super) const VOLLEY_ANSWERS_MAX: usize = 16;
-pub(super) const VOLLEY_AGE_MAX: Duration = Duration::from_micros(500);
+pub(super) const FLUSH_ANSWERS_MAX: usize = 16;
+pub(super) const FLUSH_DELAY_MAX: Duration = Duration::from_micros(500);
 
 /// An answer that is larger goes out at once: copying it costs, and so does its queue, which the connection keeps.
-pub(super) const VOLLEY_ANSWER_BYTES_MAX: usize = 4 * 1024;
+pub(super) const DEFERRED_ANSWER_BYTES_MAX: usize = 4 * 1024;
 
 /// What a client on the same machine has not taken yet: what is written a moment before it is read is still in the
 /// processors' caches, which made downloads of 5 MB a third faster than the megabytes that the kernel would queue. A
@@ -108,7 +108,7 @@ pub(super) const DEFER_ACCEPT_S: libc::c_int = 1;
 
 /// How long a connection is left to a sibling that has less to do: it is awake by then, unless it has to wait for a
 /// processor.
-pub(super) const GIVE_WAY: Duration = Duration::from_millis(1);
+pub(super) const YIELD_ACCEPT: Duration = Duration::from_millis(1);
 
-/// The loop turns at least this often and tells so (`Meter::heartbeat`).
-pub(super) const BEAT: Duration = Duration::from_millis(900);
+/// The loop turns at least this often and tells so (`Metrics::heartbeat`).
+pub(super) const HEARTBEAT: Duration = Duration::from_millis(900);

@@ -11,7 +11,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::budget::Budget;
 use super::connection::{Connection, Rules};
-use super::dispatch::Ring;
+use super::dispatch::RunQueue;
 use super::epoll::Token;
 use super::settings::{Settings, MEMORY_BYTES_MAX};
 use super::spool::TempFiles;
@@ -49,14 +49,14 @@ impl Inbox {
 
 pub struct Shared {
     pub rules: Rules,
-    pub ring: Ring,
+    pub run_queue: RunQueue,
     /// The descriptor of each slot's socket, plus one: memory that was never written to is all zeroes, and costs nothing
     /// in the pages that are never used.
     sockets: Box<[AtomicI32]>,
     inbox: Mutex<Inbox>,
     pending: AtomicBool,
     asleep: AtomicBool,
-    bell: EventFd,
+    waker: EventFd,
     /// Every answer from now on says `Connection: close`.
     closing: AtomicBool,
     forked: AtomicBool,
@@ -70,19 +70,19 @@ pub struct Shared {
 impl Shared {
     pub fn new(settings: Settings, fds: &[RawFd]) -> io::Result<Shared> {
         let memory = Budget::new(MEMORY_BYTES_MAX);
-        let ring = Ring::new(settings.threads, settings.connections)?;
+        let run_queue = RunQueue::new(settings.threads, settings.connections)?;
         let inbox = Inbox::new(settings.connections);
         let sockets = zeroes(settings.connections);
         let temp = TempFiles::new(settings.temp_dir.clone(), settings.temp_limit);
         let limits = settings.limits();
         Ok(Shared {
             rules: Rules { settings, limits, temp, memory, buffers: Arc::default() },
-            ring,
+            run_queue,
             sockets,
             inbox: Mutex::new(inbox),
             pending: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
-            bell: EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            waker: EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             closing: AtomicBool::new(false),
             forked: AtomicBool::new(false),
             forgotten: AtomicBool::new(false),
@@ -91,8 +91,8 @@ impl Shared {
         })
     }
 
-    pub fn bell(&self) -> RawFd {
-        self.bell.as_raw_fd()
+    pub fn waker(&self) -> RawFd {
+        self.waker.as_raw_fd()
     }
 
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
@@ -129,7 +129,7 @@ impl Shared {
         if self.asleep.swap(false, Ordering::SeqCst) {
             // Fails only when the counter would overflow, and then it is readable already. It is never read:
             // edge-triggered, every write is an event.
-            let _ = self.bell.write(1);
+            let _ = self.waker.write(1);
         }
     }
 
@@ -181,7 +181,7 @@ impl Shared {
         }
         let sockets = self.sockets.iter().map(|socket| socket.load(Ordering::Relaxed) - 1);
         let others = self.fds.iter().map(|fd| fd.load(Ordering::Relaxed));
-        for fd in sockets.chain(others).chain(self.ring.fds()).chain([self.bell.as_raw_fd()]) {
+        for fd in sockets.chain(others).chain(self.run_queue.fds()).chain([self.waker.as_raw_fd()]) {
             if fd >= 0 {
                 // SAFETY: the child's copy of a descriptor of ours; its owners live in a thread that the child
                 // does not have, and `forgotten` keeps everyone else from using or closing it.

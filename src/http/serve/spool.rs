@@ -18,12 +18,12 @@ pub struct TempFiles {
     directory: Option<PathBuf>,
     budget: Arc<Budget>,
     /// To the thread that closes; empty until it was started.
-    closer: OnceLock<Sender<Held>>,
+    closer: OnceLock<Sender<OpenFile>>,
 }
 
 /// A file and the room that it takes, which is free when the file is closed and not before.
 #[derive(Debug)]
-struct Held {
+struct OpenFile {
     file: File,
     charge: Charge,
 }
@@ -41,8 +41,8 @@ impl TempFiles {
     /// Starts the thread that closes large files. It has nothing to do with an application and lives as long as the
     /// process.
     pub fn start_closer(&self) -> io::Result<()> {
-        let (sender, held) = channel::<Held>();
-        std::thread::Builder::new().name("closer".to_string()).spawn(move || held.into_iter().for_each(drop))?;
+        let (sender, open_file) = channel::<OpenFile>();
+        std::thread::Builder::new().name("closer".to_string()).spawn(move || open_file.into_iter().for_each(drop))?;
         // A second one would find no sender and end at once.
         let _ = self.closer.set(sender);
         Ok(())
@@ -66,8 +66,8 @@ impl TempFiles {
     pub fn create(&self) -> Result<Spool, Failed> {
         let Some(directory) = &self.directory else { return Err(Failed::Full) };
         let file = unnamed(directory).map_err(Failed::Io)?;
-        let held = Held { file, charge: self.budget.charge() };
-        Ok(Spool { held: Some(held), length: 0, closer: self.closer.get().cloned() })
+        let open_file = OpenFile { file, charge: self.budget.charge() };
+        Ok(Spool { open_file: Some(open_file), length: 0, closer: self.closer.get().cloned() })
     }
 }
 
@@ -82,9 +82,9 @@ pub enum Failed {
 #[derive(Debug)]
 pub struct Spool {
     /// None: it is being dropped.
-    held: Option<Held>,
+    open_file: Option<OpenFile>,
     length: u64,
-    closer: Option<Sender<Held>>,
+    closer: Option<Sender<OpenFile>>,
 }
 
 impl Spool {
@@ -92,21 +92,21 @@ impl Spool {
         self.length
     }
 
-    fn held(&self) -> &Held {
-        self.held.as_ref().expect("only drop takes it")
+    fn open_file(&self) -> &OpenFile {
+        self.open_file.as_ref().expect("only drop takes it")
     }
 
     /// Appends all or fails. The file's own position stays at 0 (pwrite).
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), Failed> {
         let length = self.length;
         let end = length + bytes.len() as u64;
-        let held = self.held.as_mut().expect("only drop takes it");
-        if let Some(missing) = end.checked_sub(held.charge.bytes()).filter(|&missing| missing > 0) {
-            if !held.charge.grow(missing) {
+        let open_file = self.open_file.as_mut().expect("only drop takes it");
+        if let Some(missing) = end.checked_sub(open_file.charge.bytes()).filter(|&missing| missing > 0) {
+            if !open_file.charge.grow(missing) {
                 return Err(Failed::Full);
             }
         }
-        held.file.write_all_at(bytes, length).map_err(Failed::Io)?;
+        open_file.file.write_all_at(bytes, length).map_err(Failed::Io)?;
         self.length = end;
         Ok(())
     }
@@ -114,10 +114,10 @@ impl Spool {
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        if let (Some(closer), Some(held)) = (&self.closer, self.held.take()) {
+        if let (Some(closer), Some(open_file)) = (&self.closer, self.open_file.take()) {
             if self.length > CLOSED_APART_BYTES {
                 // Where the thread is gone the file comes back in the error and is closed here.
-                let _ = closer.send(held);
+                let _ = closer.send(open_file);
             }
         }
     }
@@ -125,7 +125,7 @@ impl Drop for Spool {
 
 impl AsFd for Spool {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.held().file.as_fd()
+        self.open_file().file.as_fd()
     }
 }
 
@@ -193,7 +193,7 @@ mod tests {
         assert!(matches!(spool.append(b"world"), Err(Failed::Full)));
         assert!(matches!(temp.create().expect("file").append(b"12345"), Err(Failed::Full)));
         let mut text = String::new();
-        spool.held.as_mut().expect("not dropped").file.read_to_string(&mut text).expect("position is 0");
+        spool.open_file.as_mut().expect("not dropped").file.read_to_string(&mut text).expect("position is 0");
         assert_eq!(text, "hello ");
         assert_eq!(std::fs::read_dir(&directory).expect("listing").count(), 0);
         let mut options = OpenOptions::new();

@@ -10,16 +10,16 @@ use std::time::Instant;
 
 use super::connection::Connection;
 use super::epoll::{Interest, Token};
-use super::outbox::Link;
 use super::rate::Window;
+use super::write_queue::WriteHalf;
 
 #[derive(Debug)]
-pub enum State {
+pub enum SlotState {
     /// The last connection's buffers wait for the next one.
     Free(Option<Box<Connection>>),
     /// For a request or the rest of one; which, its timer says.
     Waiting(Box<Connection>),
-    /// In the ring, or with an app thread.
+    /// In the run queue, or with an app thread.
     Dispatched,
     /// Answered, and the answer is not all sent.
     Flushing(Box<Connection>),
@@ -30,7 +30,7 @@ pub enum State {
 #[derive(Debug)]
 pub struct Slot {
     pub token: Token,
-    pub link: Arc<Link>,
+    pub write_half: Arc<WriteHalf>,
     pub socket: Option<OwnedFd>,
     /// How epoll knows the socket; None: not at all.
     pub interest: Option<Interest>,
@@ -40,22 +40,22 @@ pub struct Slot {
     /// It waits for the next turn, once.
     pub runnable: bool,
     /// What the client takes while bytes are queued.
-    pub taking: Window,
-    pub state: State,
+    pub ack_window: Window,
+    pub state: SlotState,
 }
 
 impl Slot {
-    fn new(token: Token, link: Link, now: Instant) -> Slot {
+    fn new(token: Token, write_half: WriteHalf, now: Instant) -> Slot {
         Slot {
             token,
-            link: Arc::new(link),
+            write_half: Arc::new(write_half),
             socket: None,
             interest: None,
             readable: false,
             half_closed: false,
             runnable: false,
-            taking: Window::begin(now, 0),
-            state: State::Free(None),
+            ack_window: Window::begin(now, 0),
+            state: SlotState::Free(None),
         }
     }
 }
@@ -82,8 +82,8 @@ impl Table {
         self.open() == self.slots_max
     }
 
-    pub fn link(&self, index: u32) -> &Arc<Link> {
-        &self.slots[index as usize].link
+    pub fn write_half(&self, index: u32) -> &Arc<WriteHalf> {
+        &self.slots[index as usize].write_half
     }
 
     pub fn slot(&mut self, index: u32) -> &mut Slot {
@@ -93,17 +93,17 @@ impl Table {
     /// The slot that an event means, unless its connection has ended meanwhile.
     pub fn current(&mut self, token: Token) -> Option<&mut Slot> {
         let slot = self.slots.get_mut(token.index as usize)?;
-        (slot.token == token && !matches!(slot.state, State::Free(_))).then_some(slot)
+        (slot.token == token && !matches!(slot.state, SlotState::Free(_))).then_some(slot)
     }
 
     /// Whether an event of this connection may mean many bytes or a disk.
     pub fn is_heavy(&self, token: Token) -> bool {
         let slot = self.slots.get(token.index as usize).filter(|slot| slot.token == token);
         slot.is_some_and(|slot| match &slot.state {
-            State::Waiting(connection) => connection.is_in_body(),
+            SlotState::Waiting(connection) => connection.is_in_body(),
             // With an app thread, and there may be a queue.
-            State::Dispatched | State::Flushing(_) | State::Lingering(..) => true,
-            State::Free(_) => false,
+            SlotState::Dispatched | SlotState::Flushing(_) | SlotState::Lingering(..) => true,
+            SlotState::Free(_) => false,
         })
     }
 
@@ -112,7 +112,7 @@ impl Table {
         &mut self,
         socket: OwnedFd,
         now: Instant,
-        make: impl FnOnce() -> Link,
+        make: impl FnOnce() -> WriteHalf,
     ) -> Option<(&mut Slot, Option<Box<Connection>>)> {
         let index = match self.free.pop() {
             Some(index) => index as usize,
@@ -129,9 +129,9 @@ impl Table {
         slot.readable = false;
         slot.half_closed = false;
         slot.runnable = false;
-        let buffers = match std::mem::replace(&mut slot.state, State::Dispatched) {
-            State::Free(buffers) => buffers,
-            State::Waiting(_) | State::Dispatched | State::Flushing(_) | State::Lingering(..) => {
+        let buffers = match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
+            SlotState::Free(buffers) => buffers,
+            SlotState::Waiting(_) | SlotState::Dispatched | SlotState::Flushing(_) | SlotState::Lingering(..) => {
                 unreachable!("a slot in the free list is free")
             }
         };
@@ -143,7 +143,7 @@ impl Table {
         let index = connection.token.index;
         let slot = &mut self.slots[index as usize];
         slot.token.generation = slot.token.next_generation();
-        slot.state = State::Free(Some(connection));
+        slot.state = SlotState::Free(Some(connection));
         self.free.push(index);
         slot.socket.take()
     }

@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum TimerKind {
     /// Nothing of a request has come.
     Keepalive,
     /// A head has begun.
@@ -18,13 +18,14 @@ pub enum Kind {
     Linger,
 }
 
-pub const KINDS: [Kind; 5] = [Kind::Keepalive, Kind::Header, Kind::Body, Kind::Write, Kind::Linger];
+pub const KINDS: [TimerKind; 5] =
+    [TimerKind::Keepalive, TimerKind::Header, TimerKind::Body, TimerKind::Write, TimerKind::Linger];
 
 const NONE: u32 = u32::MAX;
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    kind: Option<Kind>,
+    kind: Option<TimerKind>,
     deadline: Instant,
     previous: u32,
     next: u32,
@@ -49,12 +50,12 @@ impl Timers {
         Timers { entries: Vec::with_capacity(slots), lists: [List { first: NONE, last: NONE }; KINDS.len()] }
     }
 
-    pub fn kind(&self, index: u32) -> Option<Kind> {
+    pub fn kind(&self, index: u32) -> Option<TimerKind> {
         self.entries.get(index as usize)?.kind
     }
 
     /// Sets the slot's timer, in place of the one it had.
-    pub fn set(&mut self, index: u32, kind: Kind, deadline: Instant) {
+    pub fn set(&mut self, index: u32, kind: TimerKind, deadline: Instant) {
         self.clear(index);
         while self.entries.len() <= index as usize {
             // Slots are taken in order, so it is one.
@@ -89,7 +90,7 @@ impl Timers {
     }
 
     /// The slot whose timer of this kind is the oldest.
-    pub fn first(&self, kind: Kind) -> Option<u32> {
+    pub fn first(&self, kind: TimerKind) -> Option<u32> {
         let first = self.lists[kind as usize].first;
         (first != NONE).then_some(first)
     }
@@ -99,7 +100,7 @@ impl Timers {
     }
 
     /// Takes one timer that has expired.
-    pub fn expired(&mut self, now: Instant) -> Option<(u32, Kind)> {
+    pub fn expired(&mut self, now: Instant) -> Option<(u32, TimerKind)> {
         for kind in KINDS {
             if let Some(index) = self.first(kind).filter(|&index| self.entries[index as usize].deadline <= now) {
                 self.clear(index);
@@ -110,7 +111,7 @@ impl Timers {
     }
 
     /// No deadline of this kind is later than this from now on.
-    pub fn bring_forward(&mut self, kind: Kind, deadline: Instant) {
+    pub fn bring_forward(&mut self, kind: TimerKind, deadline: Instant) {
         let mut index = self.lists[kind as usize].first;
         while index != NONE {
             let entry = &mut self.entries[index as usize];
@@ -133,21 +134,21 @@ mod tests {
         let mut timers = Timers::new(4);
         assert_eq!(timers.next_deadline(), None);
         for index in 0..4 {
-            timers.set(index, Kind::Keepalive, at(10 + u64::from(index)));
+            timers.set(index, TimerKind::Keepalive, at(10 + u64::from(index)));
         }
-        timers.set(2, Kind::Body, at(5));
-        assert_eq!((timers.next_deadline(), timers.first(Kind::Keepalive)), (Some(at(5)), Some(0)));
-        timers.set(0, Kind::Keepalive, at(14));
-        assert_eq!(timers.first(Kind::Keepalive), Some(1));
+        timers.set(2, TimerKind::Body, at(5));
+        assert_eq!((timers.next_deadline(), timers.first(TimerKind::Keepalive)), (Some(at(5)), Some(0)));
+        timers.set(0, TimerKind::Keepalive, at(14));
+        assert_eq!(timers.first(TimerKind::Keepalive), Some(1));
         timers.clear(1);
         timers.clear(1);
-        timers.bring_forward(Kind::Keepalive, at(13));
+        timers.bring_forward(TimerKind::Keepalive, at(13));
         assert_eq!(timers.expired(at(4)), None);
         let mut order = Vec::new();
         while let Some(expired) = timers.expired(at(13)) {
             order.push(expired);
         }
-        assert_eq!(order, [(3, Kind::Keepalive), (0, Kind::Keepalive), (2, Kind::Body)]);
+        assert_eq!(order, [(3, TimerKind::Keepalive), (0, TimerKind::Keepalive), (2, TimerKind::Body)]);
         assert_eq!(timers.next_deadline(), None);
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::serve::{Body, Exchange, Handle, Listener, Meter, Reports, Server, Settings, Wake};
+use crate::serve::{Body, Exchange, Handle, Listener, Metrics, Reports, Server, Settings, Wake};
 
 /// Long enough for a busy machine, short enough to end.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -49,7 +49,7 @@ pub enum Told {
 
 struct Teller {
     sender: Mutex<Sender<Told>>,
-    /// What `Meter::is_crowded` says.
+    /// What `Metrics::should_yield_accept` says.
     crowded: Arc<AtomicBool>,
 }
 
@@ -59,7 +59,7 @@ impl Teller {
     }
 }
 
-impl Meter for Teller {
+impl Metrics for Teller {
     fn heartbeat(&self) {}
     fn accepted(&self) {
         self.tell(Told::Accepted);
@@ -67,7 +67,7 @@ impl Meter for Teller {
     fn connections(&self, open: usize) {
         self.tell(Told::Connections(open));
     }
-    fn is_crowded(&self, _open: usize) -> bool {
+    fn should_yield_accept(&self, _open: usize) -> bool {
         self.crowded.load(Ordering::Relaxed)
     }
 }
@@ -147,9 +147,9 @@ impl Fixture {
         let (sender, told) = channel();
         let crowded = Arc::new(AtomicBool::new(false));
         let teller = Arc::new(Teller { sender: Mutex::new(sender), crowded: Arc::clone(&crowded) });
-        let meter: Arc<dyn Meter> = Arc::<Teller>::clone(&teller);
+        let metrics: Arc<dyn Metrics> = Arc::<Teller>::clone(&teller);
         let reports: Arc<dyn Reports> = Arc::<Teller>::clone(&teller);
-        let server = Server::new(settings, listeners, meter, reports).expect("server");
+        let server = Server::new(settings, listeners, metrics, reports).expect("server");
         let handle = server.handle();
         let gate = Gate::new();
         let handler = Arc::new(handler);

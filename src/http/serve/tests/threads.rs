@@ -111,7 +111,7 @@ fn connections_that_came_together_are_taken_together() {
         gate.pass();
         exchange.start(b"200 OK", &[]).expect("valid");
         exchange.write_all(b"passed");
-        // The application is slow, so the relief has the loop, and requests are dispatched while others run.
+        // The application is slow, so the monitor has the loop, and requests are dispatched while others run.
         exchange.finish_at(Instant::now(), Duration::from_millis(100)).expect("valid");
     });
     let ask = |client: &mut Client, path: &str| {

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::fixture::{settings, Client, PATIENCE};
-use crate::serve::{AppThread, Exchange, Handle, Listener, Meter, Reports, Server, Settings, Wake};
+use crate::serve::{AppThread, Exchange, Handle, Listener, Metrics, Reports, Server, Settings, Wake};
 
 struct Silent;
 
-impl Meter for Silent {
+impl Metrics for Silent {
     fn heartbeat(&self) {}
     fn accepted(&self) {}
     fn connections(&self, _open: usize) {}
-    fn is_crowded(&self, _open: usize) -> bool {
+    fn should_yield_accept(&self, _open: usize) -> bool {
         false
     }
 }
@@ -89,7 +89,7 @@ impl Stage {
     }
 
     /// Lets all clients ask at once, until the first answer waits for the others': which, and the requests of the others
-    /// have not begun. On a busy machine the relief may have taken over before; then answers go out at once.
+    /// have not begun. On a busy machine the monitor may have taken over before; then answers go out at once.
     fn first_waits(&mut self) -> usize {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -118,7 +118,7 @@ impl Stage {
         }
     }
 
-    /// The relief has the loop: each answer goes out while the thread is still busy with the others.
+    /// The monitor has the loop: each answer goes out while the thread is still busy with the others.
     fn answer_the_last(&mut self, requests: usize) {
         for _ in 0..requests {
             let exchange = self.next();
@@ -180,7 +180,7 @@ fn no_answer_waits_for_its_own_end() {
     let first = stage.first_waits();
     let mut late = stage.next();
     let second = index_of(&late);
-    // The loop answers this without the application: the relief has it.
+    // The loop answers this without the application: the monitor has it.
     assert_eq!(garbage.send("garbage\r\n\r\n").answer().status, 400);
     write(&mut late);
     stage.expect_answer(second);
@@ -249,7 +249,7 @@ fn a_large_answer_in_a_volley_is_not_cut() {
         while begun.elapsed() < write_timeout {
             std::thread::yield_now();
         }
-        // The relief has had the loop meanwhile. Not any more.
+        // The monitor has had the loop meanwhile. Not any more.
         let first = stage.first_waits();
         stage.answer_all_but(first);
         stage.expect_answer(first);

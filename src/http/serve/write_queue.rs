@@ -12,7 +12,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::budget::Charge;
-use super::settings::{RESPONSE_MEMORY_BYTES_MAX, TURN_BYTES_MAX, VOLLEY_ANSWER_BYTES_MAX};
+use super::settings::{DEFERRED_ANSWER_BYTES_MAX, RESPONSE_MEMORY_BYTES_MAX, TURN_BYTES_MAX};
 use super::socket;
 use super::spool::{Failed, Spool, TempFiles};
 
@@ -20,37 +20,37 @@ use super::spool::{Failed, Spool, TempFiles};
 /// that grows for ever at one end while it is sent at the other.
 const SEGMENT_BYTES: usize = 64 * 1024;
 
-/// One slot's link between the two sides. It is made once and serves one connection after the other.
+/// One slot's write half between the two sides. It is made once and serves one connection after the other.
 #[derive(Debug)]
-pub struct Link {
+pub struct WriteHalf {
     /// The socket; -1: none. The loop owns it and closes it only while no app thread has the connection.
     fd: AtomicI32,
     gone: AtomicBool,
     queued: AtomicBool,
-    outbox: Mutex<Outbox>,
+    queue: Mutex<WriteQueue>,
     room: Condvar,
 }
 
-impl Link {
-    pub fn new(memory: Charge, response_buffer: u64) -> Link {
-        let outbox = Outbox {
+impl WriteHalf {
+    pub fn new(memory: Charge, response_buffer: u64) -> WriteHalf {
+        let queue = WriteQueue {
             segments: VecDeque::new(),
             spare: Vec::new(),
             memory,
             spool: None,
             spooled: 0,
             watched: false,
-            put_by: false,
+            deferred: false,
             spool_failed: false,
             drained: 0,
             heard: 0,
             bytes_max: response_buffer,
         };
-        Link {
+        WriteHalf {
             fd: AtomicI32::new(-1),
             gone: AtomicBool::new(false),
             queued: AtomicBool::new(false),
-            outbox: Mutex::new(outbox),
+            queue: Mutex::new(queue),
             room: Condvar::new(),
         }
     }
@@ -67,8 +67,8 @@ impl Link {
 
     /// The connection has ended; gives back what was queued.
     pub fn close(&self) {
-        let mut outbox = self.lock();
-        outbox.clear();
+        let mut queue = self.lock();
+        queue.clear();
         self.queued.store(false, Ordering::Release);
         self.fd.store(-1, Ordering::Relaxed);
     }
@@ -78,10 +78,10 @@ impl Link {
     }
 
     /// The client is gone: nothing more can be sent, and whoever waits for room need not.
-    pub fn leave(&self) {
-        let mut outbox = self.lock();
+    pub fn mark_gone(&self) {
+        let mut queue = self.lock();
         self.gone.store(true, Ordering::Relaxed);
-        outbox.clear();
+        queue.clear();
         self.queued.store(false, Ordering::Release);
         self.room.notify_all();
     }
@@ -90,9 +90,9 @@ impl Link {
         self.queued.load(Ordering::Acquire)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Outbox> {
+    fn lock(&self) -> MutexGuard<'_, WriteQueue> {
         // Nothing panics while it is held; if something did, the queue is still a queue.
-        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends or queues all of `parts`. App side.
@@ -114,52 +114,52 @@ impl Link {
                 Ok(length) => skip = length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(_) => {
-                    self.leave();
+                    self.mark_gone();
                     return Sent::Gone;
                 }
             }
         }
-        let mut outbox = self.lock();
+        let mut queue = self.lock();
         for (index, part) in parts.iter().enumerate() {
             let skipped = skip.min(part.len());
             skip -= skipped;
             let hold = hold.filter(|_| index + 1 == parts.len() && part.len() - skipped > SEGMENT_BYTES);
             match hold {
                 // Whoever gave it has the memory in any case; it counts all the same, so that slow clients have a bound.
-                Some(hold) if outbox.memory.grow((part.len() - skipped) as u64) => {
-                    outbox.segments.push_back(Segment::Held { piece: hold(), at: skipped, end: part.len() });
+                Some(hold) if queue.memory.grow((part.len() - skipped) as u64) => {
+                    queue.segments.push_back(Segment::Held { piece: hold(), at: skipped, end: part.len() });
                 }
-                Some(_) | None => outbox.push(&part[skipped..], temp),
+                Some(_) | None => queue.push(&part[skipped..], temp),
             }
         }
-        self.queue(outbox, temp)
+        self.queue(queue, temp)
     }
 
-    /// Queues all of `parts`, for a loop that looks at what was put by before long (`drain_put_by`). Nothing was queued
+    /// Queues all of `parts`, for a loop that looks at what was deferred before long (`drain_deferred`). Nothing was queued
     /// before. None: there is no memory for it. App side.
-    pub fn put_by(&self, parts: &[&[u8]], temp: &TempFiles) -> Option<Sent> {
-        let mut outbox = self.lock();
+    pub fn defer(&self, parts: &[&[u8]], temp: &TempFiles) -> Option<Sent> {
+        let mut queue = self.lock();
         let total: usize = parts.iter().map(|part| part.len()).sum();
-        if !outbox.memory.grow(total as u64) {
+        if !queue.memory.grow(total as u64) {
             return None;
         }
         for part in parts {
-            outbox.push_memory(part);
+            queue.push_memory(part);
         }
-        outbox.put_by = true;
-        Some(self.queue(outbox, temp))
+        queue.deferred = true;
+        Some(self.queue(queue, temp))
     }
 
     /// An answer waits here for the loop to look.
-    pub fn is_put_by(&self) -> bool {
-        self.lock().put_by
+    pub fn is_deferred(&self) -> bool {
+        self.lock().deferred
     }
 
-    /// Sends what was put by, until the socket is full; None: nothing was. It is looked at under the lock: whoever puts by
-    /// afterwards finds that the helm has changed hands. Loop side.
-    pub fn drain_put_by(&self) -> Option<Drained> {
-        let outbox = self.lock();
-        outbox.put_by.then(|| self.drain_locked(outbox))
+    /// Sends what was deferred, until the socket is full; None: nothing was. It is looked at under the lock: whoever defers
+    /// afterwards finds that the leader has changed. Loop side.
+    pub fn drain_deferred(&self) -> Option<Drained> {
+        let queue = self.lock();
+        queue.deferred.then(|| self.drain_locked(queue))
     }
 
     /// Sends `head` and then the file's bytes, as far as the socket takes them, and queues the rest. App side;
@@ -175,26 +175,26 @@ impl Link {
         match outcome {
             Some(Ok(())) if rest.is_empty() && left == 0 => return Sent::All,
             Some(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {
-                self.leave();
+                self.mark_gone();
                 return Sent::Gone;
             }
             // The queue goes before us, the socket is full, or the file is shorter than it was; draining tells.
             Some(Ok(()) | Err(_)) | None => {}
         }
-        let mut outbox = self.lock();
-        outbox.push(rest, temp);
-        outbox.segments.push_back(Segment::File { file, offset, left });
-        self.queue(outbox, temp)
+        let mut queue = self.lock();
+        queue.push(rest, temp);
+        queue.segments.push_back(Segment::File { file, offset, left });
+        self.queue(queue, temp)
     }
 
-    fn queue(&self, mut outbox: MutexGuard<'_, Outbox>, temp: &TempFiles) -> Sent {
+    fn queue(&self, mut queue: MutexGuard<'_, WriteQueue>, temp: &TempFiles) -> Sent {
         if self.is_gone() {
-            outbox.clear();
+            queue.clear();
             return Sent::Gone;
         }
         self.queued.store(true, Ordering::Release);
-        let tell = !std::mem::replace(&mut outbox.watched, true);
-        Sent::Queued { tell, full: outbox.room(temp) == 0 }
+        let is_new = !std::mem::replace(&mut queue.watched, true);
+        Sent::Queued { is_new, full: queue.room(temp) == 0 }
     }
 
     /// How many bytes a queue that is not empty may still take.
@@ -206,32 +206,32 @@ impl Link {
     /// The loop's `write_timeout` ends the wait for a client that takes nothing; `patience` is the bound should
     /// the loop itself be late.
     pub fn wait_for_room(&self, patience: Duration, temp: &TempFiles) {
-        let mut outbox = self.lock();
+        let mut queue = self.lock();
         loop {
-            let wanted = outbox.bytes_max.min(RESPONSE_MEMORY_BYTES_MAX) / 2;
-            let enough = outbox.segments.is_empty() || outbox.room(temp) > wanted;
+            let wanted = queue.bytes_max.min(RESPONSE_MEMORY_BYTES_MAX) / 2;
+            let enough = queue.segments.is_empty() || queue.room(temp) > wanted;
             if enough || self.is_gone() {
                 return;
             }
-            let heard = outbox.heard;
-            let (guard, timeout) = self.room.wait_timeout(outbox, patience).unwrap_or_else(PoisonError::into_inner);
-            outbox = guard;
-            if timeout.timed_out() && outbox.heard == heard {
-                drop(outbox);
-                self.leave();
+            let heard = queue.heard;
+            let (guard, timeout) = self.room.wait_timeout(queue, patience).unwrap_or_else(PoisonError::into_inner);
+            queue = guard;
+            if timeout.timed_out() && queue.heard == heard {
+                drop(queue);
+                self.mark_gone();
                 return;
             }
         }
     }
 
     /// How much the client has taken of what was queued, up to a constant: sent and acknowledged. Loop side.
-    pub fn taken(&self) -> i64 {
+    pub fn acked_bytes(&self) -> i64 {
         let drained = i64::try_from(self.lock().drained).unwrap_or(i64::MAX);
         drained.saturating_sub(i64::try_from(socket::unacknowledged(self.fd())).unwrap_or(0))
     }
 
     /// The socket is full, but the client takes what is in it. Loop side.
-    pub fn takes(&self) {
+    pub fn note_ack_progress(&self) {
         self.lock().heard += 1;
     }
 
@@ -240,19 +240,19 @@ impl Link {
         self.drain_locked(self.lock())
     }
 
-    fn drain_locked(&self, mut outbox: MutexGuard<'_, Outbox>) -> Drained {
-        outbox.put_by = false;
-        let before = outbox.drained;
-        let outcome = outbox.drain(self.fd());
-        let progress = outbox.drained != before;
+    fn drain_locked(&self, mut queue: MutexGuard<'_, WriteQueue>) -> Drained {
+        queue.deferred = false;
+        let before = queue.drained;
+        let outcome = queue.drain(self.fd());
+        let progress = queue.drained != before;
         if progress || outcome == Progress::Empty {
-            outbox.heard += 1;
+            queue.heard += 1;
             self.room.notify_all();
         }
         match outcome {
             Progress::Empty => {
-                outbox.watched = false;
-                outbox.spool_failed = false;
+                queue.watched = false;
+                queue.spool_failed = false;
                 self.queued.store(false, Ordering::Release);
                 Drained::Empty
             }
@@ -266,9 +266,9 @@ impl Link {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
     All,
-    /// At least a part lies in the queue. `tell`: the loop does not know yet.
+    /// At least a part lies in the queue. `is_new`: the loop does not know yet.
     Queued {
-        tell: bool,
+        is_new: bool,
         full: bool,
     },
     Gone,
@@ -328,9 +328,9 @@ enum Segment {
 }
 
 #[derive(Debug)]
-struct Outbox {
+struct WriteQueue {
     segments: VecDeque<Segment>,
-    /// For the next small answer that is put by; no bytes are in it.
+    /// For the next small answer that is deferred; no bytes are in it.
     spare: Vec<u8>,
     memory: Charge,
     spool: Option<Spool>,
@@ -339,7 +339,7 @@ struct Outbox {
     /// The loop knows of the queue.
     watched: bool,
     /// What is queued waits for the loop to look, and not for the socket.
-    put_by: bool,
+    deferred: bool,
     /// A file could not be written, and it was logged: the rest of this queue makes do with memory.
     spool_failed: bool,
     /// Counts all bytes that the loop has sent.
@@ -350,21 +350,21 @@ struct Outbox {
     bytes_max: u64,
 }
 
-impl Outbox {
+impl WriteQueue {
     fn clear(&mut self) {
         self.segments.clear();
         self.memory.clear();
         self.spool = None;
         self.spooled = 0;
         self.watched = false;
-        self.put_by = false;
+        self.deferred = false;
         self.spool_failed = false;
     }
 
     /// The first segment was sent.
     fn pop(&mut self) {
         match self.segments.pop_front() {
-            Some(Segment::Memory { mut bytes, .. }) if bytes.capacity() <= VOLLEY_ANSWER_BYTES_MAX => {
+            Some(Segment::Memory { mut bytes, .. }) if bytes.capacity() <= DEFERRED_ANSWER_BYTES_MAX => {
                 bytes.clear();
                 self.spare = bytes;
             }

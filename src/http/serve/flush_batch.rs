@@ -2,23 +2,23 @@
 //! answer waits for theirs, for a moment: each send to a client that sleeps wakes it, which on the same machine costs
 //! more than the send does, and more than a small request; a few sends in a row wake it once, with warm caches.
 //!
-//! The answer lies in its connection's queue (`outbox`), where whoever runs the loop finds it: no answer waits longer
-//! than until the relief takes over, whatever the application does meanwhile.
+//! The answer lies in its connection's queue (`write_queue`), where whoever runs the loop finds it: no answer waits longer
+//! than until the monitor takes over, whatever the application does meanwhile.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::epoll::Token;
-use super::settings::{VOLLEY_AGE_MAX, VOLLEY_ANSWERS_MAX};
+use super::settings::{FLUSH_ANSWERS_MAX, FLUSH_DELAY_MAX};
 
 /// A request that takes longer gains nothing worth the wait.
 const SLOW: Duration = Duration::from_micros(200);
 
 /// For so long after a slow request answers go out at once: the next may be as slow.
-const CALM: Duration = Duration::from_millis(100);
+const COOLDOWN: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
-pub struct Volley {
+pub struct FlushBatch {
     tokens: VecDeque<Token>,
     /// When the first one joined.
     since: Instant,
@@ -26,19 +26,19 @@ pub struct Volley {
     slow: Option<Instant>,
 }
 
-impl Volley {
-    pub fn new(now: Instant) -> Volley {
-        Volley { tokens: VecDeque::with_capacity(VOLLEY_ANSWERS_MAX), since: now, slow: None }
+impl FlushBatch {
+    pub fn new(now: Instant) -> FlushBatch {
+        FlushBatch { tokens: VecDeque::with_capacity(FLUSH_ANSWERS_MAX), since: now, slow: None }
     }
 
     /// Whether the answer to a request that begins now may wait for others.
-    pub fn has_place(&self, now: Instant) -> bool {
-        let calm = self.slow.is_none_or(|slow| now.saturating_duration_since(slow) >= CALM);
-        calm && self.tokens.len() < VOLLEY_ANSWERS_MAX
+    pub fn may_defer(&self, now: Instant) -> bool {
+        let calm = self.slow.is_none_or(|slow| now.saturating_duration_since(slow) >= COOLDOWN);
+        calm && self.tokens.len() < FLUSH_ANSWERS_MAX
     }
 
-    /// From now on this connection's queue is sent with the volley, if there is anything in it.
-    pub fn join(&mut self, token: Token, now: Instant) {
+    /// From now on this connection's queue is sent with the batch, if there is anything in it.
+    pub fn push(&mut self, token: Token, now: Instant) {
         if self.tokens.is_empty() {
             self.since = now;
         }
@@ -54,7 +54,7 @@ impl Volley {
     }
 
     pub fn is_due(&self, now: Instant) -> bool {
-        self.tokens.len() == VOLLEY_ANSWERS_MAX || now.saturating_duration_since(self.since) >= VOLLEY_AGE_MAX
+        self.tokens.len() == FLUSH_ANSWERS_MAX || now.saturating_duration_since(self.since) >= FLUSH_DELAY_MAX
     }
 
     pub fn next(&mut self) -> Option<Token> {
@@ -62,7 +62,7 @@ impl Volley {
     }
 
     /// A request took so long.
-    pub fn took(&mut self, time: Duration, now: Instant) {
+    pub fn record(&mut self, time: Duration, now: Instant) {
         if time > SLOW {
             self.slow = Some(now);
         }
