@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::channel::Sender;
@@ -29,6 +30,8 @@ const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 pub enum Who {
     Template(GenerationId),
     Worker(WorkerId),
+    /// Found at the end, holding what only this service's processes have.
+    Stray,
 }
 
 /// Why a pid is believed to be somebody's.
@@ -119,19 +122,14 @@ impl Children {
     /// Sends a signal to a process in the books. False: it is not there.
     pub fn signal(&self, who: Who, signal: i32) -> bool {
         let Some((pid, child)) = self.0.iter().find(|(_, child)| child.who == who) else { return false };
-        if let Err(error) = send_signal(*pid, child.pidfd.as_ref(), signal) {
-            // ESRCH: it has ended and waits to be reaped.
-            if error.raw_os_error() != Some(libc::ESRCH) {
-                log::error!("signal {signal} cannot be sent to pid={pid}: {error}");
-            }
-        }
+        child.signal(*pid, signal);
         true
     }
 
     /// SIGKILL to all that are left.
     pub fn kill_all(&self) {
-        for child in self.0.values() {
-            self.kill(child.who);
+        for (pid, child) in &self.0 {
+            child.signal(*pid, libc::SIGKILL);
         }
     }
 
@@ -153,6 +151,29 @@ impl Children {
             false => Exit::Code(libc::WEXITSTATUS(status)),
         };
         Some((self.0.remove(&pid).map(|child| child.who), exit))
+    }
+
+    /// The end: kills and reaps what is left in the books, and then whoever else still holds `held`, which only processes
+    /// of this service have: a middle process that hung in a fork handler, a child that C code forked. Returns the pids
+    /// of other children, which the application left behind: those are not ours to end.
+    pub fn sweep(&mut self, held: &OwnedFd, deadline: Instant) -> Vec<i32> {
+        let name = link_of("self", held.as_raw_fd());
+        loop {
+            self.kill_all();
+            self.wait_for_all(deadline);
+            while let Some(pid) = Children::ended() {
+                self.reap(pid);
+            }
+            let (ours, others): (Vec<i32>, Vec<i32>) =
+                own_children().into_iter().partition(|pid| name.is_some() && holds(*pid, name.as_deref()));
+            if ours.is_empty() || Instant::now() >= deadline {
+                return others;
+            }
+            for pid in ours {
+                log::warn!("pid={pid} holds what belongs to the service: killed");
+                self.0.entry(pid).or_insert(Child { who: Who::Stray, pidfd: pidfd_open(pid).ok() });
+            }
+        }
     }
 
     /// Waits until all in the books have ended, at most until the deadline, and reaps them. For those who have nothing
@@ -177,6 +198,17 @@ impl Children {
     }
 }
 
+impl Child {
+    fn signal(&self, pid: i32, signal: i32) {
+        if let Err(error) = send_signal(pid, self.pidfd.as_ref(), signal) {
+            // ESRCH: it has ended and waits to be reaped.
+            if error.raw_os_error() != Some(libc::ESRCH) {
+                log::error!("signal {signal} cannot be sent to pid={pid}: {error}");
+            }
+        }
+    }
+}
+
 impl fmt::Display for FalseClaim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -184,6 +216,29 @@ impl fmt::Display for FalseClaim {
             FalseClaim::Stranger { pid } => write!(f, "pid {pid} is not a process of this service"),
         }
     }
+}
+
+/// Children of this process, the unreaped ones too: the fourth field of proc_pid_stat(5), behind the name in parentheses.
+fn own_children() -> Vec<i32> {
+    let own = std::process::id().to_string();
+    let is_child = |pid: &i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let behind_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        behind_name.split_ascii_whitespace().nth(1) == Some(own.as_str())
+    };
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_child).collect()
+}
+
+/// What a descriptor stands for, as `pipe:[4711]`: proc_pid_fd(5).
+fn link_of(pid: &str, fd: i32) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()
+}
+
+/// Whether a process has a descriptor of that pipe.
+fn holds(pid: i32, name: Option<&Path>) -> bool {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| std::fs::read_link(entry.path()).ok()).any(|link| Some(link.as_path()) == name)
 }
 
 /// The pid of a child in that state, if there is one.
@@ -262,6 +317,25 @@ mod tests {
         assert!(children.0.is_empty());
         // It was reaped here.
         assert!(process.wait().is_err());
+    }
+
+    /// The descriptor that marks a process as ours is one that its parent does not close at exec.
+    #[test]
+    fn whoever_holds_what_is_ours_is_swept_and_others_are_named() {
+        let (held, _write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+        nix::fcntl::fcntl(&held, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+        let mut ours = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        nix::fcntl::fcntl(&held, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).unwrap();
+        let mut other = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let (holder, stranger) = (ours.id() as i32, other.id() as i32);
+        let name = link_of("self", held.as_raw_fd());
+        assert!(holds(holder, name.as_deref()) && !holds(stranger, name.as_deref()));
+        let children = own_children();
+        assert!(children.contains(&holder) && children.contains(&stranger));
+        for process in [&mut ours, &mut other] {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
     }
 
     #[test]

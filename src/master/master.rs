@@ -29,6 +29,9 @@ const ACCEPT_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Idle keep-alive connections live so much longer after the service was told to stop.
 const STOP_IDLE: Duration = Duration::from_secs(2);
 
+/// Killed processes are gone within this, unless the kernel itself hangs.
+const SWEPT_WITHIN: Duration = Duration::from_secs(2);
+
 /// Children reaped in one pass: an application's orphans must not keep the master from anything else.
 const REAPED_PER_PASS_MAX: usize = 256;
 
@@ -71,6 +74,7 @@ impl Master {
     pub fn run(&mut self) -> i32 {
         loop {
             if let Some(code) = self.exit {
+                self.sweep();
                 return code;
             }
             let wait = match self.shared.sources.has_unread() || self.reap_again {
@@ -99,6 +103,14 @@ impl Master {
             for client in self.control.as_ref().map_or_else(Vec::new, Control::pending) {
                 self.serve_client(client);
             }
+        }
+    }
+
+    /// Nothing that holds a listener outlives the master: the next start would find the address in use.
+    fn sweep(&mut self) {
+        let deadline = Instant::now() + SWEPT_WITHIN;
+        for pid in self.shared.children.sweep(&self.shared.lifeline.0, deadline) {
+            log::info!("pid={pid} was started by the application and lives on");
         }
     }
 
@@ -162,7 +174,7 @@ impl Master {
                     service.forget_template(generation, shared);
                     events.push_back(Event::Template { generation, event: TemplateEvent::Exited(exit) });
                 }
-                None => log::debug!("reaped pid={pid}, left behind by the application: {exit}"),
+                Some(Who::Stray) | None => log::debug!("reaped pid={pid}, left behind by the application: {exit}"),
             }
             self.decide(events);
         }
@@ -314,7 +326,7 @@ impl Master {
             }
             Action::OpenListeners { generation } => return Some(service.open_listeners(generation, shared)),
             Action::Commit { generation } => {
-                service.close_unused_listeners(shared);
+                service.commit_listeners(generation, shared);
                 if let Some(processes) = service.generations.get(&generation) {
                     let took = shared.clock.now().saturating_duration_since(processes.began).as_millis();
                     log::info!("generation gen={generation} committed after={took}ms");

@@ -33,14 +33,13 @@ use unix::{node_of, set_access, Placed, Temporary};
 pub struct Listeners {
     listeners: BTreeMap<ListenerId, Listener>,
     id_next: u32,
-    wanted: Wanted,
 }
 
-/// What the latest settings ask of all listeners; carried out by `open`.
+/// What a generation's settings ask of its listeners.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Wanted {
-    backlog: u32,
-    socket_file: SocketFile,
+pub struct Access {
+    pub backlog: u32,
+    pub socket_file: SocketFile,
 }
 
 #[derive(Debug)]
@@ -68,18 +67,12 @@ enum ListenerState {
 
 impl Listeners {
     pub fn new() -> Listeners {
-        let wanted = Wanted { backlog: 0, socket_file: SocketFile { mode: 0o600, uid: None, gid: None } };
-        Listeners { listeners: BTreeMap::new(), id_next: 1, wanted }
+        Listeners { listeners: BTreeMap::new(), id_next: 1 }
     }
 
     /// Binds what is new, keeps what is there already under the same address; the numbers come in the order of the
     /// settings. Nothing listens yet, and if one address cannot be had, nothing has changed.
-    pub fn bind(
-        &mut self,
-        binds: &[Bind],
-        socket_file: &SocketFile,
-        backlog: u32,
-    ) -> Result<Vec<ListenerId>, ListenError> {
+    pub fn bind(&mut self, binds: &[Bind]) -> Result<Vec<ListenerId>, ListenError> {
         let mut ids = Vec::new();
         let mut new = Vec::new();
         for bind in binds {
@@ -88,7 +81,7 @@ impl Listeners {
                 ids.push(*id);
                 continue;
             }
-            match self.bind_one(bind) {
+            match self.bind_one(bind, &new) {
                 Ok(listener) => {
                     let id = ListenerId(self.id_next);
                     self.id_next += 1;
@@ -102,20 +95,31 @@ impl Listeners {
                 }
             }
         }
-        self.wanted = Wanted { backlog, socket_file: socket_file.clone() };
         Ok(ids)
     }
 
-    /// Listens on what does not listen yet and puts Unix sockets into their place; applies a changed backlog, mode or
-    /// owner to the others. Where it fails, the generation must be abandoned, and `close` takes back what was opened
-    /// for it. Returns warnings, a sentence each.
-    pub fn open(&mut self, ids: &[ListenerId]) -> Result<Vec<String>, ListenError> {
+    /// Listens on what does not listen yet and puts Unix sockets into their place, with their mode and owner. Others
+    /// stay as they are until `adapt`: the generation may still be refused. Where this fails it must be abandoned, and
+    /// `close` takes back what was opened for it. Returns warnings, a sentence each.
+    pub fn open(&mut self, ids: &[ListenerId], access: &Access) -> Result<Vec<String>, ListenError> {
         for id in ids {
             if let Some(listener) = self.listeners.get_mut(id) {
-                listener.open(&self.wanted)?;
+                listener.open(access)?;
             }
         }
-        Ok(backlog_warning(self.wanted.backlog).into_iter().collect())
+        Ok(backlog_warning(access.backlog).into_iter().collect())
+    }
+
+    /// The generation has committed: its backlog, mode and owner reach the listeners that it has from its predecessor.
+    /// Returns what could not be changed, a sentence each.
+    pub fn adapt(&mut self, ids: &[ListenerId], access: &Access) -> Vec<String> {
+        let mut failed = Vec::new();
+        for id in ids {
+            if let Some(Err(error)) = self.listeners.get_mut(id).map(|listener| listener.adapt(access)) {
+                failed.push(format!("{} keeps its backlog, mode and owner: {error}", error.address));
+            }
+        }
+        failed
     }
 
     /// All there are. Two generations may share what one of them bound, so what may be closed is known only by
@@ -156,11 +160,17 @@ impl Listeners {
         ids.iter().filter_map(known).collect()
     }
 
-    fn bind_one(&self, bind: &Bind) -> Result<Listener, ListenError> {
-        let own = self.listeners.values().find(|listener| listener.bind.overlaps(bind));
-        if let Some(own) = own {
-            let reason = format!("it overlaps {}, which is served now", own.bind);
-            let fix = "keep the old address, or restart to change between the two";
+    /// `new` were bound for the same generation. What another one has bound and not opened is in nobody's way: either
+    /// that generation is superseded by this one, or the kernel refuses when the second of the two begins to listen.
+    fn bind_one(&self, bind: &Bind, new: &[ListenerId]) -> Result<Listener, ListenError> {
+        let mut overlapping = self.listeners.iter().filter(|(_, listener)| listener.bind.overlaps(bind));
+        let counts = |(id, listener): &(&ListenerId, &Listener)| listener.listens() || new.contains(id);
+        if let Some((id, own)) = overlapping.find(counts) {
+            let (what, fix) = match new.contains(id) {
+                true => ("is another address of the same settings", "remove one of the two"),
+                false => ("is served now", "keep the old address, or restart to change between the two"),
+            };
+            let reason = format!("it overlaps {}, which {what}", own.bind);
             return Err(refused(bind, &reason, fix, ListenErrorClass::Configuration));
         }
         match bind {
@@ -185,33 +195,34 @@ impl Default for Listeners {
 }
 
 impl Listener {
-    fn open(&mut self, wanted: &Wanted) -> Result<(), ListenError> {
-        let Listener { bind, socket, stage, .. } = self;
-        let failed = |error: io::Error| explain(bind, &error);
-        match stage {
-            ListenerState::Inherited => Ok(()),
-            ListenerState::Bound { file } => {
-                socket.listen(wanted.backlog as i32).map_err(failed)?;
-                let placed = match file {
-                    None => None,
-                    Some(temporary) => Some(temporary.place(bind, &wanted.socket_file)?),
-                };
-                *stage = ListenerState::Listening { backlog: wanted.backlog, file: placed };
-                Ok(())
-            }
-            ListenerState::Listening { backlog, file } => {
-                if *backlog != wanted.backlog {
-                    // listen(2) on a listening socket only sets the new backlog.
-                    socket.listen(wanted.backlog as i32).map_err(failed)?;
-                    *backlog = wanted.backlog;
-                }
-                if let Some(placed) = file.as_mut().filter(|placed| placed.socket_file != wanted.socket_file) {
-                    set_access(&placed.path, placed.node, &wanted.socket_file).map_err(failed)?;
-                    placed.socket_file = wanted.socket_file.clone();
-                }
-                Ok(())
-            }
+    fn listens(&self) -> bool {
+        match self.stage {
+            ListenerState::Bound { .. } => false,
+            ListenerState::Listening { .. } | ListenerState::Inherited => true,
         }
+    }
+
+    fn open(&mut self, access: &Access) -> Result<(), ListenError> {
+        let ListenerState::Bound { file } = &self.stage else { return Ok(()) };
+        self.socket.listen(access.backlog as i32).map_err(|error| explain(&self.bind, &error))?;
+        let file = file.as_ref().map(|temporary| temporary.place(&self.bind, &access.socket_file)).transpose()?;
+        self.stage = ListenerState::Listening { backlog: access.backlog, file };
+        Ok(())
+    }
+
+    fn adapt(&mut self, access: &Access) -> Result<(), ListenError> {
+        let ListenerState::Listening { backlog, file } = &mut self.stage else { return Ok(()) };
+        let failed = |error: io::Error| explain(&self.bind, &error);
+        if *backlog != access.backlog {
+            // listen(2) on a listening socket only sets the new backlog.
+            self.socket.listen(access.backlog as i32).map_err(failed)?;
+            *backlog = access.backlog;
+        }
+        if let Some(placed) = file.as_mut().filter(|placed| placed.socket_file != access.socket_file) {
+            set_access(&placed.path, placed.node, &access.socket_file).map_err(failed)?;
+            placed.socket_file = access.socket_file.clone();
+        }
+        Ok(())
     }
 }
 

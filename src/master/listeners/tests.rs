@@ -17,17 +17,21 @@ fn file(mode: u32) -> SocketFile {
     SocketFile { mode, uid: None, gid: None }
 }
 
+fn access(socket_file: SocketFile) -> Access {
+    Access { backlog: 16, socket_file }
+}
+
 fn inet(text: &str) -> Bind {
     Bind::Inet(text.parse().unwrap())
 }
 
 fn take(listeners: &mut Listeners, binds: &[Bind]) -> Result<Vec<ListenerId>, ListenError> {
-    listeners.bind(binds, &file(0o660), 16)
+    listeners.bind(binds)
 }
 
 fn serve(listeners: &mut Listeners, binds: &[Bind]) -> Vec<ListenerId> {
     let ids = take(listeners, binds).unwrap();
-    listeners.open(&ids).unwrap();
+    listeners.open(&ids, &access(file(0o660))).unwrap();
     ids
 }
 
@@ -66,7 +70,7 @@ fn inet_listeners_listen_only_once_they_are_opened() {
         let bound = address(&listeners, id);
         assert_ne!(bound.port(), 0);
         assert_eq!(TcpStream::connect(bound).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
-        listeners.open(&ids).unwrap();
+        listeners.open(&ids, &access(file(0o660))).unwrap();
         talks(&listeners, id, TcpStream::connect(bound).unwrap());
         let socket = &listeners.listeners[&id].socket;
         assert!(socket.reuse_address().unwrap() && !socket.reuse_port().unwrap());
@@ -101,7 +105,7 @@ fn a_reload_keeps_what_is_shared_and_closes_what_no_one_uses() {
     let gone = address(&listeners, first[1]);
     let second = take(&mut listeners, &[inet("0.0.0.0:0"), inet("127.0.0.1:0")]).unwrap();
     assert_eq!(second[1], first[0]);
-    listeners.open(&second).unwrap();
+    listeners.open(&second, &access(file(0o660))).unwrap();
     assert_eq!(address(&listeners, first[0]), kept);
     close_but(&mut listeners, &second);
     refuses(gone);
@@ -137,7 +141,7 @@ fn a_port_that_is_taken_between_plan_and_open_is_reported() {
     rival.set_reuse_address(true).unwrap();
     rival.bind(&address(&listeners, ids[0]).into()).unwrap();
     rival.listen(1).unwrap();
-    assert_eq!(listeners.open(&ids).unwrap_err().class, ListenErrorClass::InUse);
+    assert_eq!(listeners.open(&ids, &access(file(0o660))).unwrap_err().class, ListenErrorClass::InUse);
 }
 
 #[test]
@@ -149,6 +153,24 @@ fn an_address_that_overlaps_a_served_one_is_refused_with_that_sentence() {
     let error = take(&mut listeners, &[inet(&format!("[::]:{port}"))]).unwrap_err();
     assert!(error.reason.contains("overlaps [::1]"), "{error}");
     close_but(&mut listeners, &again[..1]);
+}
+
+/// An operator corrects an address while the reload with the wrong one is still being proved.
+#[test]
+fn an_address_that_nobody_serves_yet_is_in_nobodys_way() {
+    let mut listeners = Listeners::new();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let wrong = take(&mut listeners, &[inet(&format!("0.0.0.0:{port}"))]).unwrap();
+    let right = take(&mut listeners, &[inet(&format!("127.0.0.1:{port}"))]).unwrap();
+    assert_ne!(wrong, right);
+    close_but(&mut listeners, &right);
+    listeners.open(&right, &access(file(0o660))).unwrap();
+    let both = [inet(&format!("0.0.0.0:{port}")), inet(&format!("127.0.0.2:{port}"))];
+    let served = take(&mut listeners, &both[..1]).unwrap_err();
+    assert!(served.reason.contains("which is served now"), "{served}");
+    close_but(&mut listeners, &[]);
+    let twice = take(&mut listeners, &both).unwrap_err();
+    assert!(twice.reason.contains("another address of the same settings"), "{twice}");
 }
 
 #[test]
@@ -182,19 +204,22 @@ fn a_unix_socket_appears_in_its_place_when_opened_and_goes_when_closed() {
     let bind = Bind::Unix(path.clone());
     let mut listeners = Listeners::new();
     let socket_file = SocketFile { mode: 0o640, uid: Some(65534), gid: Some(12345) };
-    let ids = listeners.bind(std::slice::from_ref(&bind), &socket_file, 16).unwrap();
+    let ids = listeners.bind(std::slice::from_ref(&bind)).unwrap();
     assert!(!path.exists());
-    listeners.open(&ids).unwrap();
+    listeners.open(&ids, &access(socket_file)).unwrap();
     let meta = path.symlink_metadata().unwrap();
     assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o640, 65534, 12345));
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     talks(&listeners, ids[0], UnixStream::connect(&path).unwrap());
     assert_eq!(name(&listeners, ids[0]), format!("unix:{}", path.display()));
-    // A reload changes mode and owner, and keeps the socket.
-    let socket_file = SocketFile { mode: 0o600, uid: Some(0), gid: None };
-    let again = listeners.bind(&[bind], &socket_file, 32).unwrap();
-    listeners.open(&again).unwrap();
+    // A reload keeps the socket, and changes mode and owner when it commits, not before.
+    let next = Access { backlog: 32, socket_file: SocketFile { mode: 0o600, uid: Some(0), gid: None } };
+    let again = listeners.bind(&[bind]).unwrap();
     assert_eq!(again, ids);
+    listeners.open(&again, &next).unwrap();
+    let kept = path.symlink_metadata().unwrap();
+    assert_eq!((kept.mode() & 0o7777, kept.uid()), (0o640, 65534));
+    assert!(listeners.adapt(&again, &next).is_empty());
     let changed = path.symlink_metadata().unwrap();
     assert_eq!((changed.ino(), changed.mode() & 0o7777, changed.uid()), (meta.ino(), 0o600, 0));
     listeners.close_all();
@@ -218,7 +243,7 @@ fn two_plans_may_share_what_one_of_them_bound() {
     let two = take(&mut listeners, &[inet("127.0.0.1:0")]).unwrap();
     assert_eq!(one, two);
     close_but(&mut listeners, &two);
-    listeners.open(&two).unwrap();
+    listeners.open(&two, &access(file(0o660))).unwrap();
     talks(&listeners, two[0], TcpStream::connect(address(&listeners, two[0])).unwrap());
 }
 
@@ -292,7 +317,7 @@ fn a_place_that_was_taken_since_the_plan_is_respected() {
     let mut listeners = Listeners::new();
     let ids = take(&mut listeners, &[Bind::Unix(path.clone())]).unwrap();
     let _rival = UnixListener::bind(&path).unwrap();
-    assert_eq!(listeners.open(&ids).unwrap_err().class, ListenErrorClass::InUse);
+    assert_eq!(listeners.open(&ids, &access(file(0o660))).unwrap_err().class, ListenErrorClass::InUse);
     listeners.close_all();
     assert!(UnixStream::connect(&path).is_ok());
 }
@@ -308,7 +333,7 @@ fn access_is_set_on_the_file_that_was_bound_and_no_other() {
     let temporary = temporary_name(&directory.path().join("a.sock"), 0);
     std::fs::rename(&temporary, directory.path().join("aside")).unwrap();
     std::os::unix::fs::symlink(&victim, &temporary).unwrap();
-    let error = listeners.open(&ids).unwrap_err();
+    let error = listeners.open(&ids, &access(file(0o660))).unwrap_err();
     assert!(error.reason.contains("replaced"), "{error}");
     assert_eq!(victim.metadata().unwrap().mode() & 0o777, 0o600);
 }
@@ -342,8 +367,8 @@ fn an_inherited_unix_socket_is_never_unlinked() {
     let original = UnixListener::bind(&path).unwrap();
     let mode = path.metadata().unwrap().mode();
     let mut listeners = Listeners::new();
-    let ids = listeners.bind(&[Bind::Fd(original.as_raw_fd())], &file(0o600), 16).unwrap();
-    listeners.open(&ids).unwrap();
+    let ids = listeners.bind(&[Bind::Fd(original.as_raw_fd())]).unwrap();
+    listeners.open(&ids, &access(file(0o660))).unwrap();
     assert_eq!(path.metadata().unwrap().mode(), mode);
     listeners.close_all();
     assert!(UnixStream::connect(&path).is_ok());
@@ -367,8 +392,7 @@ fn descriptors_that_are_no_listening_stream_sockets_are_refused() {
 #[test]
 fn a_backlog_above_the_kernels_is_a_warning() {
     let mut listeners = Listeners::new();
-    listeners.bind(&[], &file(0o660), i32::MAX as u32).unwrap();
-    assert!(listeners.open(&[]).unwrap()[0].contains("net.core.somaxconn"));
-    listeners.bind(&[], &file(0o660), 1).unwrap();
-    assert!(listeners.open(&[]).unwrap().is_empty());
+    let backlog = |backlog| Access { backlog, socket_file: file(0o660) };
+    assert!(listeners.open(&[], &backlog(i32::MAX as u32)).unwrap()[0].contains("net.core.somaxconn"));
+    assert!(listeners.open(&[], &backlog(1)).unwrap().is_empty());
 }

@@ -12,7 +12,7 @@ impl Service {
         let Some(processes) = self.generations.get(&generation) else {
             return Event::ListenersRefused { generation, reason: "forgotten".to_owned(), exit_code: 1 };
         };
-        match shared.listeners.open(&processes.listeners) {
+        match shared.listeners.open(&processes.listeners, &processes.access()) {
             Ok(warnings) => {
                 for warning in warnings {
                     log::warn!("{warning}");
@@ -29,6 +29,17 @@ impl Service {
             Err(error) => {
                 let exit_code = i32::from(error.exit_code());
                 Event::ListenersRefused { generation, reason: error.to_string(), exit_code }
+            }
+        }
+    }
+
+    /// The generation serves from now on: its backlog, mode and owner of sockets hold, and what only its predecessor had
+    /// is closed.
+    pub fn commit_listeners(&mut self, generation: GenerationId, shared: &mut Shared) {
+        self.close_unused_listeners(shared);
+        if let Some(processes) = self.generations.get(&generation) {
+            for failure in shared.listeners.adapt(&processes.listeners, &processes.access()) {
+                log::error!("{failure}");
             }
         }
     }

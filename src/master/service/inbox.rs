@@ -29,7 +29,7 @@ impl Service {
                     self.read_template(generation, token, shared, events);
                 }
             }
-            None => {
+            Some(Who::Stray) | None => {
                 let unborn = self.workers.iter().filter(|(_, worker)| worker.pid.is_none());
                 for worker in unborn.map(|(id, _)| *id).collect::<Vec<_>>() {
                     self.read_worker(worker, shared, events);

@@ -101,7 +101,7 @@ impl Service {
         let server = &settings.server;
         let listeners = shared
             .listeners
-            .bind(&server.bind, &server.socket, server.backlog)
+            .bind(&server.bind)
             .map_err(|error| Refused { reason: error.to_string(), exit_code: error.exit_code() })?;
         if let Err(error) = shared.log.apply(&settings.log.error, settings.log.level) {
             log::error!("[log] error cannot be opened, logging as before: {error}");

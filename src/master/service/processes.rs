@@ -10,6 +10,7 @@ use forkmaster_wire::scoreboard::Scoreboard;
 use mio::Token;
 
 use crate::config::settings::{Settings, Surge};
+use crate::listeners::Access;
 use crate::logs::AccessLog;
 use crate::supervisor::generation::{Plan, Surge as PlanSurge};
 
@@ -122,6 +123,12 @@ impl GenerationProcesses {
             shutdown_delay: server.shutdown_delay,
             max_lifetime: server.max_lifetime,
         }
+    }
+
+    /// What its settings ask of its listeners.
+    pub fn access(&self) -> Access {
+        let server = &self.settings.server;
+        Access { backlog: server.backlog, socket_file: server.socket.clone() }
     }
 
     /// The logs as `Boot` and `Logs` carry them.
