@@ -12,7 +12,7 @@ import picture
 import report
 from rounds import Rounds
 from scenarios import SCENARIOS
-from servers import COMMANDS
+from servers import COMMANDS, add_before
 
 
 def arguments():
@@ -20,7 +20,8 @@ def arguments():
     parser.add_argument("scenarios", nargs="*", help="names or parts of them; all without")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement, after the warm-up")
-    parser.add_argument("--servers", default=",".join(COMMANDS), help="comma-separated")
+    parser.add_argument("--servers", help="comma-separated; all without")
+    parser.add_argument("--before", metavar="BINARY", help="an older forkmaster, measured twice in the same rounds")
     parser.add_argument("--out", default=os.path.join(machine.HERE, "results"))
     parser.add_argument("--list", action="store_true", help="names the scenarios")
     parser.add_argument("--summary", action="store_true", help="judges the results that are there, measures nothing")
@@ -42,13 +43,18 @@ def measure(chosen, asked):
     # Ten thousand connections are as many descriptors, on both sides.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if asked.before:
+        add_before(os.path.abspath(asked.before))
+    # The older ones are the point of --before, whatever else is chosen.
+    before = [name for name in COMMANDS if name.startswith("forkmaster before")]
+    servers = asked.servers.split(",") + before if asked.servers else list(COMMANDS)
     machine.pin_load()
     os.makedirs(asked.out, exist_ok=True)
     facts = machine.facts()
     print(f"{machine.sentence(facts)}. {machine.versions(facts)}.\n", flush=True)
     results = []
     for scenario in chosen:
-        rounds = Rounds(scenario, asked.servers.split(","))
+        rounds = Rounds(scenario, servers)
         rounds.run(asked.rounds, asked.seconds)
         for result in rounds.results(facts, asked.rounds):
             print(report.table(result), flush=True)

@@ -2,6 +2,7 @@
 reasons why one of them cannot take part somewhere."""
 
 import dataclasses
+import functools
 import os
 import sys
 
@@ -26,7 +27,7 @@ class Setup:
     access_log: bool = False
 
 
-def _forkmaster(setup, port, directory):
+def _forkmaster(setup, port, directory, binary=os.path.join(ROOT, "target/release/forkmaster")):
     config = os.path.join(directory, "app.toml")
     lines = ["[app]", f'module = "{setup.app}"', f'release = "{APPS}"', f'python = "{sys.executable}"']
     if setup.preload:
@@ -40,7 +41,7 @@ def _forkmaster(setup, port, directory):
         lines += ["[control]", f'socket = "{directory}/control.sock"']
     with open(config, "w") as file:
         file.write("\n".join(lines) + "\n")
-    return [os.path.join(ROOT, "target/release/forkmaster"), "-c", config]
+    return [binary, "-c", config]
 
 
 def _gunicorn(kind):
@@ -137,6 +138,12 @@ COMMANDS = {
     "gunicorn-gthread": _gunicorn("gthread"),
     "gunicorn-sync": _gunicorn("sync"),
 }
+
+def add_before(binary):
+    """An older forkmaster, twice: what differs between the two is the noise of this machine."""
+    for name in ("forkmaster before", "forkmaster before, again"):
+        COMMANDS[name] = functools.partial(_forkmaster, binary=binary)
+
 
 # So far behind in hello that they take part only where something else than speed is asked, or in the first table.
 SLOW = {"waitress", "gunicorn-gthread", "gunicorn-sync"}
