@@ -7,13 +7,13 @@ mod access;
 #[cfg(debug_assertions)]
 mod allocations;
 mod application;
+mod control_thread;
 mod failure;
 mod fork;
-mod guard;
-mod link;
 mod logger;
 mod logs;
-mod meter;
+mod master_channel;
+mod metrics;
 mod percent;
 mod probe;
 mod signals;

@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-/// Takes the stacks from a native thread: the guard asks while the application's threads may be anywhere. None:
+/// Takes the stacks from a native thread: the control thread asks while the application's threads may be anywhere. None:
 /// the interpreter is ending. Waits for the interpreter's lock; where C code does not give it up, the master
 /// turns to faulthandler.
 pub fn all_threads() -> Option<String> {

@@ -1,5 +1,5 @@
 //! Importing the application and proving that it can serve: further imports, Django's URLconf, the probe. Each
-//! failure is told with the stage it happened in.
+//! failure is told with the step it happened in.
 
 use std::ffi::OsStr;
 use std::io;

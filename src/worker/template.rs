@@ -71,7 +71,7 @@ impl Template {
         let load = || -> Result<(Signals, Option<Py<PyAny>>, Loaded), Failure> {
             let broken = |error: PyErr| from_exception(py, ProofStep::Start, "while it was started", &error);
             // Here and not where it is first needed: `threading` takes the thread that imports it for the main one,
-            // and stacks are read by a thread of the guard's.
+            // and stacks are read by a thread of the control thread's.
             py.import("threading").map_err(broken)?;
             startup::enter_release(py, &boot)?;
             enable_crash_dumps(py, logger::fd()).map_err(broken)?;

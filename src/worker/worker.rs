@@ -1,7 +1,7 @@
 //! The life of a worker, from its fork to its last request: import and proof where the template has not done
 //! them, then the app threads.
 //!
-//! starting (guard, signal handlers, import, proof) -> ready (app threads wait) -> serving and draining, which are
+//! starting (control thread, signal handlers, import, proof) -> ready (app threads wait) -> serving and draining, which are
 //! states of the server that it drives -> the interpreter's own end.
 
 use std::fmt;
@@ -21,16 +21,16 @@ use pyo3::types::{PyCFunction, PyDict, PyTuple};
 
 use crate::access::{AccessLog, Origin};
 use crate::failure::{failure, from_exception, summary, traceback};
-use crate::link::Link;
 use crate::logs::Logs;
-use crate::meter::Board;
+use crate::master_channel::MasterChannel;
+use crate::metrics::CellMetrics;
 use crate::signals::{self, exit_now, with_all_blocked, Signals};
 use crate::title::Title;
 use crate::wsgi::environ::Common;
 use crate::wsgi::forwarded::{Believed, Trusted};
 use crate::wsgi::progress::Progress;
 use crate::wsgi::Gateway;
-use crate::{guard, probe, startup, tempdir};
+use crate::{control_thread, probe, startup, tempdir};
 
 /// Other Python threads get their turn within CPython's switch interval (sys.setswitchinterval: 5 ms), also where
 /// requests follow each other without a wait between them.
@@ -71,7 +71,7 @@ pub struct Worker {
     generation: GenerationId,
     slot: SlotIndex,
     pid: u32,
-    link: Arc<Link>,
+    master: Arc<MasterChannel>,
     board: &'static Scoreboard,
     cell_index: u32,
     cell: &'static Cell,
@@ -105,14 +105,14 @@ impl Worker {
         }
         if let Some(max) = self.max_requests {
             if self.answered.fetch_add(1, Ordering::Relaxed) + 1 == max {
-                self.link.tell(&FromWorker::RequestsServed);
+                self.master.tell(&FromWorker::RequestsServed);
             }
         }
     }
 
-    /// See `Link::leave`.
+    /// See `MasterChannel::leave`.
     pub fn leave(&self, reason: &str) -> bool {
-        self.link.leave(reason)
+        self.master.leave(reason)
     }
 
     pub fn is_forked_child(&self) -> bool {
@@ -131,10 +131,10 @@ impl Worker {
     /// no locks: other threads of the parent may have held them at the fork.
     fn forget_in_child(&self) {
         self.forked_child.store(true, Ordering::Relaxed);
-        self.link.show_child();
+        self.master.show_child();
         // Without it the counts of a child would be added to its parent's.
         let forgotten = self.board.forget_in_child();
-        if let Some(handle) = self.link.handle() {
+        if let Some(handle) = self.master.handle() {
             handle.forget_in_child();
         }
         let null = std::fs::File::options().read(true).write(true).open("/dev/null");
@@ -165,22 +165,23 @@ pub fn live(
 ) -> PyResult<()> {
     let Birth { spawn, channel, logs, scoreboard, stacks, listeners } = birth;
     let who = format!("forkmaster: {} worker gen={} slot={}", boot.name, boot.generation, spawn.slot);
-    let link = Arc::new(Link::new(channel, title, who));
+    let master = Arc::new(MasterChannel::new(channel, title, who));
     let started = (|| -> Result<(), Failure> {
         let broken = |error: PyErr| from_exception(py, ProofStep::Start, "while it was started", &error);
         let (wakeup, wakeup_end) = signals::wakeup_pipe().map_err(|error| os_failure("the signal pipe", &error))?;
         // These stay open for the rest of the process's life: Python knows the numbers, and so do forked children.
         let (stacks, wakeup_end) = (stacks.into_raw_fd(), wakeup_end.into_raw_fd());
-        let mut own = vec![link.as_raw_fd(), lifeline.as_raw_fd(), stacks, scoreboard.as_raw_fd(), wakeup_end];
+        let mut own = vec![master.as_raw_fd(), lifeline.as_raw_fd(), stacks, scoreboard.as_raw_fd(), wakeup_end];
         own.extend(logs.access());
-        guard::start(Arc::clone(&link), logs, lifeline).map_err(|error| os_failure("the guard thread", &error))?;
+        control_thread::start(Arc::clone(&master), logs, lifeline)
+            .map_err(|error| os_failure("the control thread", &error))?;
         let access = access_log(boot, &spawn, logs).map_err(|error| os_failure("the access log", &error))?;
-        let worker = Arc::new(Worker::new(boot, &spawn, Arc::clone(&link), scoreboard, own, access)?);
+        let worker = Arc::new(Worker::new(boot, &spawn, Arc::clone(&master), scoreboard, own, access)?);
         signals.act_on(&worker);
         signals::register_stack_dumps(py, stacks).map_err(broken)?;
         signals::set_wakeup(py, wakeup_end).map_err(broken)?;
         register_at_fork(py, &worker).map_err(broken)?;
-        link.tell(&FromWorker::Hello { pid: std::process::id() as i32 });
+        master.tell(&FromWorker::Hello { pid: std::process::id() as i32 });
         let application = match preloaded {
             Some(application) => application.into_bound(py),
             None => startup::import(py, boot)?,
@@ -193,7 +194,7 @@ pub fn live(
     match started {
         Ok(()) => Ok(()),
         Err(failure) => {
-            link.tell(&FromWorker::Failed(failure));
+            master.tell(&FromWorker::Failed(failure));
             exit_now(py, 1)
         }
     }
@@ -203,7 +204,7 @@ impl Worker {
     fn new(
         boot: &Boot,
         spawn: &Spawn,
-        link: Arc<Link>,
+        master: Arc<MasterChannel>,
         scoreboard: OwnedFd,
         own: Vec<RawFd>,
         access: Option<Arc<AccessLog>>,
@@ -219,7 +220,7 @@ impl Worker {
             generation: boot.generation,
             slot: spawn.slot,
             pid: std::process::id(),
-            link,
+            master,
             board,
             cell_index: spawn.cell,
             cell: board.cell(spawn.cell),
@@ -242,7 +243,7 @@ fn access_log(boot: &Boot, spawn: &Spawn, logs: Logs) -> io::Result<Option<Arc<A
 fn register_at_fork(py: Python<'_>, worker: &Arc<Worker>) -> PyResult<()> {
     let parent = Arc::clone(worker);
     let before = move |_: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| {
-        if let Some(handle) = parent.link.handle() {
+        if let Some(handle) = parent.master.handle() {
             handle.forked();
         }
     };
@@ -323,9 +324,9 @@ fn make_server(boot: &Boot, spawn: &Spawn, worker: &Arc<Worker>, listeners: Vec<
     let listeners = listeners
         .map(|(listener, fd)| serve::Listener { id: listener.id.0, fd, proxy: proxy_of(listener.proxy) })
         .collect();
-    let meter = Arc::new(Board::new(worker.board, worker.cell_index));
-    let reports: Arc<dyn Reports> = Arc::<Link>::clone(&worker.link);
-    Server::new(settings, listeners, meter, reports).map_err(|error| os_failure("the server", &error))
+    let metrics = Arc::new(CellMetrics::new(worker.board, worker.cell_index));
+    let reports: Arc<dyn Reports> = Arc::<MasterChannel>::clone(&worker.master);
+    Server::new(settings, listeners, metrics, reports).map_err(|error| os_failure("the server", &error))
 }
 
 /// Starts the app threads, says Ready, and is the first app thread itself until the server is done.
@@ -353,9 +354,9 @@ fn serve(
     for (number, life) in (1..).zip(lives) {
         others.push(start_thread(py, number, life)?);
     }
-    worker.link.show("ready");
-    worker.link.tell(&FromWorker::Ready);
-    worker.link.serve_with(handle);
+    worker.master.show("ready");
+    worker.master.tell(&FromWorker::Ready);
+    worker.master.serve_with(handle);
     if let Some(main) = &mut main {
         main.run(py);
     }

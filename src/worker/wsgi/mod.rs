@@ -1,6 +1,6 @@
 //! WSGI (PEP 3333): one request through the application.
 
-mod account;
+mod access_recorder;
 pub mod capi;
 pub mod environ;
 pub mod errors;
@@ -23,7 +23,7 @@ use pyo3::types::{PyBytes, PyDict};
 use crate::access::AccessLog;
 use crate::failure;
 use crate::worker::Worker;
-use account::{Account, Ended};
+use access_recorder::{AccessRecorder, Ended};
 use capi::{references, Capi};
 use environ::{Builder, Common};
 use input::Input;
@@ -34,7 +34,7 @@ use response::{Answered, ResponseSlot, Sized};
 pub struct Gateway {
     application: Py<PyAny>,
     builder: Builder,
-    stage: ResponseSlot,
+    response: ResponseSlot,
     sized: Sized,
     /// Of the running request, if it has a body.
     input: Option<Py<Input>>,
@@ -43,7 +43,7 @@ pub struct Gateway {
     requests: u64,
     capi: Capi,
     worker: Arc<Worker>,
-    account: Option<Account>,
+    access: Option<AccessRecorder>,
 }
 
 /// An exception left the application; it has been logged.
@@ -64,21 +64,21 @@ impl Gateway {
         let response_buffer = usize::try_from(common.response_buffer).unwrap_or(usize::MAX);
         let builder = Builder::new(py, common, &empty)?;
         let capi = Capi::find();
-        let stage = ResponseSlot::new(py, progress, response_buffer, capi)?;
-        let account = access.map(Account::new);
+        let response = ResponseSlot::new(py, progress, response_buffer, capi)?;
+        let access = access.map(AccessRecorder::new);
         // No two requests of a worker have the same number.
         let requests = u64::from(thread) << 40;
         Ok(Gateway {
             application,
             builder,
-            stage,
+            response,
             sized: Sized::default(),
             input: None,
             progress,
             requests,
             capi,
             worker,
-            account,
+            access,
         })
     }
 
@@ -107,13 +107,19 @@ impl Gateway {
             Ok(environ) => environ,
             Err(error) => return Err(self.fail(py, exchange, None, &error)),
         };
-        if let Err((error, exchange)) = self.stage.enter(py, exchange) {
+        if let Err((error, exchange)) = self.response.enter(py, exchange) {
             return Err(self.fail(py, exchange, Some(&environ), &error));
         }
-        let answered =
-            response::answer(py, &self.capi, self.application.bind(py), environ.as_any(), &self.stage, &mut self.sized);
+        let answered = response::answer(
+            py,
+            &self.capi,
+            self.application.bind(py),
+            environ.as_any(),
+            &self.response,
+            &mut self.sized,
+        );
         // Where another thread of the application is inside `write()`, the exchange goes when that is done with it.
-        let Some(exchange) = self.stage.leave(py) else {
+        let Some(exchange) = self.response.leave(py) else {
             log::error!("{}: a thread of the application still writes after the response has ended", self.worker);
             return Err(Raised);
         };
@@ -150,9 +156,9 @@ impl Gateway {
 
     /// For the access log. A child that the application forked has none.
     fn note(&mut self, exchange: &Exchange, environ: Option<&Bound<'_, PyDict>>, ended: Ended) {
-        if let Some(account) = &mut self.account {
+        if let Some(access) = &mut self.access {
             if !self.worker.is_forked_child() {
-                account.note(exchange, environ, self.builder.client(), ended);
+                access.note(exchange, environ, self.builder.client(), ended);
             }
         }
     }

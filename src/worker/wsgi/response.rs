@@ -145,7 +145,7 @@ impl ResponseSlot {
 
 /// A `bytes` object that is being sent, and lives until that has been done.
 #[derive(Debug)]
-struct Held {
+struct PyBytesRef {
     /// Let go of without the interpreter's lock it is noted, and freed by the next who has the lock (PyO3 does so).
     _object: Py<PyBytes>,
     start: *const u8,
@@ -153,16 +153,16 @@ struct Held {
 }
 
 // SAFETY: the bytes never change and stay where they are while there is a reference to their object.
-unsafe impl Send for Held {}
+unsafe impl Send for PyBytesRef {}
 
-impl Held {
-    fn new(object: &Bound<'_, PyBytes>) -> Held {
+impl PyBytesRef {
+    fn new(object: &Bound<'_, PyBytes>) -> PyBytesRef {
         let bytes = object.as_bytes();
-        Held { _object: object.clone().unbind(), start: bytes.as_ptr(), length: bytes.len() }
+        PyBytesRef { _object: object.clone().unbind(), start: bytes.as_ptr(), length: bytes.len() }
     }
 }
 
-impl Piece for Held {
+impl Piece for PyBytesRef {
     fn bytes(&self) -> &[u8] {
         // SAFETY: see above; the reference lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.start, self.length) }
@@ -204,7 +204,7 @@ impl Response {
         let whole = bytes.len() <= self.facts.response_buffer;
         let exchange = self.live()?;
         if whole && !exchange.head_sent() {
-            self.latest = exchange.write_all_held(bytes, &|| Box::new(Held::new(body)), last);
+            self.latest = exchange.write_all_held(bytes, &|| Box::new(PyBytesRef::new(body)), last);
             return Ok(self.latest != Written::Gone);
         }
         self.send(py, bytes)
@@ -363,14 +363,14 @@ pub fn answer(
     capi: &Capi,
     application: &Bound<'_, PyAny>,
     environ: &Bound<'_, PyAny>,
-    stage: &ResponseSlot,
+    slot: &ResponseSlot,
     sized: &mut Sized,
 ) -> Answered {
-    let result = match capi.call(application, environ, stage.start_response.bind(py)) {
+    let result = match capi.call(application, environ, slot.start_response.bind(py)) {
         Ok(result) => result,
         Err(error) => return Answered::Raised(error),
     };
-    let response = stage.response.bind(py);
+    let response = slot.response.bind(py);
     if let Some(only) = only_piece(&result) {
         // Lists and tuples have no `close`.
         return match send_only(py, &only, response) {

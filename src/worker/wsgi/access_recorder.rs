@@ -15,7 +15,7 @@ use crate::access::{begin, value, AccessLog, Facts, Wanted};
 const FAILED_BODY: &[u8] = b"Internal Server Error\n";
 
 /// One app thread's way to the access log.
-pub struct Account {
+pub struct AccessRecorder {
     log: Arc<AccessLog>,
     /// One record; keeps its memory.
     record: Vec<u8>,
@@ -29,9 +29,9 @@ pub enum Ended {
     Badly,
 }
 
-impl Account {
-    pub fn new(log: Arc<AccessLog>) -> Account {
-        Account { log, record: Vec::new() }
+impl AccessRecorder {
+    pub fn new(log: Arc<AccessLog>) -> AccessRecorder {
+        AccessRecorder { log, record: Vec::new() }
     }
 
     /// To be called when the answer is complete, before the exchange is.

@@ -1,4 +1,4 @@
-//! The guard: a native thread that watches the channel and the lifeline from before the import on, so that the
+//! The control thread: a native thread that watches the channel and the lifeline from before the import on, so that the
 //! master is heard, and its end is noticed, however long Python holds its lock. It never touches Python itself.
 
 use std::io;
@@ -13,8 +13,8 @@ use forkmaster_wire::message::{FromWorker, ToWorker};
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
-use crate::link::Link;
 use crate::logs::Logs;
+use crate::master_channel::MasterChannel;
 use crate::signals::with_all_blocked;
 use crate::stacks;
 
@@ -22,45 +22,47 @@ use crate::stacks;
 /// get this long.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Starts the guard. All signals are blocked in it: they belong to the main thread.
-pub fn start(link: Arc<Link>, logs: Logs, lifeline: OwnedFd) -> io::Result<()> {
-    with_all_blocked(|| thread::Builder::new().name("fm-guard".into()).spawn(move || watch(&link, logs, &lifeline)))?;
+/// Starts the control thread. All signals are blocked in it: they belong to the main thread.
+pub fn start(master: Arc<MasterChannel>, logs: Logs, lifeline: OwnedFd) -> io::Result<()> {
+    with_all_blocked(|| {
+        thread::Builder::new().name("fm-control".into()).spawn(move || watch(&master, logs, &lifeline))
+    })?;
     Ok(())
 }
 
-fn watch(link: &Arc<Link>, logs: Logs, lifeline: &OwnedFd) {
+fn watch(master: &Arc<MasterChannel>, logs: Logs, lifeline: &OwnedFd) {
     let dumping = Arc::new(AtomicBool::new(false));
     loop {
         let mut watched =
-            [PollFd::new(link.as_fd(), PollFlags::POLLIN), PollFd::new(lifeline.as_fd(), PollFlags::POLLIN)];
+            [PollFd::new(master.as_fd(), PollFlags::POLLIN), PollFd::new(lifeline.as_fd(), PollFlags::POLLIN)];
         match poll(&mut watched, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
-            // Out of kernel memory: without the guard the worker would outlive its master.
+            // Out of kernel memory: without this thread the worker would outlive its master.
             Err(error) => {
                 log::error!("the master's channel cannot be watched: {error}");
-                end(link);
+                end(master);
             }
         }
         let [channel, lifeline] = watched.map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
         // Nothing is ever written to the lifeline: any event is its end.
         if lifeline {
-            end(link);
+            end(master);
         }
         if channel {
-            receive(link, logs, &dumping);
+            receive(master, logs, &dumping);
         }
     }
 }
 
 /// Takes all messages that are there.
-fn receive(link: &Arc<Link>, logs: Logs, dumping: &Arc<AtomicBool>) {
+fn receive(master: &Arc<MasterChannel>, logs: Logs, dumping: &Arc<AtomicBool>) {
     loop {
-        match link.receive() {
-            Ok(Received::Message(ToWorker::Stacks { id }, _)) => dump_stacks(link, dumping, id),
+        match master.receive() {
+            Ok(Received::Message(ToWorker::Stacks { id }, _)) => dump_stacks(master, dumping, id),
             Ok(Received::Message(ToWorker::Logs, fds)) => logs.replace(fds),
-            Ok(Received::Message(command, _)) => link.obey(command),
+            Ok(Received::Message(command, _)) => master.obey(command),
             Ok(Received::Empty) => return,
-            Ok(Received::Eof) => end(link),
+            Ok(Received::Eof) => end(master),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // A message of another version.
             Err(error) if error.kind() == io::ErrorKind::Other => {
@@ -69,24 +71,24 @@ fn receive(link: &Arc<Link>, logs: Logs, dumping: &Arc<AtomicBool>) {
             // The application has closed descriptors that are not its own: the master is not heard any more.
             Err(error) => {
                 log::error!("the master's channel is lost: {error}");
-                end(link);
+                end(master);
             }
         }
     }
 }
 
 /// On a thread of its own, since it waits for the interpreter's lock; one at a time, since that may take for ever.
-fn dump_stacks(link: &Arc<Link>, dumping: &Arc<AtomicBool>, id: u64) {
+fn dump_stacks(master: &Arc<MasterChannel>, dumping: &Arc<AtomicBool>, id: u64) {
     if dumping.swap(true, Ordering::Relaxed) {
         return;
     }
-    let (link, done) = (Arc::clone(link), Arc::clone(dumping));
+    let (master, done) = (Arc::clone(master), Arc::clone(dumping));
     let dump = move || {
         let text = stacks::all_threads();
         // First, so that whoever has the answer may ask again.
         done.store(false, Ordering::Relaxed);
         if let Some(text) = text {
-            link.tell(&FromWorker::Stacks { id, text: cut_text(&text) });
+            master.tell(&FromWorker::Stacks { id, text: cut_text(&text) });
         }
     };
     if let Err(error) = thread::Builder::new().name("fm-stacks".into()).spawn(dump) {
@@ -97,8 +99,8 @@ fn dump_stacks(link: &Arc<Link>, dumping: &Arc<AtomicBool>, id: u64) {
 
 /// The master is gone. What is running may finish within the time limit; then the process ends, also where Python
 /// is stuck or its exit handlers are.
-fn end(link: &Link) -> ! {
-    if let Some(handle) = link.handle() {
+fn end(master: &MasterChannel) -> ! {
+    if let Some(handle) = master.handle() {
         log::warn!("the master is gone; ending");
         handle.stop(Duration::ZERO);
         // Not a wait for something: the process normally ends by itself meanwhile.

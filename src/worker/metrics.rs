@@ -15,15 +15,15 @@ const AHEAD_MAX: u64 = 16;
 /// A sibling that shows no sign of life for so long, which is more than a turn of the loop takes, is not waited for.
 const HEARTBEAT_NS_MAX: u64 = 1_500_000_000;
 
-pub struct Board {
+pub struct CellMetrics {
     board: &'static Scoreboard,
     index: u32,
     cell: &'static Cell,
 }
 
-impl Board {
-    pub fn new(board: &'static Scoreboard, index: u32) -> Board {
-        Board { board, index, cell: board.cell(index) }
+impl CellMetrics {
+    pub fn new(board: &'static Scoreboard, index: u32) -> CellMetrics {
+        CellMetrics { board, index, cell: board.cell(index) }
     }
 
     /// The others that take connections.
@@ -33,7 +33,7 @@ impl Board {
     }
 }
 
-impl Metrics for Board {
+impl Metrics for CellMetrics {
     fn heartbeat(&self) {
         self.cell.heartbeat_ns.store(monotonic_ns(), Ordering::Relaxed);
     }

@@ -13,7 +13,7 @@ use forkmaster_wire::mutant::{self, Mutant};
 
 use crate::title::Title;
 
-pub struct Link {
+pub struct MasterChannel {
     channel: Channel,
     title: Title,
     /// `forkmaster: shop worker gen=3 slot=1`; the state follows.
@@ -25,14 +25,14 @@ pub struct Link {
     handle: OnceLock<Handle>,
 }
 
-impl Link {
-    pub fn new(channel: Channel, title: Title, who: String) -> Link {
-        let link = Link { channel, title, who, waiting: Mutex::default(), handle: OnceLock::new() };
-        link.show("starting");
-        link
+impl MasterChannel {
+    pub fn new(channel: Channel, title: Title, who: String) -> MasterChannel {
+        let master = MasterChannel { channel, title, who, waiting: Mutex::default(), handle: OnceLock::new() };
+        master.show("starting");
+        master
     }
 
-    /// Sends without waiting. A master that is gone is noticed by the guard.
+    /// Sends without waiting. A master that is gone is noticed by the control thread.
     pub fn tell(&self, message: &FromWorker) {
         match self.channel.send(message, &[]) {
             Ok(()) => {}
@@ -91,19 +91,19 @@ impl Link {
     }
 }
 
-impl AsFd for Link {
+impl AsFd for MasterChannel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
     }
 }
 
-impl AsRawFd for Link {
+impl AsRawFd for MasterChannel {
     fn as_raw_fd(&self) -> i32 {
         self.channel.as_raw_fd()
     }
 }
 
-impl Reports for Link {
+impl Reports for MasterChannel {
     fn serving(&self) {
         self.show("serving");
         self.tell(&FromWorker::Serving);
@@ -124,7 +124,7 @@ fn obey(handle: &Handle, command: ToWorker) {
         ToWorker::CloseListeners { listeners } => handle.close_listeners(ids(listeners)),
         ToWorker::Stop { idle_ms } => handle.stop(Duration::from_millis(idle_ms)),
         ToWorker::Retire => handle.retire(),
-        // Dealt with by the guard, with or without a server.
+        // Dealt with by the control thread, with or without a server.
         ToWorker::Stacks { .. } | ToWorker::Logs => {}
     }
 }
