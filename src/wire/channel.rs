@@ -15,12 +15,11 @@ use nix::sys::socket::{
 use serde::de::DeserializeOwned;
 use serde::Serialize;
 
-/// The largest packet. The kernel's default send buffer (212,992 bytes) holds it three times.
-pub const PACKET_BYTES_MAX: usize = 64 * 1024;
+use crate::large;
 
-/// Free text in a message (tracebacks, stacks) is cut to this, so that with JSON's escapes the packet stays
-/// below its bound for any text that people write; `send` cuts nothing and fails above the bound.
-pub const TEXT_BYTES_MAX: usize = 24 * 1024;
+/// The largest packet. The kernel's default send buffer (212,992 bytes) holds it three times. Free text in a message is
+/// cut for it (`text`); a message that is larger all the same travels beside its packet (`large`).
+pub const PACKET_BYTES_MAX: usize = 64 * 1024;
 
 /// unix(7): SCM_MAX_FD is 253.
 pub const FDS_MAX: usize = 253;
@@ -61,14 +60,20 @@ impl Channel {
     pub fn send<M: Serialize>(&self, message: &M, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let packet = serde_json::to_vec(message).map_err(io::Error::other)?;
         if packet.len() > PACKET_BYTES_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "message exceeds the channel's packet size"));
+            let message = large::seal(&packet)?;
+            let fds: Vec<BorrowedFd<'_>> = std::iter::once(message.as_fd()).chain(fds.iter().copied()).collect();
+            return self.send_packet(large::MARK, &fds);
         }
+        self.send_packet(&packet, fds)
+    }
+
+    fn send_packet(&self, packet: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let raw: Vec<RawFd> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
         let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         loop {
-            match sendmsg::<UnixAddr>(self.fd.as_raw_fd(), &[IoSlice::new(&packet)], control, flags, None) {
+            match sendmsg::<UnixAddr>(self.fd.as_raw_fd(), &[IoSlice::new(packet)], control, flags, None) {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => continue,
                 Err(error) => return Err(error.into()),
@@ -112,6 +117,19 @@ impl Channel {
         }
         let message = serde_json::from_slice(&packet[..length]).map_err(io::Error::other)?;
         Ok((Received::Message(message, ancillary.fds), ancillary.sender))
+    }
+
+    /// As `receive`, for whoever believes its peer: a large message is read from the descriptor that came with it.
+    pub fn receive_large<M: DeserializeOwned>(&self, wait: bool) -> io::Result<Received<M>> {
+        let mut fds = match self.receive::<Option<M>>(wait)? {
+            Received::Message(Some(message), fds) => return Ok(Received::Message(message, fds)),
+            Received::Message(None, fds) => fds.into_iter(),
+            Received::Empty => return Ok(Received::Empty),
+            Received::Eof => return Ok(Received::Eof),
+        };
+        let large = fds.next().ok_or_else(|| io::Error::other("a large message came without its descriptor"))?;
+        let message = serde_json::from_slice(&large::read(large)?).map_err(io::Error::other)?;
+        Ok(Received::Message(message, fds.collect()))
     }
 
     /// The size of the packet that is next, 0 for the end of file. A buffer for the largest packet would stay, all
@@ -232,22 +250,6 @@ fn receive_packet(fd: &OwnedFd, packet: &mut [u8]) -> io::Result<(usize, Ancilla
     Ok((length as usize, ancillary))
 }
 
-/// Cuts a text for a message: the first and the last part are kept, since a traceback's last line says the most.
-pub fn cut_text(text: &str) -> String {
-    if text.len() <= TEXT_BYTES_MAX {
-        return text.to_owned();
-    }
-    let mut head = TEXT_BYTES_MAX / 4;
-    while !text.is_char_boundary(head) {
-        head -= 1;
-    }
-    let mut tail = text.len() - (TEXT_BYTES_MAX - head);
-    while !text.is_char_boundary(tail) {
-        tail += 1;
-    }
-    format!("{}\n[... {} bytes left out ...]\n{}", &text[..head], tail - head, &text[tail..])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,7 +266,7 @@ mod tests {
         }
         drop(one);
         assert!(matches!(other.receive::<FromWorker>(true).unwrap(), Received::Eof));
-        let error = other.send(&FromWorker::Ready, &[]).unwrap_err();
+        let error = other.send(&FromWorker::Serving, &[]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 
@@ -272,9 +274,9 @@ mod tests {
     fn the_kernel_says_who_sent_a_packet_and_keeps_descriptors_away() {
         let (ours, theirs) = Channel::pair().unwrap();
         ours.prove_senders().unwrap();
-        theirs.send(&FromWorker::Ready, &[]).unwrap();
+        theirs.send(&FromWorker::Serving, &[]).unwrap();
         let (received, sender) = ours.receive_from::<FromWorker>(true).unwrap();
-        assert!(matches!(received, Received::Message(FromWorker::Ready, _)));
+        assert!(matches!(received, Received::Message(FromWorker::Serving, _)));
         assert_eq!(sender.unwrap().pid, std::process::id() as i32);
         // Linux 6.16 refuses the send; before, the descriptors come and are closed.
         if let Err(error) = theirs.send(&FromWorker::Serving, &[ours.as_fd()]) {
@@ -286,19 +288,26 @@ mod tests {
     fn the_last_words_of_a_peer_that_did_not_listen_arrive() {
         let (one, other) = Channel::pair().unwrap();
         other.send(&ToWorker::Serve, &[]).unwrap();
-        one.send(&FromWorker::Ready, &[]).unwrap();
+        one.send(&FromWorker::Serving, &[]).unwrap();
         drop(one);
-        assert!(matches!(other.receive(true).unwrap(), Received::Message(FromWorker::Ready, _)));
+        assert!(matches!(other.receive(true).unwrap(), Received::Message(FromWorker::Serving, _)));
         assert!(matches!(other.receive::<FromWorker>(true).unwrap(), Received::Eof));
     }
 
     #[test]
-    fn a_long_traceback_keeps_both_ends() {
-        let long = format!("first{}last", "é".repeat(TEXT_BYTES_MAX));
-        let cut = cut_text(&long);
-        assert!(cut.starts_with("first") && cut.ends_with("last") && cut.len() < TEXT_BYTES_MAX + 64);
-        let (one, _other) = Channel::pair().unwrap();
-        one.send(&FromWorker::Stacks { id: 1, text: cut_text(&"\n\"".repeat(TEXT_BYTES_MAX)) }, &[]).unwrap();
+    fn a_large_message_travels_beside_its_packet_and_before_its_descriptors() {
+        let (one, other) = Channel::pair().unwrap();
+        let reason = "x".repeat(3 * PACKET_BYTES_MAX);
+        one.send(&FromWorker::Leaving { reason: reason.clone() }, &[one.as_fd()]).unwrap();
+        match other.receive_large(true).unwrap() {
+            Received::Message(FromWorker::Leaving { reason: came }, fds) => assert_eq!((came, fds.len()), (reason, 1)),
+            unexpected => panic!("{unexpected:?}"),
+        }
+        // Who did not ask for large messages takes none, and goes on.
+        one.send(&FromWorker::Leaving { reason: "x".repeat(PACKET_BYTES_MAX) }, &[]).unwrap();
+        one.send(&FromWorker::Serving, &[]).unwrap();
+        assert!(other.receive::<FromWorker>(true).is_err());
+        assert!(matches!(other.receive_large(true).unwrap(), Received::Message(FromWorker::Serving, _)));
     }
 
     #[test]

@@ -5,11 +5,13 @@
 
 pub mod channel;
 pub mod inherit;
+mod large;
 pub mod message;
 pub mod millis;
 pub mod mutant;
 pub mod peer;
 pub mod scoreboard;
+pub mod text;
 pub mod timestamp;
 
 /// A hash of this crate's sources, sent in `Hello`: a master never talks to a worker library that was built
@@ -19,6 +21,7 @@ pub const WIRE_HASH: u64 = fnv1a(
         include_str!("lib.rs"),
         include_str!("channel.rs"),
         include_str!("inherit.rs"),
+        include_str!("large.rs"),
         include_str!("message.rs"),
         include_str!("millis.rs"),
         include_str!("peer.rs"),

@@ -40,11 +40,16 @@ display_number!(GenerationId WorkerId SlotIndex ListenerId);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToTemplate {
     /// The first message; it waits in the channel before the interpreter has even started. File descriptors: the
-    /// error log, and the access log where `Boot::access` is set.
+    /// error log, then the access log where `Boot::access` is set, then as a last one, where the master wants to read
+    /// them, the write end of a pipe for faulthandler's dumps of the template's stacks (SIGRTMIN+3, from before the
+    /// import on). Without that pipe they go to the error log.
     Boot(Box<Boot>),
-    /// The logs have been opened again; file descriptors as with `Boot`. Whoever is forked later has the new ones.
+    /// The logs have been opened again; the error log and the access log as with `Boot`. Whoever is forked later has
+    /// the new ones.
     Logs,
-    /// Fork one worker. File descriptors: the worker's end of its channel, the scoreboard, the write end of
+    /// Fork one worker. There is no answer but the worker's own `Hello`, or `SpawnFailed`. A template forks one worker
+    /// after the other, and fork handlers of the application run in it: where neither comes, it hangs in one of them.
+    /// File descriptors: the worker's end of its channel, the scoreboard, the write end of
     /// the pipe for faulthandler's stack dumps, then one per entry of `listeners`.
     Spawn(Spawn),
     /// Answered with `Pong` by a template that can fork.
@@ -62,17 +67,13 @@ pub enum FromTemplate {
     Loaded(Loaded),
     /// The application could not be imported (with `preload`). The template exits after sending it.
     Failed(Failure),
-    /// The fork itself failed; the worker will never introduce itself.
+    /// The fork itself failed; the worker will never introduce itself. The next one may.
     SpawnFailed {
         worker: WorkerId,
         reason: String,
     },
     Pong {
         id: u64,
-    },
-    /// Forking failed twice in a row (a middle process hung): this template must be replaced.
-    Broken {
-        reason: String,
     },
 }
 
@@ -103,22 +104,31 @@ pub enum ToWorker {
 /// Worker to master, on the worker's own channel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum FromWorker {
-    /// Sent by the middle process, which knows the pid first.
-    Forked {
-        pid: i32,
-    },
-    /// The worker has introduced itself; nothing of the application is imported yet (without `preload`).
+    /// The first act of the new process, straight after the fork and before any Python runs in it. The pid is its own
+    /// word; the kernel's is in the packet's credentials.
     Hello {
         pid: i32,
     },
     /// The application is there and proved, app threads are running; the worker waits for `Serve`.
-    Ready,
+    Ready {
+        /// Memory that it shares with nobody (`smaps_rollup`: Private_Clean + Private_Dirty): what one more costs.
+        private_bytes: u64,
+        /// From the fork to here.
+        boot_wall_ms: u64,
+        /// Time on a processor, of all its threads.
+        boot_cpu_ms: u64,
+    },
     /// Import or proof failed; the worker exits after sending it.
     Failed(Failure),
     /// A `Serve` has been carried out.
     Serving,
     /// A `Drain`, `Stop` or `Retire` has been carried out as far as accepting is concerned.
     Draining,
+    /// Nothing is served any more: all requests are answered, no connection is left. Only the interpreter's own end is
+    /// missing, which waits for the threads named here: they live and are no daemons.
+    Drained {
+        threads: Vec<String>,
+    },
     /// `Spawn::max_requests` is reached; the worker goes on serving until it is told to drain.
     RequestsServed,
     /// The application ended itself (SystemExit or KeyboardInterrupt outside a request, or TERM sent to the
@@ -131,6 +141,10 @@ pub enum FromWorker {
         text: String,
     },
 }
+
+/// The exit status of a template or worker whose channel the application has closed (`os.closerange(3, ...)` while it was
+/// imported): nothing could be told any more, so this number tells it. sysexits.h uses 64 to 78, shells 126 and above.
+pub const EXIT_CHANNEL_CLOSED: i32 = 120;
 
 /// What a template and its workers must know; fixed for the life of a generation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -350,6 +364,9 @@ pub struct Loaded {
     pub import_ms: u64,
     /// Names of the threads that the import left running, besides the main thread (`preload` only).
     pub threads: Vec<String>,
+    /// Sockets that the import left open, all of which the workers share (`preload` only): `connected to
+    /// 192.0.2.1:5432`.
+    pub sockets: Vec<String>,
 }
 
 /// Why a release was refused.
@@ -358,7 +375,7 @@ pub struct Failure {
     pub stage: ProofStep,
     /// One line: `ModuleNotFoundError: No module named 'dep'`.
     pub reason: String,
-    /// The Python traceback or other details; may be empty, at most `channel::TEXT_BYTES_MAX`.
+    /// The Python traceback or other details; may be empty, cut by `text::cut_text`.
     pub details: String,
 }
 

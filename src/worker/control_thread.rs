@@ -1,5 +1,6 @@
-//! The control thread: a native thread that watches the channel and the lifeline from before the import on, so that the
-//! master is heard, and its end is noticed, however long Python holds its lock. It never touches Python itself.
+//! The control thread: a native thread that watches the channel and the lifeline from a worker's first moment on, so that
+//! the master is heard, and its end is noticed, however long a fork handler, the import or anybody else keeps Python's
+//! lock. It never touches Python itself.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,8 +9,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use forkmaster_wire::channel::{cut_text, Received};
+use forkmaster_wire::channel::Received;
 use forkmaster_wire::message::{FromWorker, ToWorker};
+use forkmaster_wire::text::cut_text;
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
@@ -39,14 +41,13 @@ fn watch(master: &Arc<MasterChannel>, logs: Logs, lifeline: &OwnedFd) {
             Ok(_) | Err(Errno::EINTR) => {}
             // Out of kernel memory: without this thread the worker would outlive its master.
             Err(error) => {
-                log::error!("the master's channel cannot be watched: {error}");
-                end(master);
+                end(master, Some(&format!("the master's channel cannot be watched: {error}")));
             }
         }
         let [channel, lifeline] = watched.map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
         // Nothing is ever written to the lifeline: any event is its end.
         if lifeline {
-            end(master);
+            end(master, Some("the master is gone"));
         }
         if channel {
             receive(master, logs, &dumping);
@@ -59,10 +60,10 @@ fn receive(master: &Arc<MasterChannel>, logs: Logs, dumping: &Arc<AtomicBool>) {
     loop {
         match master.receive() {
             Ok(Received::Message(ToWorker::Stacks { id }, _)) => dump_stacks(master, dumping, id),
-            Ok(Received::Message(ToWorker::Logs, fds)) => logs.replace(fds),
+            Ok(Received::Message(ToWorker::Logs, fds)) => logs.replace(&fds),
             Ok(Received::Message(command, _)) => master.obey(command),
             Ok(Received::Empty) => return,
-            Ok(Received::Eof) => end(master),
+            Ok(Received::Eof) => end(master, None),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // A message of another version.
             Err(error) if error.kind() == io::ErrorKind::Other => {
@@ -70,8 +71,7 @@ fn receive(master: &Arc<MasterChannel>, logs: Logs, dumping: &Arc<AtomicBool>) {
             }
             // The application has closed descriptors that are not its own: the master is not heard any more.
             Err(error) => {
-                log::error!("the master's channel is lost: {error}");
-                end(master);
+                end(master, Some(&format!("the master's channel is lost: {error}")));
             }
         }
     }
@@ -97,11 +97,14 @@ fn dump_stacks(master: &Arc<MasterChannel>, dumping: &Arc<AtomicBool>, id: u64) 
     }
 }
 
-/// The master is gone. What is running may finish within the time limit; then the process ends, also where Python
-/// is stuck or its exit handlers are.
-fn end(master: &MasterChannel) -> ! {
+/// There is no master any more. What is running may finish within the time limit; then the process ends, also where
+/// Python is stuck or its exit handlers are. None: the master has closed the channel, and knows what it did.
+fn end(master: &MasterChannel, reason: Option<&str>) -> ! {
     if let Some(handle) = master.handle() {
-        log::warn!("the master is gone; ending");
+        // A worker that has never served has nothing to finish, and nobody misses it.
+        if let Some(reason) = reason.filter(|_| master.has_served()) {
+            log::warn!("{reason}; ending");
+        }
         handle.stop(Duration::ZERO);
         // Not a wait for something: the process normally ends by itself meanwhile.
         thread::sleep(ORPHAN_TIMEOUT);

@@ -1,7 +1,7 @@
 //! Python exceptions in words: one line for the reason, the traceback for the details.
 
-use forkmaster_wire::channel::cut_text;
 use forkmaster_wire::message::{Failure, ProofStep};
+use forkmaster_wire::text::cut_text;
 use pyo3::exceptions::PySystemExit;
 use pyo3::prelude::*;
 

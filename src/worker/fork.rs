@@ -2,108 +2,166 @@
 //! the worker and ends at once, and the orphan goes to the nearest subreaper (PR_SET_CHILD_SUBREAPER), the
 //! master.
 //!
-//! The first fork is the bare system call's, without Python's handlers: those run once, in the second one, which
-//! is `os.fork()` and makes the worker a proper Python process.
+//! Both forks together are one fork to Python, bracketed as CPython brackets its own (`os_fork_impl` in posixmodule.c):
+//! `PyOS_BeforeFork` in the template, where the threads live whose locks it takes; `PyOS_AfterFork_Child` in the worker;
+//! `PyOS_AfterFork_Parent` in the template. So fork handlers run once, and agents that stop their threads before a fork
+//! can. The middle runs no Python at all.
+//!
+//! A `before` or `after_in_parent` handler that hangs hangs the template: the master notices that no worker introduces
+//! itself. An `after_in_child` handler that hangs hangs a worker that is tied to its master already: see `Birth::begin`.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use forkmaster_wire::channel::Channel;
-use forkmaster_wire::message::FromWorker;
+use forkmaster_wire::channel::{Channel, Received};
+use forkmaster_wire::message::ToTemplate;
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{kill, Signal};
 use nix::sys::wait::{waitpid, WaitStatus};
-use nix::unistd::Pid;
+use nix::unistd::{getpid, getppid, Pid};
+use pyo3::ffi;
 use pyo3::prelude::*;
 
-use crate::failure::summary;
-
-/// The middle lives for microseconds. A fork handler of the application that hangs must not hang the template.
+/// The middle lives for microseconds. A C library's fork handler (pthread_atfork) that hangs in it must not hang the
+/// template.
 const MIDDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub enum Forked {
-    /// We are the worker.
-    Worker,
-    /// We are the template; the worker will introduce itself.
-    Template,
+/// Messages that are kept while the middle is waited for. More stay in the channel.
+const INBOX_MAX: usize = 256;
+
+pub enum Forked<T> {
+    /// We are the worker, and this is what its first act made.
+    Worker(T),
+    /// We are the template, and this is the middle, to be given to `reap`.
+    Template(Pid),
 }
 
-#[derive(Debug)]
-pub struct ForkError {
-    pub reason: String,
-    /// The middle process hung: it will hang again.
-    pub hung: bool,
+/// Messages of the master that came while the template waited for something else.
+pub type Inbox = VecDeque<(ToTemplate, Vec<OwnedFd>)>;
+
+/// How the middle ended.
+pub enum Reaped {
+    /// There is a worker.
+    Well,
+    /// There is none, and this is why.
+    Failed(String),
+    /// The master has gone or said Stop meanwhile: the middle is gone too.
+    MustEnd,
 }
 
-/// `channel` is the worker's end; the middle sends `Forked` on it.
-pub fn fork(py: Python<'_>, channel: &Channel) -> Result<Forked, ForkError> {
-    // SAFETY: the child is this thread alone. It calls `os.fork()`, which is made for that, and `_exit`.
-    match unsafe { libc::fork() } {
-        -1 => Err(ForkError { reason: format!("fork: {}", Errno::last()), hung: false }),
-        0 => middle(py, channel),
-        pid => py.detach(|| wait_for(Pid::from_raw(pid))).map(|()| Forked::Template),
+/// `first_act` runs in the worker before any Python does.
+pub fn fork<T>(_py: Python<'_>, first_act: impl FnOnce() -> T) -> Result<Forked<T>, Errno> {
+    let template = getpid();
+    // SAFETY: the interpreter's lock is held.
+    unsafe { ffi::PyOS_BeforeFork() };
+    // SAFETY: the child is this thread alone. It calls prctl, getppid, fork and _exit; the worker that comes out of it
+    // is bracketed by what CPython itself calls around fork(2).
+    let outcome = Errno::result(unsafe { libc::fork() });
+    if outcome == Ok(0) {
+        be_the_middle(template);
+        let made = first_act();
+        // SAFETY: we are the child of a fork that was prepared by `PyOS_BeforeFork`, in the thread that called it.
+        unsafe { ffi::PyOS_AfterFork_Child() };
+        return Ok(Forked::Worker(made));
     }
+    // At once, and not when the middle has been reaped: until then the locks of `import` and `logging` are ours.
+    // SAFETY: as with `PyOS_BeforeFork`; also where the fork failed.
+    unsafe { ffi::PyOS_AfterFork_Parent() };
+    outcome.map(|middle| Forked::Template(Pid::from_raw(middle)))
 }
 
-/// Python 3.12 warns when a process with several threads forks; it asks the kernel how many there are, and the
-/// middle has only one.
-fn middle(py: Python<'_>, channel: &Channel) -> Result<Forked, ForkError> {
-    let code = match py.import("os").and_then(|os| os.call_method0("fork")?.extract::<i32>()) {
-        Ok(0) => return Ok(Forked::Worker),
-        // Where the master is gone already, the worker notices it too.
-        Ok(pid) => i32::from(channel.send(&FromWorker::Forked { pid }, &[]).is_err()),
-        Err(error) => {
-            log::error!("os.fork() raised {}", summary(py, &error));
-            1
+/// Forks once more and ends. Returns in the worker only.
+fn be_the_middle(template: Pid) {
+    // It must not outlive the template, since it holds the listeners. A fork clears this for the worker (prctl(2)).
+    // SAFETY: takes numbers.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    let status = if getppid() != template {
+        1
+    } else {
+        // SAFETY: as in `fork`.
+        match Errno::result(unsafe { libc::fork() }) {
+            Ok(0) => return,
+            Ok(_worker) => 0,
+            // An errno fits an exit status; see `reap`.
+            Err(errno) => errno as i32,
         }
     };
     // SAFETY: ends the process without running anything.
-    unsafe { libc::_exit(code) }
+    unsafe { libc::_exit(status) }
 }
 
-/// Reaps the middle, which says by its exit status whether there is a worker.
-fn wait_for(middle: Pid) -> Result<(), ForkError> {
-    let hung = !ends_within(middle, MIDDLE_TIMEOUT);
-    if hung {
+/// Reaps the middle, which says by its exit status whether there is a worker. Meanwhile the master is listened to: it
+/// may be gone, or have had enough.
+pub fn reap(middle: Pid, channel: &Channel, inbox: &mut Inbox) -> Reaped {
+    let ended = wait(middle, channel, inbox);
+    if !matches!(ended, Ended::Middle) {
         // The pid is ours until it is reaped below.
         let _ = kill(middle, Signal::SIGKILL);
     }
     let status = loop {
         match waitpid(middle, None) {
-            Ok(status) => break status,
             Err(Errno::EINTR) => {}
-            // The application ignores SIGCHLD, or reaps what is not its own. If there is no worker, the master learns
-            // it from the channel's end of file.
-            Err(Errno::ECHILD) if !hung => return Ok(()),
-            Err(error) => return Err(ForkError { reason: format!("waitpid: {error}"), hung }),
+            other => break other,
         }
     };
-    match status {
-        WaitStatus::Exited(_, 0) => Ok(()),
-        _failed if hung => {
-            let reason =
-                format!("the forking process hung for {} s, likely in a fork handler", MIDDLE_TIMEOUT.as_secs());
-            Err(ForkError { reason, hung })
+    match (ended, status) {
+        (Ended::Master, _) => Reaped::MustEnd,
+        (Ended::TooLate, _) => Reaped::Failed(format!("the forking process hung for {} s", MIDDLE_TIMEOUT.as_secs())),
+        (Ended::Middle, Ok(WaitStatus::Exited(_, 0))) => Reaped::Well,
+        (Ended::Middle, Ok(WaitStatus::Exited(_, errno))) => {
+            Reaped::Failed(format!("fork: {}", io::Error::from_raw_os_error(errno)))
         }
-        failed => Err(ForkError { reason: format!("the forking process ended with {failed:?}"), hung: false }),
+        // The application ignores SIGCHLD, or reaps what is not its own. If there is no worker, the master learns it
+        // from the channel's end of file.
+        (Ended::Middle, Err(Errno::ECHILD)) => Reaped::Well,
+        (Ended::Middle, failed) => Reaped::Failed(format!("the forking process ended with {failed:?}")),
     }
 }
 
+enum Ended {
+    Middle,
+    Master,
+    TooLate,
+}
+
 /// Where pidfd_open(2) is forbidden or missing (seccomp, Linux before 5.3), there is no limit to the wait.
-fn ends_within(process: Pid, timeout: Duration) -> bool {
-    let Ok(pidfd) = pidfd_open(process) else { return true };
-    let deadline = std::time::Instant::now() + timeout;
+fn wait(middle: Pid, channel: &Channel, inbox: &mut Inbox) -> Ended {
+    let Ok(pidfd) = pidfd_open(middle) else { return Ended::Middle };
+    let deadline = Instant::now() + MIDDLE_TIMEOUT;
+    let mut listens = true;
     loop {
-        let left = deadline.saturating_duration_since(std::time::Instant::now());
-        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        // A pidfd is readable when its process has ended.
-        match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], left) {
-            Ok(0) => return false,
-            Ok(_) => return true,
-            Err(Errno::EINTR) => {}
-            Err(_) => return true,
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ended::TooLate;
+        }
+        // A pidfd is readable when its process has ended. Without POLLIN the end of the channel still shows (POLLHUP).
+        let wanted = if listens && inbox.len() < INBOX_MAX { PollFlags::POLLIN } else { PollFlags::empty() };
+        let mut watched = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN), PollFd::new(channel.as_fd(), wanted)];
+        match poll(&mut watched, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return Ended::Middle,
+        }
+        let [process, master] = watched.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+        if !process.is_empty() {
+            return Ended::Middle;
+        }
+        if master.contains(PollFlags::POLLIN) {
+            match channel.receive_large(false) {
+                Ok(Received::Message(ToTemplate::Stop, _) | Received::Eof) => return Ended::Master,
+                Ok(Received::Message(message, fds)) => inbox.push_back((message, fds)),
+                Ok(Received::Empty) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Whatever it is, it is dealt with when the template listens again.
+                Err(error) => {
+                    log::error!("a message of the master was not understood: {error}");
+                    listens = false;
+                }
+            }
+        } else if master.contains(PollFlags::POLLHUP) {
+            return Ended::Master;
         }
     }
 }

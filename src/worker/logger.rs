@@ -2,7 +2,7 @@
 //! line, so that the lines of several processes do not mix.
 
 use std::fmt::Write;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use forkmaster_wire::timestamp;
@@ -29,6 +29,13 @@ pub fn write_to(fd: RawFd) {
 /// Where lines go.
 pub fn fd() -> RawFd {
     FD.load(Ordering::Relaxed)
+}
+
+/// A descriptor of its own for the same log, and `true`: it is the log's.
+pub fn duplicate() -> std::io::Result<(OwnedFd, bool)> {
+    // SAFETY: open for the life of the process: see `write_to`; Python sees to descriptor 2 at its start.
+    let log = unsafe { BorrowedFd::borrow_raw(fd()) };
+    Ok((log.try_clone_to_owned()?, true))
 }
 
 /// Writes all of it, at once where the kernel takes it.

@@ -17,9 +17,8 @@ pub struct Logs {
 
 impl Logs {
     /// The descriptors that came with `Boot`.
-    pub fn new(fds: Vec<OwnedFd>) -> Logs {
-        let mut fds = fds.into_iter().map(IntoRawFd::into_raw_fd);
-        let logs = Logs { error: fds.next(), access: fds.next() };
+    pub fn new(error: Option<OwnedFd>, access: Option<OwnedFd>) -> Logs {
+        let logs = Logs { error: error.map(IntoRawFd::into_raw_fd), access: access.map(IntoRawFd::into_raw_fd) };
         if let Some(error) = logs.error {
             logger::write_to(error);
         }
@@ -31,7 +30,7 @@ impl Logs {
     }
 
     /// The descriptors that came with `Logs`.
-    pub fn replace(&self, fds: Vec<OwnedFd>) {
+    pub fn replace(&self, fds: &[OwnedFd]) {
         for (fd, place) in fds.iter().zip([self.error, self.access]) {
             if let Some(place) = place {
                 replace(fd, place);
@@ -40,7 +39,8 @@ impl Logs {
     }
 }
 
-fn replace(fd: &OwnedFd, place: RawFd) {
+/// Puts a new log in the place of an old one.
+pub fn replace(fd: &OwnedFd, place: RawFd) {
     loop {
         // SAFETY: replaces a descriptor of ours, whose number stays with those who write to it.
         let outcome = unsafe { libc::dup3(fd.as_raw_fd(), place, libc::O_CLOEXEC) };
@@ -63,9 +63,9 @@ mod tests {
     fn whoever_writes_to_a_number_writes_to_the_new_log() {
         let pipe = || nix::unistd::pipe().unwrap();
         let ((old, old_end), (new, new_end), (_access, access_end)) = (pipe(), pipe(), pipe());
-        let logs = Logs::new(vec![old_end, access_end.try_clone().unwrap()]);
+        let logs = Logs::new(Some(old_end), Some(access_end.try_clone().unwrap()));
         logger::write(b"old");
-        logs.replace(vec![new_end, access_end]);
+        logs.replace(&[new_end, access_end]);
         logger::write(b"new");
         logger::write_to(libc::STDERR_FILENO);
         for number in [logs.error, logs.access].into_iter().flatten() {
@@ -77,7 +77,7 @@ mod tests {
             // Other tests of this process may log meanwhile.
             assert!(text.contains(expected), "{text}");
         }
-        Logs::new(Vec::new()).replace(Vec::new());
+        Logs::new(None, None).replace(&[]);
         assert!(logs.access().is_some());
     }
 }

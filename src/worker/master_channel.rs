@@ -3,6 +3,7 @@
 
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use forkmaster_wire::channel::{Channel, Received};
 use forkmaster_wire::message::{FromWorker, ListenerId, ToWorker};
 use forkmaster_wire::mutant::{self, Mutant};
 
+use crate::sockets;
 use crate::title::Title;
 
 pub struct MasterChannel {
@@ -23,11 +25,16 @@ pub struct MasterChannel {
     /// Set once, when the server is there. Apart from the mutex, since a forked child must not take locks that
     /// another thread may have held at the fork.
     handle: OnceLock<Handle>,
+    served: AtomicBool,
+    /// What the channel's number means as long as nobody else has closed it.
+    identity: Option<u64>,
 }
 
 impl MasterChannel {
     pub fn new(channel: Channel, title: Title, who: String) -> MasterChannel {
-        let master = MasterChannel { channel, title, who, waiting: Mutex::default(), handle: OnceLock::new() };
+        let identity = sockets::identity(channel.as_raw_fd());
+        let (waiting, handle, served) = (Mutex::default(), OnceLock::new(), AtomicBool::new(false));
+        let master = MasterChannel { channel, title, who, waiting, handle, served, identity };
         master.show("starting");
         master
     }
@@ -39,6 +46,16 @@ impl MasterChannel {
             Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {}
             Err(error) => log::error!("the master cannot be told {message:?}: {error}"),
         }
+    }
+
+    /// False: the application has closed it, and the number may be another file's by now.
+    pub fn is_open(&self) -> bool {
+        self.identity.is_some() && sockets::identity(self.channel.as_raw_fd()) == self.identity
+    }
+
+    /// It was told to serve at least once.
+    pub fn has_served(&self) -> bool {
+        self.served.load(Ordering::Relaxed)
     }
 
     pub fn receive(&self) -> std::io::Result<Received<ToWorker>> {
@@ -105,6 +122,7 @@ impl AsRawFd for MasterChannel {
 
 impl Reports for MasterChannel {
     fn serving(&self) {
+        self.served.store(true, Ordering::Relaxed);
         self.show("serving");
         self.tell(&FromWorker::Serving);
     }

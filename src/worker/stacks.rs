@@ -1,12 +1,25 @@
 //! The Python stacks of all threads, as text for the master's log.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+/// A worker's threads may touch Python only when its interpreter has got over the fork.
+static ALLOWED: AtomicBool = AtomicBool::new(false);
+
+/// The interpreter is past the fork.
+pub fn allow() {
+    ALLOWED.store(true, Ordering::Release);
+}
+
 /// Takes the stacks from a native thread: the control thread asks while the application's threads may be anywhere. None:
-/// the interpreter is ending. Waits for the interpreter's lock; where C code does not give it up, the master
+/// the interpreter is ending, or still in the fork handlers that its birth runs. Waits for the interpreter's lock; where C code does not give it up, the master
 /// turns to faulthandler.
 pub fn all_threads() -> Option<String> {
+    if !ALLOWED.load(Ordering::Acquire) {
+        return None;
+    }
     Python::try_attach(|py| match format(py) {
         Ok(text) => text,
         Err(error) => format!("the stacks cannot be read: {}", crate::failure::summary(py, &error)),

@@ -1,30 +1,28 @@
 //! The template: a generation's first process. It runs the release's interpreter, with `preload` it has imported
-//! the application, and it forks the workers. It serves nothing and holds no listener: those travel in `Spawn`.
+//! the application, and it forks the workers. It serves nothing and holds no listener for longer than a fork takes:
+//! those travel in `Spawn`.
 //!
 //! It ends with its channel, with `Stop`, or by KILL; in a fork the same call goes on as a worker.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::time::Instant;
 
 use forkmaster_wire::channel::{Channel, Received};
 use forkmaster_wire::message::{
-    Boot, Failure, FromTemplate, Hello, Loaded, LogLevel, ProofStep, Spawn, ToTemplate, WorkerId,
+    Boot, Failure, FromTemplate, Hello, Loaded, LogLevel, ProofStep, Spawn, ToTemplate, WorkerId, EXIT_CHANNEL_CLOSED,
 };
 use forkmaster_wire::WIRE_HASH;
 use log::LevelFilter;
 use pyo3::prelude::*;
 
+use crate::birth::{Birth, Born, Legacy};
 use crate::failure::{failure, from_exception};
-use crate::fork::{fork, Forked};
-use crate::logs::Logs;
-use crate::signals::{enable_crash_dumps, exit_now, flush, Signals};
+use crate::fork::{fork, reap, Forked, Inbox, Reaped};
+use crate::logs::{self, Logs};
+use crate::signals::{enable_crash_dumps, exit_now, flush, register_stack_dumps, Signals};
 use crate::title::Title;
-use crate::worker::{self, Birth};
-use crate::{logger, startup};
-
-/// Middle processes that hung in a row: one may have been unlucky, two are a broken template.
-const HUNG_FORKS_MAX: u32 = 2;
+use crate::{logger, sockets, stacks, startup, threads, worker};
 
 struct Template {
     channel: Channel,
@@ -34,7 +32,11 @@ struct Template {
     application: Option<Py<PyAny>>,
     signals: Signals,
     frozen: bool,
-    hung_forks: u32,
+    /// None: it has become a worker.
+    legacy: Option<Legacy>,
+    /// Its stacks go to the error log, so they follow it when it is opened again.
+    stacks_in_log: Option<RawFd>,
+    inbox: Inbox,
 }
 
 /// The life of a template, and in its forks that of a worker.
@@ -43,8 +45,8 @@ pub fn run(py: Python<'_>, channel: Channel, lifeline: OwnedFd) -> PyResult<()> 
     let title = Title::find();
     title.set("forkmaster: template starting");
     tell(&channel, &FromTemplate::Hello(hello(py)?));
-    let (boot, logs) = match receive(py, &channel)? {
-        Some((ToTemplate::Boot(boot), fds)) => (boot, Logs::new(fds)),
+    let (boot, fds) = match receive(py, &channel)? {
+        Some((ToTemplate::Boot(boot), fds)) => (boot, fds),
         Some((other, _)) => {
             let reason = format!("the first message was not Boot but {other:?}");
             refuse(py, &channel, failure(ProofStep::Start, reason, ""));
@@ -53,21 +55,37 @@ pub fn run(py: Python<'_>, channel: Channel, lifeline: OwnedFd) -> PyResult<()> 
     };
     logger::start(level(boot.log_level));
     title.set(&format!("forkmaster: {} template gen={}", boot.name, boot.generation));
-    let mut template = match Template::load(py, channel, boot, logs) {
+    let mut template = match Template::load(py, channel, boot, fds, title, lifeline) {
         Ok(template) => template,
         Err((channel, failure)) => refuse(py, &channel, failure),
     };
-    let birth = template.serve(py)?;
+    let born = template.serve(py)?;
     // Only a worker comes here. Its copy of the template's channel goes, so that its end is the template's end.
-    let Template { channel, boot, application, mut signals, .. } = template;
-    drop(channel);
+    let Template { channel, boot, application, mut signals, inbox, .. } = template;
+    drop((channel, inbox));
+    stacks::allow();
     signals.restore(py)?;
-    worker::live(py, &boot, birth, application, &signals, lifeline, title)
+    worker::live(py, &boot, born, application, &signals)
 }
 
 impl Template {
     /// Imports what `preload` asks for and says that it is ready to fork.
-    fn load(py: Python<'_>, channel: Channel, boot: Box<Boot>, logs: Logs) -> Result<Template, (Channel, Failure)> {
+    fn load(
+        py: Python<'_>,
+        channel: Channel,
+        boot: Box<Boot>,
+        fds: Vec<OwnedFd>,
+        title: Title,
+        lifeline: OwnedFd,
+    ) -> Result<Template, (Channel, Failure)> {
+        let mut fds = fds.into_iter();
+        let (error, access) = (fds.next(), boot.access.as_ref().and_then(|_| fds.next()));
+        let logs = Logs::new(error, access);
+        let (stacks, stacks_in_log) = match fds.next().map_or_else(logger::duplicate, |pipe| Ok((pipe, false))) {
+            Ok((stacks, in_log)) => (stacks.into_raw_fd(), in_log),
+            Err(error) => return Err((channel, failure(ProofStep::Start, format!("a place for stacks: {error}"), ""))),
+        };
+        let socket = sockets::identity(channel.as_raw_fd());
         let load = || -> Result<(Signals, Option<Py<PyAny>>, Loaded), Failure> {
             let broken = |error: PyErr| from_exception(py, ProofStep::Start, "while it was started", &error);
             // Here and not where it is first needed: `threading` takes the thread that imports it for the main one,
@@ -75,38 +93,51 @@ impl Template {
             py.import("threading").map_err(broken)?;
             startup::enter_release(py, &boot)?;
             enable_crash_dumps(py, logger::fd()).map_err(broken)?;
+            // Inherited by the workers: see `Birth::begin`.
+            register_stack_dumps(py, stacks).map_err(broken)?;
             let mut signals = Signals::install(py).map_err(broken)?;
-            let mut loaded = Loaded { import_ms: 0, threads: Vec::new() };
+            let mut loaded = Loaded { import_ms: 0, threads: Vec::new(), sockets: Vec::new() };
             let mut application = None;
             if boot.preload {
-                let began = Instant::now();
+                let (began, before) = (Instant::now(), sockets::open());
                 application = Some(startup::import(py, &boot)?.unbind());
                 loaded.import_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-                loaded.threads = thread_names(py).map_err(broken)?;
+                loaded.threads = threads::besides_main(py).map_err(broken)?;
+                loaded.sockets = sockets::opened_since(&before);
             }
             signals.mute(py).map_err(broken)?;
             Ok((signals, application, loaded))
         };
-        match load() {
+        let loading = load();
+        if sockets::identity(channel.as_raw_fd()) != socket {
+            channel_closed(py);
+        }
+        match loading {
             Ok((signals, application, loaded)) => {
                 tell(&channel, &FromTemplate::Loaded(loaded));
-                Ok(Template { channel, boot, logs, application, signals, frozen: false, hung_forks: 0 })
+                let legacy = Some(Legacy { title, lifeline, stacks });
+                let (stacks_in_log, inbox) = (stacks_in_log.then_some(stacks), Inbox::new());
+                Ok(Template { channel, boot, logs, application, signals, frozen: false, legacy, stacks_in_log, inbox })
             }
             Err(failure) => Err((channel, failure)),
         }
     }
 
     /// Obeys the master. Returns in a forked worker only.
-    fn serve(&mut self, py: Python<'_>) -> PyResult<Birth> {
+    fn serve(&mut self, py: Python<'_>) -> PyResult<Born> {
         loop {
-            match receive(py, &self.channel)? {
+            let message = match self.inbox.pop_front() {
+                Some(message) => Some(message),
+                None => receive(py, &self.channel)?,
+            };
+            match message {
                 Some((ToTemplate::Spawn(spawn), fds)) => {
-                    if let Some(birth) = self.spawn(py, spawn, fds)? {
-                        return Ok(birth);
+                    if let Some(born) = self.spawn(py, spawn, fds)? {
+                        return Ok(born);
                     }
                 }
                 Some((ToTemplate::Ping { id }, _)) => tell(&self.channel, &FromTemplate::Pong { id }),
-                Some((ToTemplate::Logs, fds)) => self.logs.replace(fds),
+                Some((ToTemplate::Logs, fds)) => self.take_logs(&fds),
                 Some((ToTemplate::Boot(_), _)) => log::error!("a template was told to boot twice"),
                 // Without the interpreter's own end: what the application registered with `atexit` is for the
                 // processes that serve.
@@ -115,8 +146,15 @@ impl Template {
         }
     }
 
-    /// Forks one worker; the birth is returned in the fork.
-    fn spawn(&mut self, py: Python<'_>, spawn: Spawn, fds: Vec<OwnedFd>) -> PyResult<Option<Birth>> {
+    fn take_logs(&self, fds: &[OwnedFd]) {
+        self.logs.replace(fds);
+        if let Some((log, stacks)) = fds.first().zip(self.stacks_in_log) {
+            logs::replace(log, stacks);
+        }
+    }
+
+    /// Forks one worker, which it returns in the fork.
+    fn spawn(&mut self, py: Python<'_>, spawn: Spawn, fds: Vec<OwnedFd>) -> PyResult<Option<Born>> {
         let worker = spawn.worker;
         let birth = match Birth::new(spawn, fds, self.logs) {
             Ok(birth) => birth,
@@ -133,22 +171,22 @@ impl Template {
             py.import("gc")?.call_method0("freeze")?;
             self.frozen = true;
         }
-        match fork(py, birth.channel()) {
-            Ok(Forked::Worker) => Ok(Some(birth)),
-            Ok(Forked::Template) => {
-                self.hung_forks = 0;
-                Ok(None)
-            }
-            Err(error) => {
-                self.hung_forks = if error.hung { self.hung_forks + 1 } else { 0 };
-                let broken = (self.hung_forks >= HUNG_FORKS_MAX).then(|| error.reason.clone());
-                self.spawn_failed(worker, error.reason);
-                if let Some(reason) = broken {
-                    tell(&self.channel, &FromTemplate::Broken { reason });
-                }
-                Ok(None)
-            }
-        }
+        let Template { boot, legacy, channel, inbox, .. } = self;
+        let forked = fork(py, || {
+            let legacy = legacy.take().expect("a template becomes a worker once, and forks no more then");
+            birth.begin(boot, legacy)
+        });
+        let failed = match forked {
+            Ok(Forked::Worker(born)) => return Ok(Some(born)),
+            Ok(Forked::Template(middle)) => match py.detach(|| reap(middle, channel, inbox)) {
+                Reaped::Well => return Ok(None),
+                Reaped::MustEnd => exit_now(py, 0),
+                Reaped::Failed(reason) => reason,
+            },
+            Err(errno) => format!("fork: {}", io::Error::from(errno)),
+        };
+        self.spawn_failed(worker, failed);
+        Ok(None)
     }
 
     fn spawn_failed(&self, worker: WorkerId, reason: String) {
@@ -159,7 +197,7 @@ impl Template {
 /// Waits for a message without the interpreter's lock. None: the master is gone.
 fn receive(py: Python<'_>, channel: &Channel) -> PyResult<Option<(ToTemplate, Vec<OwnedFd>)>> {
     loop {
-        match py.detach(|| channel.receive(true)) {
+        match py.detach(|| channel.receive_large(true)) {
             Ok(Received::Message(message, fds)) => return Ok(Some((message, fds))),
             Ok(Received::Eof) => return Ok(None),
             // Only a receive that does not wait is empty.
@@ -204,18 +242,14 @@ fn hello(py: Python<'_>) -> PyResult<Hello> {
     })
 }
 
-/// Threads do not survive a fork: those that the import started are missing in every worker.
-fn thread_names(py: Python<'_>) -> PyResult<Vec<String>> {
-    let threading = py.import("threading")?;
-    let main = threading.call_method0("main_thread")?;
-    let mut names = Vec::new();
-    for thread in threading.call_method0("enumerate")?.try_iter()? {
-        let thread = thread?;
-        if !thread.is(&main) {
-            names.push(thread.getattr("name")?.str()?.to_string_lossy().into_owned());
-        }
-    }
-    Ok(names)
+/// The application has closed what is not its own. What can still be told is in the exit status, and on stderr.
+pub fn channel_closed(py: Python<'_>) -> ! {
+    logger::write_to(libc::STDERR_FILENO);
+    log::error!(
+        "the application closed the file descriptors of its server while it was imported (os.closerange, \
+         os.closefrom?); it may close those that it has opened itself"
+    );
+    exit_now(py, EXIT_CHANNEL_CLOSED)
 }
 
 fn level(level: LogLevel) -> LevelFilter {

@@ -8,7 +8,11 @@ mod forwarded;
 mod logger;
 #[path = "logs.rs"]
 mod logs;
+#[path = "memory.rs"]
+mod memory;
 #[path = "percent.rs"]
 mod percent;
+#[path = "sockets.rs"]
+mod sockets;
 #[path = "title.rs"]
 mod title;

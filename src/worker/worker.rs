@@ -1,7 +1,7 @@
 //! The life of a worker, from its fork to its last request: import and proof where the template has not done
 //! them, then the app threads.
 //!
-//! starting (control thread, signal handlers, import, proof) -> ready (app threads wait) -> serving and draining, which are
+//! starting (signal handlers, import, proof; its control thread lives already: `birth`) -> ready (app threads wait) -> serving and draining, which are
 //! states of the server that it drives -> the interpreter's own end.
 
 use std::fmt;
@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use forkmaster_http::serve::{self, AppThread, Exchange, Reports, Server, Wake};
-use forkmaster_wire::channel::Channel;
 use forkmaster_wire::message::{Boot, Failure, FromWorker, GenerationId, ProofStep, ProxyProtocol, SlotIndex, Spawn};
 use forkmaster_wire::scoreboard::{Cell, Scoreboard};
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
@@ -20,17 +19,18 @@ use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyDict, PyTuple};
 
 use crate::access::{AccessLog, Origin};
+use crate::birth::Born;
 use crate::failure::{failure, from_exception, summary, traceback};
 use crate::logs::Logs;
 use crate::master_channel::MasterChannel;
 use crate::metrics::CellMetrics;
 use crate::signals::{self, exit_now, with_all_blocked, Signals};
-use crate::title::Title;
+use crate::template::channel_closed;
 use crate::wsgi::environ::Common;
 use crate::wsgi::forwarded::{Believed, Trusted};
 use crate::wsgi::progress::Progress;
 use crate::wsgi::Gateway;
-use crate::{control_thread, probe, startup, tempdir};
+use crate::{forked_child, memory, probe, startup, tempdir, threads};
 
 /// Other Python threads get their turn within CPython's switch interval (sys.setswitchinterval: 5 ms), also where
 /// requests follow each other without a wait between them.
@@ -38,33 +38,6 @@ const TURN: Duration = Duration::from_millis(5);
 
 /// For the last lines of the access log: a log that takes nothing must not keep a process.
 const LOGS_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// What a worker is born with: `Spawn`, the descriptors that travelled with it, and the template's logs.
-pub struct Birth {
-    spawn: Spawn,
-    channel: Channel,
-    logs: Logs,
-    scoreboard: OwnedFd,
-    stacks: OwnedFd,
-    listeners: Vec<OwnedFd>,
-}
-
-impl Birth {
-    pub fn new(spawn: Spawn, fds: Vec<OwnedFd>, logs: Logs) -> Result<Birth, String> {
-        let (expected, came) = (3 + spawn.listeners.len(), fds.len());
-        let mut fds = fds.into_iter();
-        match (fds.next(), fds.next(), fds.next()) {
-            (Some(channel), Some(scoreboard), Some(stacks)) if came == expected => {
-                Ok(Birth { spawn, channel: channel.into(), logs, scoreboard, stacks, listeners: fds.collect() })
-            }
-            (_, _, _) => Err(format!("{came} file descriptors came with Spawn, not {expected}")),
-        }
-    }
-
-    pub fn channel(&self) -> &Channel {
-        &self.channel
-    }
-}
 
 /// A worker as its threads share it.
 pub struct Worker {
@@ -126,10 +99,17 @@ impl Worker {
         }
     }
 
+    /// The application is about to fork.
+    pub fn will_fork(&self) {
+        if let Some(handle) = self.master.handle() {
+            handle.forked();
+        }
+    }
+
     /// In a child that the application forked without exec (`multiprocessing`): it never serves, beats or
     /// reports. Its copies of our descriptors become /dev/null, since their owners still hold the numbers. Takes
     /// no locks: other threads of the parent may have held them at the fork.
-    fn forget_in_child(&self) {
+    pub fn forget_in_child(&self) {
         self.forked_child.store(true, Ordering::Relaxed);
         self.master.show_child();
         // Without it the counts of a child would be added to its parent's.
@@ -154,45 +134,34 @@ impl Worker {
 
 /// Runs a worker to its end. Returns when it is drained, so that the interpreter ends in its usual way; where it
 /// never came to serve, it says why and exits.
-pub fn live(
-    py: Python<'_>,
-    boot: &Boot,
-    birth: Birth,
-    preloaded: Option<Py<PyAny>>,
-    signals: &Signals,
-    lifeline: OwnedFd,
-    title: Title,
-) -> PyResult<()> {
-    let Birth { spawn, channel, logs, scoreboard, stacks, listeners } = birth;
-    let who = format!("forkmaster: {} worker gen={} slot={}", boot.name, boot.generation, spawn.slot);
-    let master = Arc::new(MasterChannel::new(channel, title, who));
+pub fn live(py: Python<'_>, boot: &Boot, born: Born, preloaded: Option<Py<PyAny>>, signals: &Signals) -> PyResult<()> {
+    let Born { spawn, master, logs, scoreboard, listeners, mut own, since } = born;
     let started = (|| -> Result<(), Failure> {
         let broken = |error: PyErr| from_exception(py, ProofStep::Start, "while it was started", &error);
         let (wakeup, wakeup_end) = signals::wakeup_pipe().map_err(|error| os_failure("the signal pipe", &error))?;
-        // These stay open for the rest of the process's life: Python knows the numbers, and so do forked children.
-        let (stacks, wakeup_end) = (stacks.into_raw_fd(), wakeup_end.into_raw_fd());
-        let mut own = vec![master.as_raw_fd(), lifeline.as_raw_fd(), stacks, scoreboard.as_raw_fd(), wakeup_end];
-        own.extend(logs.access());
-        control_thread::start(Arc::clone(&master), logs, lifeline)
-            .map_err(|error| os_failure("the control thread", &error))?;
+        // This end stays open for the rest of the process's life: Python knows the number, and so do forked children.
+        let wakeup_end = wakeup_end.into_raw_fd();
+        own.push(wakeup_end);
         let access = access_log(boot, &spawn, logs).map_err(|error| os_failure("the access log", &error))?;
         let worker = Arc::new(Worker::new(boot, &spawn, Arc::clone(&master), scoreboard, own, access)?);
         signals.act_on(&worker);
-        signals::register_stack_dumps(py, stacks).map_err(broken)?;
         signals::set_wakeup(py, wakeup_end).map_err(broken)?;
-        register_at_fork(py, &worker).map_err(broken)?;
-        master.tell(&FromWorker::Hello { pid: std::process::id() as i32 });
+        forked_child::watch_forks(&worker).map_err(|error| os_failure("the fork handlers", &error))?;
         let application = match preloaded {
             Some(application) => application.into_bound(py),
             None => startup::import(py, boot)?,
         };
         let common = Arc::new(common(boot));
         prove(py, boot, &spawn, &worker, &application, &common)?;
+        if !master.is_open() {
+            channel_closed(py);
+        }
         let server = make_server(boot, &spawn, &worker, listeners)?;
-        serve(py, &worker, server, &application, &common, wakeup).map_err(broken)
+        serve(py, &worker, server, &application, &common, wakeup, since).map_err(broken)
     })();
     match started {
         Ok(()) => Ok(()),
+        Err(_) if !master.is_open() => channel_closed(py),
         Err(failure) => {
             master.tell(&FromWorker::Failed(failure));
             exit_now(py, 1)
@@ -237,23 +206,6 @@ fn access_log(boot: &Boot, spawn: &Spawn, logs: Logs) -> io::Result<Option<Arc<A
     let Some((format, fd)) = boot.access.clone().zip(logs.access()) else { return Ok(None) };
     let origin = Origin { generation: boot.generation.0, slot: spawn.slot.0, pid: std::process::id() };
     with_all_blocked(|| AccessLog::start(fd, format, origin)).map(|access| Some(Arc::new(access)))
-}
-
-/// What happens when the application forks; see `Worker::forget_in_child`.
-fn register_at_fork(py: Python<'_>, worker: &Arc<Worker>) -> PyResult<()> {
-    let parent = Arc::clone(worker);
-    let before = move |_: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| {
-        if let Some(handle) = parent.master.handle() {
-            handle.forked();
-        }
-    };
-    let child = Arc::clone(worker);
-    let after = move |_: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| child.forget_in_child();
-    let handlers = PyDict::new(py);
-    handlers.set_item("before", PyCFunction::new_closure(py, None, None, before)?)?;
-    handlers.set_item("after_in_child", PyCFunction::new_closure(py, None, None, after)?)?;
-    py.import("os")?.call_method("register_at_fork", (), Some(&handlers))?;
-    Ok(())
 }
 
 fn prove(
@@ -337,6 +289,7 @@ fn serve(
     application: &Bound<'_, PyAny>,
     common: &Arc<Common>,
     wakeup: OwnedFd,
+    since: Instant,
 ) -> PyResult<()> {
     let handle = server.handle();
     let mut lives = Vec::new();
@@ -355,7 +308,11 @@ fn serve(
         others.push(start_thread(py, number, life)?);
     }
     worker.master.show("ready");
-    worker.master.tell(&FromWorker::Ready);
+    worker.master.tell(&FromWorker::Ready {
+        private_bytes: memory::private_bytes(),
+        boot_wall_ms: since.elapsed().as_millis() as u64,
+        boot_cpu_ms: memory::cpu_time().as_millis() as u64,
+    });
     worker.master.serve_with(handle);
     if let Some(main) = &mut main {
         main.run(py);
@@ -368,6 +325,9 @@ fn serve(
             log::warn!("{worker}: {} while ending", summary(py, &error));
         }
     }
+    let threads = threads::waited_for(py).unwrap_or_else(|error| vec![summary(py, &error)]);
+    worker.master.show("drained");
+    worker.master.tell(&FromWorker::Drained { threads });
     py.detach(|| worker.finish_logs());
     Ok(())
 }

@@ -531,7 +531,7 @@ fn a_worker_cannot_make_the_master_kill_somebody_else() {
          \x20   return os.path.join(here, 'trigger')\n\
          def lie():\n\
          \x20   if os.path.exists(path()):\n\
-         \x20       channel().send(b'{{\"Forked\":{{\"pid\":%s}}}}' % open(path(), 'rb').read())\n\
+         \x20       channel().send(b'{{\"Hello\":{{\"pid\":%s}}}}' % open(path(), 'rb').read())\n\
          def hang():\n\
          \x20   try:\n\
          \x20       os.unlink(path())\n\

@@ -8,6 +8,8 @@ mod broken;
 mod control;
 // What a request costs: allocations, system calls, memory.
 mod cost;
+// Threads, fork handlers and agents, and children of the application.
+mod forks;
 // What a generation's processes see: environment, user, umask, file systems.
 mod environment;
 // Workers and templates that die, hang or grow.

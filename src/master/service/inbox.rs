@@ -124,6 +124,13 @@ impl Service {
                         loaded.threads.join(", ")
                     );
                 }
+                if !loaded.sockets.is_empty() {
+                    log::warn!(
+                        "template gen={generation}: the import left sockets open, which all workers share: {}; open them \
+                         in the worker, or set preload = false",
+                        loaded.sockets.join(", ")
+                    );
+                }
                 Some(TemplateEvent::Loaded)
             }
             FromTemplate::Failed(failure) => Some(TemplateEvent::Failed(failure)),
@@ -138,7 +145,6 @@ impl Service {
                 None
             }
             FromTemplate::Pong { id } => Some(TemplateEvent::Pong { ping: id }),
-            FromTemplate::Broken { reason } => Some(TemplateEvent::Broken { reason }),
         }
     }
 
@@ -197,12 +203,7 @@ impl Service {
     ) -> Option<WorkerEvent> {
         let worker = self.workers.get_mut(&id)?;
         Some(match message {
-            FromWorker::Forked { .. } | FromWorker::Hello { .. } => {
-                // The middle process speaks for the worker: its word counts for a process of the template's session.
-                let sender = match message {
-                    FromWorker::Forked { pid } => Some(Sender { pid, pidfd: None }),
-                    _introduction => sender,
-                };
+            FromWorker::Hello { .. } => {
                 let template = shared.children.pid_of(Who::Template(worker.generation));
                 let proof = Proof::Sender { sender: sender?, session: template.unwrap_or_default() };
                 match shared.children.claim(Who::Worker(id), proof) {
@@ -216,10 +217,20 @@ impl Service {
                     }
                 }
             }
-            FromWorker::Ready => WorkerEvent::Ready,
+            FromWorker::Ready { .. } => WorkerEvent::Ready,
             FromWorker::Failed(failure) => WorkerEvent::Failed(failure),
             FromWorker::Serving => WorkerEvent::Serving,
             FromWorker::Draining => WorkerEvent::Draining,
+            FromWorker::Drained { threads } => {
+                if !threads.is_empty() {
+                    log::warn!(
+                        "{} drained; its interpreter waits for threads that are no daemons: {}",
+                        name(worker),
+                        threads.join(", ")
+                    );
+                }
+                return None;
+            }
             FromWorker::RequestsServed => WorkerEvent::RequestsServed,
             FromWorker::Leaving { reason } => WorkerEvent::Leaving { reason },
             FromWorker::Stacks { id: _, text } => {

@@ -105,7 +105,7 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
             Some(FromTemplate::Hello(hello)) => python = hello.version,
             Some(FromTemplate::Loaded(_)) => break,
             Some(FromTemplate::Failed(failure)) => return Err(Refused::Failure(failure)),
-            Some(FromTemplate::SpawnFailed { .. } | FromTemplate::Pong { .. } | FromTemplate::Broken { .. }) => {}
+            Some(FromTemplate::SpawnFailed { .. } | FromTemplate::Pong { .. }) => {}
         }
     }
     let (ours_worker, theirs) = Channel::pair()?;
@@ -132,10 +132,10 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
                 let proof = Proof::Sender { sender, session: template };
                 children.claim(Who::Worker(WORKER), proof).map_err(not_believed)?;
             }
-            FromWorker::Ready => return Ok(python),
+            FromWorker::Ready { .. } => return Ok(python),
             FromWorker::Failed(failure) => return Err(Refused::Failure(failure)),
             FromWorker::Leaving { .. } => return Err(Refused::Died("the worker")),
-            FromWorker::Forked { .. }
+            FromWorker::Drained { .. }
             | FromWorker::Serving
             | FromWorker::Draining
             | FromWorker::RequestsServed

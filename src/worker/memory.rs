@@ -1,0 +1,52 @@
+//! What this process costs: its private memory, and the time that it has spent on processors. A worker measures itself,
+//! since nobody else may: `smaps_rollup` of another user's process is refused to a root without its capabilities, as in
+//! a container.
+
+use std::time::Duration;
+
+use nix::time::{clock_gettime, ClockId};
+
+/// Memory that no other process shares. 0 where the kernel does not say.
+pub fn private_bytes() -> u64 {
+    match std::fs::read_to_string("/proc/self/smaps_rollup") {
+        Ok(rollup) => private_of(&rollup),
+        // Linux before 4.14, or a kernel without CONFIG_PROC_PAGE_MONITOR: what is resident and not of a file.
+        Err(_) => std::fs::read_to_string("/proc/self/status").map_or(0, |status| field_bytes(&status, "RssAnon:")),
+    }
+}
+
+/// Time on processors since the fork (clock_gettime(2): the clock of a forked child begins at zero).
+pub fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+fn private_of(rollup: &str) -> u64 {
+    field_bytes(rollup, "Private_Clean:") + field_bytes(rollup, "Private_Dirty:")
+}
+
+/// `Private_Dirty:    1234 kB`; proc_pid_smaps(5).
+fn field_bytes(text: &str, field: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_memory_is_clean_and_dirty_pages_that_nobody_shares() {
+        let rollup = "5581-7ffd ---p 00000000 00:00 0  [rollup]\nRss:  900 kB\nShared_Dirty:  7 kB\n\
+                      Private_Clean:         12 kB\nPrivate_Dirty:      3000 kB\nReferenced: 5 kB\n";
+        assert_eq!(private_of(rollup), 3012 * 1024);
+        assert!(private_bytes() > 64 * 1024, "this very process has a stack and a heap");
+    }
+
+    #[test]
+    fn time_on_a_processor_goes_on_only_while_it_runs() {
+        let before = cpu_time();
+        while cpu_time() < before + Duration::from_millis(20) {}
+        assert!(cpu_time() >= before + Duration::from_millis(20));
+    }
+}
