@@ -20,7 +20,7 @@ const ARROWS: [(&str, &[(&str, &str)]); 5] = [
             ("std::net", "the protocol does no input or output"),
         ],
     ),
-    ("src/worker", &[("crate::master", "the worker knows messages, not the master")]),
+    ("src/worker", &[("crate::master::", "the worker knows messages, not the master")]),
 ];
 
 /// The supervisor decides and does nothing.
