@@ -4,6 +4,7 @@ mod children;
 mod clock;
 mod config;
 mod doors;
+mod exit_code;
 mod facts;
 mod library;
 mod listeners;
@@ -21,32 +22,29 @@ use std::io;
 
 use config::process_context::ProcessContext;
 use config::Source;
+use exit_code::ExitCode;
 use logs::LogFile;
 use master::Master;
 use pidfile::PidFile;
 use signals::Signals;
 use verbs::command_line::Command;
-use verbs::{check, client, command_line};
-
-/// Exit codes besides those of the configuration (78) and of listeners, from sysexits.h.
-const EXIT_INTERNAL: i32 = 1;
-const EXIT_IN_USE: i32 = 75;
-const EXIT_PERMISSION: i32 = 77;
+use verbs::{check, client, command_line, output, show};
 
 fn main() {
     let context = ProcessContext::gather();
     let command = command_line::parse(std::env::args_os(), &context).unwrap_or_else(|error| error.exit());
     let code = match command {
-        Command::Run(source) => run(source, context),
-        Command::Check { source, boot } => check_settings(&source, &context, boot),
-        Command::ConfigShow(source) => show(&source, &context),
+        // The supervisor says with which code it ends.
+        Command::Run(source) => std::process::exit(run(source, context)),
+        Command::Check { source, boot } => check::run(&source, &context, boot),
+        Command::ConfigShow(source) => show::config(&source, &context),
         Command::Status { client, json } => client::status(&client, &context, json),
         Command::Health { client, probe } => client::health(&client, &context, probe),
         Command::Reload { client, waiting } => client::reload(&client, &context, waiting),
         Command::WaitReady { client, timeout } => client::wait_ready(&client, &context, timeout),
         Command::Stop { client, now, waiting } => client::stop(&client, &context, now, waiting),
     };
-    std::process::exit(code);
+    std::process::exit(code.into());
 }
 
 fn run(source: Source, context: ProcessContext) -> i32 {
@@ -59,8 +57,8 @@ fn run(source: Source, context: ProcessContext) -> i32 {
     let loaded = match config::read(&source, &context) {
         Ok(loaded) => loaded,
         Err(problems) => {
-            eprintln!("forkmaster: {problems}");
-            return i32::from(problems.exit_code());
+            output::complain(&problems);
+            return problems.exit_code().into();
         }
     };
     let settings = &loaded.settings;
@@ -84,53 +82,17 @@ fn run(source: Source, context: ProcessContext) -> i32 {
     };
     if let Err(refused) = master.start(loaded) {
         log::error!("{}", refused.reason);
-        return i32::from(refused.exit_code);
+        return refused.exit_code.into();
     }
     let code = master.run();
     log::info!("stopped, exit code {code}");
     code
 }
 
-fn check_settings(source: &Source, context: &ProcessContext, boot: bool) -> i32 {
-    let loaded = match config::read(source, context) {
-        Ok(loaded) => loaded,
-        Err(problems) => {
-            eprintln!("forkmaster: {problems}");
-            return i32::from(problems.exit_code());
-        }
-    };
-    for warning in &loaded.warnings {
-        eprintln!("forkmaster: warning: {warning}");
-    }
-    let place = source.file.as_ref().map_or("the command line", |file| file.shown.as_str());
-    println!("{place}: the configuration is good");
-    match boot {
-        true => check::run(&loaded.settings),
-        false => 0,
-    }
-}
-
-fn show(source: &Source, context: &ProcessContext) -> i32 {
-    match config::read(source, context) {
-        Ok(loaded) => {
-            print!("{}", loaded.show());
-            0
-        }
-        Err(problems) => {
-            eprintln!("forkmaster: {problems}");
-            i32::from(problems.exit_code())
-        }
-    }
-}
-
 /// A start that failed outside the configuration's own checks: one line and the code for its kind.
 fn fail(what: &str, error: &io::Error) -> i32 {
-    eprintln!("forkmaster: {what}: {error}");
-    match error.kind() {
-        io::ErrorKind::AddrInUse => EXIT_IN_USE,
-        io::ErrorKind::PermissionDenied => EXIT_PERMISSION,
-        _ => EXIT_INTERNAL,
-    }
+    output::complain(format_args!("{what}: {error}"));
+    ExitCode::of(error).into()
 }
 
 /// Workers hold a descriptor a connection; the soft limit of 1024 is for select(2)'s sake (getrlimit(2)), which

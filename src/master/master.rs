@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::{GenerationId, ToTemplate, ToWorker};
 use mio::Token;
-use serde_json::json;
 
 use crate::children::{Children, Who};
 use crate::config::process_context::ProcessContext;
 use crate::config::settings::ControlSocket;
 use crate::config::{Loaded, Source as ConfigSource};
-use crate::doors::control::{ClientId, Control, Request, Waiting};
-use crate::facts::snapshot;
+use crate::doors::control::{ClientId, Control, Waiting};
+use crate::doors::protocol::{Proving, Refused as RefusedReply, Reply, Request, Stopping};
+use crate::facts::snapshot::LastReload;
 use crate::logs::LogFile;
-use crate::service::prepare::{LastReload, Refused};
+use crate::service::prepare::{self, Refused};
 use crate::service::{EventQueue, Service};
 use crate::shared::Shared;
 use crate::signals::Signals;
@@ -186,7 +186,7 @@ impl Master {
         if self.service.supervisor.phase() != Phase::Running {
             log::warn!("reload ignored: the master was told to stop");
             if let Some((client, _)) = asker {
-                self.answer(client, json!({"ok": false, "reason": "the master was told to stop", "details": ""}));
+                self.answer(client, Reply::Refused(RefusedReply::because("the master was told to stop")));
             }
             return;
         }
@@ -196,16 +196,17 @@ impl Master {
                 let generation = prepared.generation;
                 match asker {
                     Some((client, true)) => self.wait(client, Waiting::Verdict { generation }),
-                    Some((client, false)) => self.answer(client, json!({"ok": true, "generation": generation})),
+                    Some((client, false)) => self.answer(client, Reply::Proving(Proving { generation })),
                     None => {}
                 }
                 self.tell(Event::Reload { generation, plan: prepared.plan });
             }
             Err(refused) => {
                 log::error!("reload refused, nothing has changed: {}", refused.reason);
-                let last = LastReload::refused(refused, began.elapsed());
+                let took_s = began.elapsed().as_secs_f64();
+                let last = LastReload { ok: false, reason: refused.reason, took_s, ..LastReload::default() };
                 if let Some((client, _)) = asker {
-                    self.answer(client, last.to_json());
+                    self.answer(client, Reply::Reload(last.clone()));
                 }
                 self.service.last_reload = Some(last);
             }
@@ -233,28 +234,31 @@ impl Master {
         while let Some(request) = self.control.as_mut().and_then(|control| control.next_request(client)) {
             match request {
                 Ok(request) => self.on_request(client, request),
-                Err(reason) => self.answer(client, json!({"ok": false, "reason": reason})),
+                Err(refused) => self.answer(client, Reply::Refused(refused)),
             }
         }
     }
 
     fn on_request(&mut self, client: ClientId, request: Request) {
         match request {
-            Request::Status => self.answer(client, snapshot::status(&self.service, &self.shared)),
+            Request::Status => {
+                let snapshot = self.service.snapshot(&self.shared);
+                self.answer(client, Reply::Status(Box::new(snapshot)));
+            }
             Request::Reload { wait } => self.reload(Some((client, wait))),
-            Request::WaitReady if self.service.is_ready() => self.answer(client, json!({"ok": true})),
+            Request::WaitReady if self.service.is_ready() => self.answer(client, Reply::Ready {}),
             Request::WaitReady => self.wait(client, Waiting::Ready),
             Request::Stop { now } => {
-                self.answer(client, json!({"ok": true, "pid": std::process::id()}));
+                self.answer(client, Reply::Stopping(Stopping { pid: std::process::id() }));
                 self.wait(client, Waiting::End);
                 self.tell(if now { Event::StopNow } else { Event::Stop });
             }
         }
     }
 
-    fn answer(&mut self, client: ClientId, answer: serde_json::Value) {
+    fn answer(&mut self, client: ClientId, reply: Reply) {
         if let Some(control) = &mut self.control {
-            control.answer(client, answer);
+            control.answer(client, &reply);
         }
     }
 
@@ -346,7 +350,7 @@ impl Master {
     fn announce_readiness(&mut self) {
         if self.service.is_ready() {
             for (client, _) in self.waiting(|waiting| waiting == Waiting::Ready) {
-                self.answer(client, json!({"ok": true}));
+                self.answer(client, Reply::Ready {});
             }
         }
     }
@@ -354,10 +358,10 @@ impl Master {
     fn announce(&mut self, generation: GenerationId, verdict: &Verdict) {
         let now = self.shared.clock.now();
         let began = self.service.generations.get(&generation).map_or(now, |processes| processes.began);
-        let last = LastReload::of(generation, verdict, now.saturating_duration_since(began));
+        let last = prepare::outcome(generation, verdict, now.saturating_duration_since(began));
         let asked = |waiting| matches!(waiting, Waiting::Verdict { generation: asked } if asked == generation);
         for (client, _) in self.waiting(asked) {
-            self.answer(client, last.to_json());
+            self.answer(client, Reply::Reload(last.clone()));
         }
         self.service.last_reload = Some(last);
     }

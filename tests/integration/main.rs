@@ -10,6 +10,8 @@ mod control;
 mod cost;
 // Threads, fork handlers and agents, and children of the application.
 mod forks;
+// Output, exit codes, the control socket and whom it hears.
+mod doors;
 // What a generation's processes see: environment, user, umask, file systems.
 mod environment;
 // Workers and templates that die, hang or grow.

@@ -149,6 +149,13 @@ fn libraries_do_not_print() {
     }
 }
 
+/// println! and its like panic where stdout is a closed pipe or a full disk, and the exit code is then no outcome.
+#[test]
+fn verbs_print_without_a_panic() {
+    let found = lines_with("src/master", &["println!", "print!("]);
+    assert!(found.is_empty(), "verbs/output.rs prints:\n{}", found.join("\n"));
+}
+
 #[test]
 fn every_file_says_what_it_is() {
     for directory in ["src", "tests/integration"] {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::exit_code::ExitCode;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Line in the config file, if it is about one; for the order only.
@@ -12,9 +14,6 @@ pub struct Problem {
 /// At least one problem. Displays as the full message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems(Vec<Problem>);
-
-/// sysexits.h: EX_CONFIG. A supervisor should not restart on it.
-pub const EXIT_CONFIGURATION: u8 = 78;
 
 impl Problem {
     /// `place` is `app.toml:12`, `--workers` or the name of a variable.
@@ -41,8 +40,8 @@ impl Problems {
         }
     }
 
-    pub fn exit_code(&self) -> u8 {
-        EXIT_CONFIGURATION
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::Configuration
     }
 }
 

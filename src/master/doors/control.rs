@@ -15,9 +15,9 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{getsockopt, sockopt};
-use serde::{Deserialize, Serialize};
 
 use crate::config::settings::{ControlAddress, ControlSocket};
+use crate::doors::protocol::{Refused, Reply, Request};
 use crate::sources::Sources;
 
 /// A request is one short line.
@@ -28,26 +28,6 @@ const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Operators and supervisors, not the public.
 const CLIENTS_MAX: usize = 64;
-
-/// The protocol's version, in every request and answer.
-pub const VERSION: u32 = 1;
-
-/// What a client asks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Request {
-    Status,
-    /// Answered when the new generation has committed or was refused; at once without `wait`.
-    Reload {
-        wait: bool,
-    },
-    /// Answered when a worker serves.
-    WaitReady,
-    /// Answered at once; the connection ends with the master.
-    Stop {
-        now: bool,
-    },
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ClientId(u64);
@@ -146,11 +126,11 @@ impl Control {
     }
 
     /// The next request of a client that does not wait for an answer, or what is wrong with its line.
-    pub fn next_request(&mut self, id: ClientId) -> Option<Result<Request, String>> {
+    pub fn next_request(&mut self, id: ClientId) -> Option<Result<Request, Refused>> {
         let client = self.clients.get_mut(&id).filter(|client| client.waiting == Waiting::No)?;
         let end = client.line_end()?;
         let line: Vec<u8> = client.unread.drain(..=end).collect();
-        Some(serde_json::from_slice(&line).map_err(|error| format!("not a request: {error}")))
+        Some(Request::from_line(&line))
     }
 
     /// Clients that have sent their next request while they waited, and have their answer now.
@@ -171,13 +151,10 @@ impl Control {
         waiting.map(|(id, client)| (*id, client.waiting)).collect()
     }
 
-    /// Sends an answer, with the version added.
-    pub fn answer(&mut self, id: ClientId, mut answer: serde_json::Value) {
+    pub fn answer(&mut self, id: ClientId, reply: &Reply) {
         let Some(client) = self.clients.get_mut(&id) else { return };
         client.waiting = Waiting::No;
-        answer["v"] = VERSION.into();
-        client.unsent.extend_from_slice(answer.to_string().as_bytes());
-        client.unsent.push(b'\n');
+        client.unsent.extend_from_slice(reply.to_line().as_bytes());
         if client.unsent.len() > ANSWER_BYTES_MAX || !client.flush() {
             self.clients.remove(&id);
         }
@@ -322,9 +299,7 @@ pub fn connect(socket: &ControlSocket) -> Result<UnixStream, String> {
 /// Sends one request and reads one line. None: the time is over.
 pub fn ask(stream: &mut UnixStream, request: &Request, timeout: Option<Duration>) -> io::Result<Option<String>> {
     stream.set_read_timeout(timeout)?;
-    let mut line = serde_json::to_string(request).map_err(io::Error::other)?;
-    line.push('\n');
-    stream.write_all(line.as_bytes())?;
+    stream.write_all(request.to_line().as_bytes())?;
     let mut answer = Vec::new();
     let mut bytes = [0; 4096];
     loop {
@@ -379,7 +354,7 @@ mod tests {
         let asking = std::thread::spawn(move || ask(&mut client, &Request::Reload { wait: true }, None).unwrap());
         let id = accepted(&mut sources, &mut control);
         assert_eq!(next(&mut control, id), Ok(Request::Reload { wait: true }));
-        control.answer(id, serde_json::json!({"ok": true}));
+        control.answer(id, &Reply::Ready {});
         assert_eq!(asking.join().unwrap().unwrap(), r#"{"ok":true,"v":1}"#);
     }
 
@@ -395,7 +370,7 @@ mod tests {
     }
 
     /// The request that a client sends next.
-    fn next(control: &mut Control, id: ClientId) -> Result<Request, String> {
+    fn next(control: &mut Control, id: ClientId) -> Result<Request, Refused> {
         let started = Instant::now();
         loop {
             assert!(started.elapsed() < Duration::from_secs(10));
@@ -419,7 +394,7 @@ mod tests {
         control.ready(id);
         assert_eq!(control.next_request(id), None);
         assert_eq!((control.pending().len(), control.waiting(|waiting| waiting == Waiting::Ready).len()), (0, 1));
-        control.answer(id, serde_json::json!({"ok": true}));
+        control.answer(id, &Reply::Ready {});
         assert_eq!(control.pending(), [id]);
         assert_eq!(control.next_request(id), Some(Ok(Request::Status)));
     }

@@ -1,158 +1,130 @@
-//! What `status` tells: the state of the supervisor joined with what the scoreboards count. Durations in seconds,
-//! sizes in bytes; the fields are an interface for programs, the text is for people.
+//! The state of a service at one moment, as plain data: what `status` shows and metrics will count. The field names
+//! are an interface for programs. Durations are in seconds, sizes in bytes. Both ends of the control socket use these
+//! types, and the two may be of different versions: fields that a reader does not know are skipped, and what is
+//! missing has its default. Nothing here looks anything up.
 
-use std::sync::atomic::Ordering;
+use std::borrow::Cow;
+use std::path::PathBuf;
 
-use forkmaster_wire::scoreboard::Scoreboard;
-use serde_json::{json, Value};
+use forkmaster_wire::message::{GenerationId, SlotIndex};
+use serde::{Deserialize, Serialize};
 
-use crate::service::Service;
-use crate::shared::Shared;
-use crate::supervisor::{Phase, Supervisor};
+/// The name of a state. Text and no enum: another version may have a state more.
+pub type Word = Cow<'static, str>;
 
-/// What processes that are gone have counted: totals never go back.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Totals {
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Snapshot {
+    pub name: Option<String>,
+    pub version: String,
+    pub pid: u32,
+    pub state: Word,
+    /// A worker serves, and the master was not told to stop.
+    pub ready: bool,
+    pub generations: Vec<Generation>,
+    pub listeners: Vec<Listener>,
+    /// The totals of all processes, also of those that are gone.
     pub requests: u64,
     pub accepted: u64,
     pub errors: u64,
+    pub last_reload: Option<LastReload>,
 }
 
-impl Totals {
-    pub fn add(&mut self, board: &Scoreboard, cell: u32) {
-        let cell = board.cell(cell);
-        self.requests = self.requests.saturating_add(cell.requests.load(Ordering::Relaxed));
-        self.accepted = self.accepted.saturating_add(cell.accepted.load(Ordering::Relaxed));
-        self.errors = self.errors.saturating_add(cell.errors.load(Ordering::Relaxed));
-    }
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Generation {
+    pub generation: GenerationId,
+    #[serde(default)]
+    pub state: Word,
+    #[serde(default)]
+    pub release: PathBuf,
+    pub venv: Option<PathBuf>,
+    /// The version; none until the interpreter has said it.
+    pub python: Option<String>,
+    #[serde(default)]
+    pub preload: bool,
+    #[serde(default)]
+    pub in_place: bool,
+    #[serde(default)]
+    pub age_s: f64,
+    #[serde(default)]
+    pub workers_wanted: u32,
+    #[serde(default)]
+    pub template: Template,
+    #[serde(default)]
+    pub workers: Vec<Worker>,
 }
 
-pub fn status(service: &Service, shared: &Shared) -> Value {
-    let now = shared.clock.now();
-    let supervisor = &service.supervisor;
-    let mut totals = service.totals;
-    for worker in service.workers.values() {
-        if let Some(processes) = service.generations.get(&worker.generation) {
-            totals.add(&processes.board, worker.cell);
-        }
-    }
-    let generations: Vec<Value> = supervisor
-        .generations()
-        .iter()
-        .filter_map(|generation| {
-            let processes = service.generations.get(&generation.id)?;
-            let workers: Vec<Value> = generation
-                .workers
-                .iter()
-                .map(|worker| {
-                    let process = service.workers.get(&worker.id);
-                    let cell = process.map(|process| processes.board.cell(process.cell));
-                    json!({
-                        "slot": worker.slot,
-                        "pid": worker.pid,
-                        "state": worker.state.word(),
-                        "age_s": now.saturating_duration_since(worker.born).as_secs_f64(),
-                        "requests": cell.map_or(0, |cell| cell.requests.load(Ordering::Relaxed)),
-                        "busy": cell.map_or(0, |cell| cell.busy.load(Ordering::Relaxed)),
-                        "connections": cell.map_or(0, |cell| cell.connections.load(Ordering::Relaxed)),
-                    })
-                })
-                .collect();
-            Some(json!({
-                "generation": generation.id,
-                "state": generation.state.word(),
-                "release": processes.settings.app.release,
-                "venv": processes.settings.app.interpreter.venv,
-                "python": processes.interpreter.as_ref().map(|interpreter| interpreter.version.clone()),
-                "preload": processes.settings.app.preload,
-                "in_place": processes.in_place,
-                "age_s": now.saturating_duration_since(processes.began).as_secs_f64(),
-                "workers_wanted": supervisor.wanted_of(generation),
-                "template": {
-                    "pid": processes.template.as_ref().map(|template| template.pid),
-                    "state": generation.template.word(),
-                },
-                "workers": workers,
-            }))
-        })
-        .collect();
-    let serving = supervisor.serving();
-    let listeners = serving.and_then(|generation| service.generations.get(&generation.id)).map(|processes| {
-        let addresses = processes.listeners.iter().filter_map(|id| shared.listeners.address(*id));
-        addresses.map(|address| json!({"address": address})).collect::<Vec<Value>>()
-    });
-    json!({
-        "ok": true,
-        "name": service.generations.values().next().map(|processes| processes.settings.name.clone()),
-        "version": env!("CARGO_PKG_VERSION"),
-        "pid": std::process::id(),
-        "state": word(supervisor),
-        "ready": service.is_ready(),
-        "generations": generations,
-        "listeners": listeners.unwrap_or_default(),
-        "requests": totals.requests,
-        "accepted": totals.accepted,
-        "errors": totals.errors,
-        "last_reload": service.last_reload.as_ref().map(|last| last.to_json()),
-    })
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Template {
+    pub pid: Option<i32>,
+    pub state: Word,
 }
 
-/// The master's own state.
-fn word(supervisor: &Supervisor) -> &'static str {
-    match supervisor.phase() {
-        Phase::Delaying { .. } | Phase::Stopping { .. } => "stopping",
-        Phase::Ending { .. } | Phase::Ended => "ending",
-        Phase::Running => match (supervisor.serving(), supervisor.in_transaction()) {
-            (None, _) => "starting",
-            (Some(_), Some(_)) => "reloading",
-            (Some(generation), None) if generation.serving() < supervisor.wanted_of(generation) as usize => "degraded",
-            (Some(_), None) => "running",
-        },
-    }
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Worker {
+    pub slot: SlotIndex,
+    pub pid: Option<i32>,
+    #[serde(default)]
+    pub state: Word,
+    #[serde(default)]
+    pub age_s: f64,
+    #[serde(default)]
+    pub requests: u64,
+    /// App threads inside the application.
+    #[serde(default)]
+    pub busy: u32,
+    #[serde(default)]
+    pub connections: u32,
+    /// What it runs now, the oldest first.
+    #[serde(default)]
+    pub running: Vec<Running>,
 }
 
-/// `status` for people.
-pub fn text(status: &Value) -> String {
-    let get = |value: &Value, key: &str| match &value[key] {
-        Value::String(text) => text.clone(),
-        Value::Null => "-".to_owned(),
-        other => other.to_string(),
-    };
-    let mut text = format!(
-        "{} pid {}: {}{}\n",
-        get(status, "name"),
-        get(status, "pid"),
-        get(status, "state"),
-        if status["ready"] == true { "" } else { ", not ready" }
-    );
-    let addresses: Vec<String> =
-        status["listeners"].as_array().into_iter().flatten().map(|listener| get(listener, "address")).collect();
-    text.push_str(&format!("listening on {}\n", addresses.join(", ")));
-    for generation in status["generations"].as_array().into_iter().flatten() {
-        let in_place = if generation["in_place"] == true { ", in place: code on disk is not pinned" } else { "" };
-        text.push_str(&format!(
-            "generation {} {}: {} (Python {}){in_place}\n",
-            get(generation, "generation"),
-            get(generation, "state"),
-            get(generation, "release"),
-            get(generation, "python")
-        ));
-        let template = &generation["template"];
-        text.push_str(&format!("  template pid {} {}\n", get(template, "pid"), get(template, "state")));
-        for worker in generation["workers"].as_array().into_iter().flatten() {
-            text.push_str(&format!(
-                "  worker {} pid {} {}, {:.0} s, {} requests\n",
-                get(worker, "slot"),
-                get(worker, "pid"),
-                get(worker, "state"),
-                worker["age_s"].as_f64().unwrap_or_default(),
-                get(worker, "requests")
-            ));
-        }
+/// A request that an app thread works on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Running {
+    pub method: String,
+    /// Without the query, and cut where it is long.
+    pub path: String,
+    pub age_s: f64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Listener {
+    pub address: String,
+}
+
+/// How the latest reload (or the start) ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LastReload {
+    pub ok: bool,
+    /// None: refused before it had a number.
+    pub generation: Option<GenerationId>,
+    pub reason: String,
+    /// The Python traceback, or nothing.
+    pub details: String,
+    pub took_s: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_of_another_version_can_be_read() {
+        let newer = r#"{"v":1,"ok":true,"name":"shop","version":"0.9.0","pid":7,"state":"paused","ready":false,"paused_since_s":3,
+            "generations":[{"generation":4,"state":"kept","kept_until_s":9,"release":"/srv/1","venv":null,"python":"3.15.0",
+                "workers":[{"slot":0,"pid":9,"state":"serving","age_s":1.5,"requests":3,"cpu_s":2}]}]}"#;
+        let snapshot: Snapshot = serde_json::from_str(newer).unwrap();
+        assert_eq!((snapshot.state.as_ref(), snapshot.pid), ("paused", 7));
+        let generation = &snapshot.generations[0];
+        assert_eq!((generation.generation, generation.workers[0].requests), (GenerationId(4), 3));
+        let older = r#"{"state":"running","ready":true}"#;
+        let snapshot: Snapshot = serde_json::from_str(older).unwrap();
+        assert!(snapshot.ready && snapshot.generations.is_empty() && snapshot.name.is_none());
     }
-    let last = &status["last_reload"];
-    if last["ok"] == false {
-        text.push_str(&format!("the latest reload was refused: {}\n", get(last, "reason")));
-    }
-    text
 }

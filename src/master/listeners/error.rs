@@ -6,6 +6,7 @@ use std::io;
 use nix::errno::Errno;
 
 use crate::config::settings::Bind;
+use crate::exit_code::ExitCode;
 
 /// Why an address cannot be had, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,12 +26,11 @@ pub enum ListenErrorClass {
 }
 
 impl ListenError {
-    /// sysexits.h: EX_TEMPFAIL, EX_NOPERM, EX_CONFIG.
-    pub fn exit_code(&self) -> u8 {
+    pub fn exit_code(&self) -> ExitCode {
         match self.class {
-            ListenErrorClass::InUse => 75,
-            ListenErrorClass::Permission => 77,
-            ListenErrorClass::Configuration => 78,
+            ListenErrorClass::InUse => ExitCode::InUse,
+            ListenErrorClass::Permission => ExitCode::Permission,
+            ListenErrorClass::Configuration => ExitCode::Configuration,
         }
     }
 }

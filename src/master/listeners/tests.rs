@@ -12,6 +12,7 @@ use socket2::{Domain, SockAddr, Type};
 use super::unix::temporary_name;
 use super::*;
 use crate::config::SUN_PATH_BYTES_MAX;
+use crate::exit_code::ExitCode;
 
 fn file(mode: u32) -> SocketFile {
     SocketFile { mode, uid: None, gid: None }
@@ -125,7 +126,7 @@ fn a_plan_that_fails_changes_nothing() {
     let first = serve(&mut listeners, &[inet("127.0.0.1:0")]);
     let unix = Bind::Unix(directory.path().join("a.sock"));
     let error = take(&mut listeners, &[unix, inet("127.0.0.1:0"), taken.clone()]).unwrap_err();
-    assert_eq!((error.class, error.exit_code()), (ListenErrorClass::InUse, 75));
+    assert_eq!((error.class, error.exit_code()), (ListenErrorClass::InUse, ExitCode::InUse));
     let text = error.to_string();
     assert!(text.starts_with(&format!("cannot listen on {taken}: address already in use; stop")), "{text}");
     assert_eq!(listeners.listeners.keys().copied().collect::<Vec<_>>(), first);
@@ -190,10 +191,10 @@ fn ports_in_time_wait_can_be_bound_again() {
 #[test]
 fn other_addresses_and_ports_below_1024_have_their_own_words() {
     let error = take(&mut Listeners::new(), &[inet("192.0.2.1:0")]).unwrap_err();
-    assert_eq!(error.exit_code(), 78);
+    assert_eq!(error.exit_code(), ExitCode::Configuration);
     assert!(error.fix.contains("ip address"), "{error}");
     let error = explain(&inet("0.0.0.0:80"), &Errno::EACCES.into());
-    assert_eq!(error.exit_code(), 77);
+    assert_eq!(error.exit_code(), ExitCode::Permission);
     assert!(error.fix.contains("CAP_NET_BIND_SERVICE"));
 }
 
@@ -259,7 +260,7 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let live = UnixListener::bind(&path).unwrap();
     let before = node_of(&path).unwrap();
     let error = take(&mut Listeners::new(), &bind).unwrap_err();
-    assert_eq!(error.exit_code(), 75);
+    assert_eq!(error.exit_code(), ExitCode::InUse);
     assert!(error.reason.contains("another process listens"), "{error}");
     // Its backlog full: connect says EAGAIN.
     Socket::from(live.as_fd().try_clone_to_owned().unwrap()).listen(0).unwrap();
@@ -287,7 +288,7 @@ fn a_file_that_is_no_socket_and_a_missing_directory_are_refused() {
     let path = directory.path().join("a.sock");
     std::fs::write(&path, "precious").unwrap();
     let error = take(&mut Listeners::new(), &[Bind::Unix(path.clone())]).unwrap_err();
-    assert!(error.exit_code() == 78 && error.reason.contains("not a socket"), "{error}");
+    assert!(error.exit_code() == ExitCode::Configuration && error.reason.contains("not a socket"), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
     let error = take(&mut Listeners::new(), &[Bind::Unix(directory.path().join("none/a.sock"))]).unwrap_err();
     assert!(error.reason.contains("there is no directory") && error.fix.contains("RuntimeDirectory"), "{error}");
@@ -384,7 +385,7 @@ fn descriptors_that_are_no_listening_stream_sockets_are_refused() {
     assert!(refusal(datagram.as_raw_fd()).reason.contains("not a TCP or Unix stream socket"));
     let (stream, _peer) = UnixStream::pair().unwrap();
     let error = refusal(stream.as_raw_fd());
-    assert!(error.exit_code() == 78 && error.reason.contains("does not listen"), "{error}");
+    assert!(error.exit_code() == ExitCode::Configuration && error.reason.contains("does not listen"), "{error}");
     // What was refused is left as it was.
     assert!(fcntl(&stream, FcntlArg::F_GETFL).unwrap() & libc::O_NONBLOCK == 0);
 }

@@ -4,13 +4,18 @@
 use forkmaster_wire::message::{GenerationId, ListenerId, ToWorker, WorkerId};
 
 use super::Service;
+use crate::exit_code::ExitCode;
 use crate::shared::Shared;
 use crate::supervisor::Event;
 
 impl Service {
     pub fn open_listeners(&mut self, generation: GenerationId, shared: &mut Shared) -> Event {
         let Some(processes) = self.generations.get(&generation) else {
-            return Event::ListenersRefused { generation, reason: "forgotten".to_owned(), exit_code: 1 };
+            return Event::ListenersRefused {
+                generation,
+                reason: "forgotten".to_owned(),
+                exit_code: ExitCode::Refused.into(),
+            };
         };
         match shared.listeners.open(&processes.listeners, &processes.access()) {
             Ok(warnings) => {

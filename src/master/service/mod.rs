@@ -7,6 +7,7 @@ pub mod inbox;
 pub mod prepare;
 pub mod processes;
 pub mod python;
+pub mod snapshot;
 pub mod start;
 pub mod tell;
 pub mod watch;
@@ -17,11 +18,11 @@ use std::time::Instant;
 use forkmaster_wire::message::{GenerationId, WorkerId};
 
 use crate::config::Source as ConfigSource;
-use crate::facts::snapshot::Totals;
+use crate::facts::snapshot::LastReload;
 use crate::supervisor::{Event, Phase, Supervisor};
 
-use prepare::LastReload;
 use processes::{GenerationProcesses, WorkerProcess};
+use snapshot::Totals;
 
 /// Events on their way to the supervisor, in the order in which they happened.
 pub type EventQueue = VecDeque<Event>;

@@ -2,69 +2,37 @@
 //! release and its venv are followed and pinned, and new addresses are bound. Whatever is wrong here changes
 //! nothing, and whoever asked hears it.
 
-use std::io;
 use std::time::Duration;
 
 use forkmaster_wire::message::GenerationId;
 use forkmaster_wire::mutant::{self, Mutant};
-use serde_json::{json, Value};
 
 use super::processes::GenerationProcesses;
 use super::Service;
 use crate::config::settings::Settings;
 use crate::config::{self, Loaded};
+use crate::exit_code::ExitCode;
+use crate::facts::snapshot::LastReload;
 use crate::logs::AccessLog;
 use crate::shared::Shared;
 use crate::supervisor::generation::Plan;
 use crate::supervisor::Verdict;
 
-/// EX_NOPERM of sysexits.h.
-const EXIT_PERMISSION: u8 = 77;
-
-/// How the latest reload (or the start) ended, for `status`.
-#[derive(Clone, Debug)]
-pub struct LastReload {
-    /// None: refused before it had a number.
-    pub generation: Option<GenerationId>,
-    pub ok: bool,
-    pub reason: String,
-    /// The Python traceback, or nothing.
-    pub details: String,
-    pub took: Duration,
-}
-
 /// A first start or reload that the configuration or an address forbids.
 pub struct Refused {
     pub reason: String,
-    pub exit_code: u8,
+    pub exit_code: ExitCode,
 }
 
-impl LastReload {
-    pub fn of(generation: GenerationId, verdict: &Verdict, took: Duration) -> LastReload {
-        let (ok, reason, details) = match verdict {
-            Verdict::Committed => (true, String::new(), String::new()),
-            Verdict::Refused(failure) => (false, failure.reason.clone(), failure.details.clone()),
-            Verdict::Superseded { by } => {
-                (false, format!("superseded by a later reload (generation {by})"), String::new())
-            }
-            Verdict::Stopped => (false, "the master was told to stop".to_owned(), String::new()),
-        };
-        LastReload { generation: Some(generation), ok, reason, details, took }
-    }
-
-    pub fn refused(refused: Refused, took: Duration) -> LastReload {
-        LastReload { generation: None, ok: false, reason: refused.reason, details: String::new(), took }
-    }
-
-    pub fn to_json(&self) -> Value {
-        json!({
-            "ok": self.ok,
-            "generation": self.generation,
-            "reason": self.reason,
-            "details": self.details,
-            "took_s": self.took.as_secs_f64(),
-        })
-    }
+/// How a transaction ended, for whoever asked and for `status`.
+pub fn outcome(generation: GenerationId, verdict: &Verdict, took: Duration) -> LastReload {
+    let (ok, reason, details) = match verdict {
+        Verdict::Committed => (true, String::new(), String::new()),
+        Verdict::Refused(failure) => (false, failure.reason.clone(), failure.details.clone()),
+        Verdict::Superseded { by } => (false, format!("superseded by a later reload (generation {by})"), String::new()),
+        Verdict::Stopped => (false, "the master was told to stop".to_owned(), String::new()),
+    };
+    LastReload { generation: Some(generation), ok, reason, details, took_s: took.as_secs_f64() }
 }
 
 /// A generation that the supervisor may take over.
@@ -95,7 +63,7 @@ impl Service {
             in_place = app.release == before.release && app.interpreter.venv == before.interpreter.venv;
         }
         let access = settings.log.access.as_ref().map(AccessLog::open).transpose().map_err(|error| {
-            let exit_code = if error.kind() == io::ErrorKind::PermissionDenied { EXIT_PERMISSION } else { 1 };
+            let exit_code = ExitCode::of(&error);
             Refused { reason: format!("[log] access cannot be opened: {error}"), exit_code }
         })?;
         let server = &settings.server;
@@ -122,7 +90,8 @@ impl Service {
         let mut processes = GenerationProcesses::new(settings, listeners, in_place, began).map_err(|error| {
             // What was bound for it.
             self.close_unused_listeners(shared);
-            Refused { reason: format!("no scoreboard: {error}"), exit_code: 1 }
+            let exit_code = ExitCode::of(&error);
+            Refused { reason: format!("no scoreboard: {error}"), exit_code }
         })?;
         processes.access = access;
         self.generations.insert(generation, processes);

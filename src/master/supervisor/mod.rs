@@ -645,12 +645,6 @@ impl Supervisor {
     }
 }
 
-/// Exit codes of the master, from sysexits.h.
-pub mod exit_code {
-    /// EX_UNAVAILABLE: no worker became ready at first start.
-    pub const UNAVAILABLE: i32 = 69;
-}
-
 /// How long one exchange of workers may take.
 fn step_limit(plan: &Plan) -> Duration {
     match plan.surge {

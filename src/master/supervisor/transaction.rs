@@ -9,9 +9,9 @@ use super::backoff::Backoff;
 use super::generation::{Generation, Plan, Slot, State, Step, Surge, Template};
 use super::worker::{State as WorkerState, Worker};
 use super::{
-    exit_code, failure, on_new_line, step_limit, Action, Phase, Supervisor, Verdict, DRAINING_GENERATIONS_MAX,
-    PONG_WITHIN,
+    failure, on_new_line, step_limit, Action, Phase, Supervisor, Verdict, DRAINING_GENERATIONS_MAX, PONG_WITHIN,
 };
+use crate::exit_code::ExitCode;
 
 impl Supervisor {
     pub(super) fn on_reload(&mut self, id: GenerationId, plan: Plan, now: Instant) {
@@ -101,7 +101,7 @@ impl Supervisor {
 
     /// The reload failed: the asker hears why, and the predecessor is as before.
     pub(super) fn refuse(&mut self, id: GenerationId, failure: Failure, now: Instant) {
-        self.refuse_with(id, failure, exit_code::UNAVAILABLE, now);
+        self.refuse_with(id, failure, ExitCode::Unavailable.into(), now);
     }
 
     /// As `refuse`; at first start there is no predecessor and the master exits with the code.

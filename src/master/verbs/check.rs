@@ -1,4 +1,4 @@
-//! `check --boot`: a template and one candidate, as a reload would start them, without listeners: the release proves
+//! `check`: the configuration is read as a start would read it. With `--boot` also a template and one candidate, as a reload would start them, without listeners: the release proves
 //! itself, and what it took is told. Unlike the master this may wait: nothing else depends on it.
 
 use std::io;
@@ -14,12 +14,14 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use crate::children::{Children, FalseClaim, Proof, Who};
 use crate::clock::Clock;
+use crate::config::process_context::ProcessContext;
 use crate::config::settings::Settings;
+use crate::config::{self, Source};
+use crate::exit_code::ExitCode;
 use crate::library::Library;
 use crate::service::processes::GenerationProcesses;
 use crate::service::python;
-
-const EXIT_REFUSED: i32 = 1;
+use crate::verbs::output;
 
 /// Killed processes are gone within this, unless the kernel itself hangs.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
@@ -41,7 +43,26 @@ impl From<io::Error> for Refused {
     }
 }
 
-pub fn run(settings: &Settings) -> i32 {
+pub fn run(source: &Source, context: &ProcessContext, with_boot: bool) -> ExitCode {
+    let loaded = match config::read(source, context) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            output::complain(&problems);
+            return problems.exit_code();
+        }
+    };
+    for warning in &loaded.warnings {
+        output::complain(format_args!("warning: {warning}"));
+    }
+    let place = source.file.as_ref().map_or("the command line", |file| file.shown.as_str());
+    output::print(format_args!("{place}: the configuration is good\n"));
+    match with_boot {
+        true => boot(&loaded.settings),
+        false => ExitCode::Done,
+    }
+}
+
+fn boot(settings: &Settings) -> ExitCode {
     let began = Instant::now();
     let mut children = match Children::adopt_orphans() {
         Ok(children) => children,
@@ -55,25 +76,31 @@ pub fn run(settings: &Settings) -> i32 {
 }
 
 /// Tells the outcome and returns the exit code.
-fn tell(proved: Result<String, Refused>, began: Instant) -> i32 {
+fn tell(proved: Result<String, Refused>, began: Instant) -> ExitCode {
     match proved {
         Ok(python) => {
             let took = began.elapsed().as_secs_f64();
-            println!("the application boots on Python {python}: imported and proved in {took:.2} s");
-            return 0;
+            output::print(format_args!(
+                "the application boots on Python {python}: imported and proved in {took:.2} s\n"
+            ));
+            return ExitCode::Done;
         }
         Err(Refused::Failure(failure)) => {
-            eprintln!("forkmaster: the application does not boot: {}", failure.reason);
-            eprint!("{}", failure.details);
+            output::complain(format_args!("the application does not boot: {}", failure.reason));
+            output::quote(&failure.details);
         }
-        Err(Refused::Died(what)) => eprintln!("forkmaster: the application does not boot: {what} died without a word"),
+        Err(Refused::Died(what)) => {
+            output::complain(format_args!("the application does not boot: {what} died without a word"));
+        }
         Err(Refused::TooLate(limit)) => {
             let limit = limit.as_secs_f64();
-            eprintln!("forkmaster: the application does not boot: not ready within boot_timeout ({limit:.1}s)");
+            output::complain(format_args!(
+                "the application does not boot: not ready within boot_timeout ({limit:.1}s)"
+            ));
         }
-        Err(Refused::System(error)) => eprintln!("forkmaster: the check itself failed: {error}"),
+        Err(Refused::System(error)) => output::complain(format_args!("the check itself failed: {error}")),
     }
-    EXIT_REFUSED
+    ExitCode::Refused
 }
 
 /// Returns the Python version.

@@ -4,170 +4,201 @@
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::config;
 use crate::config::process_context::ProcessContext;
 use crate::config::settings::{ControlAddress, ControlSocket};
-use crate::doors::control::{self, Request};
-use crate::facts::snapshot;
+use crate::doors::control;
+use crate::doors::protocol::{read_reply, Proving, Refused, Request, Stopping};
+use crate::exit_code::ExitCode;
+use crate::facts::snapshot::{LastReload, Snapshot};
 use crate::verbs::command_line::{Client, HealthProbe, Waiting};
+use crate::verbs::{output, show};
 
 /// The master answers in milliseconds; one that takes longer than this is stuck. Docker gives a probe 30 s, Kubernetes
 /// 1 s unless told otherwise, and both end it themselves.
 const HEALTH_WITHIN: Duration = Duration::from_secs(5);
 
-/// Refused, or not ready.
-const EXIT_REFUSED: i32 = 1;
-/// As LSB says for `status`, and supervisorctl with it.
-const EXIT_NOT_RUNNING: i32 = 3;
-/// As timeout(1): the work goes on.
-const EXIT_TIMEOUT: i32 = 124;
+/// For what a master answers at once. Longer than a health check waits: a person asks, and would rather have it late.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-pub fn status(client: &Client, context: &ProcessContext, json: bool) -> i32 {
+/// Why there is no good answer.
+enum NoAnswer {
+    Refused(Refused),
+    /// The time is over.
+    Late,
+}
+
+pub fn status(client: &Client, context: &ProcessContext, json: bool) -> ExitCode {
     let mut stream = match connect(client, context) {
         Ok(stream) => stream,
         Err(code) => return code,
     };
-    let Some(answer) = ask(&mut stream, &Request::Status, Some(Duration::from_secs(10))) else { return EXIT_TIMEOUT };
-    if json {
-        println!("{answer}");
-    } else {
-        print!("{}", snapshot::text(&answer));
-    }
-    match answer["ready"] == true {
-        true => 0,
-        false => EXIT_REFUSED,
+    let answer =
+        ask(&mut stream, &Request::Status, Some(ANSWER_WITHIN)).and_then(|line| Ok((read::<Snapshot>(&line)?, line)));
+    match answer {
+        Ok((snapshot, line)) => {
+            match json {
+                // The master's own words: it may be newer and know fields that are not known here.
+                true => output::print(format_args!("{}\n", output::printable_json(&line))),
+                false => output::print(show::status(&snapshot)),
+            }
+            match snapshot.ready {
+                true => ExitCode::Done,
+                false => ExitCode::Refused,
+            }
+        }
+        Err(no_answer) => told("no status", no_answer),
     }
 }
 
 /// Exit 0 or 1 and nothing else: probes know healthy and unhealthy, and Docker reserves 2.
-pub fn health(client: &Client, context: &ProcessContext, probe: HealthProbe) -> i32 {
-    let Ok(mut stream) = connect(client, context) else { return EXIT_REFUSED };
-    let Some(answer) = ask(&mut stream, &Request::Status, Some(HEALTH_WITHIN)) else {
-        eprintln!("forkmaster: the master does not answer within {} s", HEALTH_WITHIN.as_secs());
-        return EXIT_REFUSED;
-    };
-    let healthy = match probe {
-        HealthProbe::Live => answer["ok"] == true,
-        HealthProbe::Ready => answer["ready"] == true,
-    };
-    let state = answer["state"].as_str().or(answer["reason"].as_str()).unwrap_or("no state given");
-    match healthy {
-        true => println!("{state}"),
-        false => eprintln!("forkmaster: {state}, not ready"),
-    }
-    i32::from(!healthy)
-}
-
-pub fn reload(client: &Client, context: &ProcessContext, waiting: Waiting) -> i32 {
-    let mut stream = match connect(client, context) {
-        Ok(stream) => stream,
-        Err(code) => return code,
-    };
-    let (wait, timeout) = match waiting {
-        Waiting::No => (false, None),
-        Waiting::Until(timeout) => (true, timeout),
-    };
-    let Some(answer) = ask(&mut stream, &Request::Reload { wait }, timeout) else {
-        eprintln!("forkmaster: no outcome within the time given; the reload goes on");
-        return EXIT_TIMEOUT;
-    };
-    if answer["ok"] == true {
-        match wait {
-            true => println!(
-                "generation {} serves, after {:.2} s",
-                answer["generation"],
-                answer["took_s"].as_f64().unwrap_or_default()
-            ),
-            false => println!("generation {} is being proved", answer["generation"]),
+pub fn health(client: &Client, context: &ProcessContext, probe: HealthProbe) -> ExitCode {
+    let Ok(mut stream) = connect(client, context) else { return ExitCode::Refused };
+    match ask(&mut stream, &Request::Status, Some(HEALTH_WITHIN)).and_then(|line| read::<Snapshot>(&line)) {
+        Ok(snapshot) => {
+            let state = output::printable(&snapshot.state);
+            let healthy = match probe {
+                HealthProbe::Live => true,
+                HealthProbe::Ready => snapshot.ready,
+            };
+            match healthy {
+                true => output::print(format_args!("{state}\n")),
+                false => output::complain(format_args!("{state}, not ready")),
+            }
+            match healthy {
+                true => ExitCode::Done,
+                false => ExitCode::Refused,
+            }
         }
-        return 0;
-    }
-    eprintln!("forkmaster: reload refused: {}", answer["reason"].as_str().unwrap_or("no reason given"));
-    if let Some(details) = answer["details"].as_str().filter(|details| !details.is_empty()) {
-        eprintln!("{}", details.trim_end());
-    }
-    EXIT_REFUSED
-}
-
-pub fn wait_ready(client: &Client, context: &ProcessContext, timeout: Option<Duration>) -> i32 {
-    let mut stream = match connect(client, context) {
-        Ok(stream) => stream,
-        Err(code) => return code,
-    };
-    match ask(&mut stream, &Request::WaitReady, timeout) {
-        Some(answer) if answer["ok"] == true => 0,
-        Some(_) => EXIT_REFUSED,
-        None => {
-            eprintln!("forkmaster: not ready within the time given");
-            EXIT_TIMEOUT
+        Err(NoAnswer::Refused(refused)) => {
+            output::complain(format_args!("{}, not ready", output::printable(&refused.reason)));
+            ExitCode::Refused
+        }
+        Err(NoAnswer::Late) => {
+            output::complain(format_args!("the master does not answer within {} s", HEALTH_WITHIN.as_secs()));
+            ExitCode::Refused
         }
     }
 }
 
-pub fn stop(client: &Client, context: &ProcessContext, now: bool, waiting: Waiting) -> i32 {
+pub fn reload(client: &Client, context: &ProcessContext, waiting: Waiting) -> ExitCode {
+    let mut stream = match connect(client, context) {
+        Ok(stream) => stream,
+        Err(code) => return code,
+    };
+    let outcome = match waiting {
+        Waiting::No => ask(&mut stream, &Request::Reload { wait: false }, Some(ANSWER_WITHIN)).and_then(|line| {
+            let proving: Proving = read(&line)?;
+            Ok(format!("generation {} is being proved\n", proving.generation))
+        }),
+        Waiting::Until(timeout) => ask(&mut stream, &Request::Reload { wait: true }, timeout).and_then(|line| {
+            let last: LastReload = read(&line)?;
+            let generation = last.generation.map_or_else(|| "?".to_owned(), |generation| generation.to_string());
+            Ok(format!("generation {generation} serves, after {:.2} s\n", last.took_s))
+        }),
+    };
+    match outcome {
+        Ok(text) => {
+            output::print(text);
+            ExitCode::Done
+        }
+        Err(NoAnswer::Late) => {
+            output::complain("no outcome within the time given; the reload goes on");
+            ExitCode::Timeout
+        }
+        Err(no_answer @ NoAnswer::Refused(_)) => told("reload refused", no_answer),
+    }
+}
+
+pub fn wait_ready(client: &Client, context: &ProcessContext, timeout: Option<Duration>) -> ExitCode {
+    let mut stream = match connect(client, context) {
+        Ok(stream) => stream,
+        Err(code) => return code,
+    };
+    match ask(&mut stream, &Request::WaitReady, timeout).and_then(|line| read::<IgnoredAny>(&line)) {
+        Ok(IgnoredAny) => ExitCode::Done,
+        Err(NoAnswer::Late) => {
+            output::complain("not ready within the time given");
+            ExitCode::Timeout
+        }
+        Err(no_answer @ NoAnswer::Refused(_)) => told("not ready", no_answer),
+    }
+}
+
+pub fn stop(client: &Client, context: &ProcessContext, now: bool, waiting: Waiting) -> ExitCode {
     let mut stream = match connect(client, context) {
         Ok(stream) => stream,
         Err(code) => return code,
     };
     let began = Instant::now();
-    match ask(&mut stream, &Request::Stop { now }, Some(Duration::from_secs(10))) {
-        Some(answer) if answer["ok"] == true => {}
-        Some(answer) => {
-            eprintln!("forkmaster: not stopped: {}", answer["reason"].as_str().unwrap_or("no reason given"));
-            return EXIT_REFUSED;
-        }
-        None => {
-            eprintln!("forkmaster: the master does not answer");
-            return EXIT_TIMEOUT;
-        }
+    let asked = ask(&mut stream, &Request::Stop { now }, Some(ANSWER_WITHIN)).and_then(|line| read::<Stopping>(&line));
+    if let Err(no_answer) = asked {
+        return told("not stopped", no_answer);
     }
     let timeout = match waiting {
-        Waiting::No => return 0,
+        Waiting::No => return ExitCode::Done,
         Waiting::Until(timeout) => timeout.map(|timeout| timeout.saturating_sub(began.elapsed())),
     };
     match control::wait_for_end(&mut stream, timeout.map(|timeout| timeout.max(Duration::from_millis(1)))) {
-        Ok(true) => 0,
+        Ok(true) => ExitCode::Done,
         Ok(false) => {
-            eprintln!("forkmaster: not stopped within the time given; it goes on stopping");
-            EXIT_TIMEOUT
+            output::complain("not stopped within the time given; it goes on stopping");
+            ExitCode::Timeout
         }
         Err(error) => {
-            eprintln!("forkmaster: {error}");
-            EXIT_REFUSED
+            output::complain(error);
+            ExitCode::Refused
+        }
+    }
+}
+
+/// Says why there is no good answer.
+fn told(what: &str, no_answer: NoAnswer) -> ExitCode {
+    match no_answer {
+        NoAnswer::Refused(refused) => {
+            output::complain(format_args!("{what}: {}", output::printable(&refused.reason)));
+            output::quote(&output::printable(&refused.details));
+            ExitCode::Refused
+        }
+        NoAnswer::Late => {
+            let within = ANSWER_WITHIN.as_secs();
+            output::complain(format_args!(
+                "{what}: the master does not answer within {within} s; it is stopped, or stuck"
+            ));
+            ExitCode::Timeout
         }
     }
 }
 
 /// The error is an exit code; stderr has the reason.
-fn connect(client: &Client, context: &ProcessContext) -> Result<UnixStream, i32> {
+fn connect(client: &Client, context: &ProcessContext) -> Result<UnixStream, ExitCode> {
     let socket = match &client.socket {
         Some(ControlAddress::Path(path)) => ControlSocket::Path(path.clone()),
         Some(address @ ControlAddress::Abstract(_)) => ControlSocket::Auto(vec![address.clone()]),
         None => match config::control(&client.source, context) {
             Ok(control) => control.socket,
             Err(problems) => {
-                eprintln!("forkmaster: {problems}");
-                return Err(i32::from(problems.exit_code()));
+                output::complain(&problems);
+                return Err(problems.exit_code());
             }
         },
     };
-    match control::connect(&socket) {
-        Ok(stream) => Ok(stream),
-        Err(reason) => {
-            eprintln!("forkmaster: {reason}");
-            Err(EXIT_NOT_RUNNING)
-        }
+    control::connect(&socket).map_err(|reason| {
+        output::complain(reason);
+        ExitCode::NotRunning
+    })
+}
+
+fn ask(stream: &mut UnixStream, request: &Request, timeout: Option<Duration>) -> Result<String, NoAnswer> {
+    match control::ask(stream, request, timeout) {
+        Ok(Some(line)) => Ok(line),
+        Ok(None) => Err(NoAnswer::Late),
+        Err(error) => Err(NoAnswer::Refused(Refused::because(error.to_string()))),
     }
 }
 
-/// None: the time is over. What the master cannot answer becomes a refusal with its reason.
-fn ask(stream: &mut UnixStream, request: &Request, timeout: Option<Duration>) -> Option<Value> {
-    let refused = |reason: String| serde_json::json!({"ok": false, "reason": reason});
-    match control::ask(stream, request, timeout) {
-        Ok(Some(line)) => Some(serde_json::from_str(&line).unwrap_or_else(|error| refused(error.to_string()))),
-        Ok(None) => None,
-        Err(error) => Some(refused(error.to_string())),
-    }
+fn read<T: DeserializeOwned>(line: &str) -> Result<T, NoAnswer> {
+    read_reply(line).map_err(NoAnswer::Refused)
 }

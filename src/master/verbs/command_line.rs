@@ -16,6 +16,7 @@ use crate::config::process_context::ProcessContext;
 use crate::config::settings::{Bind, ControlAddress};
 use crate::config::units::parse_duration;
 use crate::config::{self, ConfigFile, Overrides, Source};
+use crate::exit_code;
 
 /// Read where neither `-c` nor a module says otherwise.
 const FILE_DEFAULT: &str = "app.toml";
@@ -83,7 +84,7 @@ pub fn parse(
     arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
     context: &ProcessContext,
 ) -> Result<Command, clap::Error> {
-    let matches = Line::command().try_get_matches_from(arguments)?;
+    let matches = Line::command().after_help(exit_codes()).try_get_matches_from(arguments)?;
     let line = Line::from_arg_matches(&matches)?;
     let place = Place { config: line.common.config, socket: line.common.socket, context };
     let Some(verb) = line.verb else {
@@ -362,6 +363,12 @@ fn check_module_or_verb(word: &str) -> Result<(), clap::Error> {
     Ok(())
 }
 
+/// The end of `--help`.
+fn exit_codes() -> String {
+    let rows = exit_code::MEANINGS.iter().map(|(code, meaning)| format!("  {:>3}  {meaning}", code.number()));
+    format!("Exit codes:\n{}", rows.collect::<Vec<_>>().join("\n"))
+}
+
 fn nothing_to_serve() -> clap::Error {
     let text = "nothing to serve: there is no ./app.toml\n\
                 forkmaster shop.wsgi      serves the module shop.wsgi of this directory\n\
@@ -510,5 +517,7 @@ mod tests {
             assert_eq!(line(text).unwrap_err().exit_code(), 0, "{text}");
         }
         assert!(line("--version").unwrap_err().to_string().starts_with("forkmaster "));
+        let help = line("--help").unwrap_err().to_string();
+        assert!(help.contains("   78  the configuration is wrong; a restart does not help"), "{help}");
     }
 }

@@ -4,3 +4,5 @@
 pub mod check;
 pub mod client;
 pub mod command_line;
+pub mod output;
+pub mod show;

@@ -1,0 +1,239 @@
+//! What is said over the control socket: one JSON object a line in each direction. Both ends use these types, and the
+//! two may be of different versions, since a deploy replaces the client before the master. So within one `VERSION` the
+//! protocol only grows: unknown fields are skipped, missing ones have a default, and what a master does not know it
+//! refuses by name. Nothing here does input or output.
+
+use forkmaster_wire::message::GenerationId;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::facts::snapshot::{LastReload, Snapshot};
+
+/// In every request and answer. A request without it is of version 1.
+pub const VERSION: u32 = 1;
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Request {
+    Status,
+    /// Answered when the new generation has committed or was refused; at once without `wait`.
+    Reload {
+        #[serde(default = "yes")]
+        wait: bool,
+    },
+    /// Answered when a worker serves.
+    WaitReady,
+    /// Answered at once; the connection ends with the master.
+    Stop {
+        #[serde(default)]
+        now: bool,
+    },
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// The words that `command` may be.
+const COMMANDS: [&str; 4] = ["status", "reload", "wait_ready", "stop"];
+
+/// What a master answers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Reply {
+    Status(Box<Snapshot>),
+    /// The outcome of a reload, good or bad.
+    Reload(LastReload),
+    Proving(Proving),
+    Ready {},
+    Stopping(Stopping),
+    Refused(Refused),
+}
+
+/// A reload has begun, and its outcome is not waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proving {
+    pub generation: GenerationId,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopping {
+    pub pid: u32,
+}
+
+/// No, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Refused {
+    pub reason: String,
+    /// The Python traceback, or nothing.
+    pub details: String,
+}
+
+impl Refused {
+    pub fn because(reason: impl Into<String>) -> Refused {
+        Refused { reason: reason.into(), details: String::new() }
+    }
+}
+
+/// The part that all requests share.
+#[derive(Deserialize)]
+struct RequestFrame {
+    #[serde(default = "version")]
+    v: u32,
+    command: String,
+}
+
+/// The part that all answers share.
+#[derive(Deserialize)]
+struct ReplyFrame {
+    #[serde(default)]
+    ok: bool,
+}
+
+fn version() -> u32 {
+    VERSION
+}
+
+impl Request {
+    /// The line that asks, with its end.
+    pub fn to_line(&self) -> String {
+        line(serde_json::json!(self))
+    }
+
+    /// Reads a line. What cannot be done is refused in words for the person who asked.
+    pub fn from_line(text: &[u8]) -> Result<Request, Refused> {
+        let this = concat!("this master is ", env!("CARGO_PKG_VERSION"));
+        let frame: RequestFrame =
+            serde_json::from_slice(text).map_err(|error| Refused::because(format!("not a request: {error}")))?;
+        if frame.v != VERSION {
+            let text = format!("{this} and speaks version {VERSION} of the control protocol, not {}", frame.v);
+            return Err(Refused::because(text));
+        }
+        if !COMMANDS.contains(&frame.command.as_str()) {
+            return Err(Refused::because(format!("{this} and does not know `{}`", frame.command)));
+        }
+        serde_json::from_slice(text)
+            .map_err(|error| Refused::because(format!("{this} and cannot read this `{}`: {error}", frame.command)))
+    }
+}
+
+impl Reply {
+    fn is_ok(&self) -> bool {
+        match self {
+            Reply::Status(_) | Reply::Proving(_) | Reply::Ready {} | Reply::Stopping(_) => true,
+            Reply::Reload(last) => last.ok,
+            Reply::Refused(_) => false,
+        }
+    }
+
+    /// The line that answers, with its end.
+    pub fn to_line(&self) -> String {
+        let mut reply = serde_json::json!(self);
+        reply["ok"] = self.is_ok().into();
+        line(reply)
+    }
+}
+
+fn line(mut object: serde_json::Value) -> String {
+    object["v"] = VERSION.into();
+    format!("{object}\n")
+}
+
+/// Reads the answer to a request whose good answer is a `T`.
+pub fn read_reply<T: DeserializeOwned>(line: &str) -> Result<T, Refused> {
+    let unreadable =
+        |error: serde_json::Error| Refused::because(format!("the master's answer cannot be read: {error}"));
+    let frame: ReplyFrame = serde_json::from_str(line).map_err(unreadable)?;
+    if frame.ok {
+        return serde_json::from_str(line).map_err(unreadable);
+    }
+    let refused: Refused = serde_json::from_str(line).map_err(unreadable)?;
+    match refused.reason.is_empty() {
+        true => Err(Refused::because("no reason given")),
+        false => Err(refused),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Request, String> {
+        Request::from_line(line.as_bytes()).map_err(|refused| refused.reason)
+    }
+
+    #[test]
+    fn a_request_is_read_back() {
+        let requests =
+            [Request::Status, Request::Reload { wait: false }, Request::WaitReady, Request::Stop { now: true }];
+        for (request, command) in requests.into_iter().zip(COMMANDS) {
+            let line = request.to_line();
+            assert!(line.contains(&format!("\"command\":\"{command}\"")) && line.contains("\"v\":1"), "{line}");
+            assert_eq!(read(&line), Ok(request));
+        }
+    }
+
+    /// Lines as clients of other versions write them.
+    #[test]
+    fn requests_of_older_and_newer_clients_are_understood() {
+        let cases = [
+            // 0.1.0 before the version travelled.
+            (r#"{"command":"reload","wait":true}"#, Request::Reload { wait: true }),
+            (r#"{"command":"status"}"#, Request::Status),
+            (r#"{"v":1,"command":"reload","wait":false}"#, Request::Reload { wait: false }),
+            (r#"{"v":1,"command":"wait_ready"}"#, Request::WaitReady),
+            // Later ones: a field more, or one that has become optional.
+            (r#"{"v":1,"command":"status","requests":true}"#, Request::Status),
+            (r#"{"v":1,"command":"reload","canary":{"workers":1}}"#, Request::Reload { wait: true }),
+            (r#"{"v":1,"command":"stop","who":"deploy"}"#, Request::Stop { now: false }),
+        ];
+        for (line, request) in cases {
+            assert_eq!(read(line), Ok(request), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused_by_name() {
+        let cases = [
+            (r#"{"v":1,"command":"teleport"}"#, "this master is 0.1.0 and does not know `teleport`"),
+            (r#"{"v":9,"command":"wait_ready"}"#, "speaks version 1 of the control protocol, not 9"),
+            (r#"{"v":1,"command":"stop","now":"yes"}"#, "cannot read this `stop`"),
+            (r#"{"command":7}"#, "not a request"),
+            ("[]", "not a request"),
+            ("", "not a request"),
+        ];
+        for (line, reason) in cases {
+            let refused = read(line).unwrap_err();
+            assert!(refused.contains(reason), "{line}: {refused}");
+        }
+    }
+
+    #[test]
+    fn answers_keep_their_shape() {
+        let last = LastReload { ok: true, generation: Some(GenerationId(4)), took_s: 0.5, ..LastReload::default() };
+        let cases = [
+            (Reply::Ready {}, r#"{"ok":true,"v":1}"#),
+            (Reply::Stopping(Stopping { pid: 7 }), r#"{"ok":true,"pid":7,"v":1}"#),
+            (Reply::Proving(Proving { generation: GenerationId(2) }), r#"{"generation":2,"ok":true,"v":1}"#),
+            (Reply::Refused(Refused::because("no")), r#"{"details":"","ok":false,"reason":"no","v":1}"#),
+            (Reply::Reload(last), r#"{"details":"","generation":4,"ok":true,"reason":"","took_s":0.5,"v":1}"#),
+        ];
+        for (reply, line) in cases {
+            assert_eq!(reply.to_line().trim_end(), line);
+        }
+    }
+
+    /// Lines as masters of other versions write them.
+    #[test]
+    fn answers_of_older_and_newer_masters_are_understood() {
+        let stopping = read_reply::<Stopping>(r#"{"ok":true,"pid":7,"v":1,"within_s":25}"#);
+        assert_eq!(stopping, Ok(Stopping { pid: 7 }));
+        let refused = |line: &str| read_reply::<LastReload>(line).unwrap_err();
+        assert_eq!(refused(r#"{"ok":false,"reason":"no"}"#), Refused::because("no"));
+        assert_eq!(refused(r#"{"ok":false,"reason":"no","details":"why","exit_code":69}"#).details, "why");
+        assert_eq!(refused("{}").reason, "no reason given");
+        assert!(refused("[1").reason.contains("cannot be read"));
+    }
+}

@@ -1,0 +1,126 @@
+//! Takes the `Snapshot` of a service: the states that the supervisor knows, joined with what the scoreboards count. It
+//! reads and changes nothing.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use forkmaster_wire::scoreboard::Scoreboard;
+
+use super::processes::GenerationProcesses;
+use super::{watch, Service};
+use crate::facts::snapshot::{Generation, Listener, Running, Snapshot, Template, Word, Worker};
+use crate::listeners::Listeners;
+use crate::shared::Shared;
+use crate::supervisor::generation::Generation as GenerationState;
+use crate::supervisor::worker::Worker as WorkerState;
+use crate::supervisor::{Phase, Supervisor};
+
+/// What processes that are gone have counted: totals never go back.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    pub requests: u64,
+    pub accepted: u64,
+    pub errors: u64,
+}
+
+impl Totals {
+    pub fn add(&mut self, board: &Scoreboard, cell: u32) {
+        let cell = board.cell(cell);
+        self.requests = self.requests.saturating_add(cell.requests.load(Ordering::Relaxed));
+        self.accepted = self.accepted.saturating_add(cell.accepted.load(Ordering::Relaxed));
+        self.errors = self.errors.saturating_add(cell.errors.load(Ordering::Relaxed));
+    }
+}
+
+impl Service {
+    pub fn snapshot(&self, shared: &Shared) -> Snapshot {
+        let mut totals = self.totals;
+        for worker in self.workers.values() {
+            if let Some(processes) = self.generations.get(&worker.generation) {
+                totals.add(&processes.board, worker.cell);
+            }
+        }
+        let now = shared.clock.now();
+        let generations = self.supervisor.generations().iter();
+        Snapshot {
+            name: self.generations.values().next().map(|processes| processes.settings.name.clone()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            state: Word::Borrowed(state(&self.supervisor)),
+            ready: self.is_ready(),
+            generations: generations.filter_map(|generation| self.shown(generation, now)).collect(),
+            listeners: self.serving_addresses(&shared.listeners),
+            requests: totals.requests,
+            accepted: totals.accepted,
+            errors: totals.errors,
+            last_reload: self.last_reload.clone(),
+        }
+    }
+
+    fn serving_addresses(&self, listeners: &Listeners) -> Vec<Listener> {
+        let serving = self.supervisor.serving().and_then(|generation| self.generations.get(&generation.id));
+        let ids = serving.map_or(&[][..], |processes| &processes.listeners);
+        let addresses = ids.iter().filter_map(|id| listeners.address(*id));
+        addresses.map(|address| Listener { address: address.to_string() }).collect()
+    }
+
+    fn shown(&self, generation: &GenerationState, now: Instant) -> Option<Generation> {
+        let processes = self.generations.get(&generation.id)?;
+        let app = &processes.settings.app;
+        Some(Generation {
+            generation: generation.id,
+            state: Word::Borrowed(generation.state.word()),
+            release: app.release.clone(),
+            venv: app.interpreter.venv.clone(),
+            python: processes.interpreter.as_ref().map(|interpreter| interpreter.version.clone()),
+            preload: app.preload,
+            in_place: processes.in_place,
+            age_s: now.saturating_duration_since(processes.began).as_secs_f64(),
+            workers_wanted: self.supervisor.wanted_of(generation),
+            template: Template {
+                pid: processes.template.as_ref().map(|template| template.pid),
+                state: Word::Borrowed(generation.template.word()),
+            },
+            workers: generation.workers.iter().map(|worker| self.shown_worker(worker, processes, now)).collect(),
+        })
+    }
+
+    fn shown_worker(&self, worker: &WorkerState, processes: &GenerationProcesses, now: Instant) -> Worker {
+        let process = self.workers.get(&worker.id);
+        let cell = process.map(|process| processes.board.cell(process.cell));
+        Worker {
+            slot: worker.slot,
+            pid: worker.pid,
+            state: Word::Borrowed(worker.state.word()),
+            age_s: now.saturating_duration_since(worker.born).as_secs_f64(),
+            requests: cell.map_or(0, |cell| cell.requests.load(Ordering::Relaxed)),
+            busy: cell.map_or(0, |cell| cell.busy.load(Ordering::Relaxed)),
+            connections: cell.map_or(0, |cell| cell.connections.load(Ordering::Relaxed)),
+            running: process.map_or_else(Vec::new, |process| running(&processes.board, process.cell)),
+        }
+    }
+}
+
+/// The master's own state.
+fn state(supervisor: &Supervisor) -> &'static str {
+    match supervisor.phase() {
+        Phase::Delaying { .. } | Phase::Stopping { .. } => "stopping",
+        Phase::Ending { .. } | Phase::Ended => "ending",
+        Phase::Running => match (supervisor.serving(), supervisor.in_transaction()) {
+            (None, _) => "starting",
+            (Some(_), Some(_)) => "reloading",
+            (Some(generation), None) if generation.serving() < supervisor.wanted_of(generation) as usize => "degraded",
+            (Some(_), None) => "running",
+        },
+    }
+}
+
+fn running(board: &Scoreboard, cell: u32) -> Vec<Running> {
+    let mut requests: Vec<_> = watch::running(board, cell).collect();
+    requests.sort_by_key(|running| running.started_ns);
+    let shown = requests.iter().map(|running| {
+        let (method, path) = running.text.split_once(' ').unwrap_or((&running.text, ""));
+        Running { method: method.to_owned(), path: path.to_owned(), age_s: watch::age(running).as_secs_f64() }
+    });
+    shown.collect()
+}
