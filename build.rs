@@ -23,7 +23,7 @@ fn main() {
         None => build(),
     };
     match library.canonicalize() {
-        Ok(library) => println!("cargo:rustc-env=FORKMASTER_WORKER_LIB_PATH={}", library.display()),
+        Ok(library) => println!("cargo:rustc-env=EMBEDDED_WORKER_LIBRARY={}", library.display()),
         Err(error) => panic!("the worker library {} cannot be read: {error}", library.display()),
     }
 }

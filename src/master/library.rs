@@ -12,7 +12,7 @@ use nix::sys::memfd::{memfd_create, MFdFlags};
 use nix::sys::mman::{madvise, MmapAdvise};
 use nix::unistd::{sysconf, SysconfVar};
 
-static BYTES: &[u8] = include_bytes!(env!("FORKMASTER_WORKER_LIB_PATH"));
+static BYTES: &[u8] = include_bytes!(env!("EMBEDDED_WORKER_LIBRARY"));
 
 pub struct Library(OwnedFd);
 

@@ -38,6 +38,7 @@ fn main() {
         Command::Run(source) => std::process::exit(run(source, context)),
         Command::Check { source, boot } => check::run(&source, &context, boot),
         Command::ConfigShow(source) => show::config(&source, &context),
+        Command::ConfigReference => show::reference(),
         Command::Status { client, json } => client::status(&client, &context, json),
         Command::Health { client, probe } => client::health(&client, &context, probe),
         Command::Reload { client, waiting } => client::reload(&client, &context, waiting),
@@ -54,7 +55,7 @@ fn run(source: Source, context: ProcessContext) -> i32 {
         Err(error) => return fail("signal handlers cannot be installed", &error),
     };
     let log = LogFile::start();
-    let loaded = match config::read(&source, &context) {
+    let loaded = match config::read(&source, &context, None) {
         Ok(loaded) => loaded,
         Err(problems) => {
             output::complain(&problems);

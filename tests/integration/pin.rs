@@ -72,7 +72,8 @@ fn a_venv_that_is_a_symlink_is_pinned_too() {
     site.build("1").bare().make();
     fs::remove_file(site.release_path("1").join("dep.py")).expect("a bare release has it");
     site.flip("1");
-    site.set("app.venv", "'venv'");
+    // Relative to the release, whose real directory is releases/1.
+    site.set("app.venv", "'../../venv'");
     let master = site.start();
     fs::remove_file(&link).expect("it is there");
     symlink("venvs/new", &link).expect("a symlink can be made");

@@ -1,6 +1,6 @@
 //! The configuration file exactly as written: every value with the line it stands on, nothing defaulted, nothing
-//! resolved. Keys that do not exist and sections of the wrong type are found here; what a value means is for
-//! `resolve`.
+//! resolved. Keys that do not exist and sections of the wrong type are found here; what a value means is said in
+//! `read`.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -11,7 +11,8 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 use toml::Spanned;
 
-use super::keys::{unknown_key, unknown_section, Key, KEYS, SECTIONS};
+use super::hints::{unknown_key, unknown_section};
+use super::keys::{self, Key, KeySpec, REQUEST_TIMEOUTS, SECTIONS};
 use super::problem::Problem;
 
 /// Far more than anyone writes, and little enough to read at once.
@@ -141,15 +142,15 @@ impl Reading<'_> {
         for (key, value) in table {
             let name = key.get_ref().as_ref();
             let line = self.lines.line(key.span());
-            let section = SECTIONS.iter().find(|section| **section == name);
+            let section = SECTIONS.iter().map(|(section, _)| *section).find(|section| *section == name);
             match (section, value.get_ref()) {
                 (Some(section), DeValue::Table(table)) => self.section(section, table),
                 // Gunicorn's `reload = true`.
-                (Some(&"reload"), DeValue::Boolean(_)) => {
+                (Some("reload"), DeValue::Boolean(_)) => {
                     self.problem(
                         line,
                         "reload",
-                        "[reload] is a section here; a reload is asked for: `forkmaster reload`, or HUP",
+                        "[reload] is a section here; nothing watches files: after a change run `forkmaster reload`",
                     );
                 }
                 (Some(section), other) => {
@@ -178,8 +179,8 @@ impl Reading<'_> {
                 continue;
             }
             match (known(section, name), written.value) {
-                (Some((_, "request_timeouts")), Value::Table(table)) => self.file.request_timeouts = table,
-                (Some((_, "request_timeouts")), other) => {
+                (Some(REQUEST_TIMEOUTS), Value::Table(table)) => self.file.request_timeouts = table,
+                (Some(REQUEST_TIMEOUTS), other) => {
                     let reason =
                         format!("a table, not {}; write [server.request_timeouts] on a line of its own", other.kind());
                     self.problem(line, "[server] request_timeouts", &reason);
@@ -222,7 +223,7 @@ impl Reading<'_> {
 }
 
 fn known(section: &str, name: &str) -> Option<Key> {
-    KEYS.iter().find(|(home, key)| *home == section && *key == name).copied()
+    keys::find(section, name).map(KeySpec::at)
 }
 
 fn article(value: &DeValue<'_>) -> &'static str {
@@ -315,7 +316,7 @@ mod tests {
             "app.toml:8: [app] chdir: unknown key; Gunicorn's `chdir` is `[app] release` here",
             "app.toml:6: http: a section, not a list (one bracket, not two); write [http] on a line of its own",
             "app.toml:3: [server] graceful_timout: unknown key; did you mean `graceful_timeout`?",
-            "app.toml:4: [server] timeout: unknown key; Gunicorn's `timeout` is `[server] request_timeout` here",
+            "app.toml:4: [server] timeout: unknown key; Gunicorn's `timeout` is `[server] request_timeout` here, and it counts for threaded workers too",
             "app.toml:5: [sever]: unknown section; did you mean [server]?",
             "app.toml:1: workers: unknown key; it belongs to [server]",
         ];

@@ -2,19 +2,10 @@
 //! of which a child may do between fork and exec.
 
 use std::ffi::CString;
-use std::path::PathBuf;
 
 use nix::unistd::{getgrouplist, Gid, Group, Uid, User};
 
 use super::settings::Identity;
-
-/// Who the workers become, with the home directory for their HOME.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunAs {
-    pub identity: Identity,
-    /// None without a passwd entry.
-    pub home: Option<PathBuf>,
-}
 
 /// A user as written: a name, or a number with or without a passwd entry.
 pub fn find_user(text: &str) -> Result<(u32, Option<User>), String> {
@@ -46,7 +37,7 @@ pub fn run_as(
     group: Option<u32>,
     current_uid: u32,
     current_gid: u32,
-) -> Result<Option<RunAs>, String> {
+) -> Result<Option<Identity>, String> {
     let already =
         user.as_ref().is_none_or(|(uid, _)| *uid == current_uid) && group.is_none_or(|gid| gid == current_gid);
     if already {
@@ -74,7 +65,7 @@ pub fn run_as(
     };
     let home = user.as_ref().map(|user| user.dir.clone());
     let name = user.map(|user| user.name);
-    Ok(Some(RunAs { identity: Identity { uid, gid, groups, name }, home }))
+    Ok(Some(Identity { uid, gid, groups, name, home }))
 }
 
 #[cfg(test)]
@@ -98,8 +89,8 @@ mod tests {
         let nobody = find_user("nobody").unwrap();
         let becomes = run_as(Some(nobody.clone()), None, 0, 0).unwrap().unwrap();
         let gid = nobody.1.as_ref().map(|user| user.gid.as_raw()).unwrap();
-        assert_eq!((becomes.identity.uid, becomes.identity.gid), (nobody.0, gid));
-        assert!(becomes.identity.groups.contains(&gid) && becomes.identity.name.as_deref() == Some("nobody"));
+        assert_eq!((becomes.uid, becomes.gid), (nobody.0, gid));
+        assert!(becomes.groups.contains(&gid) && becomes.name.as_deref() == Some("nobody"));
         assert!(becomes.home.is_some());
         // Nothing asked, or already so.
         assert_eq!(run_as(None, None, 0, 0), Ok(None));
@@ -107,9 +98,10 @@ mod tests {
         // Without a passwd entry the group must be said.
         assert!(run_as(Some((10_001, None)), None, 0, 0).unwrap_err().contains("`group`"));
         let becomes = run_as(Some((10_001, None)), Some(10_002), 0, 0).unwrap().unwrap();
-        assert_eq!(becomes.identity, Identity { uid: 10_001, gid: 10_002, groups: vec![10_002], name: None });
+        let expected = Identity { uid: 10_001, gid: 10_002, groups: vec![10_002], name: None, home: None };
+        assert_eq!(becomes, expected);
         assert!(run_as(Some(nobody), None, 1000, 1000).unwrap_err().contains("only root"));
         assert!(run_as(None, Some(5), 1000, 1000).unwrap_err().contains("only root"));
-        assert_eq!(run_as(None, Some(5), 0, 0).unwrap().unwrap().identity.gid, 5);
+        assert_eq!(run_as(None, Some(5), 0, 0).unwrap().unwrap().gid, 5);
     }
 }

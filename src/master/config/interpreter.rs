@@ -20,6 +20,7 @@ pub fn from_venv(venv: &Path, chosen_by: &'static str) -> Result<Interpreter, St
         let fix = if executable.exists() { "" } else { "; make it with `python3 -m venv`" };
         format!("not a usable venv: {reason}{fix}")
     })?;
+    check_version(&real)?;
     Ok(Interpreter { executable, venv: Some(real), chosen_by })
 }
 
@@ -31,17 +32,31 @@ pub fn from_python(python: &Path, chosen_by: &'static str) -> Result<Interpreter
     };
     let directory = real_directory(directory, "directory")?;
     let venv = directory.parent().filter(|prefix| prefix.join("pyvenv.cfg").is_file()).map(Path::to_owned);
+    venv.as_deref().map_or(Ok(()), check_version)?;
     Ok(Interpreter { executable: directory.join(name), venv, chosen_by })
 }
 
 /// A venv in the release, if there is one. One that is there but broken is an error, not a reason to look further:
 /// another Python would run the release with other packages.
 pub fn in_release(release: &Path) -> Option<Result<Interpreter, String>> {
-    VENV_NAMES
-        .iter()
-        .map(|name| release.join(name))
-        .find(|path| looks_like_venv(path))
-        .map(|path| from_venv(&path, "venv in the release").map_err(|reason| format!("{}: {reason}", path.display())))
+    let mut candidates = VENV_NAMES.iter().map(|name| release.join(name));
+    let path = candidates.find(|path| is_meant_as_venv(path))?;
+    let refused = |reason: String| format!("{}: {reason}; or set [app] venv or python", path.display());
+    Some(from_venv(&path, "venv in the release").map_err(refused))
+}
+
+/// The venv in whose `bin` this program lies, by the name it was called by: `/srv/shop/venv/bin/forkmaster` in a unit
+/// file runs that venv without activating it, and follows a link in its path at each reload.
+pub fn own_venv(executable: &Path) -> Option<PathBuf> {
+    let venv = executable.parent()?.parent()?;
+    venv.join("pyvenv.cfg").is_file().then(|| venv.to_owned())
+}
+
+/// A venv in the release that has none of the names that are looked for.
+pub fn venv_of_another_name(release: &Path) -> Option<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir(release).ok()?.flatten().map(|entry| entry.path()).collect();
+    found.retain(|path| path.join("pyvenv.cfg").is_file());
+    found.into_iter().min()
 }
 
 /// python3 on the generation's PATH. Entries that are not absolute are skipped: they would depend on the directory.
@@ -60,10 +75,43 @@ pub fn find_on_path(name: &str, path: &std::ffi::OsStr) -> Option<PathBuf> {
         .find(|candidate| check_executable(candidate).is_ok())
 }
 
-/// A directory named `venv` may also be a package of the application; a venv has its configuration or its Python.
-fn looks_like_venv(path: &Path) -> bool {
-    let dangling = path.symlink_metadata().is_ok_and(|meta| meta.is_symlink()) && !path.exists();
-    dangling || path.join("pyvenv.cfg").exists() || path.join("bin/python").symlink_metadata().is_ok()
+/// Whatever is called so is meant as a venv, also a dangling link and an empty directory; but `venv` may also be a
+/// package of the application, and some tools keep the name of a venv in a file `.venv`.
+fn is_meant_as_venv(path: &Path) -> bool {
+    let Ok(meta) = path.symlink_metadata() else {
+        return false;
+    };
+    let dangling = meta.is_symlink() && !path.exists();
+    let has_venv = path.join("pyvenv.cfg").exists() || path.join("bin/python").symlink_metadata().is_ok();
+    dangling || (path.is_dir() && (has_venv || !path.join("__init__.py").exists()))
+}
+
+/// The oldest Python that the worker library can be loaded into: its stable ABI is that of 3.9.
+const PYTHON_MIN: (u32, u32) = (3, 9);
+
+/// What a venv says of its Python. One that says nothing is asked later, by running it.
+fn check_version(venv: &Path) -> Result<(), String> {
+    let Some(version) = version_of(venv) else {
+        return Ok(());
+    };
+    let mut numbers = version.split('.').map_while(|part| part.parse::<u32>().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) < PYTHON_MIN => {
+            let (major, minor) = PYTHON_MIN;
+            Err(format!("{} has Python {version}; {major}.{minor} or later is needed", venv.display()))
+        }
+        _later => Ok(()),
+    }
+}
+
+/// `version = 3.12.1` of venv and uv, `version_info = 3.12.1.final.0` of virtualenv.
+fn version_of(venv: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(venv.join("pyvenv.cfg")).ok()?;
+    let value = |name: &str| {
+        let mut lines = text.lines().filter_map(|line| line.split_once('='));
+        lines.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim().to_owned())
+    };
+    value("version").or_else(|| value("version_info"))
 }
 
 /// Resolves a directory, and says why it cannot.
@@ -160,13 +208,52 @@ mod tests {
     fn a_venv_in_the_release_is_found_by_what_is_in_it() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().canonicalize().unwrap();
-        // A package that is called venv.
-        std::fs::create_dir(root.join("venv")).unwrap();
         assert!(in_release(&root).is_none());
+        // A package that is called venv, and a file that names one elsewhere.
+        std::fs::create_dir(root.join("venv")).unwrap();
+        std::fs::write(root.join("venv/__init__.py"), "").unwrap();
+        std::fs::write(root.join(".venv"), "shop").unwrap();
+        assert!(in_release(&root).is_none());
+        std::fs::remove_file(root.join(".venv")).unwrap();
+        // Without a Python it is refused, and not passed over.
+        std::fs::remove_file(root.join("venv/__init__.py")).unwrap();
+        let refused = in_release(&root).unwrap().unwrap_err();
+        assert!(refused.contains("venv/bin/python") && refused.ends_with("set [app] venv or python"), "{refused}");
         make_venv(&root.join("venv"));
         assert_eq!(in_release(&root).unwrap().unwrap().venv, Some(root.join("venv")));
         // .venv comes first, also where it is broken.
         symlink("gone", root.join(".venv")).unwrap();
         assert!(in_release(&root).unwrap().unwrap_err().contains("dangling"));
+    }
+    #[test]
+    fn a_venv_of_an_old_python_is_refused_where_it_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap();
+        make_venv(&root.join("v"));
+        let with = |text: &str| {
+            std::fs::write(root.join("v/pyvenv.cfg"), text).unwrap();
+            let venv = from_venv(&root.join("v"), "x").map(|_| ());
+            assert_eq!(from_python(&root.join("v/bin/python3"), "x").map(|_| ()), venv);
+            venv
+        };
+        for good in ["", "version = 3.9.2\n", "version_info = 3.13.1.final.0\n", "version = 4.0\n", "version = new\n"] {
+            assert_eq!(with(good), Ok(()), "{good}");
+        }
+        let expected = format!("{} has Python 3.8.10; 3.9 or later is needed", root.join("v").display());
+        assert_eq!(with("home = /usr\nversion = 3.8.10\n"), Err(expected));
+        assert!(with("version_info = 2.7.18.final.0\n").unwrap_err().contains("Python 2.7.18.final.0"));
+    }
+
+    #[test]
+    fn the_venv_of_the_executable_is_found_by_the_name_it_was_called_by() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap();
+        make_venv(&root.join("releases/1/venv"));
+        symlink("releases/1", root.join("current")).unwrap();
+        assert_eq!(own_venv(&root.join("current/venv/bin/forkmaster")), Some(root.join("current/venv")));
+        assert_eq!(own_venv(Path::new("/usr/bin/forkmaster")), None);
+        assert_eq!(venv_of_another_name(&root), None);
+        make_venv(&root.join("env"));
+        assert_eq!(venv_of_another_name(&root), Some(root.join("env")));
     }
 }

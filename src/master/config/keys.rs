@@ -1,177 +1,431 @@
-//! Every key there is, and what to say about one that is not: a slip of the pen, a key of another section, or a
-//! name from Gunicorn.
+//! Every setting there is, written once: its name, its kind, its default, when a change of it takes effect, what it is
+//! for and why its default is what it is, and what Gunicorn and uWSGI call it. Parsing, hints, `config show`, `config
+//! reference` and docs/settings.md come from this table. Nothing here reads a file or knows a value.
+
+use super::file::{quoted, Value, Written};
 
 /// Section (empty: the top of the file) and key.
 pub type Key = (&'static str, &'static str);
 
-pub const KEYS: [Key; 59] = [
-    ("", "name"),
-    ("app", "module"),
-    ("app", "release"),
-    ("app", "venv"),
-    ("app", "python"),
-    ("app", "preload"),
-    ("app", "pythonpath"),
-    ("app", "imports"),
-    ("app", "probe"),
-    ("app", "env_file"),
-    ("server", "bind"),
-    ("server", "backlog"),
-    ("server", "socket_mode"),
-    ("server", "socket_user"),
-    ("server", "socket_group"),
-    ("server", "workers"),
-    ("server", "max_processes"),
-    ("server", "threads"),
-    ("server", "connections"),
-    ("server", "user"),
-    ("server", "group"),
-    ("server", "umask"),
-    ("server", "pidfile"),
-    ("server", "max_requests"),
-    ("server", "max_requests_jitter"),
-    ("server", "max_lifetime"),
-    ("server", "max_rss"),
-    ("server", "boot_timeout"),
-    ("server", "request_timeout"),
-    ("server", "graceful_timeout"),
-    ("server", "shutdown_delay"),
-    ("server", "temp_dir"),
-    ("server", "temp_limit"),
-    ("server", "response_buffer"),
-    ("reload", "max_surge"),
-    ("reload", "max_unavailable"),
-    ("reload", "drain_timeout"),
-    ("reload", "keep_previous"),
-    ("http", "keepalive_timeout"),
-    ("http", "header_timeout"),
-    ("http", "body_timeout"),
-    ("http", "write_timeout"),
-    ("http", "limit_request_line"),
-    ("http", "limit_request_fields"),
-    ("http", "limit_request_field_size"),
-    ("http", "limit_request_head"),
-    ("http", "body_memory"),
-    ("http", "max_body"),
-    ("http", "forwarded_allow_ips"),
-    ("http", "forwarded_headers"),
-    ("http", "secure_scheme_headers"),
-    ("http", "underscore_headers"),
-    ("http", "proxy_protocol"),
-    ("log", "level"),
-    ("log", "error"),
-    ("log", "access"),
-    ("log", "access_format"),
-    ("control", "socket"),
-    // A table of its own, with any prefixes as keys.
-    ("server", "request_timeouts"),
+#[derive(Debug)]
+pub struct KeySpec {
+    /// Empty: the top of the file.
+    pub section: &'static str,
+    pub key: &'static str,
+    pub kind: Kind,
+    pub default: Preset,
+    pub applies: Applies,
+    /// What it is for, with the unit and the reason for the default; what others chose, where that helps.
+    pub doc: &'static str,
+    /// On the command line.
+    pub option: Option<&'static str>,
+    /// What Gunicorn calls it, in a file or as a flag.
+    pub gunicorn: &'static [&'static str],
+    /// What uWSGI calls it. Names that are the same need not be here.
+    pub uwsgi: &'static [&'static str],
+}
+
+/// When a change of a setting takes effect after a reload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applies {
+    /// With the first worker of the new generation: it is part of the generation.
+    Generation,
+    /// When the new generation has taken over: there is one of it for all generations.
+    Commit,
+    /// Only with a restart: it is fixed with the process.
+    Restart,
+}
+
+/// How a value is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Boolean,
+    Count {
+        min: u32,
+        max: u32,
+    },
+    /// A count, or a word for what the program finds out itself.
+    CountOrAuto {
+        min: u32,
+        max: u32,
+    },
+    CountOrNone {
+        min: u32,
+        max: u32,
+    },
+    /// From 0, without a bound.
+    Number,
+    Duration,
+    /// A duration that makes no sense as zero.
+    Timeout,
+    DurationOrNone,
+    Size,
+    SizeBetween {
+        min: u64,
+        max: u64,
+    },
+    SizeOrNone,
+    Mode,
+    /// A mode, or `inherit`.
+    ModeOrInherit,
+    /// A user or a group: a name, or a number.
+    Id,
+    /// A path of something that outlives a generation, or `none`.
+    PathOrNone,
+    /// A list of strings, each of them as said here.
+    List(&'static str),
+    /// It has a reader of its own; in words.
+    Own(&'static str),
+}
+
+/// What holds where nothing is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preset {
+    Text(&'static str),
+    Number(i64),
+    Boolean(bool),
+    List(&'static [&'static str]),
+    /// A table without entries.
+    Table,
+    /// Not set, or made of other things; in words.
+    Words(&'static str),
+}
+
+/// Sections, in the order of the documentation, with what stands in them.
+pub const SECTIONS: [(&str, &str); 7] = [
+    ("app", "The application, and the release in which it lies."),
+    (
+        "env",
+        "Environment variables of the application: `NAME = \"value\"`. They stand above those of the start and of \
+         `[app] env_file`.",
+    ),
+    ("server", "Addresses, processes and their limits."),
+    ("reload", "How a new generation takes over."),
+    ("http", "Connections, requests, and what is believed of proxies."),
+    ("log", "What is logged, and where to."),
+    ("control", "The socket for `forkmaster status`, `reload`, `stop` and the others."),
 ];
 
-pub const SECTIONS: [&str; 7] = ["app", "env", "server", "reload", "http", "log", "control"];
+/// What the kernel takes as a backlog: an int.
+const BACKLOG_MAX: u32 = i32::MAX as u32;
+/// Far above what a machine bears; a slip such as 80000 is caught.
+pub const WORKERS_MAX: u32 = 4096;
+pub const THREADS_MAX: u32 = 1024;
+const CONNECTIONS_MAX: u32 = 1 << 20;
+/// Old, new and draining workers of that many.
+const PROCESSES_MAX: u32 = 3 * WORKERS_MAX;
 
-/// What Gunicorn calls it, and what to do here.
-const GUNICORN: [(&str, &str); 43] = [
-    ("access_log_format", "Gunicorn's `access_log_format` is `[log] access_format` here"),
-    ("accesslog", "Gunicorn's `accesslog` is `[log] access` here"),
-    ("app_uri", "the application is `[app] module` here"),
-    ("ca_certs", "TLS is for the proxy in front"),
-    ("capture_output", "the application's output always goes where the master's goes; remove the line"),
-    ("certfile", "TLS is for the proxy in front"),
-    ("chdir", "Gunicorn's `chdir` is `[app] release` here"),
-    ("control_socket", "Gunicorn's `control_socket` is `[control] socket` here"),
-    ("daemon", "forkmaster stays in the foreground; leave the rest to a supervisor and remove the line"),
-    ("errorlog", "Gunicorn's `errorlog` is `[log] error` here"),
-    ("forwarder_headers", "Gunicorn's `forwarder_headers` is `[http] forwarded_headers` here"),
-    ("initgroups", "supplementary groups always follow `[server] user`; remove the line"),
-    ("keepalive", "Gunicorn's `keepalive` is `[http] keepalive_timeout` here"),
-    ("keyfile", "TLS is for the proxy in front"),
-    ("log_file", "Gunicorn's `log_file` is `[log] error` here"),
-    ("log_level", "the name here is `[log] level`"),
-    ("logconfig", "the log has one form; see `[log]`"),
-    ("loglevel", "Gunicorn's `loglevel` is `[log] level` here"),
-    ("on_starting", "there are no hooks: the configuration is not a program"),
-    ("paste", "Paste files are not read; set `[app] module`"),
-    ("pid", "Gunicorn's `pid` is `[server] pidfile` here"),
-    ("post_fork", "there are no hooks: the configuration is not a program"),
-    ("post_worker_init", "there are no hooks: the configuration is not a program"),
-    ("pre_fork", "there are no hooks: the configuration is not a program"),
-    ("preload_app", "Gunicorn's `preload_app` is `[app] preload` here"),
-    ("proc_name", "Gunicorn's `proc_name` is `name`, at the top of the file, here"),
-    ("raw_env", "Gunicorn's `raw_env` is the table `[env]` here"),
-    ("reload_engine", "a reload is asked for: `forkmaster reload`, or HUP"),
-    ("reuse_port", "the master's sockets are shared by all workers; remove the line"),
-    ("sendfile", "sendfile is used wherever it can be; remove the line"),
-    ("statsd_host", "there is no statsd"),
-    ("syslog", "the log goes to stderr or a file; see `[log] error`"),
-    ("timeout", "Gunicorn's `timeout` is `[server] request_timeout` here"),
-    ("when_ready", "there are no hooks: the configuration is not a program"),
-    ("worker_class", "there is one kind of worker; set `[server] threads` and remove the line"),
-    ("worker_connections", "Gunicorn's `worker_connections` is `[server] connections` here"),
-    ("worker_exit", "there are no hooks: the configuration is not a program"),
-    ("worker_tmp_dir", "beats need no file; large bodies go to `[server] temp_dir`"),
-    ("wsgi_app", "Gunicorn's `wsgi_app` is `[app] module` here"),
-    ("working_directory", "the working directory is `[app] release` here"),
-    ("virtualenv", "the name here is `[app] venv`"),
-    ("env", "environment variables go into the table `[env]`"),
-    ("listen", "the name here is `[server] bind`"),
+use Applies::{Commit, Generation, Restart};
+use Preset::{Boolean, List, Number, Table, Text, Words};
+
+/// A row of the table, before its names elsewhere.
+const fn row(
+    section: &'static str,
+    key: &'static str,
+    kind: Kind,
+    default: Preset,
+    applies: Applies,
+    doc: &'static str,
+) -> KeySpec {
+    KeySpec { section, key, kind, default, applies, doc, option: None, gunicorn: &[], uwsgi: &[] }
+}
+
+impl KeySpec {
+    const fn option(self, option: &'static str) -> KeySpec {
+        KeySpec { option: Some(option), ..self }
+    }
+
+    const fn gunicorn(self, names: &'static [&'static str]) -> KeySpec {
+        KeySpec { gunicorn: names, ..self }
+    }
+
+    const fn uwsgi(self, names: &'static [&'static str]) -> KeySpec {
+        KeySpec { uwsgi: names, ..self }
+    }
+
+    pub fn at(&self) -> Key {
+        (self.section, self.key)
+    }
+
+    /// `[server] workers`, and `name` at the top of the file.
+    pub fn shown(&self) -> String {
+        shown(self.at())
+    }
+
+    /// `FORKMASTER_SERVER__WORKERS`; a table has no variable.
+    pub fn variable(&self) -> Option<String> {
+        let section = if self.section.is_empty() { String::new() } else { format!("{}__", self.section) };
+        (self.at() != REQUEST_TIMEOUTS).then(|| format!("FORKMASTER_{section}{}", self.key).to_ascii_uppercase())
+    }
+}
+
+/// A table of its own, with any prefixes as keys.
+pub const REQUEST_TIMEOUTS: Key = ("server", "request_timeouts");
+
+/// In the order of the documentation. One row a setting: what it is on the first line, then what it is for.
+#[rustfmt::skip]
+pub const KEYS: &[KeySpec] = &[
+    row("", "name", Kind::Own("string"), Words("the configuration file's stem and a short hash of its path"), Restart,
+        "Names this instance in its control socket, its process titles and `forkmaster status`. The hash keeps two \
+         instances on one machine apart.")
+        .option("--name").gunicorn(&["proc_name"]).uwsgi(&["procname", "procname-prefix", "auto-procname"]),
+
+    row("app", "module", Kind::Own("string"), Words("none, it must be set"), Generation,
+        "The application: `\"shop.wsgi\"` (the callable is `application`), `\"shop.wsgi:app\"`, or a factory call with \
+         literal arguments, `\"shop:create_app('prod')\"`.")
+        .gunicorn(&["wsgi_app"]).uwsgi(&["wsgi", "wsgi-file", "callable"]),
+    row("app", "release", Kind::Own("path"), Words("the configuration file's directory"), Generation,
+        "Directory of the application: working directory and first entry of `sys.path`. Followed afresh at every \
+         reload, then pinned, so that a flipped symlink deploys. Relative to the configuration file's real directory.")
+        .option("--release").gunicorn(&["chdir"]).uwsgi(&["chdir", "chdir2"]),
+    row("app", "venv", Kind::Own("path"), Words("looked for"), Generation,
+        "Virtual environment whose `bin/python` runs the application. Relative to the release. Where neither `venv` nor \
+         `python` is set, these are looked for, in this order: `.venv` or `venv` in the release, `$VIRTUAL_ENV`, the \
+         environment from which forkmaster itself was called, and `python3` on PATH. One that is there but broken is \
+         refused: another Python would run the release with other packages.")
+        .option("--venv").uwsgi(&["virtualenv", "home", "pyhome"]),
+    row("app", "python", Kind::Own("path"), Words("looked for, as `venv`"), Generation,
+        "Interpreter that runs the application, in place of `venv`. CPython 3.9 or later. Relative to the release.")
+        .option("--python"),
+    row("app", "preload", Kind::Boolean, Boolean(false), Generation,
+        "`true` imports the application once, before workers are forked from it. They share its memory, and code on \
+         disk is pinned; connections and threads that the import opens are shared or lost.")
+        .option("--preload").gunicorn(&["preload_app"]),
+    row("app", "pythonpath", Kind::List("paths"), List(&[]), Generation,
+        "Further directories of `sys.path`, behind the release. Relative to the release.")
+        .uwsgi(&["pp", "python-path"]),
+    row("app", "imports", Kind::List("module names"), List(&[]), Generation,
+        "Modules that must import before a release counts as proved: those that the application imports late.")
+        .uwsgi(&["import", "py-import", "shared-py-import"]),
+    row("app", "probe", Kind::Own("path, or a table with path, host, scheme and status"), Words("none"), Generation,
+        "A request that the application must answer before a release counts as proved: `\"/healthz\"`, or `{ path = \
+         \"/healthz\", host = \"shop.example\", scheme = \"https\", status = [200] }`. Any 2xx is good unless `status` \
+         says otherwise. Frameworks that check the host need `host`, and redirects to https need `scheme`."),
+    row("app", "env_file", Kind::Own("path"), Words("none"), Generation,
+        "A file of `NAME=value` lines, with `#` comments, quotes and `export`; nothing is expanded in it. Relative to \
+         the configuration file's real directory."),
+
+    row("server", "bind", Kind::List("HOST:PORT, [v6]:PORT, unix:PATH or fd://N"), List(&["127.0.0.1:8000"]), Commit,
+        "Addresses to listen on. The variable PORT stands for `0.0.0.0:PORT` where nothing else is said. Socket paths \
+         are relative to the configuration file by name, so that they stay where they are when a symlink flips.")
+        .option("--bind").gunicorn(&["bind"])
+        .uwsgi(&["socket", "http", "http-socket", "http11-socket", "uwsgi-socket", "shared-socket"]),
+    row("server", "backlog", Kind::Count { min: 1, max: BACKLOG_MAX }, Number(4096), Commit,
+        "Connections that the kernel holds until a worker takes them. 4096 is what net.core.somaxconn allows since \
+         Linux 5.4. Gunicorn: 2048, uWSGI: 100, nginx: 511.")
+        .uwsgi(&["listen"]),
+    row("server", "socket_mode", Kind::Mode, Text("0660"), Commit,
+        "Mode of Unix socket files, as octal digits.")
+        .uwsgi(&["chmod-socket", "chmod"]),
+    row("server", "socket_user", Kind::Id, Words("`user`"), Commit,
+        "Owner of Unix socket files. Only root can give a file away.")
+        .uwsgi(&["chown-socket"]),
+    row("server", "socket_group", Kind::Id, Words("the group of the workers"), Commit,
+        "Group of Unix socket files: the one that the proxy in front is a member of."),
+    row("server", "workers", Kind::CountOrAuto { min: 1, max: WORKERS_MAX }, Number(1), Generation,
+        "Worker processes. `\"auto\"`: one per CPU that this process may use, cgroup quota considered. The variable \
+         WEB_CONCURRENCY counts where nothing else is said.")
+        .option("--workers").gunicorn(&["workers"]).uwsgi(&["processes", "workers"]),
+    row("server", "max_processes", Kind::CountOrNone { min: 1, max: PROCESSES_MAX }, Text("none"), Generation,
+        "The most workers at any time, those that boot and those that drain included: what a database's connections or \
+         a licence allow. At least one more than `workers`, since a release is proved beside the old one."),
+    row("server", "threads", Kind::Count { min: 1, max: THREADS_MAX }, Number(1), Generation,
+        "Threads of each worker that run the application. With one, the application runs in the main thread.")
+        .option("--threads").gunicorn(&["threads"]),
+    row("server", "connections", Kind::Count { min: 1, max: CONNECTIONS_MAX }, Number(1024), Generation,
+        "Open connections of each worker. A full table closes the one that has been idle for longest. Gunicorn: 1000.")
+        .gunicorn(&["worker_connections"]),
+    row("server", "user", Kind::Id, Words("who started the master"), Restart,
+        "User of templates and workers, by name or number. Group, supplementary groups, HOME, USER and LOGNAME follow. \
+         Nothing happens where it is so already; otherwise the master must be root.")
+        .gunicorn(&["user"]).uwsgi(&["uid"]),
+    row("server", "group", Kind::Id, Words("the group of `user`"), Restart,
+        "Group of templates and workers, by name or number.")
+        .gunicorn(&["group"]).uwsgi(&["gid"]),
+    row("server", "umask", Kind::ModeOrInherit, Text("inherit"), Generation,
+        "File mode creation mask of the application, as octal digits: `\"0027\"`."),
+    row("server", "pidfile", Kind::PathOrNone, Text("none"), Restart,
+        "File for the master's pid, written at the start and removed at the end. Relative to the configuration file by \
+         name.")
+        .gunicorn(&["pid"]).uwsgi(&["pidfile2", "safe-pidfile", "safe-pidfile2"]),
+    row("server", "max_requests", Kind::Number, Number(0), Generation,
+        "A worker is replaced after so many requests: its successor serves first, then it drains. 0: never."),
+    row("server", "max_requests_jitter", Kind::Number, Number(0), Generation,
+        "Up to so many more, another number for each worker, so that not all are replaced at once.")
+        .uwsgi(&["max-requests-delta"]),
+    row("server", "max_lifetime", Kind::DurationOrNone, Text("none"), Generation,
+        "A worker is replaced after so long.")
+        .uwsgi(&["max-worker-lifetime"]),
+    row("server", "max_rss", Kind::SizeOrNone, Text("none"), Generation,
+        "A worker is replaced when its resident memory is larger.")
+        .uwsgi(&["reload-on-rss", "evil-reload-on-rss", "reload-on-as", "evil-reload-on-as"]),
+    row("server", "boot_timeout", Kind::Timeout, Text("60s"), Generation,
+        "How long one process may take from its start to being ready: import and proof. A release that takes longer \
+         is refused."),
+    row("server", "request_timeout", Kind::DurationOrNone, Text("60s"), Generation,
+        "How long a request may run without progress: to the first output, then from one piece to the next. The stacks \
+         of its threads are logged and its worker is replaced. `\"none\"`: no limit. Gunicorn's `timeout` of 30 s does \
+         not cut requests of threaded workers; this one does.")
+        .gunicorn(&["timeout"]).uwsgi(&["harakiri"]),
+    row("server", "graceful_timeout", Kind::Duration, Text("25s"), Generation,
+        "At a stop: how long running requests may take to finish. Below the 30 s after which Kubernetes kills; docker \
+         stop gives 10 s unless told otherwise.")
+        .uwsgi(&["reload-mercy", "worker-reload-mercy"]),
+    row("server", "shutdown_delay", Kind::Duration, Text("0s"), Generation,
+        "At a stop: how long all goes on as before, so that a load balancer can notice."),
+    row("server", "temp_dir", Kind::Own("path, or \"auto\""), Text("auto"), Generation,
+        "Directory of temporary files for large bodies. `\"auto\"`: the first writable one of `$TMPDIR`, /var/tmp and \
+         /tmp.")
+        .gunicorn(&["tmp_upload_dir"]),
+    row("server", "temp_limit", Kind::Size, Text("4GiB"), Generation,
+        "Temporary files of one worker together. Beyond it, bodies get 503, and responses wait for their clients."),
+    row("server", "response_buffer", Kind::Size, Text("64MiB"), Generation,
+        "How much of one response is held for a slow client, in memory and then in a file, before the application has \
+         to wait for it."),
+    row("server", "request_timeouts", Kind::Own("table"), Table, Generation,
+        "Other limits than `request_timeout` for paths that begin so: `\"/reports/\" = \"10m\"`. The longest prefix \
+         counts."),
+
+    row("reload", "max_surge", Kind::Own("\"auto\", \"100%\" or a number"), Text("auto"), Generation,
+        "How many more processes than `workers` a reload may run. `\"auto\"`: as many at once as processors and memory \
+         bear. `\"100%\"`: all new workers at once."),
+    row("reload", "max_unavailable", Kind::Count { min: 0, max: WORKERS_MAX }, Number(0), Generation,
+        "How many workers fewer than `workers` may serve during a reload: for memory that holds no more."),
+    row("reload", "drain_timeout", Kind::Duration, Text("10m"), Generation,
+        "How long an old worker may take to finish its requests and connections after a reload, and never less than \
+         `[http] keepalive_timeout`. It delays nobody: the new workers serve meanwhile."),
+    row("reload", "keep_previous", Kind::Own("\"0s\""), Text("0s"), Generation,
+        "Reserved for a later version."),
+
+    row("http", "keepalive_timeout", Kind::Timeout, Text("75s"), Generation,
+        "How long an idle connection stays open. Longer than the 60 s of common load balancers, so that they close \
+         first; behind Google's write \"620s\". nginx: 75 s, Gunicorn: 2 s.")
+        .gunicorn(&["keepalive", "keep_alive"]).uwsgi(&["http-keepalive"]),
+    row("http", "header_timeout", Kind::Timeout, Text("10s"), Generation,
+        "How long a client may take to send the head of a request. nginx: 60 s, Apache: 20 to 40 s.")
+        .uwsgi(&["http-headers-timeout"]),
+    row("http", "body_timeout", Kind::Timeout, Text("30s"), Generation,
+        "How long a client may pause while it sends a body; on average it must send 240 bytes a second. nginx: 60 s \
+         from one read to the next.")
+        .uwsgi(&["http-timeout", "socket-timeout"]),
+    row("http", "write_timeout", Kind::Timeout, Text("30s"), Generation,
+        "How long a client may take nothing of a response; on average it must take 240 bytes a second. nginx: 60 s \
+         from one write to the next.")
+        .uwsgi(&["so-send-timeout"]),
+    row("http", "limit_request_line", Kind::Count { min: 64, max: 1 << 20 }, Number(8190), Generation,
+        "Bytes of a request line: method, target and version. As Apache; Gunicorn: 4094."),
+    row("http", "limit_request_fields", Kind::Count { min: 1, max: 32_768 }, Number(100), Generation,
+        "Header fields of a request. As Apache and Gunicorn."),
+    row("http", "limit_request_field_size", Kind::Count { min: 64, max: 1 << 20 }, Number(8190), Generation,
+        "Bytes of one header field, name and value. As Apache and Gunicorn."),
+    row("http", "limit_request_head", Kind::SizeBetween { min: 1024, max: 16 << 20 }, Text("64KiB"), Generation,
+        "Bytes of a whole head: a client holds so much of a worker's memory before it has sent a request.")
+        .uwsgi(&["buffer-size"]),
+    row("http", "body_memory", Kind::Size, Text("512KiB"), Generation,
+        "How much of a request body lies in memory; what is larger goes to a temporary file. All bodies of a worker \
+         together have 64 MiB, then files are used earlier.")
+        .uwsgi(&["post-buffering"]),
+    row("http", "max_body", Kind::Size, Text("100MiB"), Generation,
+        "The largest request body; beyond it there is 413. nginx: 1 MiB, Gunicorn and uWSGI: no limit.")
+        .uwsgi(&["limit-post"]),
+    row("http", "forwarded_allow_ips", Kind::List("addresses, networks, \"unix\" or \"*\""),
+        List(&["127.0.0.1", "::1", "unix"]), Generation,
+        "Peers that are believed about where a request came from, by header fields and by the PROXY protocol. The \
+         variable FORWARDED_ALLOW_IPS counts where nothing else is said.")
+        .gunicorn(&["forwarded_allow_ips", "proxy_allow_ips"]),
+    row("http", "forwarded_headers", Kind::List("\"for\", \"proto\", \"host\" and \"prefix\", or \"forwarded\""),
+        List(&["for", "proto"]), Generation,
+        "Which `X-Forwarded-` fields a trusted proxy sets, or \"forwarded\" for RFC 7239. Name only those that it really \
+         sets: nginx passes on what a client sends of the others.")
+        .gunicorn(&["forwarder_headers"]),
+    row("http", "secure_scheme_headers", Kind::Own("table"), Table, Generation,
+        "Header fields by which a trusted proxy says that its client came by https: `{ \"X-Forwarded-Ssl\" = \"on\" }`."),
+    row("http", "underscore_headers", Kind::List("names of header fields"), List(&[]), Generation,
+        "Header fields with an underscore in their name that a trusted proxy may send; all others are dropped, since \
+         WSGI cannot tell them from those with a hyphen."),
+    row("http", "proxy_protocol", Kind::Own("\"off\", \"v1\", \"v2\", or a table of addresses"), Text("off"), Generation,
+        "Connections begin with a PROXY header: on all addresses, or on those of `bind` that a table names, `{ \
+         \"unix:/run/shop.sock\" = \"v2\" }`.")
+        .gunicorn(&["proxy_protocol"]).uwsgi(&["http-enable-proxy-protocol"]),
+
+    row("log", "level", Kind::Own("\"error\", \"warn\", \"info\", \"debug\" or \"trace\""), Text("info"), Commit,
+        "How much is logged.")
+        .option("--log-level").gunicorn(&["loglevel", "log_level"]),
+    row("log", "error", Kind::Own("path, or \"-\""), Text("-"), Commit,
+        "Where the log goes. `\"-\"`: stderr. A file is opened again on USR1. Relative to the configuration file by \
+         name.")
+        .gunicorn(&["errorlog", "error_logfile", "log_file"]).uwsgi(&["logto", "logto2", "logger"]),
+    row("log", "access", Kind::Own("path, \"-\" or \"none\""), Text("none"), Generation,
+        "Where a line for each request goes. `\"-\"`: stdout. Off by default, as in Gunicorn: the proxy in front has \
+         one. Relative to the configuration file by name.")
+        .gunicorn(&["accesslog", "access_logfile"]).uwsgi(&["req-logger", "logger-req"]),
+    row("log", "access_format", Kind::Own("\"combined\", \"json\" or a template"), Text("combined"), Generation,
+        "How such a line looks: `\"combined\"`, `\"json\"`, or a template with Gunicorn's names, `'%(h)s \"%(r)s\" \
+         %(s)s'`.")
+        .gunicorn(&["access_log_format", "access_logformat"]).uwsgi(&["log-format", "logformat"]),
+
+    row("control", "socket", Kind::Own("path, \"auto\" or \"none\""), Text("auto"), Restart,
+        "The socket for `forkmaster status` and the other verbs. `\"auto\"`: the first of `$RUNTIME_DIRECTORY`, \
+         /run/forkmaster and `$XDG_RUNTIME_DIR` that can be had, else a name of its own. Relative to the configuration \
+         file by name.")
+        .gunicorn(&["control_socket"]).uwsgi(&["master-fifo"]),
 ];
 
-/// Why a key of `section` is not known, and which was meant.
-pub fn unknown_key(section: &str, key: &str) -> String {
-    let reason = "unknown key";
-    if let Some((_, advice)) = GUNICORN.iter().find(|(name, _)| *name == key) {
-        return format!("{reason}; {advice}");
-    }
-    if let Some((home, _)) = KEYS.iter().find(|(_, name)| *name == key) {
-        return format!(
-            "{reason}; it belongs {}",
-            if home.is_empty() { "at the top of the file".to_owned() } else { format!("to [{home}]") }
-        );
-    }
-    let here = nearest(key, KEYS.iter().filter(|(home, _)| *home == section).map(|(_, name)| *name));
-    if let Some(name) = here {
-        return format!("{reason}; did you mean `{name}`?");
-    }
-    match nearest(key, KEYS.iter().map(|(_, name)| *name)) {
-        Some(name) => {
-            let home = KEYS.iter().find(|(_, known)| *known == name).map_or("", |(home, _)| *home);
-            let home = if home.is_empty() { String::new() } else { format!("[{home}] ") };
-            format!("{reason}; did you mean `{home}{name}`?")
+impl Preset {
+    /// As if it were written in the file.
+    pub fn value(&self) -> Option<Value> {
+        let text = |text: &&str| Written { line: 0, value: Value::Text((*text).to_owned()) };
+        match self {
+            Preset::Text(text) => Some(Value::Text((*text).to_owned())),
+            Preset::Number(number) => Some(Value::Integer { text: number.to_string(), value: Some(*number) }),
+            Preset::Boolean(boolean) => Some(Value::Boolean(*boolean)),
+            Preset::List(items) => Some(Value::List(items.iter().map(text).collect())),
+            Preset::Table => Some(Value::Table(Vec::new())),
+            Preset::Words(_) => None,
         }
-        None => reason.to_owned(),
     }
-}
 
-pub fn unknown_section(section: &str) -> String {
-    match nearest(section, SECTIONS.into_iter()) {
-        Some(name) => format!("unknown section; did you mean [{name}]?"),
-        None => format!("unknown section; there are {}", SECTIONS.map(|name| format!("[{name}]")).join(", ")),
+    /// What holds where nothing is set, in words; empty where it can be written.
+    pub fn words(&self) -> &'static str {
+        match self {
+            Preset::Words(words) => words,
+            Preset::Text(_) | Preset::Number(_) | Preset::Boolean(_) | Preset::List(_) | Preset::Table => "",
+        }
     }
-}
 
-/// The candidate closest to `text`, if it is close enough to have been meant.
-pub fn nearest<'a>(text: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let bound = (text.chars().count() / 3).clamp(1, 3);
-    candidates.map(|name| (distance(text, name), name)).filter(|(far, _)| *far <= bound).min().map(|(_, name)| name)
-}
-
-/// Levenshtein's distance with neighbours swapped counted as one (optimal string alignment).
-fn distance(one: &str, other: &str) -> usize {
-    let (one, other): (Vec<char>, Vec<char>) = (one.chars().collect(), other.chars().collect());
-    let mut before: Vec<usize> = Vec::new();
-    let mut above: Vec<usize> = (0..=other.len()).collect();
-    for (i, a) in one.iter().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, b) in other.iter().enumerate() {
-            let mut best = (above[j] + usize::from(a != b)).min(above[j + 1] + 1).min(row[j] + 1);
-            if i > 0 && j > 0 && one[i - 1] == *b && other[j - 1] == *a {
-                best = best.min(before[j - 1] + 1);
+    /// As it would be written in the file; None for words.
+    pub fn written(&self) -> Option<String> {
+        match self {
+            Preset::Text(text) => Some(quoted(text)),
+            Preset::Number(number) => Some(number.to_string()),
+            Preset::Boolean(boolean) => Some(boolean.to_string()),
+            Preset::List(items) => {
+                Some(format!("[{}]", items.iter().map(|item| quoted(item)).collect::<Vec<_>>().join(", ")))
             }
-            row.push(best);
+            Preset::Table => Some("{}".to_owned()),
+            Preset::Words(_) => None,
         }
-        before = std::mem::replace(&mut above, row);
     }
-    above[other.len()]
+}
+
+pub fn find(section: &str, key: &str) -> Option<&'static KeySpec> {
+    KEYS.iter().find(|spec| spec.section == section && spec.key == key)
+}
+
+/// `[server] workers`, and `name` at the top of the file.
+pub fn shown((section, key): Key) -> String {
+    if section.is_empty() {
+        key.to_owned()
+    } else {
+        format!("[{section}] {key}")
+    }
+}
+
+/// Where a setting stands in the order of the documentation, for sections and keys that are not in the table too.
+pub fn rank(section: &str, key: &str) -> (usize, usize) {
+    let (section, nested) = section.split_once('.').map_or((section, 0), |(section, _)| (section, 1));
+    let place = SECTIONS.iter().position(|(name, _)| *name == section).map_or(0, |at| 2 * at + 1 + nested);
+    (place, KEYS.iter().position(|spec| spec.section == section && spec.key == key).unwrap_or(usize::MAX))
 }
 
 #[cfg(test)]
@@ -179,44 +433,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn distances() {
-        assert_eq!(distance("", "abc"), 3);
-        assert_eq!(distance("abc", "abc"), 0);
-        assert_eq!(distance("kitten", "sitting"), 3);
-        assert_eq!(distance("wrokers", "workers"), 1);
-    }
-
-    #[test]
-    fn what_was_meant() {
-        assert!(unknown_key("server", "graceful_timout").ends_with("did you mean `graceful_timeout`?"));
-        assert!(unknown_key("server", "timeout").contains("`[server] request_timeout`"));
-        assert!(unknown_key("server", "keepalive_timeout").contains("belongs to [http]"));
-        assert!(unknown_key("app", "name").contains("at the top of the file"));
-        assert!(unknown_key("", "wrokers").contains("did you mean `[server] workers`?"));
-        assert_eq!(unknown_key("app", "zzzzzz"), "unknown key");
-        assert!(unknown_section("sever").contains("[server]"));
-        assert!(unknown_section("zzz").contains("there are [app]"));
-    }
-
-    /// A hint must not point at a key that does not exist, and a key must not be called unknown.
-    #[test]
-    fn gunicorns_names_lead_to_keys_of_ours() {
-        for (name, advice) in GUNICORN {
-            assert!(!KEYS.iter().any(|(_, key)| *key == name), "{name} is a key of ours");
-            for (at, _) in advice.match_indices("`[") {
-                let target = advice[at + 2..].split('`').next().unwrap();
-                let (section, key) = target.split_once("] ").unwrap_or((target.trim_end_matches(']'), ""));
-                assert!(SECTIONS.contains(&section), "{name}: {target}");
-                assert!(key.is_empty() || KEYS.contains(&(section_of(section), key_of(key))), "{name}: {target}");
-            }
+    fn every_row_stands_once_in_a_known_section_in_order_and_says_what_it_is_for() {
+        let mut last = (0, 0);
+        for (at, spec) in KEYS.iter().enumerate() {
+            assert!(spec.section.is_empty() || SECTIONS.iter().any(|(name, _)| *name == spec.section), "{spec:?}");
+            assert!(KEYS[..at].iter().all(|other| other.at() != spec.at()), "{} stands twice", spec.shown());
+            assert!(at == 0 || rank(spec.section, spec.key) > last, "{} stands in the wrong place", spec.shown());
+            last = rank(spec.section, spec.key);
+            assert!(spec.doc.ends_with(['.', ':']) && spec.doc.len() > 15, "{}: {}", spec.shown(), spec.doc);
         }
     }
 
-    fn section_of(name: &str) -> &'static str {
-        SECTIONS.iter().find(|section| **section == name).unwrap()
-    }
-
-    fn key_of(name: &str) -> &'static str {
-        KEYS.iter().find(|(_, key)| *key == name).map_or("no such key", |(_, key)| key)
+    #[test]
+    fn names_of_variables() {
+        assert_eq!(find("", "name").unwrap().variable().as_deref(), Some("FORKMASTER_NAME"));
+        assert_eq!(find("server", "workers").unwrap().variable().as_deref(), Some("FORKMASTER_SERVER__WORKERS"));
+        assert_eq!(find("server", "request_timeouts").unwrap().variable(), None);
     }
 }

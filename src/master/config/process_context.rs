@@ -1,10 +1,12 @@
 //! What the process was started with, gathered once in `main`. Resolving settings reads no variable and asks for no
 //! fact of the process but through here, so it can be tested, and a reload sees the same start.
 
+use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::environment::Environment;
+use super::interpreter::find_on_path;
 
 #[derive(Clone, Debug)]
 pub struct ProcessContext {
@@ -13,6 +15,8 @@ pub struct ProcessContext {
     /// The current directory by name: `$PWD` where that is the same directory, so that a `current` symlink in it is
     /// followed afresh later; else by getcwd(3).
     pub cwd: PathBuf,
+    /// This program by the name it was called by, absolute, its links not resolved. None where that cannot be told.
+    pub executable: Option<PathBuf>,
     /// Effective ids.
     pub uid: u32,
     pub gid: u32,
@@ -23,9 +27,13 @@ pub struct ProcessContext {
 impl ProcessContext {
     pub fn gather() -> ProcessContext {
         let environment: Environment = std::env::vars_os().collect();
-        let pwd = environment.get(std::ffi::OsStr::new("PWD")).map(PathBuf::from);
+        let pwd = environment.get(OsStr::new("PWD")).map(PathBuf::from);
+        let cwd = current_directory(pwd);
+        let called = std::env::args_os().next().map(PathBuf::from);
+        let path = environment.get(OsStr::new("PATH"));
         ProcessContext {
-            cwd: current_directory(pwd),
+            executable: called.and_then(|called| executable(&called, &cwd, path.map(OsString::as_os_str))),
+            cwd,
             environment,
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
@@ -43,6 +51,14 @@ impl ProcessContext {
 /// Joins and drops `.` and doubled slashes; `..` stays, since after a symlink it is not what it looks like.
 pub fn absolute(base: &Path, path: &Path) -> PathBuf {
     base.join(path).components().collect()
+}
+
+/// As execvp(3) found it: a name with a slash is a path, any other is looked for on PATH.
+fn executable(called: &Path, cwd: &Path, path: Option<&OsStr>) -> Option<PathBuf> {
+    if called.components().count() > 1 {
+        return Some(absolute(cwd, called));
+    }
+    find_on_path(called.to_str()?, path?)
 }
 
 fn current_directory(pwd: Option<PathBuf>) -> PathBuf {
@@ -71,6 +87,15 @@ mod tests {
         assert_eq!(current_directory(Some(directory.path().to_owned())), here);
         assert_eq!(current_directory(Some(PathBuf::from("."))), here);
         assert_eq!(current_directory(None), here);
+    }
+
+    #[test]
+    fn the_executable_is_what_it_was_called_by() {
+        let found = |called: &str| executable(Path::new(called), Path::new("/srv"), Some(OsStr::new("relative:/bin")));
+        assert_eq!(found("venv/bin/forkmaster"), Some(PathBuf::from("/srv/venv/bin/forkmaster")));
+        assert_eq!(found("/a/b"), Some(PathBuf::from("/a/b")));
+        assert_eq!(found("sh"), Some(PathBuf::from("/bin/sh")));
+        assert_eq!(found("no-such-program"), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Settings as the master uses them: absolute, defaulted, checked. Made from `file::File` by `resolve`; nothing
+//! Settings as the master uses them: absolute, defaulted, checked. Made from `file::File` by `read`; nothing
 //! else in the project reads a file or an environment variable for settings.
 
 use std::ffi::OsString;
@@ -107,6 +107,8 @@ pub struct Identity {
     pub groups: Vec<u32>,
     /// None for a numeric id without a passwd entry.
     pub name: Option<String>,
+    /// For HOME; None without a passwd entry.
+    pub home: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -164,4 +166,10 @@ pub enum ControlAddress {
     Path(PathBuf),
     /// Without the leading NUL.
     Abstract(String),
+}
+
+impl Control {
+    pub fn is_auto(&self) -> bool {
+        matches!(self.socket, ControlSocket::Auto(_))
+    }
 }

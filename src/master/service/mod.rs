@@ -17,7 +17,8 @@ use std::time::Instant;
 
 use forkmaster_wire::message::{GenerationId, WorkerId};
 
-use crate::config::Source as ConfigSource;
+use crate::config::change::Fixed;
+use crate::config::{Effective, Source as ConfigSource};
 use crate::facts::snapshot::LastReload;
 use crate::supervisor::{Event, Phase, Supervisor};
 
@@ -34,6 +35,10 @@ pub struct Service {
     pub workers: BTreeMap<WorkerId, WorkerProcess>,
     pub last_generation: u32,
     pub last_reload: Option<LastReload>,
+    /// What a reload cannot change; None until the first start.
+    pub fixed: Option<Fixed>,
+    /// The settings of the latest generation as written, for what the next one changes.
+    pub written: Option<Vec<Effective>>,
     pub totals: Totals,
     last_stacks: u64,
     /// When the scoreboards, and memory, are looked at again.
@@ -50,6 +55,8 @@ impl Service {
             workers: BTreeMap::new(),
             last_generation: 0,
             last_reload: None,
+            fixed: None,
+            written: None,
             totals: Totals::default(),
             last_stacks: 0,
             look_at: now,

@@ -9,7 +9,7 @@ use forkmaster_wire::mutant::{self, Mutant};
 
 use super::processes::GenerationProcesses;
 use super::Service;
-use crate::config::settings::Settings;
+use crate::config::change::Fixed;
 use crate::config::{self, Loaded};
 use crate::exit_code::ExitCode;
 use crate::facts::snapshot::LastReload;
@@ -44,7 +44,7 @@ pub struct Prepared {
 impl Service {
     /// A reload: reads the configuration afresh.
     pub fn prepare_reload(&mut self, shared: &mut Shared) -> Result<Prepared, Refused> {
-        let loaded = config::read(&self.source, &shared.context)
+        let loaded = config::read(&self.source, &shared.context, self.fixed.as_ref())
             .map_err(|problems| Refused { reason: problems.to_string(), exit_code: problems.exit_code() })?;
         self.prepare(loaded, shared)
     }
@@ -54,11 +54,11 @@ impl Service {
         for warning in &loaded.warnings {
             log::warn!("{warning}");
         }
-        let mut settings = loaded.settings;
+        let settings = loaded.settings;
+        self.fixed.get_or_insert_with(|| Fixed::of(&settings));
         let predecessor = self.supervisor.serving().and_then(|generation| self.generations.get(&generation.id));
         let mut in_place = false;
         if let Some(predecessor) = predecessor {
-            keep_what_needs_a_restart(&mut settings, &predecessor.settings);
             let (app, before) = (&settings.app, &predecessor.settings.app);
             in_place = app.release == before.release && app.interpreter.venv == before.interpreter.venv;
         }
@@ -85,6 +85,13 @@ impl Service {
         if in_place && !app.preload {
             log::info!("generation gen={generation} in place: code on disk is not pinned; preload = true pins it");
         }
+        if let Some(before) = &self.written {
+            let changes = config::change::diff(before, &loaded.effective);
+            let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+            if !changes.is_empty() {
+                log::info!("generation gen={generation} changes {}", changes.join("; "));
+            }
+        }
         let plan = GenerationProcesses::plan(&settings);
         let began = shared.clock.now();
         let mut processes = GenerationProcesses::new(settings, listeners, in_place, began).map_err(|error| {
@@ -94,32 +101,11 @@ impl Service {
             Refused { reason: format!("no scoreboard: {error}"), exit_code }
         })?;
         processes.access = access;
+        self.written = Some(loaded.effective);
         self.generations.insert(generation, processes);
         if mutant::is(Mutant::KillOldFirst) {
             self.kill_all_workers(shared);
         }
         Ok(Prepared { generation, plan })
-    }
-}
-
-/// Some settings are fixed with the process: a reload that changes them goes on with the old value and says so.
-fn keep_what_needs_a_restart(settings: &mut Settings, before: &Settings) {
-    let warn =
-        |key: &str| log::warn!("{key} has changed: it takes effect with a restart; the reload goes on without it");
-    if settings.name != before.name {
-        warn("name");
-        settings.name = before.name.clone();
-    }
-    if settings.server.identity != before.server.identity {
-        warn("[server] user, group");
-        settings.server.identity = before.server.identity.clone();
-    }
-    if settings.server.pidfile != before.server.pidfile {
-        warn("[server] pidfile");
-        settings.server.pidfile = before.server.pidfile.clone();
-    }
-    if settings.control != before.control {
-        warn("[control] socket");
-        settings.control = before.control.clone();
     }
 }

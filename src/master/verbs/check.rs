@@ -44,7 +44,7 @@ impl From<io::Error> for Refused {
 }
 
 pub fn run(source: &Source, context: &ProcessContext, with_boot: bool) -> ExitCode {
-    let loaded = match config::read(source, context) {
+    let loaded = match config::read(source, context, None) {
         Ok(loaded) => loaded,
         Err(problems) => {
             output::complain(&problems);

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::config::process_context::ProcessContext;
@@ -45,6 +45,7 @@ pub enum Command {
     Run(Source),
     Check { source: Source, boot: bool },
     ConfigShow(Source),
+    ConfigReference,
     Status { client: Client, json: bool },
     Health { client: Client, probe: HealthProbe },
     Reload { client: Client, waiting: Waiting },
@@ -84,7 +85,7 @@ pub fn parse(
     arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
     context: &ProcessContext,
 ) -> Result<Command, clap::Error> {
-    let matches = Line::command().after_help(exit_codes()).try_get_matches_from(arguments)?;
+    let matches = Line::command().after_help(exit_codes()).try_get_matches_from(arguments).map_err(known_elsewhere)?;
     let line = Line::from_arg_matches(&matches)?;
     let place = Place { config: line.common.config, socket: line.common.socket, context };
     let Some(verb) = line.verb else {
@@ -106,6 +107,7 @@ pub fn parse(
             place.client_options_unused()?;
             Ok(Command::Check { source: place.source(run)?, boot })
         }
+        Verb::Config { verb: ConfigVerb::Reference } => Ok(Command::ConfigReference),
         Verb::Config { verb: ConfigVerb::Show(options) } => {
             place.client_options_unused()?;
             place.source(options).map(Command::ConfigShow)
@@ -239,6 +241,8 @@ enum Verb {
 enum ConfigVerb {
     /// Print every setting in effect and where it comes from
     Show(RunOptions),
+    /// Print what can be set, as Markdown
+    Reference,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -339,6 +343,17 @@ impl Place<'_> {
     }
 }
 
+/// What Gunicorn, uWSGI and others call an option is answered with what it is here, not with what looks similar.
+fn known_elsewhere(failed: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(option)) = failed.get(ContextKind::InvalidArg) else {
+        return failed;
+    };
+    match (failed.kind(), config::hints::flag(option)) {
+        (ErrorKind::UnknownArgument, Some(sentence)) => error(ErrorKind::UnknownArgument, sentence),
+        (_, _) => failed,
+    }
+}
+
 fn parse_bind(text: &str) -> Result<String, String> {
     Bind::parse(text, Path::new("/")).map(|_| text.to_owned())
 }
@@ -385,7 +400,14 @@ mod tests {
     use super::*;
 
     fn context(cwd: &Path) -> ProcessContext {
-        ProcessContext { environment: Default::default(), cwd: cwd.to_owned(), uid: 0, gid: 0, cpus: 1 }
+        ProcessContext {
+            environment: Default::default(),
+            cwd: cwd.to_owned(),
+            executable: None,
+            uid: 0,
+            gid: 0,
+            cpus: 1,
+        }
     }
 
     fn line(text: &str) -> Result<Command, clap::Error> {
@@ -506,6 +528,13 @@ mod tests {
             ("a.b --socket x", "--socket is for"),
             ("status --workers 2", "--workers"),
             ("config", "show"),
+            ("--timeout 30 a.b", "FORKMASTER_SERVER__REQUEST_TIMEOUT"),
+            ("-k gthread a.b", "one kind of worker"),
+            ("--access-logfile - a.b", "[log] access"),
+            ("-t30 a.b", "request_timeout"),
+            ("--reload a.b", "forkmaster reload"),
+            ("--env A=1 a.b", "[env]"),
+            ("run --chdir /srv a.b", "--release"),
             ("check", "nothing to serve"),
         ];
         for (text, hint) in cases {

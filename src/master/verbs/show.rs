@@ -9,8 +9,11 @@ use crate::facts::snapshot::{Generation, Snapshot, Worker};
 use crate::verbs::output;
 
 pub fn config(source: &Source, context: &ProcessContext) -> ExitCode {
-    match config::read(source, context) {
+    match config::read(source, context, None) {
         Ok(loaded) => {
+            for warning in &loaded.warnings {
+                output::complain(format_args!("warning: {warning}"));
+            }
             output::print(loaded.show());
             ExitCode::Done
         }
@@ -19,6 +22,11 @@ pub fn config(source: &Source, context: &ProcessContext) -> ExitCode {
             problems.exit_code()
         }
     }
+}
+
+pub fn reference() -> ExitCode {
+    output::print(config::reference::markdown());
+    ExitCode::Done
 }
 
 /// `status` for people. Names, paths and reasons come from configuration and applications, and a terminal obeys some

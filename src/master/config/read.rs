@@ -1,0 +1,488 @@
+//! All of the configuration in order: what each section means, and what must hold between settings. Paths of what
+//! outlives a generation (sockets, logs, pidfile) start at the configuration file's directory by name.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use forkmaster_wire::message::LogLevel;
+
+use super::access_format;
+use super::address::SUN_PATH_BYTES_MAX;
+use super::change::Fixed;
+use super::file::{quoted, Value, Written};
+use super::identity::{find_group, find_user, run_as};
+use super::interpreter;
+use super::keys::WORKERS_MAX;
+use super::problem::{Problem, Problems};
+use super::process_context::ProcessContext;
+use super::proxies;
+use super::resolver::Resolver;
+use super::settings::{
+    AccessTarget, Bind, Control, ControlAddress, ControlSocket, Http, Identity, Log, LogTarget, Reload, Server,
+    Settings, SocketFile, Surge,
+};
+use super::units::show_duration;
+use super::values::{count, duration_or_none, id_text, path, quoted_path, string};
+use super::{Loaded, Origin, Source};
+
+pub const LATER: &str = "comes with a later version";
+/// File names end at 255 bytes, socket paths at 107.
+const NAME_BYTES_MAX: usize = 64;
+
+/// Reads and checks everything. `fixed` is what a reload cannot change: it stands in place of what is written before
+/// anything is derived from it, and each difference is a warning.
+pub fn read(source: &Source, context: &ProcessContext, fixed: Option<&Fixed>) -> Result<Loaded, Problems> {
+    let mut resolver = Resolver::new(source, context)?;
+    let settings = resolver.settings(fixed);
+    let (warnings, effective) = resolver.finish()?;
+    Ok(Loaded { settings, warnings, effective })
+}
+
+/// Only what a client needs to find the master: it must find it also while the file is wrong elsewhere, or the
+/// release is gone.
+pub fn control(source: &Source, context: &ProcessContext) -> Result<Control, Problems> {
+    let mut resolver = Resolver::new(source, context)?;
+    resolver.env_file();
+    resolver.problems.clear();
+    let name = resolver.name();
+    let control = resolver.control(&name);
+    Problems::check(resolver.problems)?;
+    Ok(control)
+}
+
+impl Resolver<'_> {
+    fn settings(&mut self, fixed: Option<&Fixed>) -> Settings {
+        // First, since everything else may use its variables.
+        self.env_file();
+        let mut name = self.name();
+        let mut identity = self.run_as();
+        let mut pidfile = self.pidfile();
+        let mut control = self.control(&name);
+        if let Some(fixed) = fixed {
+            let written = Fixed { name, identity, pidfile, control };
+            self.warnings.extend(fixed.differences(&written));
+            Fixed { name, identity, pidfile, control } = fixed.clone();
+        }
+        let app = self.app(identity.as_ref());
+        let socket = self.socket_file(identity.as_ref());
+        let server = self.server(identity, socket, pidfile);
+        let reload = self.reload();
+        let http = self.http();
+        let log = self.log();
+        Settings { name, app, server, reload, http, log, control }
+    }
+
+    fn name(&mut self) -> String {
+        let key = ("", "name");
+        let parse = |value: &Value| string(value).and_then(|text| check_name(text).map(|()| text.to_owned()));
+        if let Some(name) = self.optional("", "name", parse, |name| quoted(name)) {
+            return name;
+        }
+        let default = default_name(&self.identity_path, self.shown == "command line");
+        if self.height(key).is_none() {
+            self.note(key, quoted(&default), Origin::Default);
+        }
+        default
+    }
+
+    fn run_as(&mut self) -> Option<Identity> {
+        let find = |value: &Value| id_text(value).and_then(|text| find_user(&text).map(|found| (text, found)));
+        let user = self.optional("server", "user", find, |(text, _)| quoted(text));
+        let find = |value: &Value| id_text(value).and_then(|text| find_group(&text).map(|gid| (text, gid)));
+        let group = self.optional("server", "group", find, |(text, _)| quoted(text));
+        let key = if user.is_some() { "user" } else { "group" };
+        let (uid, gid) = (self.context.uid, self.context.gid);
+        match run_as(user.map(|(_, user)| user), group.map(|(_, gid)| gid), uid, gid) {
+            Ok(identity) => identity,
+            Err(reason) => {
+                self.refuse(("server", key), &reason);
+                None
+            }
+        }
+    }
+
+    fn pidfile(&mut self) -> Option<PathBuf> {
+        let pidfile: Option<PathBuf> = self.get("server", "pidfile");
+        self.check_place(("server", "pidfile"), pidfile.as_deref());
+        pidfile
+    }
+
+    fn socket_file(&mut self, identity: Option<&Identity>) -> SocketFile {
+        let mode: u32 = self.get("server", "socket_mode");
+        if mode & 0o002 != 0 {
+            let shown = super::units::show_mode(&mode);
+            self.warnings.push(format!("socket_mode {shown} lets every user of the machine connect"));
+        }
+        let own_uid = self.context.uid;
+        let find = |value: &Value| {
+            let (uid, _) = id_text(value).and_then(|text| find_user(&text))?;
+            if own_uid != 0 && uid != own_uid {
+                return Err(format!("running as uid {own_uid}, and only root can give a file away; remove the line"));
+            }
+            Ok(uid)
+        };
+        let show = |id: &u32| quoted(&id.to_string());
+        let uid = self.optional("server", "socket_user", find, show);
+        let find = |value: &Value| id_text(value).and_then(|text| find_group(&text));
+        let gid = self.optional("server", "socket_group", find, show);
+        let (uid_default, gid_default) = (identity.map(|identity| identity.uid), identity.map(|identity| identity.gid));
+        for (key, set, default) in [("socket_user", uid, uid_default), ("socket_group", gid, gid_default)] {
+            if let (None, None, Some(id)) = (set, self.height(("server", key)), default) {
+                self.note(("server", key), show(&id), Origin::Default);
+            }
+        }
+        SocketFile { mode, uid: uid.or(uid_default), gid: gid.or(gid_default) }
+    }
+
+    fn server(&mut self, identity: Option<Identity>, socket: SocketFile, pidfile: Option<PathBuf>) -> Server {
+        let bind = self.bind();
+        let workers: u32 = self.get("server", "workers");
+        let max_processes: Option<u32> = self.get("server", "max_processes");
+        if max_processes.is_some_and(|most| most <= workers) {
+            let reason = format!(
+                "there are {workers} workers, and a reload proves a release in one beside them; write at least {}",
+                workers + 1
+            );
+            self.refuse(("server", "max_processes"), &reason);
+        }
+        let base = self.place.named.clone();
+        let proxy_protocol = self.get_with(
+            "http",
+            "proxy_protocol",
+            |value| proxies::parse_proxy_protocol(value, &bind, &base),
+            |proxied| proxies::show_proxy_protocol(proxied, &bind),
+        );
+        Server {
+            bind,
+            backlog: self.get("server", "backlog"),
+            socket,
+            workers,
+            max_processes,
+            threads: self.get("server", "threads"),
+            identity,
+            umask: self.get("server", "umask"),
+            pidfile,
+            max_requests: self.get("server", "max_requests"),
+            max_requests_jitter: self.get("server", "max_requests_jitter"),
+            max_lifetime: self.get("server", "max_lifetime"),
+            max_rss: self.get("server", "max_rss"),
+            boot_timeout: self.get("server", "boot_timeout"),
+            request_timeout: self.get("server", "request_timeout"),
+            request_timeouts: self.request_timeouts(),
+            graceful_timeout: self.get("server", "graceful_timeout"),
+            shutdown_delay: self.get("server", "shutdown_delay"),
+            proxy_protocol,
+        }
+    }
+
+    fn bind(&mut self) -> Vec<Bind> {
+        let base = self.place.named.clone();
+        let problems_before = self.problems.len();
+        let bind =
+            self.list("server", "bind", |text| Bind::parse(text, &base), |bind: &Bind| quoted(&bind.to_string()));
+        let mut clashes = Vec::new();
+        for (index, one) in bind.iter().enumerate() {
+            if bind[..index].contains(one) {
+                clashes.push(format!("{one} is there twice; remove one"));
+            } else if let Some(other) = bind[..index].iter().find(|other| other.overlaps(one)) {
+                clashes.push(format!(
+                    "{other} and {one} overlap: the kernel gives only one of them the port; keep the wider one"
+                ));
+            }
+        }
+        if bind.is_empty() && self.problems.len() == problems_before {
+            clashes.push("at least one address is needed; write [\"127.0.0.1:8000\"]".to_owned());
+        }
+        for clash in clashes {
+            self.refuse(("server", "bind"), &clash);
+        }
+        bind
+    }
+
+    fn temp_dirs(&mut self) -> Vec<PathBuf> {
+        let base = self.place.named.clone();
+        let temporary = self.context.environment.get(OsStr::new("TMPDIR")).map(PathBuf::from);
+        let temporary = temporary.filter(|path| path.is_absolute());
+        let mut auto: Vec<PathBuf> = Vec::new();
+        for path in temporary.into_iter().chain([PathBuf::from("/var/tmp"), PathBuf::from("/tmp")]) {
+            if !auto.contains(&path) {
+                auto.push(path);
+            }
+        }
+        self.get_with(
+            "server",
+            "temp_dir",
+            |value| match string(value)? {
+                "auto" => Ok(auto.clone()),
+                _path => path(value, &base).map(|path| vec![path]),
+            },
+            |paths| if *paths == auto { quoted("auto") } else { quoted_path(&paths[0]) },
+        )
+    }
+
+    fn request_timeouts(&mut self) -> Vec<(String, Option<Duration>)> {
+        let mut limits = Vec::new();
+        for (prefix, Written { line, value }) in std::mem::take(&mut self.file.request_timeouts) {
+            let origin = Origin::File { shown: self.shown.clone(), line };
+            let parsed = if prefix.starts_with('/') {
+                super::layers::expanded(&value, &self.variables).and_then(|value| duration_or_none(&value))
+            } else {
+                Err(format!("a path prefix begins with a slash; write {}", quoted(&format!("/{prefix}"))))
+            };
+            match parsed {
+                Ok(limit) => {
+                    let value = quoted(&limit.as_ref().map_or("none".to_owned(), show_duration));
+                    self.note_entry("server.request_timeouts", quoted(&prefix), value, origin);
+                    limits.push((prefix, limit));
+                }
+                Err(reason) => {
+                    let text = format!("[server.request_timeouts] {} = {}: {reason}", quoted(&prefix), value.shown());
+                    self.problems.push(Problem::new(&origin, text).at_line(Some(line)));
+                }
+            }
+        }
+        limits.sort_by(|(one, _), (other, _)| other.len().cmp(&one.len()).then(one.cmp(other)));
+        limits
+    }
+
+    fn reload(&mut self) -> Reload {
+        let max_surge = self.get_with("reload", "max_surge", parse_surge, |surge| match surge {
+            Surge::Auto => quoted("auto"),
+            Surge::Workers(workers) => workers.to_string(),
+            Surge::All => quoted("100%"),
+        });
+        let max_unavailable = self.get("reload", "max_unavailable");
+        if max_surge == Surge::Workers(0) && max_unavailable == 0 {
+            let reason = "max_unavailable is 0 too, so no worker could ever be replaced; set one of them to 1";
+            self.refuse(("reload", "max_surge"), reason);
+        }
+        // It keeps the previous release's template for `rollback`, and comes with that verb.
+        let none = |value: &Value| match string(value)? {
+            "0s" => Ok(()),
+            _ => Err(format!("anything but \"0s\" {LATER}; write \"0s\" or remove the line")),
+        };
+        self.get_with("reload", "keep_previous", none, |()| quoted("0s"));
+        Reload { max_surge, max_unavailable, drain_timeout: self.get("reload", "drain_timeout") }
+    }
+
+    fn http(&mut self) -> Http {
+        let limit_request_line: u32 = self.get("http", "limit_request_line");
+        let limit_request_field_size: u32 = self.get("http", "limit_request_field_size");
+        let limit_request_head: u32 = self.get("http", "limit_request_head");
+        for (key, limit) in
+            [("limit_request_line", limit_request_line), ("limit_request_field_size", limit_request_field_size)]
+        {
+            if limit > limit_request_head {
+                let reason = format!("{key} is {limit}, more than the whole head may have; raise limit_request_head");
+                let origin = self.origin(("http", key));
+                self.problems.push(Problem::new(&origin, format_args!("[http] {reason}")).at_line(origin.line()));
+            }
+        }
+        let forwarded_headers = self.list("http", "forwarded_headers", proxies::parse_forwarded_header, |header| {
+            quoted(proxies::show_forwarded_header(*header))
+        });
+        if let Err(reason) = proxies::check_one_family(&forwarded_headers) {
+            self.refuse(("http", "forwarded_headers"), &reason);
+        }
+        Http {
+            connections: self.get("server", "connections"),
+            keepalive_timeout: self.get("http", "keepalive_timeout"),
+            header_timeout: self.get("http", "header_timeout"),
+            body_timeout: self.get("http", "body_timeout"),
+            write_timeout: self.get("http", "write_timeout"),
+            limit_request_line,
+            limit_request_fields: self.get("http", "limit_request_fields"),
+            limit_request_field_size,
+            limit_request_head,
+            body_memory: self.get("http", "body_memory"),
+            max_body: self.get("http", "max_body"),
+            temp_dirs: self.temp_dirs(),
+            temp_limit: self.get("server", "temp_limit"),
+            response_buffer: self.get("server", "response_buffer"),
+            forwarded_allow_ips: self
+                .list("http", "forwarded_allow_ips", proxies::parse_peer, |peer| quoted(&peer.to_string())),
+            forwarded_headers,
+            secure_scheme_headers: self.get_with(
+                "http",
+                "secure_scheme_headers",
+                proxies::parse_secure_scheme_headers,
+                |headers| proxies::show_secure_scheme_headers(headers),
+            ),
+            underscore_headers: self
+                .list("http", "underscore_headers", proxies::parse_underscore_header, |name| quoted(name)),
+        }
+    }
+
+    fn log(&mut self) -> Log {
+        let level = self.get_with(
+            "log",
+            "level",
+            |value| string(value).and_then(parse_level),
+            |level| quoted(show_level(*level)),
+        );
+        let base = self.place.named.clone();
+        let error = self.get_with(
+            "log",
+            "error",
+            |value| match string(value)? {
+                "-" => Ok(LogTarget::Stderr),
+                _path => path(value, &base).map(LogTarget::File),
+            },
+            |target| match target {
+                LogTarget::Stderr => quoted("-"),
+                LogTarget::File(path) => quoted_path(path),
+            },
+        );
+        if let LogTarget::File(path) = &error {
+            self.check_place(("log", "error"), Some(path));
+        }
+        let access = self.get_with(
+            "log",
+            "access",
+            |value| match string(value)? {
+                "none" => Ok(None),
+                "-" => Ok(Some(AccessTarget::Stdout)),
+                _path => path(value, &base).map(|path| Some(AccessTarget::File(path))),
+            },
+            |target| match target {
+                None => quoted("none"),
+                Some(AccessTarget::Stdout) => quoted("-"),
+                Some(AccessTarget::File(path)) => quoted_path(path),
+            },
+        );
+        if let Some(AccessTarget::File(path)) = &access {
+            self.check_place(("log", "access"), Some(path));
+        }
+        let (access_format, _) = self.get_with(
+            "log",
+            "access_format",
+            |value| string(value).and_then(|text| access_format::parse(text).map(|format| (format, text.to_owned()))),
+            |(_, text)| quoted(text),
+        );
+        Log { level, error, access, access_format }
+    }
+
+    /// A file that the master will make: its directory must be there. Whether it may be written shows when it is
+    /// opened, by whoever opens it: `check` may run as another user.
+    fn check_place(&mut self, key: super::keys::Key, path: Option<&Path>) {
+        let Some((path, directory)) = path.and_then(|path| Some((path, path.parent()?))) else {
+            return;
+        };
+        let reason = match directory.metadata() {
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return,
+            Err(error) => interpreter::missing(directory, "directory", &error),
+            Ok(meta) if !meta.is_dir() => format!("{} is not a directory", directory.display()),
+            Ok(_) if path.is_dir() => format!("{} is a directory; write the name of a file", path.display()),
+            Ok(_) => return,
+        };
+        self.refuse(key, &reason);
+    }
+
+    fn control(&mut self, name: &str) -> Control {
+        let auto = ControlSocket::Auto(self.control_candidates(name));
+        let base = self.place.named.clone();
+        let socket = self.get_with(
+            "control",
+            "socket",
+            |value| match string(value)? {
+                "auto" => Ok(auto.clone()),
+                "none" => Ok(ControlSocket::Off),
+                _path => {
+                    let path = path(value, &base)?;
+                    if path.as_os_str().len() > SUN_PATH_BYTES_MAX {
+                        return Err(format!("longer than the {SUN_PATH_BYTES_MAX} bytes that the kernel takes"));
+                    }
+                    Ok(ControlSocket::Path(path))
+                }
+            },
+            |socket| match socket {
+                ControlSocket::Auto(_) => quoted("auto"),
+                ControlSocket::Off => quoted("none"),
+                ControlSocket::Path(path) => quoted_path(path),
+            },
+        );
+        Control { socket }
+    }
+
+    fn control_candidates(&self, name: &str) -> Vec<ControlAddress> {
+        let variable = |name: &str| self.context.environment.get(OsStr::new(name));
+        // systemd.exec(5): with several RuntimeDirectory= the variable is a colon-separated list.
+        let runtime = variable("RUNTIME_DIRECTORY").and_then(|list| std::env::split_paths(list).next());
+        let directories =
+            [runtime, Some(PathBuf::from("/run/forkmaster")), variable("XDG_RUNTIME_DIR").map(PathBuf::from)];
+        let mut candidates: Vec<ControlAddress> = Vec::new();
+        for directory in directories.into_iter().flatten().filter(|directory| directory.is_absolute()) {
+            let path = directory.join(format!("{name}.sock"));
+            let candidate = ControlAddress::Path(path.clone());
+            if path.as_os_str().len() <= SUN_PATH_BYTES_MAX && !candidates.contains(&candidate) {
+                candidates.push(candidate);
+            }
+        }
+        candidates.push(ControlAddress::Abstract(format!("forkmaster/{}/{name}", self.context.uid)));
+        candidates
+    }
+}
+
+fn parse_surge(value: &Value) -> Result<Surge, String> {
+    match value {
+        Value::Text(text) | Value::Loose(text) if text == "auto" => Ok(Surge::Auto),
+        Value::Text(text) | Value::Loose(text) if text == "100%" => Ok(Surge::All),
+        Value::Text(text) | Value::Loose(text) if text.ends_with('%') => {
+            Err("the only percentage is \"100%\"; otherwise write \"auto\" or a number of workers".to_owned())
+        }
+        other => count(other, 0, WORKERS_MAX)
+            .map(Surge::Workers)
+            .map_err(|reason| format!("{reason}, or \"auto\" or \"100%\"")),
+    }
+}
+
+fn parse_level(text: &str) -> Result<LogLevel, String> {
+    match text {
+        "error" => Ok(LogLevel::Error),
+        "warn" => Ok(LogLevel::Warn),
+        "info" => Ok(LogLevel::Info),
+        "debug" => Ok(LogLevel::Debug),
+        "trace" => Ok(LogLevel::Trace),
+        "warning" => Err("write \"warn\"".to_owned()),
+        "critical" => Err("write \"error\"".to_owned()),
+        _ => Err("there are \"error\", \"warn\", \"info\", \"debug\" and \"trace\"".to_owned()),
+    }
+}
+
+fn show_level(level: LogLevel) -> &'static str {
+    match level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+        LogLevel::Trace => "trace",
+    }
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || name.starts_with('.') || !name.chars().all(plain) {
+        return Err(format!(
+            "it names the control socket; write up to {NAME_BYTES_MAX} letters, digits, `-`, `_` or `.`, as \"shop\""
+        ));
+    }
+    Ok(())
+}
+
+/// The config file's stem, or the current directory's name, and a short hash of the whole path: readable, and two
+/// instances of one machine do not meet.
+fn default_name(path: &Path, is_directory: bool) -> String {
+    let stem = if is_directory { path.file_name() } else { path.file_stem() };
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') { c } else { '-' };
+    let stem: String = stem.unwrap_or_default().to_string_lossy().chars().take(40).map(plain).collect();
+    let stem = if stem.is_empty() { "app".to_owned() } else { stem };
+    // FNV-1a, 32 bits: the same in every build, which std's hashers do not promise.
+    let hash = path
+        .as_os_str()
+        .as_bytes()
+        .iter()
+        .fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    format!("{stem}-{hash:08x}")
+}
