@@ -4,87 +4,37 @@
 //! The application's side pulls (`AppThread::poll`, `AppThread::wait`) rather than being called, because the
 //! caller knows when its interpreter lock must be given up: never around `poll`, always around `wait`.
 
-mod answer;
-mod budget;
-mod buffers;
-mod connection;
-mod dispatch;
-mod epoll;
+mod base;
+mod conn;
 mod event_loop;
-mod exchange;
-mod flush_batch;
-mod leader;
-mod listener;
-mod rate;
-mod settings;
-mod shared;
-mod socket;
-mod spool;
-mod table;
-mod timers;
-mod write_queue;
+mod io;
+mod run;
 
 #[cfg(test)]
 mod tests;
 
-use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 
-use epoll::{Epoll, Interest, Token};
+use base::names::Token;
+use event_loop::listeners::Listeners;
+use event_loop::shared::{Command, Shared};
 use event_loop::EventLoop;
-use leader::Leader;
-use listener::Listeners;
-use shared::{Command, Shared};
+use io::epoll::{Epoll, Interest};
+use run::leader::{self, Leader};
 
 pub use crate::proto::proxy::ProxyVersion;
 pub use crate::proto::Version;
-pub use dispatch::{AppThread, Wake};
-pub use exchange::{BadResponse, Body, Exchange, Written};
-pub use listener::{Listener, Proxy};
-pub use settings::Settings;
-pub use write_queue::Piece;
-
-/// What the loop tells of itself while it runs; implementations must be cheap and never block.
-pub trait Metrics: Send + Sync {
-    /// The loop turned; at least once a second.
-    fn heartbeat(&self);
-    fn accepted(&self);
-    fn connections(&self, open: usize);
-    /// Connections are taken from now on, or no longer.
-    fn accepting(&self, _accepting: bool) {}
-    /// Another process at the same listeners has a free thread and less to do than this one with so many connections:
-    /// then the next connection is left to it for a moment.
-    fn should_yield_accept(&self, _open: usize) -> bool {
-        false
-    }
-}
-
-/// What the loop reports back, each at most once per command, from the loop's thread; must never block.
-pub trait Reports: Send + Sync {
-    /// `Handle::serve` was carried out: listeners are registered.
-    fn serving(&self);
-    /// `drain`, `stop` or `retire` was carried out as far as accepting is concerned.
-    fn draining(&self);
-}
-
-#[derive(Clone, Debug)]
-pub enum Peer {
-    Inet(SocketAddr),
-    Unix,
-}
-
-/// Where the request came in.
-#[derive(Clone, Debug)]
-pub enum Local {
-    Inet(SocketAddr),
-    Unix(PathBuf),
-}
+pub use base::address::{Local, Peer};
+pub use base::observers::{Metrics, Reports};
+pub use base::settings::Settings;
+pub use conn::write_queue::Piece;
+pub use event_loop::listeners::{Listener, Proxy};
+pub use run::app_thread::{AppThread, Wake};
+pub use run::exchange::{BadResponse, Body, Exchange, Written};
 
 pub struct Server {
     shared: Arc<Shared>,
@@ -105,9 +55,12 @@ impl Server {
         listeners: Vec<Listener>,
         metrics: Arc<dyn Metrics>,
         reports: Arc<dyn Reports>,
-    ) -> io::Result<Server> {
+    ) -> std::io::Result<Server> {
         if settings.threads == 0 || settings.connections == 0 {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "threads and connections must be at least 1"));
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::InvalidInput,
+                "threads and connections must be at least 1",
+            ));
         }
         let listeners = Listeners::new(listeners)?;
         let epoll = Epoll::new()?;
@@ -125,7 +78,7 @@ impl Server {
     /// Starts whatever native threads the dispatch needs and returns one `AppThread` per configured thread; the
     /// first is for the process's main thread, which also is told of signals through `wakeup`: the read end of
     /// the pipe or socket given to `signal.set_wakeup_fd`.
-    pub fn start(self, wakeup: Option<OwnedFd>) -> io::Result<Vec<AppThread>> {
+    pub fn start(self, wakeup: Option<OwnedFd>) -> std::io::Result<Vec<AppThread>> {
         let Server { shared, event_loop } = self;
         if let Some(wakeup) = wakeup {
             event_loop.watch_signals(wakeup.as_raw_fd())?;

@@ -8,7 +8,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Instant;
 
 use super::fixture::{body_of, settings, Fixture, Told, PATIENCE};
-use crate::serve::{socket, Listener};
+use crate::serve::io::socket;
+use crate::serve::Listener;
 
 #[path = "../../../../tests/integration/http/corpus.rs"]
 pub mod table;

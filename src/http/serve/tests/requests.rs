@@ -293,7 +293,8 @@ fn unix_sockets() {
 #[test]
 fn a_blocking_listener_is_refused() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let error = crate::serve::listener::Listeners::new(vec![Listener { id: 3, fd: listener.into(), proxy: None }]);
+    let error =
+        crate::serve::event_loop::listeners::Listeners::new(vec![Listener { id: 3, fd: listener.into(), proxy: None }]);
     assert!(error.is_err_and(|error| error.to_string().contains("listener 3")));
 }
 

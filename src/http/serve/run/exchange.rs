@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use crate::proto::response::{Asked, ChunkLine, Framing};
 use crate::proto::Version;
 
-use super::answer::{date_now, After};
-use super::connection::Connection;
-use super::epoll::Token;
-use super::leader::{Leader, Lease};
-use super::settings::{BUFFER_KEPT_BYTES, DEFERRED_ANSWER_BYTES_MAX};
-use super::shared::{Notice, Shared};
-use super::write_queue::{Hold, Sent, WriteHalf, GATHERED_BYTES_MAX};
-use super::{Local, Peer};
+use crate::serve::base::address::{Local, Peer};
+use crate::serve::base::names::Token;
+use crate::serve::base::settings::{BUFFER_KEPT_BYTES, DEFERRED_ANSWER_BYTES_MAX};
+use crate::serve::conn::answer::{date_now, After};
+use crate::serve::conn::connection::Connection;
+use crate::serve::conn::write_queue::{Hold, Sent, WriteHalf, GATHERED_BYTES_MAX};
+use crate::serve::event_loop::shared::{Notice, Shared};
+use crate::serve::run::leader::{Leader, Lease};
 
 pub enum Body<'a> {
     Memory(&'a [u8]),
@@ -54,12 +54,7 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    pub(super) fn new(
-        leader: Arc<Leader>,
-        lease: Option<Lease>,
-        connection: Box<Connection>,
-        begun: Instant,
-    ) -> Exchange {
+    pub fn new(leader: Arc<Leader>, lease: Option<Lease>, connection: Box<Connection>, begun: Instant) -> Exchange {
         Exchange { leader, lease, connection: Some(connection), begun }
     }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{channel, Sender};
 use std::sync::{Arc, OnceLock};
 
-use super::budget::{Budget, Charge};
+use crate::serve::base::budget::{Budget, Charge};
 
 /// Where files may be made, and how much they may hold in sum.
 #[derive(Debug)]

@@ -8,10 +8,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::connection::Connection;
-use super::epoll::{Interest, Token};
-use super::rate::Window;
-use super::write_queue::WriteHalf;
+use crate::serve::base::names::Token;
+use crate::serve::base::pace::Window;
+use crate::serve::conn::connection::Connection;
+use crate::serve::conn::write_queue::WriteHalf;
+use crate::serve::io::epoll::Interest;
 
 #[derive(Debug)]
 pub enum SlotState {

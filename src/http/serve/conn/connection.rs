@@ -11,19 +11,19 @@ use crate::proto::head::{Head, Limits, Scan, Scanner};
 use crate::proto::proxy::{self, Parsed, ProxyVersion};
 use crate::proto::refusal::{self, Refusal};
 
-use super::answer::Answer;
-use super::budget::{Budget, Charge};
-use super::buffers::Buffers;
-use super::epoll::Token;
-use super::event_loop::Blocking;
-use super::listener::Origin;
-use super::rate::Window;
-use super::settings::{Settings, BUFFER_KEPT_BYTES, GATHER_BYTES, READ_BODY_BYTES, READ_HEAD_BYTES, TURN_BYTES_MAX};
-use super::socket;
-use super::spool::{Failed, Spool, TempFiles};
-use super::timers::TimerKind;
-use super::write_queue::WriteHalf;
-use super::{Local, Peer};
+use crate::serve::base::address::{Local, Peer};
+use crate::serve::base::budget::{Budget, Charge};
+use crate::serve::base::buffers::Buffers;
+use crate::serve::base::names::{Blocking, TimerKind, Token};
+use crate::serve::base::pace::Window;
+use crate::serve::base::settings::{
+    Settings, BUFFER_KEPT_BYTES, GATHER_BYTES, READ_BODY_BYTES, READ_HEAD_BYTES, TURN_BYTES_MAX,
+};
+use crate::serve::conn::answer::Answer;
+use crate::serve::conn::write_queue::WriteHalf;
+use crate::serve::event_loop::listeners::Origin;
+use crate::serve::io::socket;
+use crate::serve::io::spool::{Failed, Spool, TempFiles};
 
 /// What reading needs to know and may use.
 #[derive(Debug)]

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::budget::Budget;
-use super::connection::{Connection, Rules};
-use super::dispatch::RunQueue;
-use super::epoll::Token;
-use super::settings::{Settings, MEMORY_BYTES_MAX};
-use super::spool::TempFiles;
+use super::run_queue::RunQueue;
+use crate::serve::base::budget::Budget;
+use crate::serve::base::names::Token;
+use crate::serve::base::settings::{Settings, MEMORY_BYTES_MAX};
+use crate::serve::conn::connection::{Connection, Rules};
+use crate::serve::io::spool::TempFiles;
 
 /// From the app side to the loop.
 pub enum Notice {
@@ -49,7 +49,7 @@ impl Inbox {
 
 pub struct Shared {
     pub rules: Rules,
-    pub run_queue: RunQueue,
+    pub run_queue: RunQueue<Box<Connection>>,
     /// The descriptor of each slot's socket, plus one: memory that was never written to is all zeroes, and costs nothing
     /// in the pages that are never used.
     sockets: Box<[AtomicI32]>,

@@ -22,9 +22,10 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-use super::connection::Connection;
-use super::event_loop::{Blocking, EventLoop, Step};
-use super::shared::Shared;
+use crate::serve::base::names::Blocking;
+use crate::serve::conn::connection::Connection;
+use crate::serve::event_loop::shared::Shared;
+use crate::serve::event_loop::{EventLoop, Step};
 
 /// How long a request may be in the application before the monitor takes over: at least one tick, at most two. Each
 /// costs a switch of threads, one percent of a processor at a thousand a second.

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::budget::Charge;
-use super::settings::{DEFERRED_ANSWER_BYTES_MAX, RESPONSE_MEMORY_BYTES_MAX, TURN_BYTES_MAX};
-use super::socket;
-use super::spool::{Failed, Spool, TempFiles};
+use crate::serve::base::budget::Charge;
+use crate::serve::base::settings::{DEFERRED_ANSWER_BYTES_MAX, RESPONSE_MEMORY_BYTES_MAX, TURN_BYTES_MAX};
+use crate::serve::io::socket;
+use crate::serve::io::spool::{Failed, Spool, TempFiles};
 
 /// Small pieces are gathered in memory up to this, so that a queue of them is neither many sends nor one vector
 /// that grows for ever at one end while it is sent at the other.

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::settings::BYTES_PER_S_MIN;
+use crate::serve::base::settings::BYTES_PER_S_MIN;
 
 /// A stretch of time, at least as long as the timeout that it belongs to, and the bytes counted when it began.
 #[derive(Clone, Copy, Debug)]

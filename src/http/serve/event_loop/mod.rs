@@ -5,6 +5,13 @@
 //! It never waits for anything but events, and in `fetch` only; no error leaves it: what goes wrong with a connection
 //! ends that connection.
 
+pub mod flush_batch;
+pub mod listeners;
+pub mod run_queue;
+pub mod shared;
+pub mod table;
+pub mod timers;
+
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -14,21 +21,23 @@ use crate::proto::refusal::{self, Refusal};
 use crate::proto::response::Asked;
 use crate::proto::Version;
 
-use super::answer::After;
-use super::connection::{Connection, Received};
-use super::epoll::{Epoll, Event, Interest, Token};
-use super::flush_batch::FlushBatch;
-use super::listener::{Accepted, Listeners, Load, Origin};
-use super::rate::{Pace, Window};
-use super::settings::{
+use crate::serve::base::names::{Blocking, TimerKind, Token};
+use crate::serve::base::observers::{Metrics, Reports};
+use crate::serve::base::pace::{Pace, Window};
+use crate::serve::base::settings::{
     BUFFERS_KEPT, HEARTBEAT, LINGER, LINGER_SILENCE, READ_BODY_BYTES, TURN_ACCEPTS_MAX, TURN_BYTES_MAX,
     TURN_FOLLOWERS_MAX,
 };
-use super::shared::{Command, Inbox, Notice, Shared};
-use super::table::{SlotState, Table};
-use super::timers::{TimerKind, Timers};
-use super::write_queue::{Drained, Sent, WriteHalf};
-use super::{socket, Metrics, Peer, Reports};
+use crate::serve::conn::answer::After;
+use crate::serve::conn::connection::{Connection, Received};
+use crate::serve::conn::write_queue::{Drained, Sent, WriteHalf};
+use crate::serve::io::epoll::{Epoll, Event, Interest};
+use crate::serve::io::socket;
+use flush_batch::FlushBatch;
+use listeners::{Accepted, Listeners, Load, Origin};
+use shared::{Command, Inbox, Notice, Shared};
+use table::{SlotState, Table};
+use timers::Timers;
 
 /// What the process was told last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,14 +60,6 @@ enum TurnPhase {
     Accepting,
     /// Everything was done that can be done now.
     Idle,
-}
-
-/// Whether whoever runs the loop may wait for a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Blocking {
-    /// It holds the interpreter's lock: nothing that writes to a disk or moves many bytes.
-    Forbidden,
-    Allowed,
 }
 
 /// What came of a step.
@@ -676,7 +677,7 @@ impl EventLoop {
             Received::Ended => self.close(connection),
             Received::Lost { in_the_middle } => {
                 if in_the_middle {
-                    log::debug!("{} left in the middle of a request", Shown(&connection.peer));
+                    log::debug!("{} left in the middle of a request", connection.peer);
                 }
                 self.close(connection);
             }
@@ -801,7 +802,7 @@ impl EventLoop {
         let slot = self.table.slot(index);
         match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
             SlotState::Flushing(connection) => {
-                log::info!("{} does not take its answer: closed (write_timeout)", Shown(&connection.peer));
+                log::info!("{} does not take its answer: closed (write_timeout)", connection.peer);
                 self.close(connection);
             }
             // The app side has it, and learns of it by the write half.
@@ -875,8 +876,8 @@ impl EventLoop {
         self.timers.clear(index);
         let Refusal { status, reason, limit } = refusal;
         match limit {
-            Some(limit) => log::info!("refused {}: {status} {reason} ({limit})", Shown(&connection.peer)),
-            None => log::info!("refused {}: {status} {reason}", Shown(&connection.peer)),
+            Some(limit) => log::info!("refused {}: {status} {reason} ({limit})", connection.peer),
+            None => log::info!("refused {}: {status} {reason}", connection.peer),
         }
         let head = connection.asks_for_head();
         let asked = Asked { version: Version::Http11, head, keep_alive: false };
@@ -971,15 +972,4 @@ enum Outcome {
     Taken,
     Empty,
     Stalled,
-}
-
-struct Shown<'a>(&'a Peer);
-
-impl std::fmt::Display for Shown<'_> {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Peer::Inet(address) => write!(formatter, "{address}"),
-            Peer::Unix => write!(formatter, "a client of a Unix socket"),
-        }
-    }
 }

@@ -27,7 +27,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    pub(super) fn limits(&self) -> Limits {
+    pub fn limits(&self) -> Limits {
         Limits {
             request_line: self.limit_request_line,
             field_size: self.limit_request_field_size,
@@ -38,77 +38,77 @@ impl Settings {
 }
 
 /// Bodies and responses that lie in memory, all of a worker together; beyond, files are used earlier.
-pub(super) const MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+pub const MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Of one response, before a file is used: several times the kernel's own send buffer, so that ordinary pages
 /// never touch a disk.
-pub(super) const RESPONSE_MEMORY_BYTES_MAX: u64 = 256 * 1024;
+pub const RESPONSE_MEMORY_BYTES_MAX: u64 = 256 * 1024;
 
 /// A buffer of a connection that grew beyond this is given back after the request.
-pub(super) const BUFFER_KEPT_BYTES: usize = 16 * 1024;
+pub const BUFFER_KEPT_BYTES: usize = 16 * 1024;
 
 /// Such buffers that are kept for the connections that read next: those of a batch of events, and then some.
-pub(super) const BUFFERS_KEPT: usize = 256;
+pub const BUFFERS_KEPT: usize = 256;
 
 /// Buffers of large bodies that are kept for the next ones: one for each that is likely to be under way.
-pub(super) const BODY_BUFFERS_KEPT: usize = 32;
-pub(super) const BODY_BUFFER_BYTES_MAX: usize = 1024 * 1024;
+pub const BODY_BUFFERS_KEPT: usize = 32;
+pub const BODY_BUFFER_BYTES_MAX: usize = 1024 * 1024;
 
 /// The smallest read: most heads fit.
-pub(super) const READ_HEAD_BYTES: usize = 4 * 1024;
+pub const READ_HEAD_BYTES: usize = 4 * 1024;
 
 /// The smallest read while a body comes.
-pub(super) const READ_BODY_BYTES: usize = 64 * 1024;
+pub const READ_BODY_BYTES: usize = 64 * 1024;
 
 /// One connection's share of a turn of the loop, so that a fast upload or download does not starve the others.
-pub(super) const TURN_BYTES_MAX: usize = 1024 * 1024;
+pub const TURN_BYTES_MAX: usize = 1024 * 1024;
 
 /// Connections taken in a turn, each with its first request answered before the next is taken, before the ones that are
 /// open get their turn.
-pub(super) const TURN_ACCEPTS_MAX: u32 = 16;
+pub const TURN_ACCEPTS_MAX: u32 = 16;
 
 /// Requests begun in a turn that were there already when the one before them was answered (pipelining): of all clients
 /// together, so that those who send many at once do not keep the others waiting.
-pub(super) const TURN_FOLLOWERS_MAX: u32 = 16;
+pub const TURN_FOLLOWERS_MAX: u32 = 16;
 
 /// How many answers may wait for each other to be sent together, and for how long: a small part of what a client notices.
-pub(super) const FLUSH_ANSWERS_MAX: usize = 16;
-pub(super) const FLUSH_DELAY_MAX: Duration = Duration::from_micros(500);
+pub const FLUSH_ANSWERS_MAX: usize = 16;
+pub const FLUSH_DELAY_MAX: Duration = Duration::from_micros(500);
 
 /// An answer that is larger goes out at once: copying it costs, and so does its queue, which the connection keeps.
-pub(super) const DEFERRED_ANSWER_BYTES_MAX: usize = 4 * 1024;
+pub const DEFERRED_ANSWER_BYTES_MAX: usize = 4 * 1024;
 
 /// What a client on the same machine has not taken yet: what is written a moment before it is read is still in the
 /// processors' caches, which made downloads of 5 MB a third faster than the megabytes that the kernel would queue. A
 /// client elsewhere has a network before it, which must not run dry while the loop is busy: there the kernel decides.
-pub(super) const LOOPBACK_UNSENT_BYTES_MAX: u32 = 256 * 1024;
+pub const LOOPBACK_UNSENT_BYTES_MAX: u32 = 256 * 1024;
 
 /// Lingering close: how long the client may be silent, and how long what it still sends is read in all; then it
 /// will not look at the answer any more. Apache: 2 s and 30 s, nginx: 5 s and 30 s. There is no bound in bytes:
 /// clients that send 100 MB before they read anything are the ones that need it.
-pub(super) const LINGER_SILENCE: Duration = Duration::from_secs(2);
-pub(super) const LINGER: Duration = Duration::from_secs(30);
+pub const LINGER_SILENCE: Duration = Duration::from_secs(2);
+pub const LINGER: Duration = Duration::from_secs(30);
 
 /// What a client must send of a body, and take of an answer, on average over `body_timeout` and `write_timeout`:
 /// those count from one byte to the next, so that a byte a second would keep a place for ever. Kestrel: 240 bytes a
 /// second both ways, Apache (mod_reqtimeout): 500. A GPRS modem has ten times as much.
-pub(super) const BYTES_PER_S_MIN: u64 = 240;
+pub const BYTES_PER_S_MIN: u64 = 240;
 
 /// Body bytes are gathered before they go to a file: whoever sends chunks of one byte shall not cost a write each,
 /// and whoever only announces a large body shall not cost a file.
-pub(super) const GATHER_BYTES: usize = 64 * 1024;
+pub const GATHER_BYTES: usize = 64 * 1024;
 
 /// How long accepting rests when the process or the machine is out of descriptors or memory.
-pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// How long a TCP connection that says nothing stays with the kernel: the least there is. A client that sends its request
 /// as soon as it is connected is then taken when that is there, which saves waking up for nothing, a vain read and a
 /// place in the epoll set: half of the processor time of a request on a connection of its own.
-pub(super) const DEFER_ACCEPT_S: libc::c_int = 1;
+pub const DEFER_ACCEPT_S: libc::c_int = 1;
 
 /// How long a connection is left to a sibling that has less to do: it is awake by then, unless it has to wait for a
 /// processor.
-pub(super) const YIELD_ACCEPT: Duration = Duration::from_millis(1);
+pub const YIELD_ACCEPT: Duration = Duration::from_millis(1);
 
 /// The loop turns at least this often and tells so (`Metrics::heartbeat`).
-pub(super) const HEARTBEAT: Duration = Duration::from_millis(900);
+pub const HEARTBEAT: Duration = Duration::from_millis(900);

@@ -4,22 +4,7 @@
 
 use std::time::Instant;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TimerKind {
-    /// Nothing of a request has come.
-    Keepalive,
-    /// A head has begun.
-    Header,
-    /// Between two reads of a body.
-    Body,
-    /// Between two writes while bytes are queued.
-    Write,
-    /// Between FIN and close.
-    Linger,
-}
-
-pub const KINDS: [TimerKind; 5] =
-    [TimerKind::Keepalive, TimerKind::Header, TimerKind::Body, TimerKind::Write, TimerKind::Linger];
+use crate::serve::base::names::{TimerKind, TIMER_KINDS};
 
 const NONE: u32 = u32::MAX;
 
@@ -41,13 +26,13 @@ struct List {
 #[derive(Debug)]
 pub struct Timers {
     entries: Vec<Entry>,
-    lists: [List; KINDS.len()],
+    lists: [List; TIMER_KINDS.len()],
 }
 
 impl Timers {
     /// Room for so many.
     pub fn new(slots: usize) -> Timers {
-        Timers { entries: Vec::with_capacity(slots), lists: [List { first: NONE, last: NONE }; KINDS.len()] }
+        Timers { entries: Vec::with_capacity(slots), lists: [List { first: NONE, last: NONE }; TIMER_KINDS.len()] }
     }
 
     pub fn kind(&self, index: u32) -> Option<TimerKind> {
@@ -96,12 +81,12 @@ impl Timers {
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {
-        KINDS.iter().filter_map(|&kind| self.first(kind)).map(|index| self.entries[index as usize].deadline).min()
+        TIMER_KINDS.iter().filter_map(|&kind| self.first(kind)).map(|index| self.entries[index as usize].deadline).min()
     }
 
     /// Takes one timer that has expired.
     pub fn expired(&mut self, now: Instant) -> Option<(u32, TimerKind)> {
-        for kind in KINDS {
+        for kind in TIMER_KINDS {
             if let Some(index) = self.first(kind).filter(|&index| self.entries[index as usize].deadline <= now) {
                 self.clear(index);
                 return Some((index, kind));

@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::settings::{BODY_BUFFERS_KEPT, BODY_BUFFER_BYTES_MAX};
+use crate::serve::base::settings::{BODY_BUFFERS_KEPT, BODY_BUFFER_BYTES_MAX};
 
 #[derive(Debug, Default)]
 pub struct Buffers {

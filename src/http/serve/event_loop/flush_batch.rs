@@ -8,8 +8,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::epoll::Token;
-use super::settings::{FLUSH_ANSWERS_MAX, FLUSH_DELAY_MAX};
+use crate::serve::base::names::Token;
+use crate::serve::base::settings::{FLUSH_ANSWERS_MAX, FLUSH_DELAY_MAX};
 
 /// A request that takes longer gains nothing worth the wait.
 const SLOW: Duration = Duration::from_micros(200);

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::proto::response::{Asked, Framing, Head};
 use crate::proto::{date, refusal};
 
-use super::settings::BUFFER_KEPT_BYTES;
+use crate::serve::base::settings::BUFFER_KEPT_BYTES;
 
 /// What the loop does with the connection after the answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

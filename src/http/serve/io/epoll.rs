@@ -5,50 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
-const _: () = assert!(usize::BITS == 64, "a token holds an index and a generation");
-
-/// What an event belongs to. Connections carry a generation, so that an event that was fetched before its
-/// connection was closed cannot reach the next one in the same slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Token {
-    pub index: u32,
-    pub generation: u32,
-}
-
-impl Token {
-    /// No connection ever has this generation.
-    const LISTENERS: u32 = u32::MAX;
-
-    pub const WAKE: Token = Token { index: u32::MAX, generation: Token::LISTENERS };
-
-    /// The interpreter's wakeup descriptor.
-    pub const SIGNAL: Token = Token { index: u32::MAX - 1, generation: Token::LISTENERS };
-
-    pub fn listener(index: usize) -> Token {
-        Token { index: index as u32, generation: Token::LISTENERS }
-    }
-
-    pub fn as_listener(self) -> Option<usize> {
-        let is_listener = self.generation == Token::LISTENERS && self != Token::WAKE && self != Token::SIGNAL;
-        is_listener.then_some(self.index as usize)
-    }
-
-    /// The generation after this one.
-    pub fn next_generation(self) -> u32 {
-        match self.generation.wrapping_add(1) {
-            Token::LISTENERS => 0,
-            generation => generation,
-        }
-    }
-
-    fn to_u64(self) -> u64 {
-        u64::from(self.generation) << 32 | u64::from(self.index)
-    }
-
-    fn from_u64(number: u64) -> Token {
-        Token { index: number as u32, generation: (number >> 32) as u32 }
-    }
-}
+use crate::serve::base::names::Token;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {

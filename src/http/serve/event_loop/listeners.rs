@@ -9,10 +9,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::epoll::{Epoll, Interest, Token};
-use super::settings::{ACCEPT_PAUSE, DEFER_ACCEPT_S, LOOPBACK_UNSENT_BYTES_MAX, YIELD_ACCEPT};
-use super::{socket, Local, Peer};
 use crate::proto::proxy::ProxyVersion;
+use crate::serve::base::address::{Local, Peer};
+use crate::serve::base::names::Token;
+use crate::serve::base::settings::{ACCEPT_PAUSE, DEFER_ACCEPT_S, LOOPBACK_UNSENT_BYTES_MAX, YIELD_ACCEPT};
+use crate::serve::io::epoll::{Epoll, Interest};
+use crate::serve::io::socket;
 
 pub struct Listener {
     /// The caller's number for it; commands name it.

@@ -1,0 +1,10 @@
+//! What every layer may use: names, settings, counting. No input or output.
+
+pub mod address;
+pub mod budget;
+pub mod buffers;
+pub mod names;
+pub mod observers;
+pub mod pace;
+pub mod settings;
+pub mod sync;

@@ -1,0 +1,24 @@
+//! Who is told of what the server does. The implementations belong to the process around it.
+
+/// What the loop tells of itself while it runs; implementations must be cheap and never block.
+pub trait Metrics: Send + Sync {
+    /// The loop turned; at least once a second.
+    fn heartbeat(&self);
+    fn accepted(&self);
+    fn connections(&self, open: usize);
+    /// Connections are taken from now on, or no longer.
+    fn accepting(&self, _accepting: bool) {}
+    /// Another process at the same listeners has a free thread and less to do than this one with so many connections:
+    /// then the next connection is left to it for a moment.
+    fn should_yield_accept(&self, _open: usize) -> bool {
+        false
+    }
+}
+
+/// What the loop reports back, each at most once per command, from the loop's thread; must never block.
+pub trait Reports: Send + Sync {
+    /// `Handle::serve` was carried out: listeners are registered.
+    fn serving(&self);
+    /// `drain`, `stop` or `retire` was carried out as far as accepting is concerned.
+    fn draining(&self);
+}

@@ -1,0 +1,5 @@
+//! Who runs the loop, and the side of the application: app threads, the monitor, and the means to answer a request.
+
+pub mod app_thread;
+pub mod exchange;
+pub mod leader;
