@@ -24,7 +24,8 @@ use event_loop::listeners::Listeners;
 use event_loop::shared::{Command, Shared};
 use event_loop::EventLoop;
 use io::epoll::{Epoll, Interest};
-use run::leader::{self, Leader};
+use run::leader::Leader;
+use run::monitor::run_monitor;
 
 pub use crate::proto::proxy::ProxyVersion;
 pub use crate::proto::Version;
@@ -80,21 +81,22 @@ impl Server {
     /// the pipe or socket given to `signal.set_wakeup_fd`.
     pub fn start(self, wakeup: Option<OwnedFd>) -> std::io::Result<Vec<AppThread>> {
         let Server { shared, event_loop } = self;
+        let threads = shared.rules.settings.threads;
         if let Some(wakeup) = wakeup {
             event_loop.watch_signals(wakeup.as_raw_fd())?;
             shared.run_queue.watch(wakeup)?;
         }
-        let leader = Arc::new(Leader::new(Arc::clone(&shared), event_loop));
+        let leader = Arc::new(Leader::new(Arc::clone(&shared), event_loop, threads));
         let theirs = Arc::clone(&leader);
         // A thread inherits its maker's mask: signals are the main thread's alone.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
         let closer = shared.rules.temp.start_closer();
         let monitor =
-            std::thread::Builder::new().name("monitor".to_string()).spawn(move || leader::run_monitor(&theirs));
+            std::thread::Builder::new().name("monitor".to_string()).spawn(move || run_monitor(&theirs, threads));
         before.thread_set_mask()?;
         closer?;
         monitor?;
-        Ok((0..shared.rules.settings.threads).map(|index| AppThread::new(Arc::clone(&leader), index)).collect())
+        Ok((0..threads).map(|index| AppThread::new(Arc::clone(&leader), index)).collect())
     }
 }
 

@@ -6,6 +6,7 @@
 //! ends that connection.
 
 pub mod flush_batch;
+pub mod interface;
 pub mod listeners;
 pub mod run_queue;
 pub mod shared;
@@ -34,6 +35,7 @@ use crate::serve::conn::write_queue::{Drained, Sent, WriteHalf};
 use crate::serve::io::epoll::{Epoll, Event, Interest};
 use crate::serve::io::socket;
 use flush_batch::FlushBatch;
+use interface::Step;
 use listeners::{Accepted, Listeners, Load, Origin};
 use shared::{Command, Inbox, Notice, Shared};
 use table::{SlotState, Table};
@@ -60,17 +62,6 @@ enum TurnPhase {
     Accepting,
     /// Everything was done that can be done now.
     Idle,
-}
-
-/// What came of a step.
-#[derive(Debug)]
-pub enum Step {
-    /// A complete request, for an app thread. Step again after it.
-    Request(Box<Connection>),
-    /// Fetch events (after `Blocking::Forbidden`: or step again with `Allowed`).
-    Idle,
-    /// Everything is drained.
-    Done,
 }
 
 pub struct EventLoop {
@@ -183,13 +174,12 @@ impl EventLoop {
         self.follows = false;
     }
 
-    /// Whether this connection's answer may wait for others.
-    pub fn flush_later(&mut self, token: Token) -> bool {
-        let waits = self.has_more() && self.flush_batch.may_defer(self.now);
-        if waits {
-            self.flush_batch.push(token, self.now);
+    /// The leader enters the application with this request: whether its answer may wait for others.
+    pub fn defer_answer(&mut self, connection: &mut Connection) {
+        if self.has_more() && self.flush_batch.may_defer(self.now) {
+            self.flush_batch.push(connection.token, self.now);
+            connection.answer.may_defer = true;
         }
-        waits
     }
 
     /// The monitor has taken over.
@@ -224,7 +214,7 @@ impl EventLoop {
     }
 
     /// Goes on with what was fetched until there is a request, or nothing more to do. Never waits.
-    pub fn step(&mut self, blocking: Blocking) -> Step {
+    pub fn step(&mut self, blocking: Blocking) -> Step<Box<Connection>> {
         self.blocking = blocking;
         loop {
             if !self.flush_batch.is_empty() {

@@ -16,7 +16,10 @@ use crate::serve::conn::answer::{date_now, After};
 use crate::serve::conn::connection::Connection;
 use crate::serve::conn::write_queue::{Hold, Sent, WriteHalf, GATHERED_BYTES_MAX};
 use crate::serve::event_loop::shared::{Notice, Shared};
-use crate::serve::run::leader::{Leader, Lease};
+use crate::serve::event_loop::EventLoop;
+
+use super::follower::Taken;
+use super::leader::{Leader, Lease};
 
 pub enum Body<'a> {
     Memory(&'a [u8]),
@@ -45,7 +48,7 @@ pub struct BadResponse(pub String);
 /// One complete request (its body was read to the end) and the means to answer it. Dropped without `finish`:
 /// 500 and close if no byte of an answer went out, else the connection is cut so that the client can tell.
 pub struct Exchange {
-    leader: Arc<Leader>,
+    leader: Arc<Leader<EventLoop>>,
     /// Of the thread that took it from the loop, and entered the application with it.
     lease: Option<Lease>,
     /// None: given back to the loop.
@@ -54,12 +57,13 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    pub fn new(leader: Arc<Leader>, lease: Option<Lease>, connection: Box<Connection>, begun: Instant) -> Exchange {
-        Exchange { leader, lease, connection: Some(connection), begun }
+    pub fn new(leader: Arc<Leader<EventLoop>>, taken: Taken<Box<Connection>>) -> Exchange {
+        let Taken { request, lease, begun } = taken;
+        Exchange { leader, lease, connection: Some(request), begun }
     }
 
     fn shared(&self) -> &Shared {
-        self.leader.shared()
+        self.leader.doors()
     }
 
     /// When an app thread took it.
@@ -241,7 +245,7 @@ impl Exchange {
         let framing = self.frame(whole);
         let Exchange { leader, connection, .. } = self;
         let connection = connection.as_mut().expect("an exchange has its connection until it ends");
-        let shared = leader.shared();
+        let shared = leader.doors();
         let answer = &mut connection.answer;
         let (piece, line) = match framing {
             Framing::None => (&piece[..0], None),
@@ -330,7 +334,7 @@ impl Exchange {
         };
         let Exchange { leader, connection, .. } = self;
         let connection = connection.as_mut().expect("an exchange has its connection until it ends");
-        let shared = leader.shared();
+        let shared = leader.doors();
         connection.answer.sent += length;
         let head = if begins { connection.answer.head.bytes() } else { b"" };
         let temp = &shared.rules.temp;
@@ -441,7 +445,7 @@ impl Exchange {
         let body = connection.answer.refuse(status, "", asked);
         connection.answer.sent = body.len() as u64;
         emit(
-            leader.shared(),
+            leader.doors(),
             &connection.write_half,
             connection.token,
             &[connection.answer.head.bytes(), body.as_bytes()],
@@ -467,7 +471,7 @@ impl Exchange {
             (End::Cut, Some(Framing::None | Framing::Length(_) | Framing::Chunked) | None) => After::Linger,
         };
         self.leader.record(took);
-        let shared = self.leader.shared();
+        let shared = self.leader.doors();
         shared.complete();
         match self.lease.take().and_then(|lease| self.leader.exit_app(lease)) {
             Some(mut guard) => {

@@ -17,26 +17,12 @@
 //! lease is over.
 
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use std::thread::{self, Thread};
 use std::time::Duration;
 
-use crate::serve::base::names::Blocking;
-use crate::serve::conn::connection::Connection;
-use crate::serve::event_loop::shared::Shared;
-use crate::serve::event_loop::{EventLoop, Step};
-
-/// How long a request may be in the application before the monitor takes over: at least one tick, at most two. Each
-/// costs a switch of threads, one percent of a processor at a thousand a second.
-const TICK_TOGETHER: Duration = Duration::from_millis(1);
-
-/// With one app thread nobody else could run the next request anyway; then the monitor only reads, writes, and keeps
-/// deadlines.
-const TICK_ALONE: Duration = Duration::from_millis(4);
-
-/// After so many ticks without a request the monitor sleeps until it is woken.
-const IDLE_TICKS: u32 = 20;
+use crate::serve::base::sync::{AtomicBool, AtomicU64, Thread, ThreadMark};
+use crate::serve::event_loop::interface::{Doors, Loop};
 
 /// From this on, on average, an application is slow: then the monitor keeps the loop and hands requests to app threads,
 /// two switches of threads for each, which matters little to requests that take so long.
@@ -56,7 +42,7 @@ const WEIGHT: u64 = 16;
 const COUNTED_MAX: u64 = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Owner {
+pub enum Owner {
     Free = 0,
     /// An app thread runs the loop.
     Loop = 1,
@@ -67,7 +53,7 @@ enum Owner {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Word(u64);
+pub struct Word(u64);
 
 impl Word {
     fn new(epoch: u64, owner: Owner) -> Word {
@@ -78,7 +64,7 @@ impl Word {
         self.0 >> 3
     }
 
-    fn owner(self) -> Owner {
+    pub fn owner(self) -> Owner {
         match self.0 & 7 {
             0 => Owner::Free,
             1 => Owner::Loop,
@@ -102,68 +88,52 @@ impl Word {
 #[derive(Clone, Copy, Debug)]
 pub struct Lease {
     word: Word,
-    thread: Mark,
+    thread: ThreadMark,
 }
 
-/// Tells threads apart, for the price of an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Mark(usize);
-
-impl Mark {
-    fn here() -> Mark {
-        thread_local! {
-            static HERE: u8 = const { 0 };
-        }
-        HERE.with(|here| Mark(std::ptr::from_ref(here) as usize))
-    }
-}
-
-pub struct Leader {
+pub struct Leader<L: Loop> {
     word: AtomicU64,
     /// Only for the leader (`Loop`, `Monitor`). None: ended.
-    event_loop: UnsafeCell<Option<EventLoop>>,
-    shared: Arc<Shared>,
+    event_loop: UnsafeCell<Option<L>>,
+    doors: Arc<L::Doors>,
     monitor: OnceLock<Thread>,
     /// The monitor sleeps until it is woken.
     parked: AtomicBool,
     /// What a request has taken in the application, on average of the latest.
     mean_ns: AtomicU64,
     slow_ns: u64,
-    tick: Duration,
 }
 
 // SAFETY: the loop is reached only through `LeaderGuard`, of which the word allows one at a time.
-unsafe impl Sync for Leader {}
+unsafe impl<L: Loop + Send> Sync for Leader<L> where L::Doors: Sync + Send {}
 
 /// Whoever has it leads. Only the methods that take it by value end that. An app thread has it while it is in the loop and
 /// never a moment longer: whatever else it does may take long, and then the monitor must see that it is away.
 #[must_use]
-pub struct LeaderGuard<'a> {
-    leader: &'a Leader,
+pub struct LeaderGuard<'a, L: Loop> {
+    leader: &'a Leader<L>,
     word: Word,
 }
 
-impl Leader {
-    pub fn new(shared: Arc<Shared>, event_loop: EventLoop) -> Leader {
-        let alone = shared.rules.settings.threads == 1;
-        let (slow, tick) = if alone { (SLOW_ALONE, TICK_ALONE) } else { (SLOW_TOGETHER, TICK_TOGETHER) };
+impl<L: Loop> Leader<L> {
+    pub fn new(doors: Arc<L::Doors>, event_loop: L, threads: usize) -> Leader<L> {
+        let slow = if threads == 1 { SLOW_ALONE } else { SLOW_TOGETHER };
         Leader {
             word: AtomicU64::new(Word::new(0, Owner::Free).0),
             event_loop: UnsafeCell::new(Some(event_loop)),
-            shared,
+            doors,
             monitor: OnceLock::new(),
             parked: AtomicBool::new(false),
             mean_ns: AtomicU64::new(0),
             slow_ns: slow.as_nanos() as u64,
-            tick,
         }
     }
 
-    pub fn shared(&self) -> &Arc<Shared> {
-        &self.shared
+    pub fn doors(&self) -> &Arc<L::Doors> {
+        &self.doors
     }
 
-    fn word(&self) -> Word {
+    pub fn word(&self) -> Word {
         Word(self.word.load(Ordering::SeqCst))
     }
 
@@ -172,9 +142,9 @@ impl Leader {
     }
 
     /// Back from the application. None: somebody has taken over.
-    pub fn exit_app(&self, lease: Lease) -> Option<LeaderGuard<'_>> {
+    pub fn exit_app(&self, lease: Lease) -> Option<LeaderGuard<'_, L>> {
         let word = lease.word.owned_by(Owner::Loop);
-        let back = lease.thread == Mark::here() && self.change(lease.word, word);
+        let back = lease.thread == ThreadMark::here() && self.change(lease.word, word);
         back.then_some(LeaderGuard { leader: self, word })
     }
 
@@ -184,7 +154,7 @@ impl Leader {
     }
 
     /// Leads if nobody does. Not while the application is slow: then the monitor does.
-    pub fn acquire(&self) -> Option<LeaderGuard<'_>> {
+    pub fn acquire(&self) -> Option<LeaderGuard<'_, L>> {
         let word = self.word();
         if word.owner() != Owner::Free || self.is_slow() {
             return None;
@@ -193,8 +163,14 @@ impl Leader {
         self.change(word, mine).then_some(LeaderGuard { leader: self, word: mine })
     }
 
+    /// The monitor takes over from whoever the word names, or from nobody.
+    pub fn take_over(&self, word: Word) -> Option<LeaderGuard<'_, L>> {
+        let mine = word.next(Owner::Monitor);
+        self.change(word, mine).then_some(LeaderGuard { leader: self, word: mine })
+    }
+
     /// An app thread has nothing to do. True: nobody leads, and it may; else it will be woken when it may.
-    pub fn ask(&self) -> bool {
+    pub fn may_lead(&self) -> bool {
         if self.is_slow() {
             return false;
         }
@@ -202,7 +178,7 @@ impl Leader {
             Owner::Free => true,
             // It looks for idle threads before it waits for events again.
             Owner::Monitor => {
-                self.shared.wake();
+                self.doors.wake();
                 false
             }
             Owner::Loop | Owner::App | Owner::Ended => false,
@@ -216,16 +192,31 @@ impl Leader {
         self.mean_ns.store(mean - mean / WEIGHT + ns / WEIGHT, Ordering::Relaxed);
     }
 
-    fn is_slow(&self) -> bool {
+    pub fn is_slow(&self) -> bool {
         self.mean_ns.load(Ordering::Relaxed) >= self.slow_ns
     }
 
-    /// The holder of the lease, in the application, is going to wait for the loop's work: the monitor shall take over
+    /// The thread with the lease, in the application, is going to wait for the loop's work: the monitor shall take over
     /// now and not a tick later.
     pub fn hand_over(&self, lease: Lease) {
-        if lease.thread == Mark::here() && self.change(lease.word, lease.word.next(Owner::Free)) {
+        if lease.thread == ThreadMark::here() && self.change(lease.word, lease.word.next(Owner::Free)) {
             self.wake_monitor();
         }
+    }
+
+    /// The calling thread is the monitor. A server has one.
+    pub fn set_monitor(&self, monitor: Thread) {
+        let _ = self.monitor.set(monitor);
+    }
+
+    /// The monitor is going to sleep without an end unless the word has changed. False: it has.
+    pub fn park_monitor(&self, seen: Word) -> bool {
+        self.parked.store(true, Ordering::SeqCst);
+        self.word() == seen
+    }
+
+    pub fn monitor_woke(&self) {
+        self.parked.store(false, Ordering::SeqCst);
     }
 
     fn wake_monitor(&self) {
@@ -235,10 +226,14 @@ impl Leader {
     }
 }
 
-impl<'a> LeaderGuard<'a> {
-    pub fn event_loop(&mut self) -> &mut EventLoop {
-        // SAFETY: the word says that the loop is this thread's until the word is changed, which takes the `LeaderGuard`; and a
-        // thread has one `LeaderGuard` at a time: none lives while Python code runs, where exchanges end.
+impl<'a, L: Loop> LeaderGuard<'a, L> {
+    pub fn leader(&self) -> &'a Leader<L> {
+        self.leader
+    }
+
+    pub fn event_loop(&mut self) -> &mut L {
+        // SAFETY: the word says that the loop is this thread's until the word is changed, which takes the `LeaderGuard`; and
+        // a thread has one `LeaderGuard` at a time: none lives while Python code runs, where exchanges end.
         let event_loop = unsafe { &mut *self.leader.event_loop.get() };
         event_loop.as_mut().expect("whoever ends the loop leads no more")
     }
@@ -256,9 +251,10 @@ impl<'a> LeaderGuard<'a> {
     }
 
     /// As `enter_app`, with a request from the loop, whose answer may wait for others.
-    pub fn enter_app_with(mut self, connection: &mut Connection) -> Option<Lease> {
-        if self.leader.mean_ns.load(Ordering::Relaxed) >= CLIENT_SLEEPS.as_nanos() as u64 && !self.leader.is_slow() {
-            connection.answer.may_defer = self.event_loop().flush_later(connection.token);
+    pub fn enter_app_with(mut self, request: &mut L::Request) -> Option<Lease> {
+        let mean_ns = self.leader.mean_ns.load(Ordering::Relaxed);
+        if mean_ns >= CLIENT_SLEEPS.as_nanos() as u64 && !self.leader.is_slow() {
+            self.event_loop().defer_answer(request);
         }
         self.enter_app()
     }
@@ -275,11 +271,11 @@ impl<'a> LeaderGuard<'a> {
         if self.leader.parked.load(Ordering::SeqCst) {
             self.leader.wake_monitor();
         }
-        Lease { word, thread: Mark::here() }
+        Lease { word, thread: ThreadMark::here() }
     }
 
     /// To whoever takes it.
-    fn release(self) -> Word {
+    pub fn release(self) -> Word {
         let word = self.word.next(Owner::Free);
         self.leader.word.store(word.0, Ordering::SeqCst);
         word
@@ -292,96 +288,7 @@ impl<'a> LeaderGuard<'a> {
         let event_loop = unsafe { (*leader.event_loop.get()).take() };
         drop(event_loop);
         leader.word.store(self.word.next(Owner::Ended).0, Ordering::SeqCst);
-        leader.shared.run_queue.finish();
+        leader.doors.run_queue().finish();
         leader.wake_monitor();
-    }
-
-    /// Runs the loop, as an app thread without the interpreter's lock, until there is something for it to do.
-    pub fn run_until_request(&mut self) -> LoopEvent {
-        loop {
-            match self.event_loop().step(Blocking::Allowed) {
-                Step::Request(connection) => return LoopEvent::Request(connection),
-                Step::Idle => {
-                    if self.event_loop().fetch() {
-                        return LoopEvent::Signal;
-                    }
-                }
-                Step::Done => return LoopEvent::Done,
-            }
-        }
-    }
-}
-
-pub enum LoopEvent {
-    Request(Box<Connection>),
-    /// A signal came.
-    Signal,
-    Done,
-}
-
-/// The monitor thread. It has no interpreter state and never runs the application.
-pub fn run_monitor(leader: &Leader) {
-    // Set once: a server has one monitor.
-    let _ = leader.monitor.set(thread::current());
-    let mut seen = leader.word();
-    let mut idle = 0;
-    loop {
-        let word = leader.word();
-        let takes = match word.owner() {
-            Owner::Ended => return,
-            // Given up for us, or offered to an app thread that did not come for it within a tick.
-            Owner::Free => true,
-            Owner::App => word == seen && idle > 0,
-            Owner::Loop | Owner::Monitor => false,
-        };
-        idle = if word == seen { idle + 1 } else { 1 };
-        seen = word;
-        if takes {
-            let mine = word.next(Owner::Monitor);
-            if leader.change(word, mine) {
-                match lead(LeaderGuard { leader, word: mine }) {
-                    Some(word) => (seen, idle) = (word, 1),
-                    None => return,
-                }
-            }
-        }
-        if seen.owner() == Owner::Loop && idle > IDLE_TICKS {
-            park(leader, seen);
-        } else {
-            thread::park_timeout(leader.tick);
-        }
-    }
-}
-
-/// Sleeps until the leader enters the application.
-fn park(leader: &Leader, seen: Word) {
-    leader.parked.store(true, Ordering::SeqCst);
-    if leader.word() == seen {
-        thread::park();
-    }
-    leader.parked.store(false, Ordering::SeqCst);
-}
-
-/// Leads as the monitor, until an app thread shall have it. None: everything is drained.
-fn lead(mut guard: LeaderGuard<'_>) -> Option<Word> {
-    let leader = guard.leader;
-    guard.event_loop().monitor_took_over();
-    loop {
-        match guard.event_loop().step(Blocking::Allowed) {
-            Step::Request(connection) => leader.shared.run_queue.push(connection),
-            Step::Idle if !leader.is_slow() && leader.shared.run_queue.is_idle() => {
-                let word = guard.release();
-                leader.shared.run_queue.wake_one();
-                return Some(word);
-            }
-            Step::Idle => {
-                // Signals are the main thread's, which waits for them by itself.
-                guard.event_loop().fetch();
-            }
-            Step::Done => {
-                guard.end();
-                return None;
-            }
-        }
     }
 }

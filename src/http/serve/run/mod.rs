@@ -2,4 +2,6 @@
 
 pub mod app_thread;
 pub mod exchange;
+pub mod follower;
 pub mod leader;
+pub mod monitor;

@@ -1,0 +1,100 @@
+//! The event loop as whoever leads sees it. The leader (`run/leader.rs`) knows these traits and no loop, so that it can be
+//! run with a toy one.
+
+use std::time::Instant;
+
+use crate::serve::base::names::Blocking;
+use crate::serve::conn::connection::Connection;
+
+use super::run_queue::RunQueue;
+use super::shared::Shared;
+use super::EventLoop;
+
+/// What came of a step.
+#[derive(Debug)]
+pub enum Step<R> {
+    /// A complete request, for an app thread. Step again after it.
+    Request(R),
+    /// Fetch events (after `Blocking::Forbidden`: or step again with `Allowed`).
+    Idle,
+    /// Everything is drained.
+    Done,
+}
+
+/// Only the leader has it.
+pub trait Loop {
+    type Request;
+    type Doors: Doors<Self::Request>;
+
+    /// Goes on with what was fetched. Never waits.
+    fn step(&mut self, blocking: Blocking) -> Step<Self::Request>;
+
+    /// Waits for events. True: a signal came.
+    fn fetch(&mut self) -> bool;
+
+    /// The time of the latest fetch, or of the latest answer.
+    fn now(&self) -> Instant;
+
+    /// The leader enters the application with this request, whose answer may wait for others.
+    fn defer_answer(&mut self, request: &mut Self::Request);
+
+    /// Sends the answers that wait for each other.
+    fn flush(&mut self);
+
+    /// The monitor has taken over.
+    fn monitor_took_over(&mut self);
+}
+
+/// What threads that do not lead have of the loop.
+pub trait Doors<R> {
+    fn run_queue(&self) -> &RunQueue<R>;
+
+    /// The loop shall look at what there is before it sleeps again.
+    fn wake(&self);
+
+    /// This process is a forked child, and serves nobody.
+    fn is_forgotten(&self) -> bool;
+}
+
+impl Loop for EventLoop {
+    type Request = Box<Connection>;
+    type Doors = Shared;
+
+    fn step(&mut self, blocking: Blocking) -> Step<Box<Connection>> {
+        EventLoop::step(self, blocking)
+    }
+
+    fn fetch(&mut self) -> bool {
+        EventLoop::fetch(self)
+    }
+
+    fn now(&self) -> Instant {
+        EventLoop::now(self)
+    }
+
+    fn defer_answer(&mut self, request: &mut Box<Connection>) {
+        EventLoop::defer_answer(self, request);
+    }
+
+    fn flush(&mut self) {
+        EventLoop::flush(self);
+    }
+
+    fn monitor_took_over(&mut self) {
+        EventLoop::monitor_took_over(self);
+    }
+}
+
+impl Doors<Box<Connection>> for Shared {
+    fn run_queue(&self) -> &RunQueue<Box<Connection>> {
+        &self.run_queue
+    }
+
+    fn wake(&self) {
+        Shared::wake(self);
+    }
+
+    fn is_forgotten(&self) -> bool {
+        Shared::is_forgotten(self)
+    }
+}
