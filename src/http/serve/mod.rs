@@ -21,7 +21,8 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 
 use base::names::Token;
 use event_loop::listeners::Listeners;
-use event_loop::shared::{Command, Shared};
+use event_loop::mode::Command;
+use event_loop::shared::Shared;
 use event_loop::EventLoop;
 use io::epoll::{Epoll, Interest};
 use run::leader::Leader;
@@ -67,7 +68,7 @@ impl Server {
         let epoll = Epoll::new()?;
         let fds: Vec<RawFd> = listeners.fds().chain([epoll.as_raw_fd()]).collect();
         let shared = Arc::new(Shared::new(settings, &fds)?);
-        epoll.add(shared.waker(), Token::WAKE, Interest::Read)?;
+        epoll.add(shared.mailbox.waker(), Token::WAKE, Interest::Read)?;
         let event_loop = EventLoop::new(Arc::clone(&shared), epoll, listeners, metrics, reports);
         Ok(Server { shared, event_loop })
     }
@@ -131,7 +132,7 @@ impl Handle {
 
     /// This process has forked (flag for closing: EPOLL_CTL_DEL, shutdown, close, since a child may hold copies).
     pub fn forked(&self) {
-        self.shared.set_forked();
+        self.shared.copies.set_forked();
     }
 
     /// In a child that the application forked without exec: close every descriptor of the server (connections,

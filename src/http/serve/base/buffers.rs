@@ -1,9 +1,9 @@
-//! Memory for large bodies, used again: to give 200 kB back to the kernel after each request and to get them anew, page
+//! Memory that is used again. For large bodies: to give 200 kB back to the kernel after each request and to get them anew, page
 //! by page, costs as much as reading them.
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::serve::base::settings::{BODY_BUFFERS_KEPT, BODY_BUFFER_BYTES_MAX};
+use super::settings::{BODY_BUFFERS_KEPT, BODY_BUFFER_BYTES_MAX, BUFFERS_KEPT, BUFFER_KEPT_BYTES};
 
 #[derive(Debug, Default)]
 pub struct Buffers {
@@ -24,6 +24,29 @@ impl Buffers {
         if free.len() < BODY_BUFFERS_KEPT {
             buffer.clear();
             free.push(buffer);
+        }
+    }
+}
+
+/// Buffers of connections that wait for a request: idle ones hold none. The loop's own, so there is no lock.
+#[derive(Debug, Default)]
+pub struct InputBuffers(Vec<Vec<u8>>);
+
+impl InputBuffers {
+    pub fn new() -> InputBuffers {
+        InputBuffers(Vec::with_capacity(BUFFERS_KEPT))
+    }
+
+    /// An empty one, with memory if one was kept.
+    pub fn take(&mut self) -> Vec<u8> {
+        self.0.pop().unwrap_or_default()
+    }
+
+    pub fn keep(&mut self, mut buffer: Vec<u8>) {
+        if buffer.capacity() > 0 && self.0.len() < BUFFERS_KEPT {
+            buffer.clear();
+            buffer.shrink_to(BUFFER_KEPT_BYTES);
+            self.0.push(buffer);
         }
     }
 }

@@ -44,6 +44,10 @@ pub const MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// never touch a disk.
 pub const RESPONSE_MEMORY_BYTES_MAX: u64 = 256 * 1024;
 
+/// Small pieces are gathered in memory up to this, so that a queue of them is neither many sends nor one vector
+/// that grows for ever at one end while it is sent at the other.
+pub const SEGMENT_BYTES: usize = 64 * 1024;
+
 /// A buffer of a connection that grew beyond this is given back after the request.
 pub const BUFFER_KEPT_BYTES: usize = 16 * 1024;
 

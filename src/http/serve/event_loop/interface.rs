@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use crate::serve::base::names::Blocking;
-use crate::serve::conn::connection::Connection;
+use crate::serve::conn::request::Request;
 
 use super::run_queue::RunQueue;
 use super::shared::Shared;
@@ -57,10 +57,10 @@ pub trait Doors<R> {
 }
 
 impl Loop for EventLoop {
-    type Request = Box<Connection>;
+    type Request = Box<Request>;
     type Doors = Shared;
 
-    fn step(&mut self, blocking: Blocking) -> Step<Box<Connection>> {
+    fn step(&mut self, blocking: Blocking) -> Step<Box<Request>> {
         EventLoop::step(self, blocking)
     }
 
@@ -72,7 +72,7 @@ impl Loop for EventLoop {
         EventLoop::now(self)
     }
 
-    fn defer_answer(&mut self, request: &mut Box<Connection>) {
+    fn defer_answer(&mut self, request: &mut Box<Request>) {
         EventLoop::defer_answer(self, request);
     }
 
@@ -85,13 +85,13 @@ impl Loop for EventLoop {
     }
 }
 
-impl Doors<Box<Connection>> for Shared {
-    fn run_queue(&self) -> &RunQueue<Box<Connection>> {
+impl Doors<Box<Request>> for Shared {
+    fn run_queue(&self) -> &RunQueue<Box<Request>> {
         &self.run_queue
     }
 
     fn wake(&self) {
-        Shared::wake(self);
+        self.mailbox.wake();
     }
 
     fn is_forgotten(&self) -> bool {

@@ -1,8 +1,7 @@
-//! Listening sockets and the decision how many connections to take from them.
+//! Listening sockets. How many connections to take from them is decided elsewhere (`admission`).
 //!
-//! All workers share the sockets, and whoever has a free thread takes a connection, so that the kernel's queue
-//! balances between them. Therefore: level-triggered and plain (a worker that was woken and leaves the connection
-//! loses nothing), masked while this worker has no free thread, and never more than that at a time.
+//! All workers share the sockets. Therefore they are level-triggered and plain: a worker that was woken and leaves the
+//! connection loses nothing.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -12,9 +11,11 @@ use std::time::Instant;
 use crate::proto::proxy::ProxyVersion;
 use crate::serve::base::address::{Local, Peer};
 use crate::serve::base::names::Token;
-use crate::serve::base::settings::{ACCEPT_PAUSE, DEFER_ACCEPT_S, LOOPBACK_UNSENT_BYTES_MAX, YIELD_ACCEPT};
+use crate::serve::base::settings::{ACCEPT_PAUSE, DEFER_ACCEPT_S, LOOPBACK_UNSENT_BYTES_MAX};
 use crate::serve::io::epoll::{Epoll, Interest};
 use crate::serve::io::socket;
+
+use super::admission::{Admission, Load};
 
 pub struct Listener {
     /// The caller's number for it; commands name it.
@@ -60,48 +61,11 @@ struct Socket {
 
 pub struct Listeners {
     sockets: Vec<Socket>,
-    masked: bool,
-    /// This turn's events were fetched while masked, and say nothing.
-    unheard: bool,
-    /// Out of descriptors or memory until then.
-    paused_until: Option<Instant>,
-    yielding: Yielding,
+    pub admission: Admission,
     /// The last try to accept failed for want of descriptors or memory, and was logged.
     short: bool,
     /// Where the next pass begins, so that no listener is always last.
     first_looked_at: usize,
-    admission: Option<Admission>,
-}
-
-/// In the same line as the requests that wait for a thread, for connections that wait to be taken. Without it keep-alive
-/// clients that keep every thread busy would shut out new ones for ever.
-#[derive(Clone, Copy, Debug)]
-struct Admission {
-    /// The number of requests before the next of them.
-    at: u64,
-    /// How many there are: who came together waits together, and not each for a line of its own.
-    connections: u64,
-}
-
-/// Whether a connection that waits is left to a sibling.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Yielding {
-    /// It may be.
-    Possible,
-    /// It is, until then.
-    Until(Instant),
-    /// The time is over, and the next events will tell whether there still is one.
-    Ending,
-    /// They have: if there is one, the sibling did not come for it. It is ours then, and the next may be left again.
-    Over,
-}
-
-/// How busy the app threads are.
-#[derive(Clone, Copy, Debug)]
-pub struct Load {
-    pub threads: u64,
-    pub dispatched: u64,
-    pub completed: u64,
 }
 
 /// Where a connection comes from.
@@ -126,27 +90,10 @@ pub enum Accepted {
 /// Connections that broke before they were accepted are skipped, but not without end.
 const TRIES_MAX: u32 = 64;
 
-impl Admission {
-    /// One of them was taken.
-    fn next(self) -> Option<Admission> {
-        let connections = self.connections.checked_sub(1).filter(|&left| left > 0)?;
-        Some(Admission { at: self.at + 1, connections })
-    }
-}
-
 impl Listeners {
     pub fn new(listeners: Vec<Listener>) -> io::Result<Listeners> {
         let sockets = listeners.into_iter().map(Socket::new).collect::<io::Result<Vec<_>>>()?;
-        Ok(Listeners {
-            sockets,
-            masked: false,
-            unheard: false,
-            paused_until: None,
-            yielding: Yielding::Possible,
-            short: false,
-            first_looked_at: 0,
-            admission: None,
-        })
+        Ok(Listeners { sockets, admission: Admission::new(), short: false, first_looked_at: 0 })
     }
 
     pub fn fds(&self) -> impl Iterator<Item = RawFd> + '_ {
@@ -162,7 +109,7 @@ impl Listeners {
 
     /// Puts all open listeners into the epoll set.
     pub fn resume(&mut self, epoll: &Epoll) {
-        let interest = if self.masked { Interest::Masked } else { Interest::Listen };
+        let interest = if self.admission.is_masked() { Interest::Masked } else { Interest::Listen };
         for (index, socket) in self.sockets.iter_mut().enumerate() {
             match (socket.state, &socket.fd) {
                 (ListenerState::Paused, Some(fd)) => {
@@ -226,55 +173,6 @@ impl Listeners {
         })
     }
 
-    /// Whether accepting rests; ends a rest that is over.
-    pub fn is_paused(&mut self, now: Instant) -> bool {
-        self.paused_until = self.paused_until.filter(|&until| until > now);
-        self.paused_until.is_some()
-    }
-
-    pub fn next_deadline(&self) -> Option<Instant> {
-        let yielding = match self.yielding {
-            Yielding::Until(until) => Some(until),
-            Yielding::Possible | Yielding::Ending | Yielding::Over => None,
-        };
-        [self.paused_until, yielding].into_iter().flatten().min()
-    }
-
-    /// Whether a connection is being left to a sibling; ends that when it is time.
-    pub fn is_yielding(&mut self, now: Instant) -> bool {
-        match self.yielding {
-            Yielding::Until(until) if now < until => return true,
-            Yielding::Until(_) => self.yielding = Yielding::Ending,
-            Yielding::Possible | Yielding::Ending | Yielding::Over => {}
-        }
-        false
-    }
-
-    /// A connection waits here, and a sibling has less to do. False: it is ours all the same.
-    pub fn yield_accept(&mut self, epoll: &Epoll, now: Instant) -> bool {
-        match self.yielding {
-            Yielding::Possible => {
-                self.yielding = Yielding::Until(now + YIELD_ACCEPT);
-                self.set_masked(epoll, true);
-                true
-            }
-            Yielding::Ending | Yielding::Over => {
-                self.yielding = Yielding::Possible;
-                false
-            }
-            Yielding::Until(_) => false,
-        }
-    }
-
-    /// How many connections the threads have time for.
-    pub fn budget(&self, load: Load) -> u64 {
-        let free = (load.threads + load.completed).saturating_sub(load.dispatched);
-        let in_line = self.admission.map_or(0, |admission| {
-            (load.threads + load.completed).saturating_sub(admission.at).min(admission.connections)
-        });
-        free.max(in_line)
-    }
-
     /// Whether anything is waiting, as far as this turn's events say.
     pub fn next_ready(&mut self) -> Option<usize> {
         let count = self.sockets.len();
@@ -284,25 +182,9 @@ impl Listeners {
         Some(found)
     }
 
-    /// No connection waits, as far as this turn's events say: the sibling that it was left to has taken it.
-    pub fn none_waits(&mut self, may_be_more: bool) {
-        if self.masked {
-            return;
-        }
-        if !self.unheard && !may_be_more {
-            // Siblings have taken them: their place in the line must not be there for others that come later.
-            self.admission = None;
-        }
-        match self.yielding {
-            Yielding::Ending => self.yielding = Yielding::Over,
-            Yielding::Over => self.yielding = Yielding::Possible,
-            Yielding::Possible | Yielding::Until(_) => {}
-        }
-    }
-
     /// The turn's events were handled; what is still waiting is reported again, since epoll is level-triggered.
     pub fn end_pass(&mut self) {
-        self.unheard = false;
+        self.admission.end_pass();
         for socket in &mut self.sockets {
             socket.ready = false;
         }
@@ -311,24 +193,15 @@ impl Listeners {
     /// No thread or no slot is free: take a place in the line, and hear nothing until it is our turn.
     pub fn mask(&mut self, epoll: &Epoll, load: Load) {
         let connections = self.sockets.iter().filter(|socket| socket.ready).map(Socket::waiting).sum();
-        self.admission.get_or_insert(Admission { at: load.dispatched, connections });
+        self.admission.line_up(load, connections);
         self.set_masked(epoll, true);
     }
 
-    pub fn unmask(&mut self, epoll: &Epoll) {
-        self.set_masked(epoll, false);
-    }
-
-    pub fn is_masked(&self) -> bool {
-        self.masked
-    }
-
-    fn set_masked(&mut self, epoll: &Epoll, masked: bool) {
-        if self.masked == masked {
+    /// They are heard again, or no longer, of those that are accepted from.
+    pub fn set_masked(&mut self, epoll: &Epoll, masked: bool) {
+        if !self.admission.set_masked(masked) {
             return;
         }
-        self.masked = masked;
-        self.unheard = !masked;
         let interest = if masked { Interest::Masked } else { Interest::Listen };
         for (index, socket) in self.sockets.iter().enumerate() {
             match (socket.state, &socket.fd) {
@@ -350,7 +223,7 @@ impl Listeners {
         for _ in 0..TRIES_MAX {
             match socket::accept(fd.as_fd()) {
                 Ok((socket, peer)) => {
-                    self.admission = self.admission.and_then(Admission::next);
+                    self.admission.accepted();
                     let local = listener.local_of(&socket);
                     let proxy = listener.proxy.as_ref().map(|proxy| (proxy.version, (proxy.trusts)(&peer)));
                     if std::mem::take(&mut self.short) {
@@ -361,7 +234,7 @@ impl Listeners {
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => {
                         listener.ready = false;
-                        self.admission = None;
+                        self.admission.found_none();
                         return Accepted::Empty;
                     }
                     Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
@@ -370,12 +243,12 @@ impl Listeners {
                             let every = ACCEPT_PAUSE.as_millis();
                             log::warn!("accepting pauses, new connections wait: {error}; tried again every {every} ms");
                         }
-                        self.paused_until = Some(now + ACCEPT_PAUSE);
+                        self.admission.pause(now + ACCEPT_PAUSE);
                         return Accepted::Stalled;
                     }
                     Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP) => {
                         log::error!("listener {}: {error}", listener.id);
-                        self.paused_until = Some(now + ACCEPT_PAUSE);
+                        self.admission.pause(now + ACCEPT_PAUSE);
                         return Accepted::Stalled;
                     }
                     Some(_) | None => {}
@@ -445,69 +318,5 @@ impl Socket {
             return Arc::clone(&self.local);
         }
         socket::local(socket.as_fd()).map_or_else(|_| Arc::clone(&self.local), Arc::new)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_sibling_that_does_not_come_is_not_waited_for_twice() {
-        let epoll = Epoll::new().expect("epoll");
-        let mut listeners = Listeners::new(Vec::new()).expect("nothing can fail");
-        let now = Instant::now();
-        assert!(!listeners.is_yielding(now) && listeners.yield_accept(&epoll, now));
-        assert!(
-            listeners.is_masked()
-                && listeners.is_yielding(now)
-                && listeners.next_deadline() == Some(now + YIELD_ACCEPT)
-        );
-        let over = now + YIELD_ACCEPT;
-        assert!(!listeners.is_yielding(over));
-        // While it hears nothing, no news are no news.
-        listeners.none_waits(false);
-        listeners.unmask(&epoll);
-        // It came: the next one may be left to it again. The events of the turn in which the time ended say nothing yet.
-        listeners.none_waits(false);
-        listeners.none_waits(false);
-        assert!(listeners.yield_accept(&epoll, over) && !listeners.is_yielding(over + YIELD_ACCEPT));
-        listeners.unmask(&epoll);
-        // It did not: that one is ours.
-        let vain = over + YIELD_ACCEPT;
-        assert!(!listeners.yield_accept(&epoll, vain) && listeners.next_deadline().is_none());
-        assert!(listeners.yield_accept(&epoll, vain));
-    }
-
-    #[test]
-    fn new_connections_stand_in_line_with_requests() {
-        let mut listeners = Listeners::new(Vec::new()).expect("nothing can fail");
-        let load = |dispatched, completed| Load { threads: 2, dispatched, completed };
-        assert_eq!(listeners.budget(load(0, 0)), 2);
-        assert_eq!(listeners.budget(load(11, 10)), 1);
-        assert_eq!(listeners.budget(load(15, 10)), 0);
-        listeners.admission = Some(Admission { at: 15, connections: 2 });
-        assert_eq!(listeners.budget(load(15, 13)), 0);
-        // Fourteen of the fifteen before are answered, so a thread has begun the last and the other is ours,
-        // although more requests have come since.
-        assert_eq!(listeners.budget(load(20, 14)), 1);
-        assert_eq!(listeners.budget(load(20, 18)), 2);
-        // Whoever came with the first that was taken is behind it, and not at the end of the line.
-        listeners.admission = listeners.admission.and_then(Admission::next);
-        assert_eq!(listeners.budget(load(21, 14)), 0);
-        assert_eq!(listeners.budget(load(22, 18)), 1);
-        assert!(listeners.admission.and_then(Admission::next).is_none());
-        // What siblings have taken leaves no place in the line for those who come later; only events of a turn that was listened to,
-        // and all of them, say so.
-        let epoll = Epoll::new().expect("epoll");
-        listeners.mask(&epoll, load(22, 18));
-        listeners.none_waits(false);
-        listeners.unmask(&epoll);
-        listeners.none_waits(false);
-        listeners.end_pass();
-        listeners.none_waits(true);
-        assert!(listeners.admission.is_some());
-        listeners.none_waits(false);
-        assert!(listeners.admission.is_none());
     }
 }

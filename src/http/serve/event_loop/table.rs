@@ -1,8 +1,8 @@
 //! The connection table: a fixed number of slots, each with the state of the connection in it.
 //!
 //! Free -> Waiting -> Dispatched -> Waiting (keep-alive), Flushing (bytes still queued) or Lingering -> Free.
-//! Only the loop changes a state. In `Dispatched` the connection itself is with the app side (or on its way);
-//! everywhere else the slot owns it, and only then its socket may be closed.
+//! Only the loop changes a state. In `Dispatched` the request is with the app side (or on its way); everywhere else the
+//! slot has it, and only then its socket may be closed. The reading half never leaves the slot.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -10,22 +10,23 @@ use std::time::Instant;
 
 use crate::serve::base::names::Token;
 use crate::serve::base::pace::Window;
-use crate::serve::conn::connection::Connection;
-use crate::serve::conn::write_queue::WriteHalf;
+use crate::serve::conn::reader::Reader;
+use crate::serve::conn::request::Request;
+use crate::serve::conn::write_half::WriteHalf;
 use crate::serve::io::epoll::Interest;
 
 #[derive(Debug)]
 pub enum SlotState {
-    /// The last connection's buffers wait for the next one.
-    Free(Option<Box<Connection>>),
+    /// The last request's memory waits for the next connection.
+    Free(Option<Box<Request>>),
     /// For a request or the rest of one; which, its timer says.
-    Waiting(Box<Connection>),
+    Waiting(Box<Request>),
     /// In the run queue, or with an app thread.
     Dispatched,
     /// Answered, and the answer is not all sent.
-    Flushing(Box<Connection>),
+    Flushing(Box<Request>),
     /// FIN was sent then; what the client still sends is read and dropped.
-    Lingering(Box<Connection>, Instant),
+    Lingering(Box<Request>, Instant),
 }
 
 #[derive(Debug)]
@@ -35,9 +36,8 @@ pub struct Slot {
     pub socket: Option<OwnedFd>,
     /// How epoll knows the socket; None: not at all.
     pub interest: Option<Interest>,
-    /// Edges that came while the connection was with the app side.
-    pub readable: bool,
-    pub half_closed: bool,
+    /// Stays here while the request is with the app side.
+    pub reader: Reader,
     /// It waits for the next turn, once.
     pub runnable: bool,
     /// What the client takes while bytes are queued.
@@ -52,8 +52,7 @@ impl Slot {
             write_half: Arc::new(write_half),
             socket: None,
             interest: None,
-            readable: false,
-            half_closed: false,
+            reader: Reader::new(now),
             runnable: false,
             ack_window: Window::begin(now, 0),
             state: SlotState::Free(None),
@@ -101,7 +100,7 @@ impl Table {
     pub fn is_heavy(&self, token: Token) -> bool {
         let slot = self.slots.get(token.index as usize).filter(|slot| slot.token == token);
         slot.is_some_and(|slot| match &slot.state {
-            SlotState::Waiting(connection) => connection.is_in_body(),
+            SlotState::Waiting(_) => slot.reader.is_in_body(),
             // With an app thread, and there may be a queue.
             SlotState::Dispatched | SlotState::Flushing(_) | SlotState::Lingering(..) => true,
             SlotState::Free(_) => false,
@@ -114,7 +113,7 @@ impl Table {
         socket: OwnedFd,
         now: Instant,
         make: impl FnOnce() -> WriteHalf,
-    ) -> Option<(&mut Slot, Option<Box<Connection>>)> {
+    ) -> Option<(&mut Slot, Option<Box<Request>>)> {
         let index = match self.free.pop() {
             Some(index) => index as usize,
             None if self.slots.len() == self.slots_max => return None,
@@ -127,8 +126,6 @@ impl Table {
         let slot = &mut self.slots[index];
         slot.socket = Some(socket);
         slot.interest = None;
-        slot.readable = false;
-        slot.half_closed = false;
         slot.runnable = false;
         let buffers = match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
             SlotState::Free(buffers) => buffers,
@@ -140,11 +137,11 @@ impl Table {
     }
 
     /// Frees the slot of a connection; its socket, to be closed by the caller.
-    pub fn release(&mut self, connection: Box<Connection>) -> Option<OwnedFd> {
-        let index = connection.token.index;
+    pub fn release(&mut self, request: Box<Request>) -> Option<OwnedFd> {
+        let index = request.token.index;
         let slot = &mut self.slots[index as usize];
         slot.token.generation = slot.token.next_generation();
-        slot.state = SlotState::Free(Some(connection));
+        slot.state = SlotState::Free(Some(request));
         self.free.push(index);
         slot.socket.take()
     }

@@ -1,5 +1,6 @@
 //! The kernel, one system call or one descriptor at a time. Knows no HTTP.
 
+pub mod copies;
 pub mod epoll;
 pub mod parker;
 pub mod socket;

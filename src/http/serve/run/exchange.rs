@@ -6,16 +6,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::proto::response::{Asked, ChunkLine, Framing};
 use crate::proto::Version;
-
 use crate::serve::base::address::{Local, Peer};
 use crate::serve::base::names::Token;
-use crate::serve::base::settings::{BUFFER_KEPT_BYTES, DEFERRED_ANSWER_BYTES_MAX};
-use crate::serve::conn::answer::{date_now, After};
-use crate::serve::conn::connection::Connection;
-use crate::serve::conn::write_queue::{Hold, Sent, WriteHalf, GATHERED_BYTES_MAX};
-use crate::serve::event_loop::shared::{Notice, Shared};
+use crate::serve::base::settings::BUFFER_KEPT_BYTES;
+use crate::serve::conn::answering::{Delivery, End, Fault, Part};
+use crate::serve::conn::request::Request;
+use crate::serve::conn::write_half::Sent;
+use crate::serve::conn::write_queue::Hold;
+use crate::serve::event_loop::mailbox::Notice;
+use crate::serve::event_loop::shared::Shared;
 use crate::serve::event_loop::EventLoop;
 
 use super::follower::Taken;
@@ -52,14 +52,14 @@ pub struct Exchange {
     /// Of the thread that took it from the loop, and entered the application with it.
     lease: Option<Lease>,
     /// None: given back to the loop.
-    connection: Option<Box<Connection>>,
+    request: Option<Box<Request>>,
     begun: Instant,
 }
 
 impl Exchange {
-    pub fn new(leader: Arc<Leader<EventLoop>>, taken: Taken<Box<Connection>>) -> Exchange {
+    pub fn new(leader: Arc<Leader<EventLoop>>, taken: Taken<Box<Request>>) -> Exchange {
         let Taken { request, lease, begun } = taken;
-        Exchange { leader, lease, connection: Some(request), begun }
+        Exchange { leader, lease, request: Some(request), begun }
     }
 
     fn shared(&self) -> &Shared {
@@ -71,65 +71,60 @@ impl Exchange {
         self.begun
     }
 
-    fn connection(&self) -> &Connection {
+    fn request(&self) -> &Request {
         // Only `finish`, `fail` and `drop` take it, and nothing can be called after those.
-        self.connection.as_ref().expect("an exchange has its connection until it ends")
+        self.request.as_ref().expect("an exchange has its request until it ends")
     }
 
-    fn connection_mut(&mut self) -> &mut Connection {
-        self.connection.as_mut().expect("an exchange has its connection until it ends")
+    fn request_mut(&mut self) -> &mut Request {
+        self.request.as_mut().expect("an exchange has its request until it ends")
     }
 
     pub fn method(&self) -> &[u8] {
-        let connection = self.connection();
-        connection.head.method(&connection.input)
+        self.request().method()
     }
 
     /// The request target as it was sent.
     pub fn target(&self) -> &[u8] {
-        let connection = self.connection();
-        connection.head.target(&connection.input)
+        self.request().target()
     }
 
     /// The target's path, still percent-encoded (of an absolute-form target, its path; `*` for asterisk-form).
     pub fn path(&self) -> &[u8] {
-        let connection = self.connection();
-        connection.head.path(&connection.input)
+        self.request().path()
     }
 
     /// Without `?`; empty if there is none.
     pub fn query(&self) -> &[u8] {
-        let connection = self.connection();
-        connection.head.query(&connection.input)
+        self.request().query()
     }
 
     pub fn version(&self) -> Version {
-        self.connection().head.version
+        self.request().head.version
     }
 
     /// Field lines in order, names as sent, values trimmed. Repeated fields are not joined here. Host is the
     /// authority of an absolute-form target where there is one.
     pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let connection = self.connection();
-        connection.head.fields(&connection.input)
+        self.request().fields()
     }
 
     pub fn peer(&self) -> &Peer {
-        &self.connection().peer
+        &self.request().peer
     }
 
     pub fn local(&self) -> &Local {
-        &self.connection().local
+        &self.request().local
     }
 
     /// A proxy said by its PROXY header that the client's connection to it is TLS.
     pub fn secure(&self) -> bool {
-        self.connection().secure
+        self.request().secure
     }
 
     /// The whole body. `chunked` bodies are decoded; `content_length` then is the decoded length.
     pub fn body(&self) -> Body<'_> {
-        let body = &self.connection().body;
+        let body = &self.request().body;
         match body.file() {
             Some(file) => Body::File { file: file.as_fd(), length: file.length() },
             None => Body::Memory(body.memory()),
@@ -139,18 +134,18 @@ impl Exchange {
     /// A large body that lies in memory, to be kept without copying it; `body` is empty from then on. None: it is small,
     /// in a file, or there is none.
     pub fn take_body(&mut self) -> Option<Vec<u8>> {
-        let body = &mut self.connection_mut().body;
+        let body = &mut self.request_mut().body;
         (body.file().is_none() && body.memory().len() > BUFFER_KEPT_BYTES).then(|| body.take())
     }
 
     /// What `take_body` gave is no longer needed.
     pub fn give_body_back(&self, body: Vec<u8>) {
-        self.connection().body.give_back(body);
+        self.request().body.give_back(body);
     }
 
     /// As declared, or counted for chunked bodies; None where the request has no body.
     pub fn content_length(&self) -> Option<u64> {
-        self.connection().body.length()
+        self.request().body.length()
     }
 
     /// Sets the answer's status line and fields; checks them; sends nothing yet. `status` is `200 OK`. May be
@@ -169,20 +164,20 @@ impl Exchange {
         if self.head_sent() {
             return Err(BadResponse("the head of the answer has been sent already".to_string()));
         }
-        self.connection_mut().answer.head.begin(status).map_err(BadResponse)
+        self.request_mut().answer.head.begin(status).map_err(BadResponse)
     }
 
     pub fn add_field(&mut self, name: &[u8], value: &[u8]) -> Result<(), BadResponse> {
-        self.connection_mut().answer.head.add(name, value).map_err(BadResponse)
+        self.request_mut().answer.head.add(name, value).map_err(BadResponse)
     }
 
     pub fn end_head(&mut self) {
-        self.connection_mut().answer.head.end();
+        self.request_mut().answer.head.end();
     }
 
     /// True once bytes of the head were handed to the socket or its queue.
     pub fn head_sent(&self) -> bool {
-        self.connection().answer.framing.is_some()
+        self.request().answer.framing.is_some()
     }
 
     /// Sends a piece of the body, with the head before it if that has not gone out. The framing is decided here.
@@ -192,7 +187,7 @@ impl Exchange {
         if piece.is_empty() {
             return if self.gone() { Written::Gone } else { Written::Done };
         }
-        self.send(piece, None, None, false)
+        self.send(Part::new(piece))
     }
 
     /// As `write`, but takes no more of the piece than the buffers have room for and says how many bytes it
@@ -201,9 +196,9 @@ impl Exchange {
         if self.shared().is_forgotten() {
             return (0, Written::Gone);
         }
-        let connection = self.connection();
-        let room = if connection.write_half.is_queued() {
-            connection.write_half.room(&self.shared().rules.temp)
+        let request = self.request();
+        let room = if request.write_half.is_queued() {
+            request.write_half.room(&self.shared().rules.temp)
         } else {
             self.shared().rules.settings.response_buffer
         };
@@ -223,89 +218,32 @@ impl Exchange {
         if self.head_sent() {
             return self.write(body);
         }
-        self.send(body, Some(body.len() as u64), None, false)
+        self.send(Part { whole: Some(body.len() as u64), ..Part::new(body) })
     }
 
     /// As `write_all`, before anything was sent, for a body that somebody else owns: what the socket does not take is not
     /// copied but held. `last`: `finish` follows at once. Where the connection ends with this answer, the kernel then
     /// waits for that, so that the client gets all of it in one packet.
     pub fn write_all_held(&mut self, body: &[u8], hold: Hold<'_>, last: bool) -> Written {
-        self.send(body, Some(body.len() as u64), Some(hold), last)
+        self.send(Part { bytes: body, whole: Some(body.len() as u64), hold: Some(hold), last })
     }
 
-    fn send(&mut self, piece: &[u8], whole: Option<u64>, hold: Option<Hold<'_>>, last: bool) -> Written {
-        if self.shared().is_forgotten() {
+    fn send(&mut self, part: Part<'_>) -> Written {
+        let Exchange { leader, request, lease, .. } = self;
+        let shared = leader.doors();
+        if shared.is_forgotten() {
             return Written::Gone;
         }
-        if !self.connection().answer.head.is_set() {
-            self.connection_mut().answer.unstarted = true;
-            return Written::Done;
+        let request = request.as_mut().expect("an exchange has its request until it ends");
+        // Only the thread with the lease may leave an answer for the loop to send.
+        request.answer.may_defer &= lease.is_some();
+        match request.send(part, &shared.rules.temp, shared.is_closing()) {
+            Delivery::Unstarted => Written::Done,
+            Delivery::Deferred(Sent::Queued { .. }) if lease.is_some_and(|lease| leader.is_kept(lease)) => {
+                Written::Done
+            }
+            Delivery::Deferred(sent) | Delivery::Sent(sent) => written(shared, request.token, sent),
         }
-        let begins = !self.head_sent();
-        let framing = self.frame(whole);
-        let Exchange { leader, connection, .. } = self;
-        let connection = connection.as_mut().expect("an exchange has its connection until it ends");
-        let shared = leader.doors();
-        let answer = &mut connection.answer;
-        let (piece, line) = match framing {
-            Framing::None => (&piece[..0], None),
-            Framing::Length(length) => {
-                let left = usize::try_from(length - answer.sent).unwrap_or(usize::MAX);
-                answer.excess |= piece.len() > left;
-                (&piece[..piece.len().min(left)], None)
-            }
-            Framing::Chunked => (piece, (!piece.is_empty()).then(|| ChunkLine::new(piece.len()))),
-            Framing::UntilClose => (piece, None),
-        };
-        answer.sent += piece.len() as u64;
-        // Where the client did not ask for the end it may still be sending, and the close lingers.
-        let closes = last && !answer.keep && !connection.head.keep_alive;
-        let head = if begins { answer.head.bytes() } else { b"" };
-        let (line, end) = line.as_ref().map_or((&b""[..], &b""[..]), |line| (line.bytes(), &b"\r\n"[..]));
-        let temp = &shared.rules.temp;
-        if begins && answer.may_defer && answer.is_complete() && head.len() + piece.len() <= DEFERRED_ANSWER_BYTES_MAX {
-            let deferred =
-                self.lease.and_then(|lease| Some((lease, connection.write_half.defer(&[head, piece], temp)?)));
-            match deferred {
-                Some((lease, Sent::Queued { .. })) if leader.is_kept(lease) => return Written::Done,
-                Some((_, sent)) => return written(shared, connection.token, sent),
-                None => {}
-            }
-        }
-        let sent = match framing {
-            Framing::Chunked => connection.write_half.send(&[head, line, piece, end], temp),
-            Framing::None | Framing::Length(_) | Framing::UntilClose
-                if begins && head.len() + piece.len() <= GATHERED_BYTES_MAX =>
-            {
-                let write_half = &connection.write_half;
-                answer.head.with_body(piece, |bytes| write_half.send_held(&[bytes], None, closes, temp))
-            }
-            Framing::None | Framing::Length(_) | Framing::UntilClose => {
-                connection.write_half.send_held(&[head, piece], hold, closes, temp)
-            }
-        };
-        written(shared, connection.token, sent)
-    }
-
-    /// The framing, decided now if it was not yet.
-    fn frame(&mut self, whole: Option<u64>) -> Framing {
-        let closing = self.shared().is_closing();
-        let asked = self.asked();
-        let answer = &mut self.connection_mut().answer;
-        if let Some(framing) = answer.framing {
-            return framing;
-        }
-        let asked = Asked { keep_alive: asked.keep_alive && !closing, ..asked };
-        let (framing, keep) = answer.head.complete(asked, whole, &date_now());
-        answer.framing = Some(framing);
-        answer.keep = keep;
-        framing
-    }
-
-    fn asked(&self) -> Asked {
-        let head = self.method() == b"HEAD";
-        let connection = self.connection();
-        Asked { version: connection.head.version, head, keep_alive: connection.head.keep_alive }
     }
 
     /// `wsgi.file_wrapper`: sends from this offset by sendfile, up to the declared Content-Length or the file's end.
@@ -315,31 +253,18 @@ impl Exchange {
         if self.shared().is_forgotten() {
             return Ok(Some(Written::Gone));
         }
-        if !self.connection().answer.head.is_set() {
+        if !self.request().answer.head.is_set() {
             return Ok(None);
         }
         // SAFETY: the caller's descriptor is open for the time of this call.
         let file = unsafe { BorrowedFd::borrow_raw(file) };
         let Some((file, left)) = regular_file(file, offset)? else { return Ok(None) };
-        // A chunk would need its length before the file, and gains nothing.
-        match self.connection().answer.framing {
-            Some(Framing::Chunked) => return Ok(None),
-            Some(Framing::None | Framing::Length(_) | Framing::UntilClose) | None => {}
-        }
-        let begins = !self.head_sent();
-        let length = match self.frame(Some(left)) {
-            Framing::None => 0,
-            Framing::Length(length) => left.min(length - self.connection().answer.sent),
-            Framing::Chunked | Framing::UntilClose => left,
-        };
-        let Exchange { leader, connection, .. } = self;
-        let connection = connection.as_mut().expect("an exchange has its connection until it ends");
+        let Exchange { leader, request, .. } = self;
         let shared = leader.doors();
-        connection.answer.sent += length;
-        let head = if begins { connection.answer.head.bytes() } else { b"" };
-        let temp = &shared.rules.temp;
-        let sent = without_sigpipe(|| connection.write_half.send_file(head, file, offset, length, temp));
-        Ok(Some(written(shared, connection.token, sent)))
+        let request = request.as_mut().expect("an exchange has its request until it ends");
+        let (temp, closing) = (&shared.rules.temp, shared.is_closing());
+        let sent = without_sigpipe(|| request.send_file(file, offset, left, temp, closing))?;
+        Ok(sent.map(|sent| written(shared, request.token, sent)))
     }
 
     /// Waits until buffers have room (or the client is gone, or `write_timeout`). Without the interpreter's lock.
@@ -353,7 +278,7 @@ impl Exchange {
             self.leader.hand_over(lease);
         }
         let rules = &self.shared().rules;
-        let write_half = &self.connection().write_half;
+        let write_half = &self.request().write_half;
         write_half.wait_for_room(rules.settings.write_timeout + GRACE, &rules.temp);
         if write_half.is_gone() {
             Written::Gone
@@ -364,23 +289,23 @@ impl Exchange {
 
     /// The client has left (as far as we know).
     pub fn gone(&self) -> bool {
-        self.shared().is_forgotten() || self.connection().write_half.is_gone()
+        self.shared().is_forgotten() || self.request().write_half.is_gone()
     }
 
     /// Body bytes sent so far, and the status, for the access log.
     pub fn sent(&self) -> (u16, u64) {
-        let answer = &self.connection().answer;
+        let answer = &self.request().answer;
         (answer.head.status(), answer.sent)
     }
 
     /// When the request was complete.
     pub fn ready_at(&self) -> Instant {
-        self.connection().ready_at
+        self.request().ready_at
     }
 
     /// The answer's status line and fields as far as they are known: all of them once the head was sent.
     pub fn answer_head(&self) -> &[u8] {
-        self.connection().answer.head.bytes()
+        self.request().answer.head.bytes()
     }
 
     /// Ends the answer. `Err` tells what the application did wrong (shorter or longer than its Content-Length, no
@@ -396,8 +321,8 @@ impl Exchange {
         if self.shared().is_forgotten() {
             return Ok(());
         }
-        if !self.connection().answer.head.is_set() {
-            let wrote = self.connection().answer.unstarted;
+        if !self.request().answer.head.is_set() {
+            let wrote = self.request().answer.unstarted;
             self.fail(500);
             let what = if wrote { "wrote a body without calling" } else { "did not call" };
             return Err(BadResponse(format!("the application {what} start_response")));
@@ -405,21 +330,22 @@ impl Exchange {
         if !self.head_sent() {
             self.write_all(b"");
         }
-        let answer = &self.connection().answer;
-        let (sent, excess, gone) = (answer.sent, answer.excess, self.gone());
-        let outcome = match answer.framing {
-            Some(Framing::Length(length)) if sent < length && !gone => {
-                Err(BadResponse(format!("the body has {sent} bytes, its Content-Length says {length}")))
-            }
-            Some(Framing::Length(length)) if excess => {
-                Err(BadResponse(format!("the body is longer than its Content-Length, {length} bytes")))
-            }
-            Some(Framing::Chunked) => {
-                let connection = self.connection();
-                emit(self.shared(), &connection.write_half, connection.token, &[b"0\r\n\r\n"]);
+        let Exchange { leader, request, .. } = &mut self;
+        let shared = leader.doors();
+        let request = request.as_mut().expect("an exchange has its request until it ends");
+        let outcome = match request.finish(&shared.rules.temp) {
+            Ok(sent) => {
+                if let Some(sent) = sent {
+                    written(shared, request.token, sent);
+                }
                 Ok(())
             }
-            Some(Framing::Length(_) | Framing::None | Framing::UntilClose) | None => Ok(()),
+            Err(Fault::Short { sent, length }) => {
+                Err(BadResponse(format!("the body has {sent} bytes, its Content-Length says {length}")))
+            }
+            Err(Fault::Long { length }) => {
+                Err(BadResponse(format!("the body is longer than its Content-Length, {length} bytes")))
+            }
         };
         // Also where it was too long: what the application meant to be the body, the client cannot know.
         self.end(if outcome.is_err() { End::Cut } else { End::Complete }, now, took);
@@ -439,17 +365,12 @@ impl Exchange {
             self.end_now(End::Cut);
             return;
         }
-        let asked = self.asked();
-        let Exchange { leader, connection, .. } = self;
-        let connection = connection.as_mut().expect("an exchange has its connection until it ends");
-        let body = connection.answer.refuse(status, "", asked);
-        connection.answer.sent = body.len() as u64;
-        emit(
-            leader.doors(),
-            &connection.write_half,
-            connection.token,
-            &[connection.answer.head.bytes(), body.as_bytes()],
-        );
+        let Exchange { leader, request, .. } = self;
+        let shared = leader.doors();
+        let request = request.as_mut().expect("an exchange has its request until it ends");
+        let asked = request.asked();
+        let sent = request.refuse(status, "", asked, &shared.rules.temp);
+        written(shared, request.token, sent);
         self.end_now(End::Complete);
     }
 
@@ -460,58 +381,40 @@ impl Exchange {
 
     /// Gives the connection back to the loop: directly, where nobody has taken over meanwhile.
     fn end(&mut self, end: End, now: Instant, took: Duration) {
-        let Some(mut connection) = self.connection.take() else { return };
-        let answer = &mut connection.answer;
-        answer.after = match (end, answer.framing) {
-            (End::Complete, _) if answer.keep => After::KeepAlive,
-            (End::Complete, _) if connection.head.keep_alive => After::Linger,
-            (End::Complete, _) => After::Close,
-            // Closing early tells the client that something is missing, except where closing is the end.
-            (End::Cut, Some(Framing::UntilClose)) => After::Reset,
-            (End::Cut, Some(Framing::None | Framing::Length(_) | Framing::Chunked) | None) => After::Linger,
-        };
+        let Some(mut request) = self.request.take() else { return };
+        request.decide_after(end);
         self.leader.record(took);
         let shared = self.leader.doors();
         shared.complete();
         match self.lease.take().and_then(|lease| self.leader.exit_app(lease)) {
             Some(mut guard) => {
-                guard.event_loop().take_back(connection, now, took);
+                guard.event_loop().take_back(request, now, took);
                 // The thread has its own copy of the lease.
                 let _ = guard.yield_loop();
             }
-            None => shared.notify(Notice::Returned(connection)),
+            None => shared.mailbox.notify(Notice::Returned(request)),
         }
     }
-}
-
-#[derive(Clone, Copy)]
-enum End {
-    Complete,
-    Cut,
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
         if self.shared().is_forgotten() {
             // The parent answers; this copy must not touch anything that the parent's threads may hold.
-            std::mem::forget(self.connection.take());
-        } else if self.connection.is_some() {
+            std::mem::forget(self.request.take());
+        } else if self.request.is_some() {
             self.fail_in_place(500);
         }
     }
 }
 
-/// Sends or queues, and tells the loop of a new queue.
-fn emit(shared: &Shared, write_half: &WriteHalf, token: Token, parts: &[&[u8]]) -> Written {
-    written(shared, token, write_half.send(parts, &shared.rules.temp))
-}
-
+/// Tells the loop of a new queue.
 fn written(shared: &Shared, token: Token, sent: Sent) -> Written {
     match sent {
         Sent::All => Written::Done,
         Sent::Queued { is_new, full } => {
             if is_new {
-                shared.notify(Notice::Queued(token));
+                shared.mailbox.notify(Notice::Queued(token));
             }
             if full {
                 Written::Full

@@ -1,0 +1,176 @@
+//! Where a request's body goes: memory first, then a file. Reads from no socket.
+
+use std::sync::Arc;
+
+use crate::proto::refusal::{self, Refusal};
+use crate::serve::base::budget::Charge;
+use crate::serve::base::buffers::Buffers;
+use crate::serve::base::settings::{BUFFER_KEPT_BYTES, GATHER_BYTES, READ_BODY_BYTES};
+use crate::serve::io::spool::{Failed, Spool};
+
+use super::rules::Rules;
+
+/// Room is charged as bytes come, never for what was only announced.
+#[derive(Debug)]
+pub struct RequestBody {
+    present: bool,
+    /// The whole body, or what is not yet in the file.
+    memory: Vec<u8>,
+    /// Of this body; of one that is known to be longer than `body_memory` just a stretch worth writing.
+    memory_bytes_max: u64,
+    charge: Charge,
+    /// Where large memory comes from and goes to.
+    buffers: Arc<Buffers>,
+    file: Option<Spool>,
+    length: u64,
+}
+
+impl RequestBody {
+    pub fn new(rules: &Rules) -> RequestBody {
+        RequestBody {
+            present: false,
+            memory: Vec::new(),
+            memory_bytes_max: 0,
+            charge: rules.memory.charge(),
+            buffers: Arc::clone(&rules.buffers),
+            file: None,
+            length: 0,
+        }
+    }
+
+    /// None: the request has no body.
+    pub fn length(&self) -> Option<u64> {
+        self.present.then_some(self.length)
+    }
+
+    /// What has come so far.
+    pub fn bytes(&self) -> u64 {
+        self.length
+    }
+
+    pub fn memory(&self) -> &[u8] {
+        &self.memory
+    }
+
+    /// A body that lies in memory, to be kept by whoever takes it.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.memory)
+    }
+
+    /// What was taken is no longer needed.
+    pub fn give_back(&self, memory: Vec<u8>) {
+        self.buffers.keep(memory);
+    }
+
+    pub fn file(&self) -> Option<&Spool> {
+        self.file.as_ref()
+    }
+
+    pub fn clear(&mut self) {
+        self.present = false;
+        self.length = 0;
+        self.file = None;
+        self.charge.clear();
+        self.memory.clear();
+        if self.memory.capacity() > BUFFER_KEPT_BYTES {
+            self.buffers.keep(std::mem::take(&mut self.memory));
+        }
+    }
+
+    /// A body will come, of this length or chunked. Refuses one that would find no place, as things stand.
+    pub fn expect(&mut self, length: Option<u64>, rules: &Rules) -> Result<(), Refusal> {
+        let body_memory = rules.settings.body_memory;
+        self.present = true;
+        self.memory_bytes_max = body_memory;
+        let Some(length) = length else { return Ok(()) };
+        if length > rules.settings.max_body {
+            return Err(refusal::BODY_LONG);
+        }
+        if length > body_memory {
+            if !rules.temp.available() {
+                return Err(refusal::BODY_NO_TEMP_DIR);
+            }
+            self.memory_bytes_max = body_memory.min(GATHER_BYTES as u64);
+        }
+        let memory = if length > body_memory { 0 } else { rules.memory.left() };
+        if length > memory && length > rules.temp.left() {
+            return Err(refusal::TEMP_FULL);
+        }
+        Ok(())
+    }
+
+    pub fn append(&mut self, bytes: &[u8], rules: &Rules) -> Result<(), Refusal> {
+        self.memory.extend_from_slice(bytes);
+        self.added(bytes.len(), rules)
+    }
+
+    /// Where up to `left` bytes may be read to, and how many at once: twice as many each time, since what was only
+    /// announced shall not cost memory. Memory that is asked for and not written to costs none, so there is room for all
+    /// that may stay in memory from the beginning, and it need not move as it grows.
+    pub fn place(&mut self, left: u64) -> (&mut Vec<u8>, usize) {
+        if self.file.is_none() && left > BUFFER_KEPT_BYTES as u64 && self.memory.capacity() <= BUFFER_KEPT_BYTES {
+            let begun = std::mem::replace(&mut self.memory, self.buffers.take());
+            self.memory.reserve(begun.len() + left.min(self.memory_bytes_max) as usize);
+            self.memory.extend_from_slice(&begun);
+        }
+        let step = match self.file {
+            Some(_) => GATHER_BYTES - self.memory.len(),
+            None => self.memory.len().max(READ_BODY_BYTES),
+        };
+        let room = usize::try_from(left).map_or(step, |left| left.min(step));
+        self.memory.reserve(room);
+        (&mut self.memory, room)
+    }
+
+    /// The last bytes in memory are new: counts them, and finds another place for all of them where there are too many.
+    pub fn added(&mut self, bytes: usize, rules: &Rules) -> Result<(), Refusal> {
+        let bytes = bytes as u64;
+        self.length += bytes;
+        match &mut self.file {
+            Some(file) => {
+                self.charge.force(bytes);
+                if self.memory.len() >= GATHER_BYTES {
+                    file.append(&self.memory).map_err(translate)?;
+                    self.memory.clear();
+                    self.charge.clear();
+                }
+                Ok(())
+            }
+            None if self.length <= self.memory_bytes_max && self.charge.grow(bytes) => Ok(()),
+            None => {
+                let file = self.file.insert(open_file(self.length > rules.settings.body_memory, rules)?);
+                file.append(&self.memory).map_err(translate)?;
+                self.memory.clear();
+                self.charge.clear();
+                Ok(())
+            }
+        }
+    }
+
+    /// The last byte has come.
+    pub fn complete(&mut self) -> Result<(), Refusal> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        file.append(&self.memory).map_err(translate)?;
+        self.buffers.keep(std::mem::take(&mut self.memory));
+        self.charge.clear();
+        Ok(())
+    }
+}
+
+fn open_file(too_long: bool, rules: &Rules) -> Result<Spool, Refusal> {
+    match rules.temp.available() {
+        true => rules.temp.create().map_err(translate),
+        false if too_long => Err(refusal::BODY_NO_TEMP_DIR),
+        false => Err(refusal::TEMP_FULL),
+    }
+}
+
+fn translate(failed: Failed) -> Refusal {
+    match failed {
+        Failed::Full => refusal::TEMP_FULL,
+        Failed::Io(error) => {
+            log::warn!("temporary file for a request body: {error}");
+            refusal::TEMP_FAILED
+        }
+    }
+}

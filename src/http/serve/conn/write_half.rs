@@ -1,0 +1,264 @@
+//! The sending side of a connection, shared between the app thread that answers and the loop that drains.
+//!
+//! While nothing is queued the app thread sends straight to the socket, without a lock. What the socket does not
+//! take is queued under the lock (`write_queue`), and from then on all bytes go through the queue, which only the loop
+//! empties. Only the app thread sets `queued`, only the loop clears it, and both do so under the lock.
+
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::serve::base::budget::Charge;
+use crate::serve::base::settings::{RESPONSE_MEMORY_BYTES_MAX, SEGMENT_BYTES};
+use crate::serve::io::socket;
+use crate::serve::io::spool::TempFiles;
+
+use super::sending::{send_head_and_file, send_parts};
+use super::write_queue::{Hold, Progress, WriteQueue};
+
+/// It is made once a slot, and serves one connection after the other.
+#[derive(Debug)]
+pub struct WriteHalf {
+    /// The socket; -1: none. The loop owns it and closes it only while no app thread has the connection.
+    fd: AtomicI32,
+    gone: AtomicBool,
+    queued: AtomicBool,
+    queue: Mutex<WriteQueue>,
+    room: Condvar,
+}
+
+impl WriteHalf {
+    pub fn new(memory: Charge, response_buffer: u64) -> WriteHalf {
+        WriteHalf {
+            fd: AtomicI32::new(-1),
+            gone: AtomicBool::new(false),
+            queued: AtomicBool::new(false),
+            queue: Mutex::new(WriteQueue::new(memory, response_buffer)),
+            room: Condvar::new(),
+        }
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.fd.load(Ordering::Relaxed)
+    }
+
+    /// A new connection begins.
+    pub fn open(&self, fd: RawFd) {
+        self.fd.store(fd, Ordering::Relaxed);
+        self.gone.store(false, Ordering::Relaxed);
+    }
+
+    /// The connection has ended; gives back what was queued.
+    pub fn close(&self) {
+        let mut queue = self.lock();
+        queue.clear();
+        self.queued.store(false, Ordering::Release);
+        self.fd.store(-1, Ordering::Relaxed);
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// The client is gone: nothing more can be sent, and whoever waits for room need not.
+    pub fn mark_gone(&self) {
+        let mut queue = self.lock();
+        self.gone.store(true, Ordering::Relaxed);
+        queue.clear();
+        self.queued.store(false, Ordering::Release);
+        self.room.notify_all();
+    }
+
+    pub fn is_queued(&self) -> bool {
+        self.queued.load(Ordering::Acquire)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, WriteQueue> {
+        // Nothing panics while it is held; if something did, the queue is still a queue.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends or queues all of `parts`. App side.
+    pub fn send(&self, parts: &[&[u8]], temp: &TempFiles) -> Sent {
+        self.send_held(parts, None, false, temp)
+    }
+
+    /// As `send`; what cannot be sent at once of the last part need not be copied if it is large: `hold` gives a hold on
+    /// its bytes. `closes`: the connection is closed at once, so that its end may go into the same packet (MSG_MORE).
+    pub fn send_held(&self, parts: &[&[u8]], hold: Option<Hold<'_>>, closes: bool, temp: &TempFiles) -> Sent {
+        if self.is_gone() {
+            return Sent::Gone;
+        }
+        let total: usize = parts.iter().map(|part| part.len()).sum();
+        let mut skip = 0;
+        if !self.is_queued() {
+            match send_parts(self.fd(), parts, closes) {
+                Ok(length) if length == total => return Sent::All,
+                Ok(length) => skip = length,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => {
+                    self.mark_gone();
+                    return Sent::Gone;
+                }
+            }
+        }
+        let mut queue = self.lock();
+        for (index, part) in parts.iter().enumerate() {
+            let skipped = skip.min(part.len());
+            skip -= skipped;
+            let hold = hold.filter(|_| index + 1 == parts.len() && part.len() - skipped > SEGMENT_BYTES);
+            match hold {
+                Some(hold) if queue.push_held(hold, skipped, part.len()) => {}
+                Some(_) | None => queue.push(&part[skipped..], temp),
+            }
+        }
+        self.queue(queue, temp)
+    }
+
+    /// Queues all of `parts`, for a loop that looks at what was deferred before long (`drain_deferred`). Nothing was queued
+    /// before. None: there is no memory for it. App side.
+    pub fn defer(&self, parts: &[&[u8]], temp: &TempFiles) -> Option<Sent> {
+        let mut queue = self.lock();
+        if !queue.defer(parts) {
+            return None;
+        }
+        Some(self.queue(queue, temp))
+    }
+
+    /// An answer waits here for the loop to look.
+    pub fn is_deferred(&self) -> bool {
+        self.lock().deferred
+    }
+
+    /// Sends what was deferred, until the socket is full; None: nothing was. It is looked at under the lock: whoever defers
+    /// afterwards finds that the leader has changed. Loop side.
+    pub fn drain_deferred(&self) -> Option<Drained> {
+        let queue = self.lock();
+        queue.deferred.then(|| self.drain_locked(queue))
+    }
+
+    /// Sends `head` and then the file's bytes, as far as the socket takes them, and queues the rest. App side;
+    /// SIGPIPE is blocked by the caller.
+    pub fn send_file(&self, head: &[u8], file: OwnedFd, offset: u64, length: u64, temp: &TempFiles) -> Sent {
+        if self.is_gone() {
+            return Sent::Gone;
+        }
+        let mut rest = head;
+        let (mut offset, mut left) = (offset, length);
+        let outcome =
+            (!self.is_queued()).then(|| send_head_and_file(self.fd(), &mut rest, &file, &mut offset, &mut left));
+        match outcome {
+            Some(Ok(())) if rest.is_empty() && left == 0 => return Sent::All,
+            Some(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {
+                self.mark_gone();
+                return Sent::Gone;
+            }
+            // The queue goes before us, the socket is full, or the file is shorter than it was; draining tells.
+            Some(Ok(()) | Err(_)) | None => {}
+        }
+        let mut queue = self.lock();
+        queue.push(rest, temp);
+        queue.push_file(file, offset, left);
+        self.queue(queue, temp)
+    }
+
+    fn queue(&self, mut queue: MutexGuard<'_, WriteQueue>, temp: &TempFiles) -> Sent {
+        if self.is_gone() {
+            queue.clear();
+            return Sent::Gone;
+        }
+        self.queued.store(true, Ordering::Release);
+        let is_new = !std::mem::replace(&mut queue.watched, true);
+        Sent::Queued { is_new, full: queue.room(temp) == 0 }
+    }
+
+    /// How many bytes a queue that is not empty may still take.
+    pub fn room(&self, temp: &TempFiles) -> u64 {
+        self.lock().room(temp)
+    }
+
+    /// Waits until there is room for more than a little, so that not every piece waits, or the client has gone.
+    /// The loop's `write_timeout` ends the wait for a client that takes nothing; `patience` is the bound should
+    /// the loop itself be late.
+    pub fn wait_for_room(&self, patience: Duration, temp: &TempFiles) {
+        let mut queue = self.lock();
+        loop {
+            let wanted = queue.bytes_max.min(RESPONSE_MEMORY_BYTES_MAX) / 2;
+            let enough = queue.is_empty() || queue.room(temp) > wanted;
+            if enough || self.is_gone() {
+                return;
+            }
+            let heard = queue.heard;
+            let (guard, timeout) = self.room.wait_timeout(queue, patience).unwrap_or_else(PoisonError::into_inner);
+            queue = guard;
+            if timeout.timed_out() && queue.heard == heard {
+                drop(queue);
+                self.mark_gone();
+                return;
+            }
+        }
+    }
+
+    /// How much the client has taken of what was queued, up to a constant: sent and acknowledged. Loop side.
+    pub fn acked_bytes(&self) -> i64 {
+        let drained = i64::try_from(self.lock().drained).unwrap_or(i64::MAX);
+        drained.saturating_sub(i64::try_from(socket::unacknowledged(self.fd())).unwrap_or(0))
+    }
+
+    /// The socket is full, but the client takes what is in it. Loop side.
+    pub fn note_ack_progress(&self) {
+        self.lock().heard += 1;
+    }
+
+    /// Sends queued bytes until the socket is full. Loop side.
+    pub fn drain(&self) -> Drained {
+        self.drain_locked(self.lock())
+    }
+
+    fn drain_locked(&self, mut queue: MutexGuard<'_, WriteQueue>) -> Drained {
+        queue.deferred = false;
+        let before = queue.drained;
+        let outcome = queue.drain(self.fd());
+        let progress = queue.drained != before;
+        if progress || outcome == Progress::Empty {
+            queue.heard += 1;
+            self.room.notify_all();
+        }
+        match outcome {
+            Progress::Empty => {
+                queue.watched = false;
+                queue.spool_failed = false;
+                self.queued.store(false, Ordering::Release);
+                Drained::Empty
+            }
+            Progress::Blocked => Drained::Blocked { progress },
+            Progress::Again => Drained::Again,
+            Progress::Broken => Drained::Broken,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    All,
+    /// At least a part lies in the queue. `is_new`: the loop does not know yet.
+    Queued {
+        is_new: bool,
+        full: bool,
+    },
+    Gone,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    Empty,
+    Blocked {
+        progress: bool,
+    },
+    /// The share of this turn is used up; the socket may take more.
+    Again,
+    /// The client is gone, or a file is shorter than it was: the answer cannot be completed.
+    Broken,
+}

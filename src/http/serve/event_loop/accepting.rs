@@ -1,0 +1,179 @@
+//! Taking connections, and carrying out commands. What to do is decided elsewhere (`admission`, `mode`).
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use crate::proto::refusal;
+use crate::serve::base::names::{Blocking, TimerKind};
+use crate::serve::conn::request::Request;
+use crate::serve::conn::write_half::WriteHalf;
+
+use super::admission::{Decision, Load, View};
+use super::listeners::{Accepted, Origin};
+use super::mode::{Change, Command, Keepalive, Report};
+use super::table::SlotState;
+use super::EventLoop;
+
+impl EventLoop {
+    pub(super) fn command(&mut self, command: Command) {
+        let (mode, effects) = self.mode.obey(command);
+        self.mode = mode;
+        if let Some(accepting) = effects.accepting {
+            self.metrics.accepting(accepting);
+            self.shared.set_closing(!accepting);
+            self.report_draining &= !accepting;
+        }
+        match effects.listeners {
+            Change::Resume => self.listeners.resume(&self.epoll),
+            Change::PauseAllBut(keep) => self.listeners.pause(&self.epoll, |id| !keep.contains(&id)),
+            Change::Close(which) => self.close_listeners(|id| which.contains(&id)),
+            Change::CloseAll => self.close_listeners(|_| true),
+        }
+        match effects.keepalive {
+            Keepalive::Unchanged => {}
+            Keepalive::AsConfigured => self.keepalive = self.shared.rules.settings.keepalive_timeout,
+            Keepalive::AtMost(idle) => {
+                self.keepalive = self.keepalive.min(idle);
+                self.timers.bring_forward(TimerKind::Keepalive, self.now + self.keepalive);
+            }
+        }
+        while let Some(request) = effects.recall.then(|| self.shared.run_queue.take()).flatten() {
+            self.dispatched -= 1;
+            self.refuse_later(request, refusal::RETIRING);
+        }
+        match effects.report {
+            Report::Nothing => {}
+            Report::Serving => self.reports.serving(),
+            Report::Draining => self.reports.draining(),
+            Report::DrainingOnceQuiet => self.report_draining = true,
+        }
+    }
+
+    fn close_listeners(&mut self, which: impl Fn(u32) -> bool) {
+        self.listeners.begin_closing(&self.epoll, which, |fd| self.shared.copies.forget_fd(fd));
+    }
+
+    /// Takes one connection. False: that is all for this turn.
+    pub(super) fn accept(&mut self) -> bool {
+        if let Some(index) = self.listeners.closing() {
+            match self.accept_one(index) {
+                Outcome::Taken => return true,
+                Outcome::Empty => {
+                    if let Some(fd) = self.listeners.take(index) {
+                        self.shared.copies.forget_fd(fd.as_raw_fd());
+                    }
+                    return true;
+                }
+                // A pause has its timer, and a slot that becomes free is a turn of the loop.
+                Outcome::Stalled => {}
+            }
+        }
+        if self.report_draining && self.listeners.are_quiet() {
+            self.report_draining = false;
+            self.reports.draining();
+        }
+        let (now, load, has_slot) = (self.now, self.load(), self.has_slot());
+        if self.listeners.admission.should_unmask(now, load, has_slot) {
+            self.listeners.set_masked(&self.epoll, false);
+        }
+        let ready = self.listeners.next_ready();
+        let waits = ready.is_some();
+        let should_yield = waits && self.metrics.should_yield_accept(self.table.open());
+        let may_be_more = self.epoll.was_full();
+        let decision = self.listeners.admission.decide(View { now, load, has_slot, waits, may_be_more, should_yield });
+        let outcome = match (decision, ready) {
+            (Decision::Accept, Some(index)) => self.accept_one(index),
+            (Decision::Mask, _) => Outcome::Stalled,
+            (Decision::Yield, _) => {
+                self.listeners.set_masked(&self.epoll, true);
+                // The sibling was woken too, but where it has to share a processor with us, it has not run yet. We fall
+                // asleep soon, but not for long.
+                if self.blocking == Blocking::Allowed {
+                    std::thread::yield_now();
+                }
+                self.listeners.end_pass();
+                return false;
+            }
+            (Decision::Rest | Decision::Accept, _) => {
+                self.listeners.end_pass();
+                return false;
+            }
+        };
+        match outcome {
+            Outcome::Taken => self.listeners.admission.count(),
+            Outcome::Empty => {}
+            Outcome::Stalled => {
+                self.listeners.mask(&self.epoll, load);
+                self.listeners.end_pass();
+            }
+        }
+        !matches!(outcome, Outcome::Stalled)
+    }
+
+    pub(super) fn load(&self) -> Load {
+        let threads = self.shared.rules.settings.threads as u64;
+        Load { threads, dispatched: self.dispatched, completed: self.shared.completed() }
+    }
+
+    /// Whether a new connection would find a slot, by closing the longest-idle one if need be.
+    fn has_slot(&self) -> bool {
+        !self.table.is_full() || self.timers.first(TimerKind::Keepalive).is_some()
+    }
+
+    fn accept_one(&mut self, index: usize) -> Outcome {
+        if !self.has_slot() || self.listeners.admission.is_paused(self.now) {
+            return Outcome::Stalled;
+        }
+        match self.listeners.accept(index, self.now) {
+            Accepted::Connection { socket, origin } => {
+                self.open(socket, origin);
+                Outcome::Taken
+            }
+            Accepted::Empty => Outcome::Empty,
+            Accepted::Stalled => Outcome::Stalled,
+        }
+    }
+
+    fn open(&mut self, socket: OwnedFd, origin: Origin) {
+        if self.table.is_full() {
+            if let Some(request) = self.timers.first(TimerKind::Keepalive).and_then(|index| self.take_waiting(index)) {
+                self.close(request);
+            }
+        }
+        let fd = socket.as_raw_fd();
+        let rules = &self.shared.rules;
+        let make = || WriteHalf::new(rules.memory.charge(), rules.settings.response_buffer);
+        let Some((slot, memory)) = self.table.take(socket, self.now, make) else { return };
+        let token = slot.token;
+        slot.write_half.open(fd);
+        self.shared.copies.note_socket(token.index, Some(fd));
+        let Origin { peer, local, proxy } = origin;
+        let mut request = memory.unwrap_or_else(|| {
+            let (write_half, local) = (Arc::clone(&slot.write_half), Arc::clone(&local));
+            Box::new(Request::new(token, write_half, local, rules, self.now))
+        });
+        request.open(token, peer, local);
+        slot.reader.open(proxy);
+        self.metrics.accepted();
+        // The request often is there already; then epoll need not know of a connection that ends with it.
+        self.receive(request);
+    }
+
+    fn take_waiting(&mut self, index: u32) -> Option<Box<Request>> {
+        let slot = self.table.slot(index);
+        match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
+            SlotState::Waiting(request) => Some(request),
+            state
+            @ (SlotState::Free(_) | SlotState::Dispatched | SlotState::Flushing(_) | SlotState::Lingering(..)) => {
+                slot.state = state;
+                None
+            }
+        }
+    }
+}
+
+enum Outcome {
+    Taken,
+    Empty,
+    Stalled,
+}

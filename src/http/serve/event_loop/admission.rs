@@ -1,0 +1,321 @@
+//! How many connections to take, and when. Decides only: no socket is touched here.
+//!
+//! All workers share the listeners, and whoever has a free thread takes a connection, so that the kernel's queue balances
+//! between them. Therefore: never more at a time than there are free threads, nothing is heard of listeners while there
+//! is none, and new connections stand in one line with the requests that wait for a thread.
+
+use std::time::Instant;
+
+use crate::serve::base::settings::{TURN_ACCEPTS_MAX, YIELD_ACCEPT};
+
+#[derive(Debug)]
+pub struct Admission {
+    masked: bool,
+    /// This turn's events were fetched while masked, and say nothing.
+    unheard: bool,
+    /// Out of descriptors or memory until then.
+    paused_until: Option<Instant>,
+    yielding: Yielding,
+    line: Option<Line>,
+    accepted_this_turn: u32,
+}
+
+/// In the same line as the requests that wait for a thread, for connections that wait to be taken. Without it keep-alive
+/// clients that keep every thread busy would shut out new ones for ever.
+#[derive(Clone, Copy, Debug)]
+struct Line {
+    /// The number of requests before the next of them.
+    at: u64,
+    /// How many there are: who came together waits together, and not each for a line of its own.
+    connections: u64,
+}
+
+/// Whether a connection that waits is left to a sibling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Yielding {
+    /// It may be.
+    Possible,
+    /// It is, until then.
+    Until(Instant),
+    /// The time is over, and the next events will tell whether there still is one.
+    Ending,
+    /// They have: if there is one, the sibling did not come for it. It is ours then, and the next may be left again.
+    Over,
+}
+
+/// How busy the app threads are.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    pub threads: u64,
+    pub dispatched: u64,
+    pub completed: u64,
+}
+
+/// What the loop sees when it looks whether to accept.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    pub now: Instant,
+    pub load: Load,
+    /// A new connection would find a slot.
+    pub has_slot: bool,
+    /// By this turn's events a connection waits.
+    pub waits: bool,
+    /// There may be more events than were fetched.
+    pub may_be_more: bool,
+    /// A sibling has less to do.
+    pub should_yield: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Accept,
+    /// Nothing more in this turn.
+    Rest,
+    /// Nothing more, and nothing shall be heard until there is time.
+    Mask,
+    /// As `Mask`, for a sibling's sake.
+    Yield,
+}
+
+impl Line {
+    /// One of them was taken.
+    fn next(self) -> Option<Line> {
+        let connections = self.connections.checked_sub(1).filter(|&left| left > 0)?;
+        Some(Line { at: self.at + 1, connections })
+    }
+}
+
+impl Load {
+    fn free(self) -> u64 {
+        (self.threads + self.completed).saturating_sub(self.dispatched)
+    }
+}
+
+impl Admission {
+    pub fn new() -> Admission {
+        Admission {
+            masked: false,
+            unheard: false,
+            paused_until: None,
+            yielding: Yielding::Possible,
+            line: None,
+            accepted_this_turn: 0,
+        }
+    }
+
+    pub fn begin_turn(&mut self) {
+        self.accepted_this_turn = 0;
+    }
+
+    /// Whether accepting rests; ends a rest that is over.
+    pub fn is_paused(&mut self, now: Instant) -> bool {
+        self.paused_until = self.paused_until.filter(|&until| until > now);
+        self.paused_until.is_some()
+    }
+
+    pub fn pause(&mut self, until: Instant) {
+        self.paused_until = Some(until);
+    }
+
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let yielding = match self.yielding {
+            Yielding::Until(until) => Some(until),
+            Yielding::Possible | Yielding::Ending | Yielding::Over => None,
+        };
+        [self.paused_until, yielding].into_iter().flatten().min()
+    }
+
+    /// Whether a connection is being left to a sibling; ends that when it is time.
+    fn is_yielding(&mut self, now: Instant) -> bool {
+        match self.yielding {
+            Yielding::Until(until) if now < until => return true,
+            Yielding::Until(_) => self.yielding = Yielding::Ending,
+            Yielding::Possible | Yielding::Ending | Yielding::Over => {}
+        }
+        false
+    }
+
+    /// A connection waits here, and a sibling has less to do. False: it is ours all the same.
+    fn yield_accept(&mut self, now: Instant) -> bool {
+        match self.yielding {
+            Yielding::Possible => {
+                self.yielding = Yielding::Until(now + YIELD_ACCEPT);
+                true
+            }
+            Yielding::Ending | Yielding::Over => {
+                self.yielding = Yielding::Possible;
+                false
+            }
+            Yielding::Until(_) => false,
+        }
+    }
+
+    /// How many connections the threads have time for.
+    fn budget(&self, load: Load) -> u64 {
+        let in_line =
+            self.line.map_or(0, |line| (load.threads + load.completed).saturating_sub(line.at).min(line.connections));
+        load.free().max(in_line)
+    }
+
+    /// Whether listeners, masked until now, shall be heard again.
+    pub fn should_unmask(&mut self, now: Instant, load: Load, has_slot: bool) -> bool {
+        let rests = self.is_paused(now) | self.is_yielding(now);
+        self.masked && !rests && has_slot && self.budget(load) > 0
+    }
+
+    pub fn decide(&mut self, view: View) -> Decision {
+        let has_time = self.budget(view.load) > 0;
+        match view.waits {
+            true if !has_time => Decision::Mask,
+            true if view.should_yield && self.yield_accept(view.now) => Decision::Yield,
+            true if self.accepted_this_turn >= TURN_ACCEPTS_MAX => Decision::Rest,
+            true if !view.has_slot || self.is_paused(view.now) => Decision::Mask,
+            true => Decision::Accept,
+            false => {
+                self.none_waits(view.may_be_more);
+                Decision::Rest
+            }
+        }
+    }
+
+    /// One was taken in answer to `Accept`.
+    pub fn count(&mut self) {
+        self.accepted_this_turn += 1;
+    }
+
+    /// One was taken, for whatever reason: the line moves on.
+    pub fn accepted(&mut self) {
+        self.line = self.line.and_then(Line::next);
+    }
+
+    /// A listener was found empty.
+    pub fn found_none(&mut self) {
+        self.line = None;
+    }
+
+    /// No connection waits, as far as this turn's events say: the sibling that it was left to has taken it.
+    fn none_waits(&mut self, may_be_more: bool) {
+        if self.masked {
+            return;
+        }
+        if !self.unheard && !may_be_more {
+            // Siblings have taken them: their place in the line must not be there for others that come later.
+            self.line = None;
+        }
+        match self.yielding {
+            Yielding::Ending => self.yielding = Yielding::Over,
+            Yielding::Over => self.yielding = Yielding::Possible,
+            Yielding::Possible | Yielding::Until(_) => {}
+        }
+    }
+
+    /// The turn's events were handled.
+    pub fn end_pass(&mut self) {
+        self.unheard = false;
+    }
+
+    /// No thread or no slot is free: these connections take a place in the line.
+    pub fn line_up(&mut self, load: Load, connections: u64) {
+        self.line.get_or_insert(Line { at: load.dispatched, connections });
+    }
+
+    pub fn is_masked(&self) -> bool {
+        self.masked
+    }
+
+    /// False: it is so already.
+    pub fn set_masked(&mut self, masked: bool) -> bool {
+        let changes = self.masked != masked;
+        if changes {
+            self.masked = masked;
+            self.unheard = !masked;
+        }
+        changes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(dispatched: u64, completed: u64) -> Load {
+        Load { threads: 2, dispatched, completed }
+    }
+
+    #[test]
+    fn a_sibling_that_does_not_come_is_not_waited_for_twice() {
+        let mut admission = Admission::new();
+        let now = Instant::now();
+        assert!(!admission.is_yielding(now) && admission.yield_accept(now));
+        admission.set_masked(true);
+        assert!(admission.is_yielding(now) && admission.next_deadline() == Some(now + YIELD_ACCEPT));
+        let over = now + YIELD_ACCEPT;
+        assert!(!admission.is_yielding(over));
+        // While it hears nothing, no news are no news.
+        admission.none_waits(false);
+        admission.set_masked(false);
+        // It came: the next one may be left to it again. The events of the turn in which the time ended say nothing yet.
+        admission.none_waits(false);
+        admission.none_waits(false);
+        assert!(admission.yield_accept(over) && !admission.is_yielding(over + YIELD_ACCEPT));
+        admission.set_masked(true);
+        admission.set_masked(false);
+        // It did not: that one is ours.
+        let vain = over + YIELD_ACCEPT;
+        assert!(!admission.yield_accept(vain) && admission.next_deadline().is_none());
+        assert!(admission.yield_accept(vain));
+    }
+
+    #[test]
+    fn new_connections_stand_in_line_with_requests() {
+        let mut admission = Admission::new();
+        assert_eq!(admission.budget(load(0, 0)), 2);
+        assert_eq!(admission.budget(load(11, 10)), 1);
+        assert_eq!(admission.budget(load(15, 10)), 0);
+        admission.line_up(load(15, 10), 2);
+        assert_eq!(admission.budget(load(15, 13)), 0);
+        // Fourteen of the fifteen before are answered, so a thread has begun the last and the other is ours,
+        // although more requests have come since.
+        assert_eq!(admission.budget(load(20, 14)), 1);
+        assert_eq!(admission.budget(load(20, 18)), 2);
+        // Whoever came with the first that was taken is behind it, and not at the end of the line.
+        admission.accepted();
+        assert_eq!(admission.budget(load(21, 14)), 0);
+        assert_eq!(admission.budget(load(22, 18)), 1);
+        assert!(admission.line.and_then(Line::next).is_none());
+        // What siblings have taken leaves no place in the line for those who come later; only events of a turn that was
+        // listened to, and all of them, say so.
+        admission.set_masked(true);
+        admission.none_waits(false);
+        admission.set_masked(false);
+        admission.none_waits(false);
+        admission.end_pass();
+        admission.none_waits(true);
+        assert!(admission.line.is_some());
+        admission.none_waits(false);
+        assert!(admission.line.is_none());
+    }
+
+    #[test]
+    fn what_is_not_there_comes_before_whom_to_yield_to() {
+        let now = Instant::now();
+        let view = View { now, load: load(0, 0), has_slot: true, waits: true, may_be_more: false, should_yield: false };
+        let decide = |view| Admission::new().decide(view);
+        assert_eq!(decide(view), Decision::Accept);
+        assert_eq!(decide(View { waits: false, ..view }), Decision::Rest);
+        assert_eq!(decide(View { load: load(2, 0), should_yield: true, ..view }), Decision::Mask);
+        assert_eq!(decide(View { has_slot: false, ..view }), Decision::Mask);
+        assert_eq!(decide(View { should_yield: true, ..view }), Decision::Yield);
+        let mut admission = Admission::new();
+        admission.pause(now + YIELD_ACCEPT);
+        assert_eq!(admission.decide(view), Decision::Mask);
+        let mut admission = Admission::new();
+        for _ in 0..TURN_ACCEPTS_MAX {
+            assert_eq!(admission.decide(view), Decision::Accept);
+            admission.count();
+        }
+        assert_eq!(admission.decide(view), Decision::Rest);
+        admission.begin_turn();
+        assert_eq!(admission.decide(view), Decision::Accept);
+    }
+}

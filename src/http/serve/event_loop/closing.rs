@@ -1,0 +1,136 @@
+//! What becomes of a connection once its answer is made: the next request, a lingering close, an end.
+
+use std::time::Instant;
+
+use crate::proto::refusal::Refusal;
+use crate::proto::response::Asked;
+use crate::proto::Version;
+use crate::serve::base::names::TimerKind;
+use crate::serve::base::settings::{LINGER, LINGER_SILENCE, READ_BODY_BYTES, TURN_BYTES_MAX};
+use crate::serve::conn::answer::After;
+use crate::serve::conn::request::Request;
+use crate::serve::conn::write_half::Sent;
+use crate::serve::io::epoll::Interest;
+use crate::serve::io::socket;
+
+use super::mode::Mode;
+use super::table::SlotState;
+use super::EventLoop;
+
+impl EventLoop {
+    /// An answered connection: what is next?
+    pub(super) fn settle(&mut self, mut request: Box<Request>) {
+        let token = request.token;
+        if request.write_half.is_gone() {
+            self.close(request);
+            return;
+        }
+        if request.write_half.is_queued() {
+            self.table.slot(token.index).state = SlotState::Flushing(request);
+            let waits = self.flush_batch.has(token) && self.table.write_half(token.index).is_deferred();
+            if self.timers.kind(token.index).is_none() && !waits {
+                self.watch_queue(token);
+            }
+            return;
+        }
+        self.timers.clear(token.index);
+        let reader = &mut self.table.slot(token.index).reader;
+        match request.answer.after {
+            After::KeepAlive => {
+                reader.next_request(&mut request, &mut self.inputs);
+                self.receive(request);
+            }
+            After::Close if reader.has_unread() => self.linger(request),
+            After::Close => self.close(request),
+            After::Linger => self.linger(request),
+            After::Reset => {
+                socket::reset(request.write_half.fd());
+                self.close(request);
+            }
+        }
+    }
+
+    /// Later, by somebody who may block. Its timer ends here: until then nobody waits for the client.
+    pub(super) fn refuse_later(&mut self, request: Box<Request>, refusal: Refusal) {
+        self.timers.clear(request.token.index);
+        self.refused.push_back((request, refusal));
+    }
+
+    /// Answers a request that the application will not see, and closes.
+    pub(super) fn refuse(&mut self, mut request: Box<Request>, refusal: Refusal) {
+        let index = request.token.index;
+        self.timers.clear(index);
+        let Refusal { status, reason, limit } = refusal;
+        match limit {
+            Some(limit) => log::info!("refused {}: {status} {reason} ({limit})", request.peer),
+            None => log::info!("refused {}: {status} {reason}", request.peer),
+        }
+        let head = self.table.slot(index).reader.asks_for_head(&request);
+        let asked = Asked { version: Version::Http11, head, keep_alive: false };
+        let sent = request.refuse(status, reason, asked, &self.shared.rules.temp);
+        request.answer.after = After::Linger;
+        match sent {
+            Sent::All | Sent::Queued { .. } | Sent::Gone => self.settle(request),
+        }
+    }
+
+    /// Closing with unread bytes makes the kernel send RST, which destroys the answer on its way to the client
+    /// (RFC 9112 section 9.6). So: FIN, read what comes for a while, close.
+    pub(super) fn linger(&mut self, mut request: Box<Request>) {
+        if !socket::shutdown_write(request.write_half.fd()) {
+            self.close(request);
+            return;
+        }
+        let reader = &mut self.table.slot(request.token.index).reader;
+        reader.forget(&mut request, &mut self.inputs);
+        self.timers.set(request.token.index, TimerKind::Linger, self.now + LINGER_SILENCE);
+        self.discard(request, self.now);
+    }
+
+    pub(super) fn discard(&mut self, request: Box<Request>, since: Instant) {
+        let token = request.token;
+        self.scratch.reserve(READ_BODY_BYTES);
+        let mut share = TURN_BYTES_MAX;
+        // A process that winds up does not wait for clients that do not look at their answer.
+        let patience = match self.mode {
+            Mode::Paused | Mode::Serving => LINGER,
+            Mode::Draining | Mode::Retiring => LINGER_SILENCE,
+        };
+        loop {
+            if share == 0 {
+                self.run_again(token);
+                break;
+            }
+            match socket::discard(request.write_half.fd(), self.scratch.spare_capacity_mut()) {
+                Ok(length) if length > 0 && self.now < since + patience => share = share.saturating_sub(length),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                // The client has closed, the connection broke, or it was long enough.
+                Ok(_) | Err(_) => return self.close(request),
+            }
+        }
+        if share < TURN_BYTES_MAX {
+            self.timers.set(token.index, TimerKind::Linger, self.now + LINGER_SILENCE);
+        }
+        self.table.slot(token.index).state = SlotState::Lingering(request, since);
+        self.register(token, Interest::Read);
+    }
+
+    pub(super) fn close(&mut self, mut request: Box<Request>) {
+        let index = request.token.index;
+        self.timers.clear(index);
+        let slot = self.table.slot(index);
+        if self.shared.copies.has_forked() {
+            // A child of the application may hold a copy: without this the client would never see the end, and
+            // epoll would go on to report it (epoll(7), "Q6").
+            let fd = request.write_half.fd();
+            if slot.interest.is_some() {
+                let _ = self.epoll.remove(fd);
+            }
+            socket::shutdown_both(fd);
+        }
+        request.write_half.close();
+        self.shared.copies.note_socket(index, None);
+        self.table.slot(index).reader.forget(&mut request, &mut self.inputs);
+        drop(self.table.release(request));
+    }
+}

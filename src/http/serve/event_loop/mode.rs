@@ -1,0 +1,155 @@
+//! What the process was told, and what follows from it. Decides only: the loop carries out the effects.
+
+use std::time::Duration;
+
+/// From a handle to the loop.
+#[derive(Debug)]
+pub enum Command {
+    Serve,
+    Drain { keep: Vec<u32> },
+    CloseListeners(Vec<u32>),
+    Stop { idle: Duration },
+    Retire,
+}
+
+/// What the process was told last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Not yet told to serve.
+    Paused,
+    Serving,
+    /// Finishing what was begun; ends when no connection is left.
+    Draining,
+    /// As `Draining`, and requests that have not begun get 503.
+    Retiring,
+}
+
+/// What becomes of listeners.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Change {
+    Resume,
+    /// They stay open, and nobody listens to them any more.
+    PauseAllBut(Vec<u32>),
+    /// Emptied first, where this process was accepting from them.
+    Close(Vec<u32>),
+    CloseAll,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Report {
+    Nothing,
+    Serving,
+    Draining,
+    /// `Draining`, when nothing will be accepted any more.
+    DrainingOnceQuiet,
+}
+
+/// How long idle connections stay.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Keepalive {
+    Unchanged,
+    AsConfigured,
+    AtMost(Duration),
+}
+
+/// What a command comes to.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Effects {
+    pub listeners: Change,
+    /// Connections are taken from now on, or no longer; then every answer says `Connection: close`.
+    pub accepting: Option<bool>,
+    pub keepalive: Keepalive,
+    pub report: Report,
+    /// Requests that wait for a thread are taken back, and refused.
+    pub recall: bool,
+}
+
+impl Mode {
+    pub fn obey(self, command: Command) -> (Mode, Effects) {
+        let ends = |listeners, report| Effects {
+            listeners,
+            accepting: Some(false),
+            keepalive: Keepalive::Unchanged,
+            report,
+            recall: false,
+        };
+        match command {
+            Command::Serve => {
+                let listeners = Change::Resume;
+                let keepalive = Keepalive::AsConfigured;
+                let effects =
+                    Effects { listeners, accepting: Some(true), keepalive, report: Report::Serving, recall: false };
+                (Mode::Serving, effects)
+            }
+            Command::Drain { keep } => (self.drained(), ends(Change::PauseAllBut(keep), Report::Draining)),
+            Command::CloseListeners(which) => {
+                let effects = ends(Change::Close(which), Report::Nothing);
+                (self, Effects { accepting: None, ..effects })
+            }
+            Command::Stop { idle } => {
+                let effects = ends(Change::CloseAll, Report::DrainingOnceQuiet);
+                (self.drained(), Effects { keepalive: Keepalive::AtMost(idle), ..effects })
+            }
+            Command::Retire => {
+                let effects = ends(Change::PauseAllBut(Vec::new()), Report::Draining);
+                (Mode::Retiring, Effects { recall: true, ..effects })
+            }
+        }
+    }
+
+    /// A process that will be killed begins nothing more, whatever it is told besides.
+    fn drained(self) -> Mode {
+        match self {
+            Mode::Retiring => Mode::Retiring,
+            Mode::Paused | Mode::Serving | Mode::Draining => Mode::Draining,
+        }
+    }
+
+    /// Ends when no connection is left.
+    pub fn is_ending(self) -> bool {
+        match self {
+            Mode::Draining | Mode::Retiring => true,
+            Mode::Paused | Mode::Serving => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retiring_process_stays_so_until_it_serves_again() {
+        let (mode, effects) = Mode::Serving.obey(Command::Retire);
+        assert_eq!(mode, Mode::Retiring);
+        assert!(effects.recall && effects.accepting == Some(false));
+        assert_eq!(effects.listeners, Change::PauseAllBut(Vec::new()));
+        for command in [Command::Drain { keep: vec![1] }, Command::Stop { idle: Duration::ZERO }] {
+            let (mode, effects) = mode.obey(command);
+            assert_eq!(mode, Mode::Retiring);
+            assert!(!effects.recall);
+        }
+        let (mode, effects) = mode.obey(Command::Serve);
+        assert_eq!((mode, effects.accepting, effects.report), (Mode::Serving, Some(true), Report::Serving));
+        assert_eq!(effects.keepalive, Keepalive::AsConfigured);
+    }
+
+    #[test]
+    fn stop_reports_once_nothing_is_accepted() {
+        let idle = Duration::from_secs(1);
+        let (mode, effects) = Mode::Serving.obey(Command::Stop { idle });
+        assert_eq!((mode, effects.report), (Mode::Draining, Report::DrainingOnceQuiet));
+        assert_eq!((effects.listeners, effects.keepalive), (Change::CloseAll, Keepalive::AtMost(idle)));
+        assert!(mode.is_ending() && !Mode::Serving.is_ending());
+    }
+
+    /// A listener that is given up says nothing about the others.
+    #[test]
+    fn closing_listeners_changes_no_mode() {
+        for mode in [Mode::Paused, Mode::Serving, Mode::Draining, Mode::Retiring] {
+            let (after, effects) = mode.obey(Command::CloseListeners(vec![3]));
+            assert_eq!((after, effects.accepting, effects.report), (mode, None, Report::Nothing));
+            assert_eq!((effects.listeners, effects.keepalive), (Change::Close(vec![3]), Keepalive::Unchanged));
+        }
+    }
+}

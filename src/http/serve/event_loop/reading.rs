@@ -1,0 +1,160 @@
+//! Reading from connections, and what follows from what came or did not come in time.
+
+use crate::proto::refusal;
+use crate::serve::base::names::{TimerKind, Token};
+use crate::serve::base::pace::{Pace, Window};
+use crate::serve::base::settings::{LINGER_SILENCE, TURN_FOLLOWERS_MAX};
+use crate::serve::conn::reader::Received;
+use crate::serve::conn::request::Request;
+use crate::serve::io::epoll::Interest;
+
+use super::mode::Mode;
+use super::table::SlotState;
+use super::EventLoop;
+
+impl EventLoop {
+    pub(super) fn readable(&mut self, token: Token, half_closed: bool) {
+        // Draining may have closed it.
+        let Some(slot) = self.table.current(token) else { return };
+        match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
+            SlotState::Waiting(request) => {
+                slot.reader.wake(half_closed);
+                self.receive(request);
+            }
+            SlotState::Dispatched => slot.reader.wake(half_closed),
+            SlotState::Flushing(request) => {
+                slot.reader.wake(half_closed);
+                slot.state = SlotState::Flushing(request);
+            }
+            SlotState::Lingering(request, since) => self.discard(request, since),
+            SlotState::Free(_) => unreachable!("`current` gives no free slot"),
+        }
+    }
+
+    /// Reads on; the connection's next state follows from what came.
+    pub(super) fn receive(&mut self, mut request: Box<Request>) {
+        let reader = &mut self.table.slot(request.token.index).reader;
+        match reader.receive(&mut request, &self.shared.rules, &mut self.inputs, self.blocking) {
+            Received::Waiting(kind) => self.wait_for(request, kind),
+            Received::Again(kind) => {
+                self.run_again(request.token);
+                self.wait_for(request, kind);
+            }
+            Received::Complete if self.mode == Mode::Retiring => {
+                self.refuse_later(request, refusal::RETIRING);
+            }
+            Received::Complete => {
+                self.timers.clear(request.token.index);
+                self.dispatched += 1;
+                request.ready_at = self.now;
+                self.followed += u32::from(self.follows);
+                if self.followed <= TURN_FOLLOWERS_MAX {
+                    self.ready.push_back(request);
+                } else {
+                    self.later.push_back(request);
+                }
+            }
+            Received::Refused(refusal) => self.refuse_later(request, refusal),
+            Received::Ended => self.close(request),
+            Received::Lost { in_the_middle } => {
+                if in_the_middle {
+                    log::debug!("{} left in the middle of a request", request.peer);
+                }
+                self.close(request);
+            }
+        }
+    }
+
+    pub(super) fn wait_for(&mut self, request: Box<Request>, kind: TimerKind) {
+        let index = request.token.index;
+        let settings = &self.shared.rules.settings;
+        let timeout = match kind {
+            TimerKind::Keepalive => self.keepalive,
+            TimerKind::Header => settings.header_timeout,
+            TimerKind::Body => settings.body_timeout,
+            TimerKind::Write => settings.write_timeout,
+            TimerKind::Linger => LINGER_SILENCE,
+        };
+        if kind == TimerKind::Body {
+            let reader = &mut self.table.slot(index).reader;
+            let received = reader.received();
+            if self.timers.kind(index) != Some(TimerKind::Body) {
+                reader.coming = Window::begin(self.now, received);
+            }
+            match reader.coming.look(self.now, received, timeout) {
+                Pace::Open | Pace::Kept => {}
+                Pace::Slow => return self.refuse(request, refusal::BODY_SLOW),
+            }
+        }
+        // A head's time is counted from its first byte, not from its last.
+        if !(kind == TimerKind::Header && self.timers.kind(index) == Some(TimerKind::Header)) {
+            self.timers.set(index, kind, self.now + timeout);
+        }
+        if kind == TimerKind::Keepalive {
+            self.table.slot(index).reader.keep_buffer(&mut self.inputs);
+        }
+        let token = request.token;
+        self.table.slot(index).state = SlotState::Waiting(request);
+        self.register(token, Interest::Read);
+    }
+
+    /// Makes epoll's interest in a connection what it should be; a connection that cannot be watched is closed.
+    pub(super) fn register(&mut self, token: Token, interest: Interest) {
+        let slot = self.table.slot(token.index);
+        let fd = slot.write_half.fd();
+        let outcome = match slot.interest {
+            None => self.epoll.add(fd, token, interest),
+            Some(now) if now != interest => self.epoll.modify(fd, token, interest),
+            Some(_) => return,
+        };
+        match outcome {
+            Ok(()) => slot.interest = Some(interest),
+            Err(error) => {
+                log::error!("a connection cannot be watched: {error}");
+                match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
+                    SlotState::Dispatched => slot.write_half.mark_gone(),
+                    SlotState::Waiting(request) | SlotState::Flushing(request) | SlotState::Lingering(request, _) => {
+                        self.close(request);
+                    }
+                    SlotState::Free(_) => unreachable!("only open connections are registered"),
+                }
+            }
+        }
+    }
+
+    pub(super) fn expire(&mut self) {
+        while let Some((index, kind)) = self.timers.expired(self.now) {
+            let slot = self.table.slot(index);
+            let state = std::mem::replace(&mut slot.state, SlotState::Dispatched);
+            match (kind, state) {
+                // Silently: balancers' checks and browsers' spare connections send nothing.
+                (TimerKind::Keepalive, SlotState::Waiting(request)) => self.close(request),
+                (TimerKind::Header, SlotState::Waiting(request)) => self.refuse(request, refusal::HEAD_SLOW),
+                (TimerKind::Body, SlotState::Waiting(request)) => self.refuse(request, refusal::BODY_SLOW),
+                (TimerKind::Linger, SlotState::Lingering(request, _)) => self.close(request),
+                // Nothing was sent for so long; still the client may take what lies in the socket, which can be
+                // megabytes before there is room for more.
+                (TimerKind::Write, state @ (SlotState::Flushing(_) | SlotState::Dispatched)) => {
+                    let timeout = self.shared.rules.settings.write_timeout;
+                    let pace = slot.ack_window.close(self.now, slot.write_half.acked_bytes(), timeout);
+                    slot.state = state;
+                    match pace {
+                        Pace::Open | Pace::Kept => {
+                            slot.write_half.note_ack_progress();
+                            self.timers.set(index, TimerKind::Write, self.now + timeout);
+                        }
+                        Pace::Slow => self.drop_reader(index),
+                    }
+                }
+                // A timer ends with the state it belongs to.
+                (
+                    TimerKind::Keepalive | TimerKind::Header | TimerKind::Body | TimerKind::Write | TimerKind::Linger,
+                    state,
+                ) => {
+                    debug_assert!(false, "{kind:?} expired in {state:?}");
+                    slot.state = state;
+                }
+            }
+        }
+    }
+}

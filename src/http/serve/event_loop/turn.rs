@@ -1,0 +1,207 @@
+//! A turn of the loop, from one fetch of events to the next: events, chores, accepting, in small steps, so that whoever
+//! leads can leave after each.
+
+use std::time::{Duration, Instant};
+
+use crate::proto::refusal;
+use crate::serve::base::names::{Blocking, Token};
+use crate::serve::base::settings::HEARTBEAT;
+use crate::serve::conn::request::Request;
+use crate::serve::io::epoll::Event;
+
+use super::interface::Step;
+use super::mailbox::Notice;
+use super::mode::Mode;
+use super::table::SlotState;
+use super::EventLoop;
+
+/// What a turn of the loop, from one fetch of events to the next, is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TurnPhase {
+    Events,
+    /// What the app threads and the handles have left in the inbox, and what has come due.
+    Chores,
+    Accepting,
+    /// Everything was done that can be done now.
+    Idle,
+}
+
+impl EventLoop {
+    /// More requests may come of what was fetched.
+    pub(super) fn has_more(&self) -> bool {
+        !self.ready.is_empty() || (self.phase == TurnPhase::Events && self.epoll.peek().is_some())
+    }
+
+    /// Goes on with what was fetched until there is a request, or nothing more to do. Never waits.
+    pub(super) fn step(&mut self, blocking: Blocking) -> Step<Box<Request>> {
+        self.blocking = blocking;
+        loop {
+            if !self.flush_batch.is_empty() {
+                let waits = blocking == Blocking::Forbidden && self.has_more() && !self.flush_batch.is_due(self.now);
+                if !waits {
+                    self.flush();
+                }
+            }
+            if let Some(request) = self.ready.pop_front() {
+                if self.mode == Mode::Retiring {
+                    self.dispatched -= 1;
+                    self.refuse_later(request, refusal::RETIRING);
+                    continue;
+                }
+                self.report_connections();
+                return Step::Request(request);
+            }
+            if let Some((request, refusal)) = self.refused.pop_front() {
+                if blocking == Blocking::Forbidden {
+                    self.refused.push_front((request, refusal));
+                    return Step::Idle;
+                }
+                self.refuse(request, refusal);
+                continue;
+            }
+            match self.phase {
+                TurnPhase::Events => match self.epoll.peek() {
+                    Some(event) if blocking == Blocking::Forbidden && self.table.is_heavy(event.token) => {
+                        return Step::Idle;
+                    }
+                    Some(event) => {
+                        self.epoll.advance();
+                        self.event(event);
+                    }
+                    None => self.phase = TurnPhase::Chores,
+                },
+                TurnPhase::Chores if blocking == Blocking::Forbidden && self.has_chores() => return Step::Idle,
+                TurnPhase::Chores => {
+                    self.do_chores();
+                    self.phase = TurnPhase::Accepting;
+                }
+                TurnPhase::Accepting => {
+                    if !self.accept() {
+                        self.report_connections();
+                        self.phase = TurnPhase::Idle;
+                    }
+                }
+                TurnPhase::Idle if self.is_done() => return Step::Done,
+                TurnPhase::Idle => return Step::Idle,
+            }
+        }
+    }
+
+    /// Waits for events, unless there is something else to do. True: a signal came.
+    pub(super) fn fetch(&mut self) -> bool {
+        if std::mem::take(&mut self.signalled) {
+            return true;
+        }
+        // A step that must not block has left something.
+        if self.phase != TurnPhase::Idle || !self.refused.is_empty() {
+            return false;
+        }
+        self.ready.append(&mut self.later);
+        let timeout = self.timeout();
+        let interrupted = match self.epoll.wait(timeout) {
+            Ok(interrupted) => interrupted,
+            Err(error) => {
+                // EBADF or EINVAL: the descriptor was closed under us. Nothing can be served any more.
+                log::error!("the event loop ends: {error}");
+                self.broken = true;
+                return false;
+            }
+        };
+        self.shared.mailbox.awake();
+        self.now = Instant::now();
+        self.metrics.heartbeat();
+        self.listeners.admission.begin_turn();
+        self.followed = 0;
+        self.phase = TurnPhase::Events;
+        interrupted
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        let drains = matches!(self.mode, Mode::Draining | Mode::Retiring);
+        self.broken || (drains && self.table.open() == 0 && self.listeners.are_quiet())
+    }
+
+    /// Ones for somebody who may block.
+    fn has_chores(&self) -> bool {
+        !self.runnable.is_empty() || self.timers.next_deadline().is_some_and(|deadline| deadline <= self.now)
+    }
+
+    fn do_chores(&mut self) {
+        let mut inbox = std::mem::take(&mut self.inbox);
+        self.shared.mailbox.collect(&mut inbox);
+        while let Some(notice) = inbox.notices.pop_front() {
+            self.notice(notice);
+        }
+        while let Some(command) = inbox.commands.pop_front() {
+            self.command(command);
+        }
+        self.inbox = inbox;
+        self.run_runnable();
+        self.expire();
+    }
+
+    fn timeout(&self) -> Duration {
+        if !self.runnable.is_empty() || !self.ready.is_empty() || !self.shared.mailbox.fall_asleep() {
+            return Duration::ZERO;
+        }
+        let deadline =
+            [self.timers.next_deadline(), self.listeners.admission.next_deadline()].into_iter().flatten().min();
+        // The clock may be late by what the events of a turn took; so then are timers.
+        deadline.map_or(HEARTBEAT, |deadline| deadline.saturating_duration_since(self.now).min(HEARTBEAT))
+    }
+
+    fn event(&mut self, event: Event) {
+        if event.token == Token::WAKE {
+            return;
+        }
+        if event.token == Token::SIGNAL {
+            self.signalled = true;
+            return;
+        }
+        if let Some(index) = event.token.as_listener() {
+            self.listeners.mark_ready(index);
+            return;
+        }
+        let Some(slot) = self.table.current(event.token) else { return };
+        let index = event.token.index;
+        if event.gone {
+            match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
+                // The app side has it; it learns of it by the write half.
+                SlotState::Dispatched => {
+                    self.timers.clear(index);
+                    self.table.write_half(index).mark_gone();
+                }
+                SlotState::Waiting(request) | SlotState::Flushing(request) | SlotState::Lingering(request, _) => {
+                    self.close(request);
+                }
+                SlotState::Free(_) => unreachable!("`current` gives no free slot"),
+            }
+            return;
+        }
+        if event.writable && self.table.write_half(index).is_queued() {
+            self.drain(event.token);
+        }
+        if event.readable || event.half_closed {
+            self.readable(event.token, event.half_closed);
+        }
+    }
+
+    pub(super) fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Queued(token) => {
+                if self.table.current(token).is_some() {
+                    self.watch_queue(token);
+                }
+            }
+            Notice::Returned(request) => self.settle(request),
+        }
+    }
+
+    pub(super) fn report_connections(&mut self) {
+        let open = self.table.open();
+        if open != self.reported {
+            self.reported = open;
+            self.metrics.connections(open);
+        }
+    }
+}
