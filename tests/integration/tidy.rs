@@ -198,3 +198,25 @@ fn state_machines_name_every_event() {
         assert!(found.is_empty(), "{file}: {found:?}");
     }
 }
+
+/// The layers of the server, lowest first: none knows one that comes after it.
+#[test]
+fn the_server_is_layered() {
+    const LAYERS: [&str; 5] = ["base", "io", "conn", "event_loop", "run"];
+    for (at, layer) in LAYERS.iter().enumerate() {
+        let above: Vec<String> = LAYERS[at + 1..].iter().map(|above| format!("serve::{above}")).collect();
+        let mut words: Vec<&str> = above.iter().map(String::as_str).collect();
+        // Paths say in which layer they end.
+        words.extend(["super::super", "serve::Server", "serve::Handle"]);
+        let found = lines_with(&format!("src/http/serve/{layer}"), &words);
+        assert!(found.is_empty(), "{layer} knows what lies above it:\n{}", found.join("\n"));
+    }
+    let pure = ["src/http/serve/event_loop/admission.rs", "src/http/serve/event_loop/mode.rs"];
+    for file in pure {
+        let found: Vec<_> = code(&root().join(file))
+            .into_iter()
+            .filter(|(_, line)| ["libc::", "Instant::now", "epoll", "socket"].iter().any(|word| line.contains(word)))
+            .collect();
+        assert!(found.is_empty(), "{file} does something itself: {found:?}");
+    }
+}

@@ -13,7 +13,6 @@ use crate::serve::conn::write_half::Sent;
 use crate::serve::io::epoll::Interest;
 use crate::serve::io::socket;
 
-use super::mode::Mode;
 use super::table::SlotState;
 use super::EventLoop;
 
@@ -92,10 +91,7 @@ impl EventLoop {
         self.scratch.reserve(READ_BODY_BYTES);
         let mut share = TURN_BYTES_MAX;
         // A process that winds up does not wait for clients that do not look at their answer.
-        let patience = match self.mode {
-            Mode::Paused | Mode::Serving => LINGER,
-            Mode::Draining | Mode::Retiring => LINGER_SILENCE,
-        };
+        let patience = if self.mode.is_ending() { LINGER_SILENCE } else { LINGER };
         loop {
             if share == 0 {
                 self.run_again(token);

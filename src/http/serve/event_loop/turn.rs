@@ -117,8 +117,7 @@ impl EventLoop {
     }
 
     pub(super) fn is_done(&self) -> bool {
-        let drains = matches!(self.mode, Mode::Draining | Mode::Retiring);
-        self.broken || (drains && self.table.open() == 0 && self.listeners.are_quiet())
+        self.broken || (self.mode.is_ending() && self.table.open() == 0 && self.listeners.are_quiet())
     }
 
     /// Ones for somebody who may block.
