@@ -117,6 +117,19 @@ pub fn read_text(path: &Path) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8", path.display()))
 }
 
+/// Other servers' configurations are another language, of which no line makes sense as TOML.
+pub fn foreign(shown: &str) -> Option<String> {
+    let (of, what) = match Path::new(shown).extension()?.to_str()? {
+        "py" => ("Gunicorn", "a program"),
+        "ini" | "xml" | "yaml" | "yml" => ("uWSGI or another server", "not TOML"),
+        _toml => return None,
+    };
+    Some(format!(
+        "a configuration of {of} is {what}, and forkmaster reads TOML; `forkmaster config reference` names what stands \
+         for each of its settings"
+    ))
+}
+
 /// Takes a file apart. `shown` is its name in messages. Without the syntax, nothing can be said about the keys, so
 /// problems are either all about the one or all about the other.
 pub fn parse(text: &str, shown: &str) -> Result<(File, Vec<Problem>), Vec<Problem>> {
@@ -247,7 +260,9 @@ fn syntax_problems(errors: &[toml::de::Error], lines: &Lines<'_>, shown: &str) -
             continue;
         }
         let source = lines.text_of(line).trim();
-        let text = format!("not valid TOML: {} in: {source}", error.message());
+        let first = if error.message().contains("duplicate") { lines.first_like(line) } else { None };
+        let first = first.map(|first| format!("; the first one is in line {first}")).unwrap_or_default();
+        let text = format!("not valid TOML: {} in: {source}{first}", error.message());
         problems.push((line, Problem::new(format!("{shown}:{line}:{column}"), text).at_line(Some(line))));
     }
     problems.into_iter().map(|(_, problem)| problem).collect()
@@ -276,6 +291,28 @@ impl<'a> Lines<'a> {
         let start = self.starts[line - 1];
         let before = self.text.get(start..offset.min(self.text.len())).unwrap_or_default();
         (line, before.chars().count() + 1)
+    }
+
+    /// The first line with the same header, or with the same key under the same header. The file cannot be parsed, so
+    /// this goes by the look of its lines.
+    fn first_like(&self, line: usize) -> Option<usize> {
+        let named = |text: &'a str| {
+            let text = text.trim();
+            let end = if text.starts_with('[') { text.find('#') } else { text.find('=') };
+            text[..end.unwrap_or(text.len())].trim()
+        };
+        let mut header = "";
+        let mut seen: Vec<(&str, &str)> = Vec::new();
+        for text in self.text.lines().take(line) {
+            let name = named(text);
+            if name.starts_with('[') {
+                header = name;
+            }
+            seen.push((header, name));
+        }
+        let last = seen.pop()?;
+        // A header stands under itself, its second occurrence under that one.
+        seen.iter().position(|earlier| *earlier == last).map(|at| at + 1)
     }
 
     fn text_of(&self, line: usize) -> &'a str {
@@ -338,6 +375,18 @@ mod tests {
             "{found:?}"
         );
         assert!(problems("a = \"x")[0].starts_with("app.toml:1:"));
+        // A duplicate is told with where the first one was.
+        let text = "[app]\nmodule = \"a\"\n[server]\nworkers = 1\nthreads = 2\nworkers=3\n[app] # again\nmodule = \"b\"\n";
+        let found = problems(text);
+        assert!(found[0].ends_with("in: workers=3; the first one is in line 4"), "{found:?}");
+        assert!(found[1].ends_with("in: [app] # again; the first one is in line 1"), "{found:?}");
+    }
+
+    #[test]
+    fn configurations_of_other_servers_are_known_by_their_names() {
+        assert!(foreign("deploy/gunicorn.conf.py").is_some_and(|said| said.contains("Gunicorn is a program")));
+        assert!(foreign("uwsgi.ini").is_some_and(|said| said.contains("config reference")));
+        assert_eq!((foreign("app.toml"), foreign("app")), (None, None));
     }
 
     #[test]

@@ -216,7 +216,9 @@ impl Resolver<'_> {
             "temp_dir",
             |value| match string(value)? {
                 "auto" => Ok(auto.clone()),
-                _path => path(value, &base).map(|path| vec![path]),
+                // By name, since it outlives a release; without one, every larger body would get 413.
+                _path => path(value, &base)
+                    .and_then(|path| interpreter::real_directory(&path, "directory").map(|_real| vec![path])),
             },
             |paths| if *paths == auto { quoted("auto") } else { quoted_path(&paths[0]) },
         )

@@ -49,6 +49,9 @@ impl<'a> Resolver<'a> {
                 let (file, problems) = match file::parse(&text, &config.shown) {
                     Ok(parsed) => parsed,
                     Err(syntax) => {
+                        if let Some(reason) = file::foreign(&config.shown) {
+                            return Err(problem(reason));
+                        }
                         Problems::check(syntax)?;
                         (File::default(), Vec::new())
                     }

@@ -83,7 +83,7 @@ boot_timeout = "2m"
 request_timeout = "none"
 graceful_timeout = "20s"
 shutdown_delay = "5s"
-temp_dir = "/var/tmp/shop"
+temp_dir = "/usr/lib"
 temp_limit = "1GB"
 response_buffer = "8MiB"
 [server.request_timeouts]
