@@ -4,6 +4,8 @@ mod harness;
 
 // A bad release cannot take the service down.
 mod broken;
+// What a configuration leads to, and what people from other servers are told.
+mod configuration;
 // The commands of an operator and the socket they talk through.
 mod control;
 // What a request costs: allocations, system calls, memory.

@@ -376,7 +376,8 @@ mod tests {
         );
         assert!(problems("a = \"x")[0].starts_with("app.toml:1:"));
         // A duplicate is told with where the first one was.
-        let text = "[app]\nmodule = \"a\"\n[server]\nworkers = 1\nthreads = 2\nworkers=3\n[app] # again\nmodule = \"b\"\n";
+        let text =
+            "[app]\nmodule = \"a\"\n[server]\nworkers = 1\nthreads = 2\nworkers=3\n[app] # again\nmodule = \"b\"\n";
         let found = problems(text);
         assert!(found[0].ends_with("in: workers=3; the first one is in line 4"), "{found:?}");
         assert!(found[1].ends_with("in: [app] # again; the first one is in line 1"), "{found:?}");
