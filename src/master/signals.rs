@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
+use nix::sys::signal::SigSet;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::low_level;
 
@@ -67,6 +68,9 @@ impl Signals {
             // SAFETY: the closure only touches atomics and calls send(2).
             unsafe { low_level::register(signal, note)? };
         }
+        // Exec keeps the mask, and launchers block signals in their threads: TERM would never come, nor CHLD. Only now,
+        // when each of them has a handler.
+        SigSet::empty().thread_set_mask()?;
         Ok(Signals { wake, arrived })
     }
 
