@@ -243,6 +243,7 @@ impl Service {
 
     /// The process has been reaped, or was never born.
     pub fn worker_ended(&mut self, id: WorkerId, exit: Exit, shared: &mut Shared, events: &mut EventQueue) {
+        self.name_death(id, &exit, shared.clock.now());
         self.forget_worker(id, shared);
         events.push_back(Event::Worker { worker: id, event: WorkerEvent::Exited(exit) });
     }

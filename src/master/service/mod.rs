@@ -1,9 +1,11 @@
 //! The hands of one application: its processes and what is known of them. It decides nothing: the supervisor's actions
 //! come in, and what happens goes out as events.
 
+pub mod deaths;
 pub mod dumps;
 pub mod heirs;
 pub mod inbox;
+pub mod oom;
 pub mod prepare;
 pub mod processes;
 pub mod python;
@@ -22,6 +24,7 @@ use crate::config::{Effective, Source as ConfigSource};
 use crate::facts::snapshot::LastReload;
 use crate::supervisor::{Event, Phase, Supervisor};
 
+use oom::OomKills;
 use processes::{GenerationProcesses, WorkerProcess};
 use snapshot::Totals;
 
@@ -40,6 +43,7 @@ pub struct Service {
     /// The settings of the latest generation as written, for what the next one changes.
     pub written: Option<Vec<Effective>>,
     pub totals: Totals,
+    oom: OomKills,
     last_stacks: u64,
     /// When the scoreboards, and memory, are looked at again.
     look_at: Instant,
@@ -58,6 +62,7 @@ impl Service {
             fixed: None,
             written: None,
             totals: Totals::default(),
+            oom: OomKills::watch(),
             last_stacks: 0,
             look_at: now,
             rss_at: now,

@@ -50,6 +50,8 @@ pub struct WorkerProcess {
     /// What it has written, in many small pieces, until the dump is over.
     pub stacks_text: Vec<u8>,
     pub dump: Dump,
+    /// SIGKILL was sent by the master, which has named the requests that it cut.
+    pub killed: bool,
     pub listeners: Vec<ListenerId>,
 }
 

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use forkmaster_wire::channel::Channel;
@@ -33,6 +33,7 @@ pub fn template(start: Start<'_>) -> io::Result<i32> {
         library: start.library.as_raw_fd(),
         lifeline: start.lifeline.as_raw_fd(),
     };
+    let release = start.directory.clone();
     let mut command = Command::new(&start.executable);
     command.arg("-c").arg(BOOTSTRAP).arg(inherited.to_string());
     command.env_clear().envs(start.environment).stdin(Stdio::null());
@@ -50,8 +51,16 @@ pub fn template(start: Start<'_>) -> io::Result<i32> {
     // nothing.
     unsafe { command.pre_exec(move || child.enter()) };
     // The standard library's Child does not kill on drop; the pid is reaped in `reap`.
-    let child: Child = command.spawn()?;
+    let child: Child = command.spawn().map_err(|error| without_release(error, &release))?;
     Ok(child.id() as i32)
+}
+
+/// "No such file or directory" is said of the interpreter and of the working directory alike.
+fn without_release(error: io::Error, release: &Path) -> io::Error {
+    match error.kind() == io::ErrorKind::NotFound && !release.exists() {
+        true => io::Error::new(error.kind(), format!("the release directory {} is gone", release.display())),
+        false => error,
+    }
 }
 
 /// All that the child needs between fork and exec, made before the fork.

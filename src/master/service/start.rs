@@ -120,6 +120,7 @@ impl Service {
             stacks_token,
             stacks_text: Vec::new(),
             dump: Dump::None,
+            killed: false,
             listeners,
         };
         self.workers.insert(id, worker);

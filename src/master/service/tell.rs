@@ -48,11 +48,12 @@ impl Service {
 
     /// SIGKILL. Every request that it cuts gets a line, since nobody else will ever tell of it.
     pub fn kill(&mut self, id: WorkerId, shared: &Shared) {
-        let Some(worker) = self.workers.get(&id) else { return };
+        let Some(worker) = self.workers.get_mut(&id) else { return };
         // Before its introduction there is nothing to signal yet: the supervisor asks again when the pid is known.
         if worker.pid.is_none() {
             return;
         }
+        worker.killed = true;
         if let Some(processes) = self.generations.get(&worker.generation) {
             for running in watch::running(&processes.board, worker.cell) {
                 let age = watch::age(&running).as_secs_f64();
