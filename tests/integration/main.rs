@@ -14,12 +14,18 @@ mod cost;
 mod forks;
 // Output, exit codes, the control socket and whom it hears.
 mod doors;
+// What a death took along, and what it came of.
+mod deaths;
 // What a generation's processes see: environment, user, umask, file systems.
 mod environment;
 // Workers and templates that die, hang or grow.
 mod healing;
+// Applications and neighbours that want more than they may have.
+mod hostile;
 // HTTP/1.1 to the letter, PROXY headers, large bodies.
 mod http;
+// What whoever starts the master leaves to it.
+mod launched;
 // Addresses, bound once and kept.
 mod listeners;
 // The access log and the error log, their files, and probes of health.
@@ -40,6 +46,8 @@ mod signals;
 mod slow;
 // The end: TERM, a second TERM, a killed master.
 mod stop;
+// Deploys while processes are killed at random.
+mod storm;
 // The rules of the house that a program can check.
 mod tidy;
 // PEP 3333 in every form.

@@ -142,7 +142,7 @@ pub fn not_tested(reason: &str) {
     let line = format!("{}: {reason}\n", thread.name().unwrap_or("a test"));
     let file = fs::OpenOptions::new().append(true).create(true).open(&path);
     let written = file.and_then(|mut file| file.write_all(line.as_bytes()));
-    written.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    written.unwrap_or_else(|error| panic!("{}: {error}", Path::new(&path).display()));
 }
 
 /// Whether all directories on the way may be searched by everybody. The way goes through symlinks, so the

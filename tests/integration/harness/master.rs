@@ -403,14 +403,20 @@ pub fn run(directory: &Path, args: &[&str]) -> Output {
 #[track_caller]
 pub fn run_with(directory: &Path, args: &[&str], launch: Launch) -> Output {
     let started = Instant::now();
-    let program = launch.binary.unwrap_or_else(binary);
-    let mut command = Command::new(&program);
-    command.args(args).env_clear().envs(launch.env).current_dir(launch.directory.as_deref().unwrap_or(directory));
+    let mut words = launch.through.clone();
+    words.push(launch.binary.unwrap_or_else(binary).to_string_lossy().into_owned());
+    let mut command = Command::new(&words[0]);
+    command
+        .args(&words[1..])
+        .args(args)
+        .env_clear()
+        .envs(launch.env)
+        .current_dir(launch.directory.as_deref().unwrap_or(directory));
     let (out, err) = (tempfile::tempfile(), tempfile::tempfile());
     let (mut out, mut err) = (out.expect("a temporary file can be made"), err.expect("a temporary file can be made"));
     let copy = |file: &File| Stdio::from(file.try_clone().expect("a descriptor can be duplicated"));
     command.stdin(Stdio::null()).stdout(copy(&out)).stderr(copy(&err));
-    let mut child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", words[0]));
     let status = wait_within(COMMAND_LIMIT, || child.try_wait().expect("it is our child"));
     if status.is_none() {
         let _ = child.kill();

@@ -1,0 +1,288 @@
+//! An application, or a neighbour on the machine, that wants more than it may have: root's rights over other
+//! processes, the master's ear, the master's time. Each test runs an attack and shows that it was made, that it got
+//! nothing, and what stopped it.
+//!
+//! As root the application is user nobody's; without root everything runs as the tests' user, and what an application
+//! may do to its own user's processes anyway is not asked there.
+
+use std::fs;
+use std::os::unix::fs::{chown, PermissionsExt};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::harness::machine::{can_change_users, Machine};
+use crate::harness::master::{run_with, Launch, Master};
+use crate::harness::site::{copy_binary_to, Site};
+
+const NOBODY: u32 = 65534;
+
+/// Far below the time for which a lingering close(2) would wait here.
+const AT_ONCE: Duration = Duration::from_secs(10);
+
+/// Who the service and its application are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum As {
+    /// A master as root, `[server] user = "nobody"`.
+    RootWithUser,
+    /// Everything as nobody, or as whoever runs the tests without root.
+    Unprivileged,
+}
+
+impl As {
+    fn each(test: impl Fn(As)) {
+        if can_change_users() {
+            test(As::RootWithUser);
+        }
+        test(As::Unprivileged);
+    }
+
+    /// A site whose release "1" has this application; beside it a file `report`, to which the application may write.
+    fn site(self, name: &str, app: &str) -> Site {
+        let site = Site::new(name);
+        let source = format!("{HOSTILE}{app}").replace("REPORT", &format!("{:?}", site.path().join("report")));
+        site.build("1").python(Machine::get().public_python()).file("app.py", &source).make();
+        site.flip("1");
+        let report = site.write("report", "");
+        fs::set_permissions(&report, fs::Permissions::from_mode(0o666)).expect("it is our file");
+        if self == As::RootWithUser {
+            site.set("server.user", "'nobody'");
+        }
+        site
+    }
+
+    /// How commands and the master are started. After the last change of the settings.
+    fn launch(self, site: &Site) -> Launch {
+        if self == As::RootWithUser || !nix::unistd::geteuid().is_root() {
+            return Launch::default();
+        }
+        for path in [site.path().to_path_buf(), site.config_path()] {
+            chown(&path, Some(NOBODY), Some(NOBODY)).expect("root may");
+        }
+        let setpriv = Machine::get().program("setpriv").to_str().expect("plain characters");
+        let through = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", "--"];
+        let through = through.iter().map(|word| (*word).to_string()).collect();
+        Launch { through, binary: Some(copy_binary_to(site)), ..Launch::default() }
+    }
+}
+
+/// What the hostile applications have in common.
+const HOSTILE: &str = r#"
+import json, os, socket, struct, threading
+
+def channels():
+    """Every channel to the master that this process holds."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            copy = socket.socket(fileno=os.dup(int(fd)))
+        except OSError:
+            continue
+        if copy.family == socket.AF_UNIX and copy.type == socket.SOCK_SEQPACKET:
+            found.append(copy)
+        else:
+            copy.close()
+    return found
+
+def report(line):
+    with open(REPORT, "a") as file:
+        file.write(line + "\n")
+
+def lingering(seconds):
+    """A TCP socket whose last close(2) waits: bytes that the peer never reads, and SO_LINGER."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1)
+    ours = socket.create_connection(listener.getsockname())
+    theirs, _ = listener.accept()
+    ours.setblocking(False)
+    try:
+        while True:
+            ours.send(b"x" * 65536)
+    except BlockingIOError:
+        pass
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, seconds))
+    return ours, (theirs, listener)
+
+def answer(start_response, text):
+    start_response("200 OK", [("Content-Length", str(len(text))), ("X-Pid", str(os.getpid()))])
+    return [text.encode()]
+
+"#;
+
+/// A process that no application may harm.
+struct Victim(Child);
+
+impl Victim {
+    fn new() -> Victim {
+        let child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn();
+        Victim(child.expect("coreutils are there"))
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    #[track_caller]
+    fn assert_lives(&mut self) {
+        let ended = self.0.try_wait().expect("it is our child");
+        assert_eq!(ended, None, "the application had a process killed that is not its own");
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn report(site: &Site) -> String {
+    fs::read_to_string(site.path().join("report")).unwrap_or_default()
+}
+
+#[track_caller]
+fn assert_answers(master: &Master) {
+    let began = Instant::now();
+    let health = master.cli(&["health", "--live"]);
+    assert!(health.ok() && began.elapsed() < AT_ONCE, "the master is held up: {health}");
+}
+
+/// The first step of a deploy runs code that nobody has looked at yet: what it says of pids is nothing to kill by.
+#[test]
+fn check_boot_kills_no_process_that_an_application_names() {
+    let app = r#"
+with open(os.path.join(os.path.dirname(REPORT), "victim")) as file:
+    VICTIM = int(file.read())
+for channel in channels():
+    for pid in [VICTIM, -1, 0, 1, os.getppid()]:
+        for message in [{"Forked": {"pid": pid}}, {"Hello": {"pid": pid}}]:
+            channel.send(json.dumps(message).encode())
+    report("sent by uid %d" % os.getuid())
+
+def application(environ, start_response):
+    return answer(start_response, "ok")
+"#;
+    As::each(|who| {
+        let mut victim = Victim::new();
+        let site = who.site("check_boot_names_a_pid", app);
+        site.write("victim", &victim.pid().to_string());
+        let launch = who.launch(&site);
+        let config = site.config_path();
+        let checked = run_with(site.path(), &["check", "--boot", "-c", config.to_str().expect("plain")], launch);
+        assert!(report(&site).contains("sent by uid "), "{who:?}: nothing was attacked: {checked}");
+        victim.assert_lives();
+        // What makes no sense on a channel ends the check of this application; it is nobody's death.
+        assert!(checked.ok() || checked.text().contains("the check itself failed: "), "{who:?}: {checked}");
+    });
+}
+
+/// A descriptor whose last close(2) waits, sent to the master by a worker.
+#[test]
+fn a_worker_cannot_make_the_master_wait_in_close() {
+    let app = r#"
+KEPT = []
+
+def application(environ, start_response):
+    if environ["PATH_INFO"] == "/send":
+        outcomes = []
+        for channel in channels():
+            ours, rest = lingering(600)
+            KEPT.append(rest)
+            try:
+                socket.send_fds(channel, [b'"Serving"'], [ours.fileno()])
+                outcomes.append("sent")
+            except OSError as error:
+                outcomes.append(type(error).__name__)
+            # This process must not wait either: the thread that has the last copy does.
+            threading.Thread(target=ours.close, daemon=True).start()
+        return answer(start_response, " ".join(outcomes))
+    return answer(start_response, "ok")
+"#;
+    As::each(|who| {
+        let site = who.site("lingering_from_a_worker", app);
+        site.set("server.graceful_timeout", "'2s'");
+        let master = site.launch(who.launch(&site));
+        master.wait_serving();
+        let outcomes = master.connect().get_ok("/send").text();
+        assert!(!outcomes.is_empty(), "{who:?}: nothing was attacked");
+        if passed_rights_can_be_refused() {
+            assert!(outcomes.split(' ').all(|outcome| outcome == "PermissionError"), "{who:?}: {outcomes}");
+        }
+        assert_answers(&master);
+        assert_eq!(master.get("/").text(), "ok");
+        let asked = Instant::now();
+        master.term();
+        assert_eq!(master.wait_exit().code(), Some(0));
+        assert!(asked.elapsed() < AT_ONCE, "{who:?}: TERM took {:?}", asked.elapsed());
+    });
+}
+
+/// A name that somebody else has taken keeps no master from starting.
+#[test]
+fn nobody_keeps_a_master_from_starting_by_taking_its_name() {
+    let site = As::Unprivileged.site("taken_name", "def application(e, s):\n    return answer(s, 'ok')\n");
+    let uid = if nix::unistd::geteuid().is_root() { NOBODY } else { nix::unistd::geteuid().as_raw() };
+    site.set("name", "'shopx'").unset("control.socket");
+    let _false = FalseServer::new(&[&format!("\\0forkmaster/{uid}/shopx")]);
+    let mut launch = As::Unprivileged.launch(&site);
+    launch.env.push(("XDG_RUNTIME_DIR".into(), site.path().to_string_lossy().into_owned()));
+    let master = site.launch(launch);
+    master.wait_log("generation gen=1 committed");
+    assert_eq!(master.get("/").text(), "ok");
+    master.stop();
+}
+
+/// A program of nobody's that listens at some addresses and answers every verb as a master would.
+struct FalseServer(Child);
+
+impl FalseServer {
+    fn new(addresses: &[&str]) -> FalseServer {
+        let program = r#"
+import json, os, selectors, socket, sys
+if os.getuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+listening = selectors.DefaultSelector()
+for address in sys.argv[1:]:
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(address.replace("\\0", "\0"))
+    server.listen(5)
+    listening.register(server, selectors.EVENT_READ)
+print("listening", flush=True)
+while True:
+    for key, _ in listening.select():
+        client, _ = key.fileobj.accept()
+        try:
+            command = json.loads(client.recv(65536)).get("command")
+            answer = {"ok": True, "generation": 43, "took_s": 1.23, "ready": True, "state": "running",
+                      "name": "shop\x1b]0;owned\x07", "pid": 1, "generations": [], "listeners": []}
+            client.sendall(json.dumps(answer).encode() + b"\n")
+        except Exception:
+            pass
+        client.close()
+"#;
+        let python = &Machine::get().public_python().executable;
+        let mut command = Command::new(python);
+        command.arg("-c").arg(program).args(addresses).current_dir("/");
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("Python can be started");
+        let mut said = String::new();
+        let stdout = child.stdout.as_mut().expect("a pipe");
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut said).expect("it says so");
+        assert_eq!(said, "listening\n");
+        FalseServer(child)
+    }
+}
+
+impl Drop for FalseServer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Whether the kernel has SO_PASSRIGHTS (Linux 6.16). Where it has not, a descriptor arrives and is closed where that
+/// may wait.
+fn passed_rights_can_be_refused() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("Linux has it");
+    let mut numbers = release.split(|byte: char| !byte.is_ascii_digit()).filter_map(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 16)
+}
