@@ -28,7 +28,7 @@ use master::Master;
 use pidfile::PidFile;
 use signals::Signals;
 use verbs::command_line::Command;
-use verbs::{check, client, command_line, output, show};
+use verbs::{check, client, command_line, list, output, show};
 
 fn main() {
     let context = ProcessContext::gather();
@@ -39,6 +39,7 @@ fn main() {
         Command::Check { source, boot } => check::run(&source, &context, boot),
         Command::ConfigShow(source) => show::config(&source, &context),
         Command::ConfigReference => show::reference(),
+        Command::List { json } => list::list(json),
         Command::Status { client, json } => client::status(&client, &context, json),
         Command::Health { client, probe } => client::health(&client, &context, probe),
         Command::Reload { client, waiting } => client::reload(&client, &context, waiting),

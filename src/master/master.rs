@@ -11,7 +11,7 @@ use crate::children::{Children, Who};
 use crate::config::process_context::ProcessContext;
 use crate::config::settings::ControlSocket;
 use crate::config::{Loaded, Source as ConfigSource};
-use crate::doors::control::{ClientId, Control, Waiting};
+use crate::doors::control::{Accepted, ClientId, Control, Waiting};
 use crate::doors::protocol::{Proving, Refused as RefusedReply, Reply, Request, Stopping};
 use crate::facts::snapshot::LastReload;
 use crate::logs::LogFile;
@@ -59,7 +59,7 @@ impl Master {
         let service = Service::new(source, shared.clock.now());
         let mut master =
             Master { shared, service, signals, control: None, accept_at: None, reap_again: false, exit: None };
-        master.control = Control::open(socket, master.shared.sources.registry(), CONTROL)?;
+        master.control = Control::open(socket, master.shared.sources.registry())?;
         Ok(master)
     }
 
@@ -77,7 +77,8 @@ impl Master {
                 self.sweep();
                 return code;
             }
-            let wait = match self.shared.sources.has_unread() || self.reap_again {
+            let pending = self.control.as_ref().is_some_and(Control::has_pending);
+            let wait = match self.shared.sources.has_unread() || self.reap_again || pending {
                 true => Duration::ZERO,
                 false => self.wake_at().saturating_duration_since(self.shared.clock.now()),
             };
@@ -103,6 +104,9 @@ impl Master {
             for client in self.control.as_ref().map_or_else(Vec::new, Control::pending) {
                 self.serve_client(client);
             }
+            if let Some(control) = &mut self.control {
+                control.expire(self.shared.clock.now());
+            }
         }
     }
 
@@ -115,7 +119,8 @@ impl Master {
     }
 
     fn wake_at(&self) -> Instant {
-        self.accept_at.into_iter().fold(self.service.wake_at(), Instant::min)
+        let idle = self.control.as_ref().and_then(Control::next_deadline);
+        self.accept_at.into_iter().chain(idle).fold(self.service.wake_at(), Instant::min)
     }
 
     // --- what happens -----------------------------------------------------------------------------------------
@@ -218,21 +223,28 @@ impl Master {
 
     fn accept_clients(&mut self) {
         let Some(control) = &mut self.control else { return };
-        let all = control.accept(&mut self.shared.sources);
-        self.accept_at = (!all).then(|| self.shared.clock.now() + ACCEPT_AGAIN_AFTER);
+        let now = self.shared.clock.now();
+        self.accept_at = match control.accept(&mut self.shared.sources, now) {
+            Accepted::All => None,
+            Accepted::More => {
+                self.shared.sources.mark_unread(CONTROL);
+                None
+            }
+            Accepted::NoDescriptor => Some(now + ACCEPT_AGAIN_AFTER),
+        };
     }
 
     fn on_client(&mut self, token: Token) {
         let Some(control) = &mut self.control else { return };
         if let Some(client) = control.client(token) {
-            control.ready(client);
+            control.ready(client, self.shared.clock.now());
             self.serve_client(client);
         }
     }
 
-    /// Takes the requests of a client, one after the other: while it waits for an answer, its next one waits too.
+    /// Takes the next request of a client. One that has sent many gets one answer a pass: others have their turn.
     fn serve_client(&mut self, client: ClientId) {
-        while let Some(request) = self.control.as_mut().and_then(|control| control.next_request(client)) {
+        if let Some(request) = self.control.as_mut().and_then(|control| control.next_request(client)) {
             match request {
                 Ok(request) => self.on_request(client, request),
                 Err(refused) => self.answer(client, Reply::Refused(refused)),
@@ -259,7 +271,7 @@ impl Master {
 
     fn answer(&mut self, client: ClientId, reply: Reply) {
         if let Some(control) = &mut self.control {
-            control.answer(client, &reply);
+            control.answer(client, &reply, self.shared.clock.now());
         }
     }
 

@@ -48,7 +48,7 @@ fn commands_without_a_master_say_so() {
     let site = Site::with_releases("no_master", 1);
     let config = site.config_path();
     let config = config.to_str().expect("plain characters");
-    for verb in [&["status"][..], &["reload"], &["stop"], &["wait", "ready"]] {
+    for verb in [&["status"][..], &["reload"], &["stop"]] {
         let output = run(site.path(), &[verb, &["-c", config]].concat());
         assert_eq!(output.code, NOT_RUNNING, "{verb:?}: {output}");
         assert!(output.stderr.contains("control.sock"), "{verb:?} does not say where it looked: {output}");

@@ -365,8 +365,9 @@ pub const KEYS: &[KeySpec] = &[
         .gunicorn(&["access_log_format", "access_logformat"]).uwsgi(&["log-format", "logformat"]),
 
     row("control", "socket", Kind::Own("path, \"auto\" or \"none\""), Text("auto"), Restart,
-        "The socket for `forkmaster status` and the other verbs. `\"auto\"`: the first of `$RUNTIME_DIRECTORY`, \
-         /run/forkmaster and `$XDG_RUNTIME_DIR` that can be had, else a name of its own. Relative to the configuration \
+        "The socket for `forkmaster status` and the other verbs. `\"auto\"`: NAME.sock in the first that can be \
+         had of `$RUNTIME_DIRECTORY`, /run/forkmaster, `$XDG_RUNTIME_DIR`/forkmaster, /tmp/forkmaster-UID and \
+         /dev/shm/forkmaster-UID; where none can be had, signals still work. Relative to the configuration \
          file by name.")
         .gunicorn(&["control_socket"]).uwsgi(&["master-fifo"]),
 ];

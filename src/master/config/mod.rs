@@ -11,6 +11,7 @@ mod access_format;
 mod address;
 mod callable;
 pub mod change;
+mod control_places;
 pub mod environment;
 mod file;
 pub mod hints;

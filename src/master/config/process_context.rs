@@ -22,6 +22,8 @@ pub struct ProcessContext {
     pub gid: u32,
     /// CPUs that this process may use: affinity mask and cgroup quota (v1 and v2) considered.
     pub cpus: u32,
+    /// The number of the mount namespace: it tells one container from another. 0 where /proc does not say it.
+    pub mount_namespace: u64,
 }
 
 impl ProcessContext {
@@ -39,6 +41,7 @@ impl ProcessContext {
             gid: nix::unistd::getegid().as_raw(),
             // The standard library reads sched_getaffinity and the cgroup's cpu.max or cpu.cfs_quota_us.
             cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(1024) as u32),
+            mount_namespace: std::fs::metadata("/proc/self/ns/mnt").map_or(0, |namespace| namespace.ino()),
         }
     }
 

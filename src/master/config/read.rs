@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use forkmaster_wire::message::LogLevel;
 use super::access_format;
 use super::address::SUN_PATH_BYTES_MAX;
 use super::change::Fixed;
+use super::control_places;
 use super::file::{quoted, Value, Written};
 use super::identity::{find_group, find_user, run_as};
 use super::interpreter;
@@ -20,7 +22,7 @@ use super::process_context::ProcessContext;
 use super::proxies;
 use super::resolver::Resolver;
 use super::settings::{
-    AccessTarget, Bind, Control, ControlAddress, ControlSocket, Http, Identity, Log, LogTarget, Reload, Server,
+    AccessTarget, Bind, Control, ControlSocket, ControlTarget, Http, Identity, Log, LogTarget, Reload, Server,
     Settings, SocketFile, Surge,
 };
 use super::units::show_duration;
@@ -42,14 +44,18 @@ pub fn read(source: &Source, context: &ProcessContext, fixed: Option<&Fixed>) ->
 
 /// Only what a client needs to find the master: it must find it also while the file is wrong elsewhere, or the
 /// release is gone.
-pub fn control(source: &Source, context: &ProcessContext) -> Result<Control, Problems> {
+pub fn control(source: &Source, context: &ProcessContext) -> Result<ControlTarget, Problems> {
     let mut resolver = Resolver::new(source, context)?;
     resolver.env_file();
     resolver.problems.clear();
     let name = resolver.name();
-    let control = resolver.control(&name);
-    Problems::check(resolver.problems)?;
-    Ok(control)
+    let socket = resolver.control(&name).socket;
+    Problems::check(std::mem::take(&mut resolver.problems))?;
+    let owner = source.file.as_ref().and_then(|file| std::fs::metadata(&file.path).ok()).map(|found| found.uid());
+    // A user that cannot be found is a problem of the master's, not of who looks for it.
+    let user = resolver.entry(("server", "user")).and_then(|entry| id_text(&entry.value).ok());
+    let user = user.and_then(|text| find_user(&text).ok()).map(|(uid, _)| uid);
+    Ok(ControlTarget { name, socket, uids: owner.into_iter().chain(user).collect() })
 }
 
 impl Resolver<'_> {
@@ -383,7 +389,7 @@ impl Resolver<'_> {
     }
 
     fn control(&mut self, name: &str) -> Control {
-        let auto = ControlSocket::Auto(self.control_candidates(name));
+        let auto = ControlSocket::Auto(control_places::places(name, self.context));
         let base = self.place.named.clone();
         let socket = self.get_with(
             "control",
@@ -406,24 +412,6 @@ impl Resolver<'_> {
             },
         );
         Control { socket }
-    }
-
-    fn control_candidates(&self, name: &str) -> Vec<ControlAddress> {
-        let variable = |name: &str| self.context.environment.get(OsStr::new(name));
-        // systemd.exec(5): with several RuntimeDirectory= the variable is a colon-separated list.
-        let runtime = variable("RUNTIME_DIRECTORY").and_then(|list| std::env::split_paths(list).next());
-        let directories =
-            [runtime, Some(PathBuf::from("/run/forkmaster")), variable("XDG_RUNTIME_DIR").map(PathBuf::from)];
-        let mut candidates: Vec<ControlAddress> = Vec::new();
-        for directory in directories.into_iter().flatten().filter(|directory| directory.is_absolute()) {
-            let path = directory.join(format!("{name}.sock"));
-            let candidate = ControlAddress::Path(path.clone());
-            if path.as_os_str().len() <= SUN_PATH_BYTES_MAX && !candidates.contains(&candidate) {
-                candidates.push(candidate);
-            }
-        }
-        candidates.push(ControlAddress::Abstract(format!("forkmaster/{}/{name}", self.context.uid)));
-        candidates
     }
 }
 

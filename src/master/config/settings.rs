@@ -155,17 +155,28 @@ pub struct Control {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ControlSocket {
-    /// Candidates, first one that works; a client tries the same list. The last is an abstract name.
-    Auto(Vec<ControlAddress>),
+    /// The first of these that works.
+    Auto(Vec<ControlPlace>),
     Path(PathBuf),
     Off,
 }
 
+/// One of the usual places of a control socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ControlAddress {
-    Path(PathBuf),
-    /// Without the leading NUL.
-    Abstract(String),
+pub struct ControlPlace {
+    pub path: PathBuf,
+    /// With which mode its directory is made where it is missing. 0700: it must then be this user's own. None: it is
+    /// somebody else's to make.
+    pub directory_mode: Option<u32>,
+}
+
+/// What a client needs to find a master, and to know that it is the right one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlTarget {
+    pub name: String,
+    pub socket: ControlSocket,
+    /// Whom the configuration names: its file's owner, and `[server] user`.
+    pub uids: Vec<u32>,
 }
 
 impl Control {

@@ -1,33 +1,38 @@
-//! The control socket: a Unix stream socket of the owner's own, one JSON object a line in each direction. The master
-//! never waits for a client: what cannot be read or written at once is kept, within bounds, or the client is dropped.
+//! The control socket: a Unix stream socket of the owner's own, one JSON object a line in each direction. It knows who
+//! is connected, who may ask, and who waits for what; not how anything is done. It never waits for a client: what
+//! cannot be read or written at once is kept, within bounds, or the client is dropped.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::GenerationId;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::errno::Errno;
+use nix::sys::socket::{accept4, SockFlag};
 
-use crate::config::settings::{ControlAddress, ControlSocket};
-use crate::doors::protocol::{Refused, Reply, Request};
-use crate::sources::Sources;
+use super::conn::{Bounds, Conn, Still};
+use super::peer::Peer;
+use super::protocol::{Refused, Reply, Request};
+use super::socket_file::SocketFile;
+use crate::config::settings::ControlSocket;
+use crate::sources::{Sources, CONTROL};
 
-/// A request is one short line.
-const REQUEST_BYTES_MAX: usize = 64 * 1024;
-
-/// The largest answer is a status with thousands of workers.
-const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// A request is one short line, and the largest answer a status with thousands of workers. A person at a prompt is not
+/// idle for a minute: each verb is a connection of its own.
+const BOUNDS: Bounds =
+    Bounds { in_bytes_max: 64 * 1024, out_bytes_max: 4 * 1024 * 1024, idle: Duration::from_secs(60) };
 
 /// Operators and supervisors, not the public.
 const CLIENTS_MAX: usize = 64;
+
+/// Clients accepted in one pass of the master's loop: others get their turn however many there are.
+const ACCEPTS_PER_PASS_MAX: usize = 16;
+
+/// How often it is logged that clients were turned away.
+const TURNED_AWAY_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ClientId(u64);
@@ -44,68 +49,84 @@ pub enum Waiting {
     End,
 }
 
+/// How an accepting pass ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Accepted {
+    All,
+    /// The pass is over, and there may be more.
+    More,
+    /// There may be more, but no descriptor for them, and nothing tells when there is one.
+    NoDescriptor,
+}
+
 struct Client {
-    stream: UnixStream,
+    conn: Conn,
     token: Token,
-    unread: Vec<u8>,
-    unsent: Vec<u8>,
     waiting: Waiting,
 }
 
+impl Client {
+    /// It has a request to be taken.
+    fn is_pending(&self) -> bool {
+        self.waiting == Waiting::No && self.conn.has_line()
+    }
+}
+
 pub struct Control {
-    listener: UnixListener,
-    /// The file to unlink at the end, while it is ours.
-    file: Option<(PathBuf, u64, u64)>,
+    socket: SocketFile,
     clients: BTreeMap<ClientId, Client>,
     last: u64,
     owner: u32,
+    turned_away: TurnedAway,
 }
 
 impl Control {
-    /// Opens the first socket of the list that works. None: control is off, or nothing of the list is possible,
-    /// which is no error.
-    pub fn open(socket: &ControlSocket, registry: &Registry, token: Token) -> io::Result<Option<Control>> {
-        let (listener, file) = match socket {
-            ControlSocket::Off => return Ok(None),
-            ControlSocket::Path(path) => {
-                let (listener, file) = listen_at(path)?;
-                log::info!("control socket at {}", path.display());
-                (listener, Some(file))
-            }
-            ControlSocket::Auto(addresses) => match listen_at_first(addresses)? {
-                Some(listening) => listening,
-                None => return Ok(None),
-            },
-        };
-        listener.set_nonblocking(true)?;
-        registry.register(&mut SourceFd(&listener.as_raw_fd()), token, Interest::READABLE)?;
+    /// None: control is off, or there is no place for it, which is no error.
+    pub fn open(socket: &ControlSocket, registry: &Registry) -> io::Result<Option<Control>> {
+        let Some(socket) = SocketFile::open(socket)? else { return Ok(None) };
+        registry.register(&mut SourceFd(&socket.as_fd().as_raw_fd()), CONTROL, Interest::READABLE)?;
         let owner = nix::unistd::geteuid().as_raw();
-        Ok(Some(Control { listener, file, clients: BTreeMap::new(), last: 0, owner }))
+        let turned_away = TurnedAway::default();
+        Ok(Some(Control { socket, clients: BTreeMap::new(), last: 0, owner, turned_away }))
     }
 
-    /// Accepts who is there. Anybody but the owner and root is turned away: an abstract name has no file mode. False:
-    /// there may be more, but no descriptor for them.
-    pub fn accept(&mut self, sources: &mut Sources) -> bool {
-        loop {
-            let stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+    /// Accepts some of those who are there. Anybody but the owner and root is turned away, whatever the file's mode.
+    pub fn accept(&mut self, sources: &mut Sources, now: Instant) -> Accepted {
+        for _ in 0..ACCEPTS_PER_PASS_MAX {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let socket = match accept4(self.socket.as_fd().as_raw_fd(), flags) {
+                // SAFETY: the kernel has just made it for this process, and nobody else knows its number.
+                Ok(descriptor) => unsafe { OwnedFd::from_raw_fd(descriptor) },
+                Err(Errno::EAGAIN) => return Accepted::All,
+                Err(Errno::EINTR | Errno::ECONNABORTED) => continue,
+                Err(_) => return Accepted::NoDescriptor,
             };
-            let uid = getsockopt(&stream, sockopt::PeerCredentials).map(|peer| peer.uid());
-            let known = uid.is_ok_and(|uid| uid == self.owner || uid == 0);
-            let who = uid.map_or_else(|_| "unknown uid".to_owned(), |uid| format!("uid {uid}"));
-            if !known || self.clients.len() >= CLIENTS_MAX || stream.set_nonblocking(true).is_err() {
-                log::warn!("control client turned away: {who}, {} clients", self.clients.len());
+            let peer = Peer::of(&socket);
+            let conn = Conn::new(socket, self.socket.closer().clone(), BOUNDS, now);
+            let is_known = peer.is_ok_and(|peer| peer.uid == self.owner || peer.uid == 0);
+            if !is_known || !self.has_room() {
+                self.turned_away.one(peer.ok(), self.clients.len(), now);
                 continue;
             }
             let token = sources.token();
             let interest = Interest::READABLE | Interest::WRITABLE;
-            if sources.registry().register(&mut SourceFd(&stream.as_raw_fd()), token, interest).is_ok() {
+            if sources.registry().register(&mut SourceFd(&conn.as_fd().as_raw_fd()), token, interest).is_ok() {
                 self.last += 1;
-                let client = Client { stream, token, unread: Vec::new(), unsent: Vec::new(), waiting: Waiting::No };
-                self.clients.insert(ClientId(self.last), client);
+                self.clients.insert(ClientId(self.last), Client { conn, token, waiting: Waiting::No });
             }
         }
+        Accepted::More
+    }
+
+    /// Where the table is full, whoever has been idle for longest makes room. Those who wait for an answer are not idle.
+    fn has_room(&mut self) -> bool {
+        if self.clients.len() < CLIENTS_MAX {
+            return true;
+        }
+        let idle = self.clients.iter().filter(|(_, client)| client.waiting == Waiting::No);
+        let longest = idle.min_by_key(|(_, client)| client.conn.active_at()).map(|(id, _)| *id);
+        longest.and_then(|id| self.clients.remove(&id)).is_some()
     }
 
     pub fn client(&self, token: Token) -> Option<ClientId> {
@@ -113,14 +134,15 @@ impl Control {
     }
 
     /// Reads and writes what is possible. Drops a client that is gone, or that asks more than it waits for.
-    pub fn ready(&mut self, id: ClientId) {
+    pub fn ready(&mut self, id: ClientId, now: Instant) {
         let Some(client) = self.clients.get_mut(&id) else { return };
-        let open = client.read();
-        let flushed = client.flush();
-        // A client that has sent its request and closed its writing side may still read its answer.
-        let idle = client.waiting == Waiting::No && client.unsent.is_empty() && client.line_end().is_none();
-        let gone = !open && (idle || client.is_gone());
-        if !flushed || gone || client.unread.len() > REQUEST_BYTES_MAX {
+        let is_done = match client.conn.ready(now) {
+            Still::Open => false,
+            // It has sent its request and closed its sending side; it may still read its answer.
+            Still::HalfClosed => client.waiting == Waiting::No && !client.conn.has_unsent() && !client.conn.has_line(),
+            Still::Over => true,
+        };
+        if is_done {
             self.clients.remove(&id);
         }
     }
@@ -128,15 +150,16 @@ impl Control {
     /// The next request of a client that does not wait for an answer, or what is wrong with its line.
     pub fn next_request(&mut self, id: ClientId) -> Option<Result<Request, Refused>> {
         let client = self.clients.get_mut(&id).filter(|client| client.waiting == Waiting::No)?;
-        let end = client.line_end()?;
-        let line: Vec<u8> = client.unread.drain(..=end).collect();
-        Some(Request::from_line(&line))
+        client.conn.next_line().map(|line| Request::from_line(&line))
     }
 
-    /// Clients that have sent their next request while they waited, and have their answer now.
+    /// Clients whose next request has arrived. They have sent many at once, or sent it while they waited.
     pub fn pending(&self) -> Vec<ClientId> {
-        let is_pending = |client: &Client| client.waiting == Waiting::No && client.line_end().is_some();
-        self.clients.iter().filter(|(_, client)| is_pending(client)).map(|(id, _)| *id).collect()
+        self.clients.iter().filter(|(_, client)| client.is_pending()).map(|(id, _)| *id).collect()
+    }
+
+    pub fn has_pending(&self) -> bool {
+        self.clients.values().any(Client::is_pending)
     }
 
     pub fn wait(&mut self, id: ClientId, waiting: Waiting) {
@@ -151,330 +174,227 @@ impl Control {
         waiting.map(|(id, client)| (*id, client.waiting)).collect()
     }
 
-    pub fn answer(&mut self, id: ClientId, reply: &Reply) {
+    pub fn answer(&mut self, id: ClientId, reply: &Reply, now: Instant) {
         let Some(client) = self.clients.get_mut(&id) else { return };
         client.waiting = Waiting::No;
-        client.unsent.extend_from_slice(reply.to_line().as_bytes());
-        if client.unsent.len() > ANSWER_BYTES_MAX || !client.flush() {
-            self.clients.remove(&id);
+        match client.conn.send(reply.to_line().as_bytes(), now) {
+            Still::Open | Still::HalfClosed => {}
+            Still::Over => drop(self.clients.remove(&id)),
         }
+    }
+
+    /// When the next client has been idle for too long.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let idle = self.clients.values().filter(|client| client.waiting == Waiting::No);
+        idle.map(|client| client.conn.idle_at()).chain(self.turned_away.log_at()).min()
+    }
+
+    /// Closes idle clients, also those that do not read their answer.
+    pub fn expire(&mut self, now: Instant) {
+        self.clients.retain(|_, client| client.waiting != Waiting::No || client.conn.idle_at() > now);
+        self.turned_away.tick(now);
     }
 }
 
-impl Drop for Control {
-    fn drop(&mut self) {
-        if let Some((path, device, inode)) = &self.file {
-            if std::fs::symlink_metadata(path).is_ok_and(|found| found.dev() == *device && found.ino() == *inode) {
-                // Left behind, it would be found stale by the next start.
-                let _ = std::fs::remove_file(path);
-            }
-        }
-    }
+/// Whoever may not ask can still knock, as often as it likes. The log gets one line in a while, with a count.
+#[derive(Debug, Default)]
+struct TurnedAway {
+    logged_at: Option<Instant>,
+    /// Since then.
+    count: u32,
+    last: String,
 }
 
-impl Client {
-    /// False at end-of-file or an error.
-    fn read(&mut self) -> bool {
-        let mut bytes = [0; 4096];
-        while self.unread.len() <= REQUEST_BYTES_MAX {
-            match self.stream.read(&mut bytes) {
-                Ok(0) => return false,
-                Ok(read) => self.unread.extend_from_slice(&bytes[..read]),
-                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
-            }
+impl TurnedAway {
+    fn one(&mut self, peer: Option<Peer>, clients: usize, now: Instant) {
+        let who = peer.map_or_else(|| "unknown uid".to_owned(), |peer| format!("uid {}", peer.uid));
+        self.last = format!("{who}, {clients} clients");
+        self.count = self.count.saturating_add(1);
+        self.tick(now);
+    }
+
+    fn log_at(&self) -> Option<Instant> {
+        self.logged_at.filter(|_| self.count > 0).map(|logged_at| logged_at + TURNED_AWAY_EVERY)
+    }
+
+    fn tick(&mut self, now: Instant) {
+        if self.count == 0 || self.log_at().is_some_and(|log_at| log_at > now) {
+            return;
         }
-        true
-    }
-
-    fn line_end(&self) -> Option<usize> {
-        self.unread.iter().position(|byte| *byte == b'\n')
-    }
-
-    /// Has closed both directions: poll(2) reports POLLHUP, which a client that only stopped sending does not cause.
-    fn is_gone(&self) -> bool {
-        let mut polled = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
-        poll(&mut polled, PollTimeout::ZERO).is_ok_and(|events| events > 0)
-    }
-
-    /// False when the client is gone.
-    fn flush(&mut self) -> bool {
-        while !self.unsent.is_empty() {
-            match self.stream.write(&self.unsent) {
-                Ok(written) => drop(self.unsent.drain(..written)),
-                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
-            }
+        match self.count {
+            1 => log::warn!("control client turned away: {}", self.last),
+            count => log::warn!("control client turned away: {}; {count} since the last line", self.last),
         }
-        true
-    }
-}
-
-type Listening = (UnixListener, Option<(PathBuf, u64, u64)>);
-
-fn listen_at_first(addresses: &[ControlAddress]) -> io::Result<Option<Listening>> {
-    for address in addresses {
-        match address {
-            ControlAddress::Path(path) => match listen_at(path) {
-                Ok((listener, file)) => {
-                    log::info!("control socket at {}", path.display());
-                    return Ok(Some((listener, Some(file))));
-                }
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
-                // A container without that directory, or somebody else's: the next one of the list.
-                Err(error) => log::debug!("no control socket at {}: {error}", path.display()),
-            },
-            ControlAddress::Abstract(name) => {
-                let address = SocketAddr::from_abstract_name(name.as_bytes())?;
-                match UnixListener::bind_addr(&address) {
-                    Ok(listener) => {
-                        log::info!("control socket at @{name}");
-                        return Ok(Some((listener, None)));
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                        return Err(in_use(&format!("@{name}")));
-                    }
-                    Err(error) => log::debug!("no control socket at @{name}: {error}"),
-                }
-            }
-        }
-    }
-    log::info!("no control socket: none of its places is writable; signals work");
-    Ok(None)
-}
-
-/// Binds under this path, for the owner only. A stale file is replaced after a connect test; the directory (as of
-/// `/run/forkmaster`) is made if its parent is there.
-fn listen_at(path: &Path) -> io::Result<(UnixListener, (PathBuf, u64, u64))> {
-    // connect(2) calls a file that is no socket ECONNREFUSED, too.
-    if std::fs::symlink_metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
-        let text = format!("a file that is not a socket is at {}; remove it, or choose another path", path.display());
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
-    }
-    match UnixStream::connect(path) {
-        Ok(_) => return Err(in_use(&path.display().to_string())),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
-        Err(_) => {}
-    }
-    if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
-        std::fs::DirBuilder::new().mode(0o755).create(directory)?;
-    }
-    // The name appears with its mode already set: bound under another name first, renamed then.
-    let hidden = path.with_extension(format!("{}.tmp", std::process::id()));
-    let listener = UnixListener::bind(&hidden)?;
-    std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600))?;
-    let made = std::fs::symlink_metadata(&hidden)?;
-    std::fs::rename(&hidden, path)?;
-    Ok((listener, (path.to_owned(), made.dev(), made.ino())))
-}
-
-fn in_use(address: &str) -> io::Error {
-    let text =
-        format!("control socket {address}: another master of this name is running; stop it, or set another `name`");
-    io::Error::new(io::ErrorKind::AddrInUse, text)
-}
-
-/// The client's side: connects to the first of the list that answers.
-pub fn connect(socket: &ControlSocket) -> Result<UnixStream, String> {
-    let addresses = match socket {
-        ControlSocket::Off => return Err("the control socket is switched off ([control] socket)".to_owned()),
-        ControlSocket::Path(path) => vec![ControlAddress::Path(path.clone())],
-        ControlSocket::Auto(addresses) => addresses.clone(),
-    };
-    let mut tried = Vec::new();
-    for address in addresses {
-        let (name, connected) = match &address {
-            ControlAddress::Path(path) => (path.display().to_string(), UnixStream::connect(path)),
-            ControlAddress::Abstract(name) => {
-                let address = SocketAddr::from_abstract_name(name.as_bytes());
-                (format!("@{name}"), address.and_then(|address| UnixStream::connect_addr(&address)))
-            }
-        };
-        match connected {
-            Ok(stream) => return Ok(stream),
-            Err(error) => tried.push(format!("{name}: {error}")),
-        }
-    }
-    Err(format!("no running master found; tried\n  {}", tried.join("\n  ")))
-}
-
-/// Sends one request and reads one line. None: the time is over.
-pub fn ask(stream: &mut UnixStream, request: &Request, timeout: Option<Duration>) -> io::Result<Option<String>> {
-    stream.set_read_timeout(timeout)?;
-    stream.write_all(request.to_line().as_bytes())?;
-    let mut answer = Vec::new();
-    let mut bytes = [0; 4096];
-    loop {
-        match stream.read(&mut bytes) {
-            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the master ended before it answered")),
-            Ok(read) => answer.extend_from_slice(&bytes[..read]),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        }
-        if answer.ends_with(b"\n") {
-            return Ok(Some(String::from_utf8_lossy(&answer).trim_end().to_owned()));
-        }
-    }
-}
-
-/// Waits for the end of the connection, which is the end of the master. False: the time is over.
-pub fn wait_for_end(stream: &mut UnixStream, timeout: Option<Duration>) -> io::Result<bool> {
-    stream.set_read_timeout(timeout)?;
-    let mut bytes = [0; 256];
-    loop {
-        match stream.read(&mut bytes) {
-            Ok(0) => return Ok(true),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+        self.count = 0;
+        self.logged_at = Some(now);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::path::PathBuf;
 
     use super::*;
 
-    /// A socket as a supervisor would hand one over, to see that nothing but the protocol is needed.
-    fn control(socket: &ControlSocket) -> (Sources, Control) {
-        let sources = Sources::new().unwrap();
-        let control = Control::open(socket, sources.registry(), Token(1)).unwrap().unwrap();
-        (sources, control)
+    struct Door {
+        sources: Sources,
+        control: Control,
+        path: PathBuf,
+        _directory: tempfile::TempDir,
+        now: Instant,
+    }
+
+    impl Door {
+        fn open() -> Door {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("control.sock");
+            let sources = Sources::new().unwrap();
+            let socket = ControlSocket::Path(path.clone());
+            let control = Control::open(&socket, sources.registry()).unwrap().unwrap();
+            Door { sources, control, path, _directory: directory, now: Instant::now() }
+        }
+
+        /// connect(2) to a Unix socket is done when it returns, so one pass finds the client.
+        fn connect(&mut self) -> (UnixStream, ClientId) {
+            let stream = UnixStream::connect(&self.path).unwrap();
+            assert_eq!(self.accept(), Accepted::All);
+            (stream, ClientId(self.control.last))
+        }
+
+        fn accept(&mut self) -> Accepted {
+            self.control.accept(&mut self.sources, self.now)
+        }
+
+        fn ready(&mut self, id: ClientId) {
+            self.control.ready(id, self.now);
+        }
+
+        fn answer(&mut self, id: ClientId) {
+            self.control.answer(id, &Reply::Ready {}, self.now);
+        }
     }
 
     #[test]
     fn a_request_is_a_line_and_so_is_its_answer() {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = ControlSocket::Path(directory.path().join("control.sock"));
-        let (mut sources, mut control) = control(&socket);
-        let mut client = connect(&socket).unwrap();
-        let asking = std::thread::spawn(move || ask(&mut client, &Request::Reload { wait: true }, None).unwrap());
-        let id = accepted(&mut sources, &mut control);
-        assert_eq!(next(&mut control, id), Ok(Request::Reload { wait: true }));
-        control.answer(id, &Reply::Ready {});
-        assert_eq!(asking.join().unwrap().unwrap(), r#"{"ok":true,"v":1}"#);
-    }
-
-    /// The client that connects next.
-    fn accepted(sources: &mut Sources, control: &mut Control) -> ClientId {
-        let before = control.last;
-        let started = Instant::now();
-        while control.last == before {
-            assert!(started.elapsed() < Duration::from_secs(10));
-            assert!(control.accept(sources));
-        }
-        ClientId(control.last)
-    }
-
-    /// The request that a client sends next.
-    fn next(control: &mut Control, id: ClientId) -> Result<Request, Refused> {
-        let started = Instant::now();
-        loop {
-            assert!(started.elapsed() < Duration::from_secs(10));
-            control.ready(id);
-            if let Some(request) = control.next_request(id) {
-                return request;
-            }
-        }
+        let mut door = Door::open();
+        let (mut client, id) = door.connect();
+        client.write_all(b"{\"command\":\"reload\",\"wait\":true}\n").unwrap();
+        door.ready(id);
+        assert_eq!(door.control.next_request(id), Some(Ok(Request::Reload { wait: true })));
+        assert_eq!(door.control.next_request(id), None);
+        door.answer(id);
+        let mut answer = String::new();
+        BufReader::new(client).read_line(&mut answer).unwrap();
+        assert_eq!(answer, "{\"ok\":true,\"v\":1}\n");
     }
 
     #[test]
     fn a_request_sent_while_another_waits_does_not_cost_its_answer() {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = ControlSocket::Path(directory.path().join("control.sock"));
-        let (mut sources, mut control) = control(&socket);
-        let mut client = connect(&socket).unwrap();
+        let mut door = Door::open();
+        let (mut client, id) = door.connect();
         client.write_all(b"{\"command\":\"wait_ready\"}\n{\"command\":\"status\"}\n").unwrap();
-        let id = accepted(&mut sources, &mut control);
-        assert_eq!(next(&mut control, id), Ok(Request::WaitReady));
-        control.wait(id, Waiting::Ready);
-        control.ready(id);
-        assert_eq!(control.next_request(id), None);
-        assert_eq!((control.pending().len(), control.waiting(|waiting| waiting == Waiting::Ready).len()), (0, 1));
-        control.answer(id, &Reply::Ready {});
-        assert_eq!(control.pending(), [id]);
-        assert_eq!(control.next_request(id), Some(Ok(Request::Status)));
+        door.ready(id);
+        assert_eq!(door.control.next_request(id), Some(Ok(Request::WaitReady)));
+        door.control.wait(id, Waiting::Ready);
+        door.ready(id);
+        assert_eq!(door.control.next_request(id), None);
+        assert!(!door.control.has_pending());
+        assert_eq!(door.control.waiting(|waiting| waiting == Waiting::Ready).len(), 1);
+        door.answer(id);
+        assert_eq!(door.control.pending(), [id]);
+        assert_eq!(door.control.next_request(id), Some(Ok(Request::Status)));
     }
 
     #[test]
     fn a_client_that_left_while_it_waited_takes_no_place() {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = ControlSocket::Path(directory.path().join("control.sock"));
-        let (mut sources, mut control) = control(&socket);
-        let mut ask_to_wait = |control: &mut Control| {
-            let mut client = connect(&socket).unwrap();
-            client.write_all(b"{\"command\":\"wait_ready\"}\n").unwrap();
-            let id = accepted(&mut sources, control);
-            assert_eq!(next(control, id), Ok(Request::WaitReady));
-            control.wait(id, Waiting::Ready);
-            (client, id)
-        };
-        let (client, id) = ask_to_wait(&mut control);
+        let mut door = Door::open();
+        let (client, id) = door.connect();
+        door.control.wait(id, Waiting::Ready);
         // It has nothing more to say, but listens.
         client.shutdown(std::net::Shutdown::Write).unwrap();
-        control.ready(id);
-        assert_eq!(control.clients.len(), 1);
+        door.ready(id);
+        assert_eq!(door.control.clients.len(), 1);
         drop(client);
-        control.ready(id);
-        assert!(control.clients.is_empty());
+        door.ready(id);
+        assert!(door.control.clients.is_empty());
     }
 
     #[test]
     fn a_client_that_floods_is_dropped() {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = ControlSocket::Path(directory.path().join("control.sock"));
-        let (mut sources, mut control) = control(&socket);
-        let mut client = connect(&socket).unwrap();
+        let mut door = Door::open();
+        let (mut client, id) = door.connect();
         client.set_nonblocking(true).unwrap();
         let written = client.write("{\"command\":\"status\"}\n".repeat(5000).as_bytes()).unwrap();
-        assert!(written > REQUEST_BYTES_MAX);
-        let id = accepted(&mut sources, &mut control);
-        control.ready(id);
-        assert!(control.clients.is_empty() && control.next_request(id).is_none());
+        assert!(written > BOUNDS.in_bytes_max);
+        door.ready(id);
+        assert!(door.control.clients.is_empty() && door.control.next_request(id).is_none());
     }
 
     #[test]
-    fn a_file_that_is_no_socket_is_never_replaced() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("precious");
-        std::fs::write(&path, "text").unwrap();
-        let poll = mio::Poll::new().unwrap();
-        let error = Control::open(&ControlSocket::Path(path.clone()), poll.registry(), Token(1)).err().unwrap();
-        assert!(error.to_string().contains("not a socket"), "{error}");
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "text");
+    fn a_pass_accepts_a_bounded_number() {
+        let mut door = Door::open();
+        let _clients: Vec<_> = (0..40).map(|_| UnixStream::connect(&door.path).unwrap()).collect();
+        assert_eq!((door.accept(), door.control.clients.len()), (Accepted::More, 16));
+        assert_eq!((door.accept(), door.control.clients.len()), (Accepted::More, 32));
+        assert_eq!((door.accept(), door.control.clients.len()), (Accepted::All, 40));
     }
 
     #[test]
-    fn the_file_is_for_the_owner_only_a_stale_one_is_replaced_and_a_live_one_is_not() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("made").join("control.sock");
-        let socket = ControlSocket::Path(path.clone());
-        let (poll, first) = control(&socket);
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let error = Control::open(&socket, poll.registry(), Token(2)).err().unwrap();
-        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        drop(first);
-        assert!(!path.exists());
-        drop(UnixListener::bind(&path).unwrap());
-        let (_poll, _second) = control(&socket);
-        connect(&socket).unwrap();
+    fn idle_clients_are_closed_and_waiting_ones_are_not() {
+        let mut door = Door::open();
+        let (mut idle, _) = door.connect();
+        let (_waits, waits) = door.connect();
+        door.control.wait(waits, Waiting::Ready);
+        let opened_at = door.now;
+        assert_eq!(door.control.next_deadline(), Some(opened_at + BOUNDS.idle));
+        door.control.expire(opened_at + BOUNDS.idle - Duration::from_millis(1));
+        assert_eq!(door.control.clients.len(), 2);
+        door.control.expire(opened_at + BOUNDS.idle);
+        assert_eq!((door.control.clients.len(), door.control.next_deadline()), (1, None));
+        assert_eq!(idle.read(&mut [0; 1]).unwrap(), 0);
     }
 
     #[test]
-    fn where_nothing_is_writable_an_abstract_name_serves() {
-        let name = format!("forkmaster/test/{}", std::process::id());
-        let nowhere = ControlAddress::Path("/proc/no/such/control.sock".into());
-        let socket = ControlSocket::Auto(vec![nowhere, ControlAddress::Abstract(name)]);
-        let (_poll, _control) = control(&socket);
-        connect(&socket).unwrap();
+    fn the_longest_idle_makes_room_for_the_operator() {
+        let mut door = Door::open();
+        let clients: Vec<_> = (0..CLIENTS_MAX).map(|_| door.connect()).collect();
+        door.now += Duration::from_secs(1);
+        // All but one have done something since, and another waits for an answer.
+        for (at, (mut stream, id)) in clients.iter().map(|(stream, id)| (stream, *id)).enumerate().skip(1) {
+            stream.write_all(b" ").unwrap();
+            door.ready(id);
+            assert!(at < CLIENTS_MAX);
+        }
+        door.control.wait(clients[1].1, Waiting::Ready);
+        let (_operator, operator) = door.connect();
+        assert_eq!(door.control.clients.len(), CLIENTS_MAX);
+        assert!(!door.control.clients.contains_key(&clients[0].1));
+        assert!(door.control.clients.contains_key(&operator) && door.control.clients.contains_key(&clients[1].1));
+        // Where everybody waits for an answer nobody is idle.
+        for id in door.control.clients.keys().copied().collect::<Vec<_>>() {
+            door.control.wait(id, Waiting::Ready);
+        }
+        let mut late = UnixStream::connect(&door.path).unwrap();
+        assert_eq!((door.accept(), door.control.clients.len()), (Accepted::All, CLIENTS_MAX));
+        assert_eq!(late.read(&mut [0; 1]).unwrap(), 0);
     }
 
     #[test]
-    fn a_client_is_told_what_was_tried() {
-        let error = connect(&ControlSocket::Path("/nonexistent/control.sock".into())).unwrap_err();
-        assert!(error.contains("/nonexistent/control.sock: No such file"), "{error}");
+    fn strangers_are_counted_and_logged_now_and_then() {
+        let began = Instant::now();
+        let mut turned_away = TurnedAway::default();
+        let stranger = Some(Peer { uid: 7, pid: 1 });
+        turned_away.one(stranger, 0, began);
+        assert_eq!((turned_away.count, turned_away.logged_at), (0, Some(began)));
+        for _ in 0..1000 {
+            turned_away.one(stranger, 0, began + Duration::from_secs(1));
+        }
+        assert_eq!((turned_away.count, turned_away.logged_at), (1000, Some(began)));
+        let log_at = began + TURNED_AWAY_EVERY;
+        assert_eq!(turned_away.log_at(), Some(log_at));
+        turned_away.tick(log_at);
+        assert_eq!((turned_away.count, turned_away.log_at()), (0, None));
     }
 }

@@ -1,4 +1,8 @@
 //! The ways in: whoever asks the master something comes through one of these.
 
+pub mod closer;
+pub mod conn;
 pub mod control;
+pub mod peer;
 pub mod protocol;
+pub mod socket_file;

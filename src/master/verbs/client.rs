@@ -4,17 +4,17 @@
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::IgnoredAny;
 
+use super::ask::{ask, read, wait_for_end, NoAnswer};
+use super::find::Target;
 use crate::config;
 use crate::config::process_context::ProcessContext;
-use crate::config::settings::{ControlAddress, ControlSocket};
-use crate::doors::control;
-use crate::doors::protocol::{read_reply, Proving, Refused, Request, Stopping};
+use crate::doors::protocol::{Proving, Request, Stopping};
 use crate::exit_code::ExitCode;
 use crate::facts::snapshot::{LastReload, Snapshot};
 use crate::verbs::command_line::{Client, HealthProbe, Waiting};
-use crate::verbs::{output, show};
+use crate::verbs::{find, output, show};
 
 /// The master answers in milliseconds; one that takes longer than this is stuck. Docker gives a probe 30 s, Kubernetes
 /// 1 s unless told otherwise, and both end it themselves.
@@ -23,12 +23,8 @@ const HEALTH_WITHIN: Duration = Duration::from_secs(5);
 /// For what a master answers at once. Longer than a health check waits: a person asks, and would rather have it late.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// Why there is no good answer.
-enum NoAnswer {
-    Refused(Refused),
-    /// The time is over.
-    Late,
-}
+/// How often `wait` looks for a master that is not there yet.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 pub fn status(client: &Client, context: &ProcessContext, json: bool) -> ExitCode {
     let mut stream = match connect(client, context) {
@@ -76,6 +72,10 @@ pub fn health(client: &Client, context: &ProcessContext, probe: HealthProbe) -> 
             output::complain(format_args!("{}, not ready", output::printable(&refused.reason)));
             ExitCode::Refused
         }
+        Err(NoAnswer::Ended) => {
+            output::complain("the master ended before it answered");
+            ExitCode::Refused
+        }
         Err(NoAnswer::Late) => {
             output::complain(format_args!("the master does not answer within {} s", HEALTH_WITHIN.as_secs()));
             ExitCode::Refused
@@ -108,22 +108,49 @@ pub fn reload(client: &Client, context: &ProcessContext, waiting: Waiting) -> Ex
             output::complain("no outcome within the time given; the reload goes on");
             ExitCode::Timeout
         }
-        Err(no_answer @ NoAnswer::Refused(_)) => told("reload refused", no_answer),
+        Err(no_answer @ (NoAnswer::Refused(_) | NoAnswer::Ended)) => told("reload refused", no_answer),
     }
 }
 
+/// Waits for a master that serves, also for one that is not there yet: a service manager or a script may start both
+/// at once.
 pub fn wait_ready(client: &Client, context: &ProcessContext, timeout: Option<Duration>) -> ExitCode {
-    let mut stream = match connect(client, context) {
-        Ok(stream) => stream,
+    let target = match target(client, context) {
+        Ok(target) => target,
         Err(code) => return code,
     };
-    match ask(&mut stream, &Request::WaitReady, timeout).and_then(|line| read::<IgnoredAny>(&line)) {
-        Ok(IgnoredAny) => ExitCode::Done,
-        Err(NoAnswer::Late) => {
-            output::complain("not ready within the time given");
-            ExitCode::Timeout
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    let left = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    loop {
+        let not_found = match find::find(&target) {
+            Ok(mut found) => {
+                let answer = ask(&mut found.stream, &Request::WaitReady, left());
+                return match answer.and_then(|line| read::<IgnoredAny>(&line)) {
+                    Ok(IgnoredAny) => ExitCode::Done,
+                    Err(NoAnswer::Late) => {
+                        output::complain("not ready within the time given");
+                        ExitCode::Timeout
+                    }
+                    Err(no_answer @ (NoAnswer::Refused(_) | NoAnswer::Ended)) => told("not ready", no_answer),
+                };
+            }
+            Err(not_found) => not_found,
+        };
+        match not_found.exit_code {
+            ExitCode::NotRunning if left().is_none_or(|left| !left.is_zero()) => {}
+            ExitCode::NotRunning => {
+                let reason = output::printable(&not_found.reason);
+                output::complain(format_args!("not ready within the time given: {reason}"));
+                return ExitCode::Timeout;
+            }
+            other => {
+                output::complain(output::printable(&not_found.reason));
+                return other;
+            }
         }
-        Err(no_answer @ NoAnswer::Refused(_)) => told("not ready", no_answer),
+        // A master may appear in any of several directories, most of which are not there before it, and a tenth of a
+        // second is less than any start takes. Not a wait for something that would tell when it comes.
+        std::thread::sleep(left().map_or(LOOK_EVERY, |left| left.min(LOOK_EVERY)));
     }
 }
 
@@ -141,16 +168,13 @@ pub fn stop(client: &Client, context: &ProcessContext, now: bool, waiting: Waiti
         Waiting::No => return ExitCode::Done,
         Waiting::Until(timeout) => timeout.map(|timeout| timeout.saturating_sub(began.elapsed())),
     };
-    match control::wait_for_end(&mut stream, timeout.map(|timeout| timeout.max(Duration::from_millis(1)))) {
-        Ok(true) => ExitCode::Done,
-        Ok(false) => {
+    match wait_for_end(&mut stream, timeout) {
+        Ok(()) => ExitCode::Done,
+        Err(NoAnswer::Late) => {
             output::complain("not stopped within the time given; it goes on stopping");
             ExitCode::Timeout
         }
-        Err(error) => {
-            output::complain(error);
-            ExitCode::Refused
-        }
+        Err(no_answer @ (NoAnswer::Refused(_) | NoAnswer::Ended)) => told("not stopped", no_answer),
     }
 }
 
@@ -160,6 +184,10 @@ fn told(what: &str, no_answer: NoAnswer) -> ExitCode {
         NoAnswer::Refused(refused) => {
             output::complain(format_args!("{what}: {}", output::printable(&refused.reason)));
             output::quote(&output::printable(&refused.details));
+            ExitCode::Refused
+        }
+        NoAnswer::Ended => {
+            output::complain(format_args!("{what}: the master ended before it answered"));
             ExitCode::Refused
         }
         NoAnswer::Late => {
@@ -174,31 +202,18 @@ fn told(what: &str, no_answer: NoAnswer) -> ExitCode {
 
 /// The error is an exit code; stderr has the reason.
 fn connect(client: &Client, context: &ProcessContext) -> Result<UnixStream, ExitCode> {
-    let socket = match &client.socket {
-        Some(ControlAddress::Path(path)) => ControlSocket::Path(path.clone()),
-        Some(address @ ControlAddress::Abstract(_)) => ControlSocket::Auto(vec![address.clone()]),
-        None => match config::control(&client.source, context) {
-            Ok(control) => control.socket,
-            Err(problems) => {
-                output::complain(&problems);
-                return Err(problems.exit_code());
-            }
-        },
-    };
-    control::connect(&socket).map_err(|reason| {
-        output::complain(reason);
-        ExitCode::NotRunning
+    find::find(&target(client, context)?).map(|found| found.stream).map_err(|not_found| {
+        output::complain(output::printable(&not_found.reason));
+        not_found.exit_code
     })
 }
 
-fn ask(stream: &mut UnixStream, request: &Request, timeout: Option<Duration>) -> Result<String, NoAnswer> {
-    match control::ask(stream, request, timeout) {
-        Ok(Some(line)) => Ok(line),
-        Ok(None) => Err(NoAnswer::Late),
-        Err(error) => Err(NoAnswer::Refused(Refused::because(error.to_string()))),
+fn target(client: &Client, context: &ProcessContext) -> Result<Target, ExitCode> {
+    match &client.socket {
+        Some(path) => Ok(Target::Socket(path.clone())),
+        None => config::control(&client.source, context).map(Target::Configured).map_err(|problems| {
+            output::complain(&problems);
+            problems.exit_code()
+        }),
     }
-}
-
-fn read<T: DeserializeOwned>(line: &str) -> Result<T, NoAnswer> {
-    read_reply(line).map_err(NoAnswer::Refused)
 }

@@ -2,8 +2,8 @@
 //!
 //! A first word that is the name of a verb is the verb; any other is the application's module, so that
 //! `forkmaster shop.wsgi` serves. A module that is called like a verb is served with `forkmaster run status`. A word
-//! without dot or colon that looks like a slip in a verb is refused rather than served, and so are the names of verbs
-//! to come.
+//! without dot or colon that looks like a slip in a verb is refused rather than served. So are the names of verbs to
+//! come, and the verbs of other tools, with what to type instead.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::config::process_context::ProcessContext;
-use crate::config::settings::{Bind, ControlAddress};
+use crate::config::settings::Bind;
 use crate::config::units::parse_duration;
 use crate::config::{self, ConfigFile, Overrides, Source};
 use crate::exit_code;
@@ -21,22 +21,55 @@ use crate::exit_code;
 /// Read where neither `-c` nor a module says otherwise.
 const FILE_DEFAULT: &str = "app.toml";
 
-const VERBS: [&str; 9] = ["run", "check", "config", "status", "health", "reload", "wait", "stop", "shutdown"];
+const VERBS: [&str; 13] = [
+    "run",
+    "check",
+    "validate",
+    "configtest",
+    "config",
+    "status",
+    "list",
+    "ps",
+    "health",
+    "reload",
+    "wait",
+    "stop",
+    "shutdown",
+];
 
 /// No module may be taken for one of them now, or the day they exist would change what a command does.
-const VERBS_TO_COME: [&str; 12] = [
+const VERBS_TO_COME: [&str; 16] = [
     "completions",
+    "convert",
     "ctl",
+    "dev",
     "dump",
     "events",
+    "history",
     "man",
     "pause",
     "recycle",
     "reopen-logs",
+    "report",
     "resume",
     "rollback",
     "scale",
     "upgrade",
+];
+
+/// Verbs of systemctl, supervisorctl, circusctl, docker and caddy, and what does that here.
+const VERBS_OF_OTHERS: [(&str, &str); 8] = [
+    ("restart", "`forkmaster reload` deploys what is on disk without an outage; only a new forkmaster needs a restart"),
+    (
+        "start",
+        "`forkmaster -c app.toml` serves until it is told to stop; a service manager starts it in the background",
+    ),
+    ("up", "`forkmaster -c app.toml` serves until it is told to stop; a service manager starts it in the background"),
+    ("serve", "`forkmaster -c app.toml` serves; the verb for it is `run`"),
+    ("down", "`forkmaster stop` stops the service"),
+    ("logs", "the log goes to stderr, or where `[log] error` says; `forkmaster config show` tells"),
+    ("tail", "the log goes to stderr, or where `[log] error` says; `forkmaster config show` tells"),
+    ("init", "a file needs only `[app] module`; `forkmaster config show` prints all settings with their values"),
 ];
 
 /// What to do.
@@ -47,6 +80,7 @@ pub enum Command {
     ConfigShow(Source),
     ConfigReference,
     Status { client: Client, json: bool },
+    List { json: bool },
     Health { client: Client, probe: HealthProbe },
     Reload { client: Client, waiting: Waiting },
     WaitReady { client: Client, timeout: Option<Duration> },
@@ -66,7 +100,7 @@ pub enum HealthProbe {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
     /// `--socket`.
-    pub socket: Option<ControlAddress>,
+    pub socket: Option<PathBuf>,
     /// Names the socket where `--socket` does not.
     pub source: Source,
 }
@@ -85,17 +119,25 @@ pub fn parse(
     arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
     context: &ProcessContext,
 ) -> Result<Command, clap::Error> {
+    let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+    if let Some(sentence) = config::hints::flag("-t").filter(|_| has_gunicorns_timeout(&arguments)) {
+        return Err(error(ErrorKind::UnknownArgument, sentence));
+    }
     let matches = Line::command().after_help(exit_codes()).try_get_matches_from(arguments).map_err(known_elsewhere)?;
     let line = Line::from_arg_matches(&matches)?;
     let place = Place { config: line.common.config, socket: line.common.socket, context };
     let Some(verb) = line.verb else {
+        if line.test {
+            place.client_options_unused()?;
+            return Ok(Command::Check { source: place.source(line.run)?, boot: false });
+        }
         if line.run.module.is_some() {
             check_module_or_verb(line.run.module.as_deref().unwrap_or_default())?;
         }
         place.client_options_unused()?;
         return place.source(line.run).map(Command::Run);
     };
-    if line.run != RunOptions::default() {
+    if line.run != RunOptions::default() || line.test {
         return Err(error(ErrorKind::ArgumentConflict, "options of the application go after the verb".to_owned()));
     }
     match verb {
@@ -112,14 +154,15 @@ pub fn parse(
             place.client_options_unused()?;
             place.source(options).map(Command::ConfigShow)
         }
-        Verb::Status { json } => Ok(Command::Status { client: place.client(), json }),
+        Verb::Status { json } => Ok(Command::Status { client: place.client()?, json }),
+        Verb::List { json } => Ok(Command::List { json }),
         Verb::Health { live, ready: _ } => {
             let probe = if live { HealthProbe::Live } else { HealthProbe::Ready };
-            Ok(Command::Health { client: place.client(), probe })
+            Ok(Command::Health { client: place.client()?, probe })
         }
-        Verb::Reload(options) => Ok(Command::Reload { client: place.client(), waiting: options.waiting() }),
-        Verb::Wait { state: State::Ready, timeout } => Ok(Command::WaitReady { client: place.client(), timeout }),
-        Verb::Stop { now, waiting } => Ok(Command::Stop { client: place.client(), now, waiting: waiting.waiting() }),
+        Verb::Reload(options) => Ok(Command::Reload { client: place.client()?, waiting: options.waiting() }),
+        Verb::Wait { state: State::Ready, timeout } => Ok(Command::WaitReady { client: place.client()?, timeout }),
+        Verb::Stop { now, waiting } => Ok(Command::Stop { client: place.client()?, now, waiting: waiting.waiting() }),
     }
 }
 
@@ -135,6 +178,9 @@ struct Line {
     common: Common,
     #[command(flatten)]
     run: RunOptions,
+    /// Check the configuration, as the verb `check` does
+    #[arg(short = 't', long = "test")]
+    test: bool,
     #[command(subcommand)]
     verb: Option<Verb>,
 }
@@ -144,7 +190,7 @@ struct Common {
     /// Configuration file [default: ./app.toml]
     #[arg(short, long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// Control socket of the master to talk to, a path or @NAME [default: as in the configuration]
+    /// Control socket of the master to talk to [default: as in the configuration]
     #[arg(long, value_name = "PATH", global = true)]
     socket: Option<String>,
 }
@@ -189,6 +235,7 @@ enum Verb {
     /// Serve; the default
     Run(RunOptions),
     /// Check the configuration without serving; exit 0 if it is good, 78 if not
+    #[command(aliases = ["validate", "configtest"])]
     Check {
         /// Import the application as well, as a worker would, and say how long it took
         #[arg(long)]
@@ -207,6 +254,13 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// The masters of this machine: name, pid, uid, socket, and the state of your own
+    #[command(visible_alias = "ps")]
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// For container probes: exit 0 or 1
     Health {
         /// The master answers
@@ -218,7 +272,7 @@ enum Verb {
     },
     /// Deploy what is on disk now; exit 0 when it serves, 1 with the reason when it was refused
     Reload(WaitOptions),
-    /// Wait for a state of the master
+    /// Wait for a state of the master, also of one that is not there yet
     Wait {
         #[arg(value_name = "STATE")]
         state: State,
@@ -305,13 +359,15 @@ impl Place<'_> {
     }
 
     /// For verbs that only look for the master: without a file, the master of a module served from here.
-    fn client(&self) -> Client {
-        let socket = self.socket.as_deref().map(|socket| match socket.strip_prefix('@') {
-            Some(name) => ControlAddress::Abstract(name.to_owned()),
-            None => ControlAddress::Path(self.context.absolute(Path::new(socket))),
-        });
+    fn client(&self) -> Result<Client, clap::Error> {
+        if self.socket.as_deref().is_some_and(|socket| socket.starts_with('@')) {
+            let text = "--socket takes a path: no master listens at an abstract name, which anybody could take before \
+                        it; `forkmaster list` shows the paths";
+            return Err(error(ErrorKind::ValueValidation, text.to_owned()));
+        }
+        let socket = self.socket.as_deref().map(|socket| self.context.absolute(Path::new(socket)));
         let file = self.config.as_deref().map(|path| self.file(path)).or_else(|| self.file_default());
-        Client { socket, source: Source { file, overrides: Overrides::default() } }
+        Ok(Client { socket, source: Source { file, overrides: Overrides::default() } })
     }
 
     fn client_options_unused(&self) -> Result<(), clap::Error> {
@@ -354,6 +410,14 @@ fn known_elsewhere(failed: clap::Error) -> clap::Error {
     }
 }
 
+/// `-t` alone checks the configuration, as nginx has it. With a number it is Gunicorn's timeout.
+fn has_gunicorns_timeout(arguments: &[OsString]) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let texts: Vec<&str> = arguments.iter().map(|argument| argument.to_str().unwrap_or_default()).collect();
+    let apart = texts.windows(2).any(|pair| pair[0] == "-t" && is_number(pair[1]));
+    apart || texts.iter().any(|text| text.strip_prefix("-t").is_some_and(is_number))
+}
+
 fn parse_bind(text: &str) -> Result<String, String> {
     Bind::parse(text, Path::new("/")).map(|_| text.to_owned())
 }
@@ -363,7 +427,10 @@ fn check_module_or_verb(word: &str) -> Result<(), clap::Error> {
     if VERBS_TO_COME.contains(&word) {
         return Err(error(ErrorKind::InvalidSubcommand, format!("`{word}` comes with a later version\n\n{instead}")));
     }
-    if let Some(verb) = config::nearest(word, VERBS.into_iter()) {
+    if let Some((_, text)) = VERBS_OF_OTHERS.iter().find(|(verb, _)| *verb == word) {
+        return Err(error(ErrorKind::InvalidSubcommand, format!("there is no verb `{word}`: {text}\n\n{instead}")));
+    }
+    if let Some(verb) = config::nearest(word, VERBS.into_iter().filter(|verb| verb.len() > 2)) {
         return Err(error(
             ErrorKind::InvalidSubcommand,
             format!("there is no verb `{word}`; did you mean `{verb}`?\n\n{instead}"),
@@ -407,6 +474,7 @@ mod tests {
             uid: 0,
             gid: 0,
             cpus: 1,
+            mount_namespace: 0,
         }
     }
 
@@ -484,12 +552,15 @@ mod tests {
             line("-c a.toml shutdown --now").unwrap(),
             Command::Stop { client: client(), now: true, waiting: forever }
         );
-        for (socket, address) in [
-            ("run/a.sock", ControlAddress::Path("/nowhere/run/a.sock".into())),
-            ("@forkmaster/0/shop", ControlAddress::Abstract("forkmaster/0/shop".into())),
-        ] {
-            let client = Client { socket: Some(address), source: Source::default() };
-            assert_eq!(line(&format!("status --socket {socket}")).unwrap(), Command::Status { client, json: false });
+        let client = Client { socket: Some("/nowhere/run/a.sock".into()), source: Source::default() };
+        assert_eq!(line("status --socket run/a.sock").unwrap(), Command::Status { client, json: false });
+        assert_eq!(line("list --json").unwrap(), Command::List { json: true });
+        assert_eq!(line("ps").unwrap(), Command::List { json: false });
+        let check = || Command::Check { source: source(Some("a.toml"), Overrides::default()), boot: false };
+        for text in
+            ["check -c a.toml", "validate -c a.toml", "configtest -c a.toml", "-t -c a.toml", "-c a.toml --test"]
+        {
+            assert_eq!(line(text).unwrap(), check(), "{text}");
         }
     }
 
@@ -515,6 +586,14 @@ mod tests {
         let cases = [
             ("relaod", "did you mean `reload`?"),
             ("rollback", "later version"),
+            ("restart", "`forkmaster reload` deploys"),
+            ("start", "forkmaster -c app.toml"),
+            ("up", "forkmaster -c app.toml"),
+            ("logs", "[log] error"),
+            ("init", "config show"),
+            ("lst", "did you mean `list`?"),
+            ("status --socket @forkmaster/0/shop", "forkmaster list"),
+            ("-t status", "after the verb"),
             ("app.toml", "-c app.toml"),
             ("--workers many a.b", "\"auto\""),
             ("--bind 8000 a.b", "127.0.0.1:8000"),
@@ -532,6 +611,7 @@ mod tests {
             ("-k gthread a.b", "one kind of worker"),
             ("--access-logfile - a.b", "[log] access"),
             ("-t30 a.b", "request_timeout"),
+            ("-t 30 a.b", "request_timeout"),
             ("--reload a.b", "forkmaster reload"),
             ("--env A=1 a.b", "[env]"),
             ("run --chdir /srv a.b", "--release"),

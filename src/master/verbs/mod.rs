@@ -1,8 +1,11 @@
 //! What a person can ask on the command line, and the code that answers: `command_line` reads the arguments, the
 //! others carry a verb out and return its exit code.
 
+pub mod ask;
 pub mod check;
 pub mod client;
 pub mod command_line;
+pub mod find;
+pub mod list;
 pub mod output;
 pub mod show;

@@ -8,7 +8,7 @@ use forkmaster_wire::message::{ForwardedHeader, LogLevel, ProxyProtocol};
 
 use super::problem::Problems;
 use super::process_context::ProcessContext;
-use super::settings::{AccessTarget, Bind, ControlAddress, ControlSocket, Http, LogTarget, Surge};
+use super::settings::{AccessTarget, Bind, ControlSocket, Http, LogTarget, Surge};
 use super::*;
 
 /// A directory with `releases/1`, which has a venv of names and links only, and `current` pointing there.
@@ -28,6 +28,7 @@ impl Deploy {
             gid: 0,
             cpus: 3,
             executable: None,
+            mount_namespace: 4026,
         };
         let deploy = Deploy { directory, context, overrides: Overrides::default() };
         deploy.release("1");

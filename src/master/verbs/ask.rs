@@ -1,0 +1,106 @@
+//! One request and its answer over a connection that was found. It waits as long as it is told to, and no longer.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+
+use crate::doors::protocol::{read_reply, Refused, Request};
+
+/// The largest answer is a status with thousands of workers, and a server may be anybody's that `--socket` names.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Why there is no good answer.
+#[derive(Debug, PartialEq)]
+pub enum NoAnswer {
+    Refused(Refused),
+    /// The master ended before it answered.
+    Ended,
+    /// The time is over.
+    Late,
+}
+
+impl From<io::Error> for NoAnswer {
+    fn from(error: io::Error) -> NoAnswer {
+        use io::ErrorKind as Kind;
+        match error.kind() {
+            Kind::WouldBlock | Kind::TimedOut => NoAnswer::Late,
+            Kind::UnexpectedEof | Kind::ConnectionReset | Kind::BrokenPipe => NoAnswer::Ended,
+            _ => NoAnswer::Refused(Refused::because(error.to_string())),
+        }
+    }
+}
+
+/// Asks and returns the answer's line, without its end.
+pub fn ask(stream: &mut UnixStream, request: &Request, timeout: Option<Duration>) -> Result<String, NoAnswer> {
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    stream.write_all(request.to_line().as_bytes())?;
+    let mut answer = Vec::new();
+    loop {
+        let mut bytes = [0; 4096];
+        match read_until(stream, &mut bytes, deadline)? {
+            0 => return Err(NoAnswer::Ended),
+            read => answer.extend_from_slice(&bytes[..read]),
+        }
+        if answer.ends_with(b"\n") {
+            return Ok(String::from_utf8_lossy(&answer).trim_end().to_owned());
+        }
+        if answer.len() > ANSWER_BYTES_MAX {
+            return Err(NoAnswer::Refused(Refused::because("its answer has no end")));
+        }
+    }
+}
+
+pub fn read<T: DeserializeOwned>(line: &str) -> Result<T, NoAnswer> {
+    read_reply(line).map_err(NoAnswer::Refused)
+}
+
+/// Waits for the end of the connection, which is the end of the master.
+pub fn wait_for_end(stream: &mut UnixStream, timeout: Option<Duration>) -> Result<(), NoAnswer> {
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    loop {
+        match read_until(stream, &mut [0; 256], deadline).map_err(NoAnswer::from) {
+            Ok(0) | Err(NoAnswer::Ended) => return Ok(()),
+            Ok(_) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn read_until(stream: &mut UnixStream, bytes: &mut [u8], deadline: Option<Instant>) -> io::Result<usize> {
+    loop {
+        // Zero would mean no limit (socket(7), SO_RCVTIMEO).
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        stream.set_read_timeout(left.map(|left| left.max(Duration::from_millis(1))))?;
+        match stream.read(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_counts_for_the_whole_answer() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        let began = Instant::now();
+        let server = std::thread::spawn(move || while theirs.write_all(b"x").is_ok() {});
+        assert_eq!(ask(&mut ours, &Request::Status, Some(Duration::from_millis(50))), Err(NoAnswer::Late));
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        drop(ours);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_master_that_ends_is_told_from_one_that_is_late() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        assert_eq!(wait_for_end(&mut ours, Some(Duration::from_millis(1))), Err(NoAnswer::Late));
+        drop(theirs);
+        assert_eq!(ask(&mut ours, &Request::Status, None), Err(NoAnswer::Ended));
+        assert_eq!(wait_for_end(&mut ours, None), Ok(()));
+    }
+}
