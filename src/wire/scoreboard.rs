@@ -24,7 +24,8 @@ pub const LATENCY_BUCKETS: usize = 20;
 /// What one process says of itself. Written by its owner, read by the master.
 #[repr(C, align(64))]
 pub struct Cell {
-    /// CLOCK_MONOTONIC in nanoseconds of the event loop's latest turn (at least once a second).
+    /// CLOCK_MONOTONIC in nanoseconds: the worker's latest sign of life (at least once a second). Its event loop turned,
+    /// and the interpreter's lock can be had, or a request within the application has it, for which its own limit counts.
     pub heartbeat_ns: AtomicU64,
     /// Requests answered by the application.
     pub requests: AtomicU64,
@@ -53,9 +54,12 @@ pub struct ThreadCell {
     request: AtomicU64,
     /// CLOCK_MONOTONIC in nanoseconds: when the request was dispatched; 0: no request.
     started_ns: AtomicU64,
-    /// When application code was last entered (called, or asked for the next piece); 0: not in application code,
-    /// for example waiting for the client. `request_timeout` counts from here.
+    /// When application code was last entered (called, or asked for the next piece), or the lock of the interpreter was
+    /// wanted for that; 0: not in application code, for example waiting for the client. `request_timeout` counts from
+    /// here.
     entered_ns: AtomicU64,
+    /// Since when the interpreter's lock is waited for; 0: it is not.
+    lock_wanted_ns: AtomicU64,
     text: [AtomicU8; REQUEST_TEXT_BYTES_MAX],
 }
 
@@ -66,6 +70,8 @@ pub struct Running {
     pub started_ns: u64,
     /// 0: the application waits for the client.
     pub entered_ns: u64,
+    /// It is not in the application, or not again: the interpreter's lock cannot be had.
+    pub waits_for_lock: bool,
     /// `GET /reports/2024`, cut, lossy.
     pub text: String,
 }
@@ -153,6 +159,7 @@ impl Scoreboard {
             let thread = self.thread(index, thread);
             thread.started_ns.store(0, Ordering::Relaxed);
             thread.entered_ns.store(0, Ordering::Relaxed);
+            thread.lock_wanted_ns.store(0, Ordering::Relaxed);
             // A process that died while writing left an odd number.
             thread.sequence.store(0, Ordering::Release);
         }
@@ -193,7 +200,7 @@ impl Cell {
 }
 
 impl ThreadCell {
-    /// A request goes to the application. Called before the GIL is taken: waiting for it counts.
+    /// A request goes to the application. Called before the interpreter's lock is taken: waiting for it counts.
     pub fn begin(&self, request: u64, now_ns: u64, method: &[u8], path: &[u8]) {
         self.sequence.fetch_add(1, Ordering::Relaxed);
         fence(Ordering::Release);
@@ -207,12 +214,30 @@ impl ThreadCell {
         self.request.store(request, Ordering::Relaxed);
         self.started_ns.store(now_ns, Ordering::Relaxed);
         self.entered_ns.store(now_ns, Ordering::Relaxed);
+        self.lock_wanted_ns.store(now_ns, Ordering::Relaxed);
         self.sequence.fetch_add(1, Ordering::Release);
     }
 
-    /// Application code is entered (again).
+    /// The lock is had: the request is in the application.
+    pub fn got_lock(&self) {
+        self.lock_wanted_ns.store(0, Ordering::Relaxed);
+    }
+
+    /// The thread has waited for the client and now wants the lock, to go on.
+    pub fn want_lock(&self, now_ns: u64) {
+        self.entered_ns.store(now_ns, Ordering::Relaxed);
+        self.lock_wanted_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    /// A request is within the application, with the lock or somewhere where it needs none.
+    pub fn is_inside(&self) -> bool {
+        self.entered_ns.load(Ordering::Relaxed) != 0 && self.lock_wanted_ns.load(Ordering::Relaxed) == 0
+    }
+
+    /// Application code is entered (again), with the lock.
     pub fn enter(&self, now_ns: u64) {
         self.entered_ns.store(now_ns, Ordering::Relaxed);
+        self.lock_wanted_ns.store(0, Ordering::Relaxed);
     }
 
     /// Application code has been left: the thread waits for the client, or writes.
@@ -236,12 +261,13 @@ impl ThreadCell {
             }
             let request = self.request.load(Ordering::Relaxed);
             let entered_ns = self.entered_ns.load(Ordering::Relaxed);
+            let waits_for_lock = self.lock_wanted_ns.load(Ordering::Relaxed) != 0;
             let bytes = (self.text_bytes.load(Ordering::Relaxed) as usize).min(REQUEST_TEXT_BYTES_MAX);
             let text: Vec<u8> = self.text[..bytes].iter().map(|byte| byte.load(Ordering::Relaxed)).collect();
             fence(Ordering::Acquire);
             if before % 2 == 0 && self.sequence.load(Ordering::Relaxed) == before {
                 let text = String::from_utf8_lossy(&text).chars().map(printable).collect();
-                return Some(Running { request, started_ns, entered_ns, text });
+                return Some(Running { request, started_ns, entered_ns, waits_for_lock, text });
             }
             std::hint::spin_loop();
         }
@@ -290,6 +316,13 @@ mod tests {
         worker.thread(3, 1).begin(7, 1000, b"GET", b"/a\nb");
         let running = master.thread(3, 1).running().unwrap();
         assert_eq!((running.request, running.started_ns, running.text.as_str()), (7, 1000, "GET /a?b"));
+        assert!(running.waits_for_lock && !worker.thread(3, 1).is_inside());
+        worker.thread(3, 1).got_lock();
+        assert!(!master.thread(3, 1).running().unwrap().waits_for_lock && worker.thread(3, 1).is_inside());
+        worker.thread(3, 1).leave();
+        assert!(!worker.thread(3, 1).is_inside());
+        worker.thread(3, 1).want_lock(2000);
+        assert!(master.thread(3, 1).running().unwrap().waits_for_lock);
         worker.thread(3, 1).leave();
         assert_eq!(master.thread(3, 1).running().unwrap().entered_ns, 0);
         worker.thread(3, 1).end();

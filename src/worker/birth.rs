@@ -12,11 +12,12 @@ use forkmaster_wire::channel::Channel;
 use forkmaster_wire::message::{Boot, FromWorker, ProofStep, Spawn};
 use nix::errno::Errno;
 
-use crate::control_thread;
 use crate::failure::failure;
 use crate::logs::Logs;
 use crate::master_channel::MasterChannel;
+use crate::signals::with_all_blocked;
 use crate::title::Title;
+use crate::{control_thread, logger};
 
 /// `Spawn`, the descriptors that travelled with it, and the template's logs.
 pub struct Birth {
@@ -81,6 +82,9 @@ impl Birth {
             master.tell(&FromWorker::Failed(failure(ProofStep::Start, format!("the control thread: {error}"), "")));
             // SAFETY: ends the process without running anything.
             unsafe { libc::_exit(1) }
+        }
+        if let Err(error) = with_all_blocked(logger::start_thread) {
+            log::error!("no thread for the log, which may now hold the worker up: {error}");
         }
         Born { spawn, master, logs, scoreboard, listeners, own, since }
     }

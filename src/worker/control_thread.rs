@@ -15,6 +15,7 @@ use forkmaster_wire::text::cut_text;
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
+use crate::logger;
 use crate::logs::Logs;
 use crate::master_channel::MasterChannel;
 use crate::signals::with_all_blocked;
@@ -109,6 +110,7 @@ fn end(master: &MasterChannel, reason: Option<&str>) -> ! {
         // Not a wait for something: the process normally ends by itself meanwhile.
         thread::sleep(ORPHAN_TIMEOUT);
     }
+    logger::finish();
     // SAFETY: ends the process without running anything.
     unsafe { libc::_exit(0) }
 }

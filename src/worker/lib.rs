@@ -12,6 +12,9 @@ mod control_thread;
 mod failure;
 mod fork;
 mod forked_child;
+mod line_rate;
+mod lock_watch;
+mod log_queue;
 mod logger;
 mod logs;
 mod master_channel;
@@ -19,6 +22,7 @@ mod memory;
 mod metrics;
 mod percent;
 mod probe;
+mod put;
 mod signals;
 mod sockets;
 mod stacks;
@@ -62,6 +66,7 @@ fn abort_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         report(info);
+        logger::finish_if_free();
         std::process::abort();
     }));
 }

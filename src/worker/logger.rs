@@ -1,12 +1,23 @@
 //! Log lines in the master's form, `2026-11-22T23:25:59.123Z INFO  message`, to where the master's go. One write(2) a
 //! line, so that the lines of several processes do not mix.
+//!
+//! A worker's lines are written by a thread of their own (`log_queue`), so that neither its loop nor a request waits for
+//! a log that nobody reads, and those that clients cause are limited in rate (`line_rate`). A template, and a child that
+//! the application forks, have no such thread, and write what the log takes at once.
 
 use std::fmt::Write;
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use forkmaster_wire::timestamp;
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use crate::line_rate::{LineRate, BURST, PER_SECOND};
+use crate::log_queue::LogQueue;
+use crate::put::put;
 
 struct ErrorLog;
 
@@ -14,11 +25,55 @@ struct ErrorLog;
 /// stderr.
 static FD: AtomicI32 = AtomicI32::new(libc::STDERR_FILENO);
 
+static QUEUE: LogQueue = LogQueue::new();
+
+/// Lines go through the queue: the thread is there. Not so in a child, which has none.
+static QUEUED: AtomicBool = AtomicBool::new(false);
+
+static CLIENTS: Mutex<LineRate> = Mutex::new(LineRate::new());
+
+/// Lines that were written directly and did not fit.
+static LOST: AtomicU64 = AtomicU64::new(0);
+
+/// Whose lines clients cause: refusals and their like. What the server says of itself there is an error.
+const CAUSED_BY_CLIENTS: &str = "forkmaster_http";
+
+/// For a thread that is just writing, when the process ends.
+const LAST_MOMENT: Duration = Duration::from_millis(50);
+
 /// The first call installs the log; later ones only change its level.
 pub fn start(level: LevelFilter) {
     // An error means that it is installed already.
     let _ = log::set_logger(&ErrorLog);
     log::set_max_level(level);
+}
+
+/// From now on lines wait for a thread of their own. Once in a worker's life; signals are blocked by the caller.
+pub fn start_thread() -> io::Result<()> {
+    QUEUE.start(fd, lost_line)?;
+    QUEUED.store(true, Ordering::Release);
+    Ok(())
+}
+
+/// In a child that the application has forked: another thread may have held our locks at that moment. Atomics only.
+pub fn forget_thread() {
+    QUEUED.store(false, Ordering::Release);
+}
+
+/// The process ends: what waits is written as far as the log takes it at once. Later lines are written directly.
+pub fn finish() {
+    if QUEUED.swap(false, Ordering::AcqRel) {
+        QUEUE.finish(fd(), LAST_MOMENT);
+        let left_out = CLIENTS.try_lock().ok().and_then(|mut rate| rate.to_tell_at_the_end());
+        left_out.into_iter().for_each(|left_out| leave(left_out_line(left_out)));
+    }
+}
+
+/// As `finish`, in a process that is broken.
+pub fn finish_if_free() {
+    if QUEUED.load(Ordering::Acquire) {
+        QUEUE.finish_if_free(fd());
+    }
 }
 
 /// From now on lines go to this descriptor, which stays open for the life of the process.
@@ -32,19 +87,24 @@ pub fn fd() -> RawFd {
 }
 
 /// A descriptor of its own for the same log, and `true`: it is the log's.
-pub fn duplicate() -> std::io::Result<(OwnedFd, bool)> {
+pub fn duplicate() -> io::Result<(OwnedFd, bool)> {
     // SAFETY: open for the life of the process: see `write_to`; Python sees to descriptor 2 at its start.
     let log = unsafe { BorrowedFd::borrow_raw(fd()) };
     Ok((log.try_clone_to_owned()?, true))
 }
 
-/// Writes all of it, at once where the kernel takes it.
-pub fn write(mut bytes: &[u8]) {
-    // SAFETY: open for the life of the process: see `write_to`; Python sees to descriptor 2 at its start.
+/// Writes all of it, after the lines that wait, however long the log takes: for the application's own words, and never
+/// with the interpreter's lock.
+pub fn write(bytes: &[u8]) {
+    if QUEUED.load(Ordering::Acquire) {
+        return QUEUE.write_in_turn(fd, bytes);
+    }
+    // SAFETY: as in `duplicate`.
     let log = unsafe { BorrowedFd::borrow_raw(fd()) };
-    while !bytes.is_empty() {
-        match nix::unistd::write(log, bytes) {
-            Ok(written) => bytes = &bytes[written..],
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match nix::unistd::write(log, rest) {
+            Ok(written) => rest = &rest[written..],
             Err(nix::errno::Errno::EINTR) => {}
             // Nobody is left to be told that the log cannot be written.
             Err(_) => return,
@@ -61,14 +121,59 @@ impl Log for ErrorLog {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let mut line = String::with_capacity(128);
-        timestamp::push_now(&mut line);
-        // Writing to a String cannot fail.
-        let _ = writeln!(line, " {:<5} {}", record.level(), record.args());
-        write(line.as_bytes());
+        if record.level() > Level::Error && record.target().starts_with(CAUSED_BY_CLIENTS) {
+            let (allowed, left_out) = clients_may_log();
+            if let Some(left_out) = left_out {
+                leave(left_out_line(left_out));
+            }
+            if !allowed {
+                return;
+            }
+        }
+        leave(line(record.level(), record.args()));
     }
 
     fn flush(&self) {}
+}
+
+/// Whether the line may be written, and how many were left out since that was last told.
+fn clients_may_log() -> (bool, Option<u64>) {
+    // Whoever finds it held logs at the same moment, or is a child of somebody who did: its line is written.
+    let Ok(mut rate) = CLIENTS.try_lock() else { return (true, None) };
+    let now = Instant::now();
+    (rate.allows(now), rate.to_tell(now))
+}
+
+fn leave(line: String) {
+    if QUEUED.load(Ordering::Acquire) {
+        return QUEUE.push(line.into_bytes());
+    }
+    let before = LOST.swap(0, Ordering::Relaxed);
+    let line = if before > 0 { lost_line(before) + &line } else { line };
+    if put(fd(), line.as_bytes()).is_err() {
+        LOST.fetch_add(before + 1, Ordering::Relaxed);
+    }
+}
+
+fn line(level: Level, text: impl std::fmt::Display) -> String {
+    let mut line = String::with_capacity(128);
+    timestamp::push_now(&mut line);
+    // Writing to a String cannot fail.
+    let _ = writeln!(line, " {level:<5} {text}");
+    line
+}
+
+fn lost_line(lines: u64) -> String {
+    let noun = if lines == 1 { "line" } else { "lines" };
+    line(Level::Warn, format_args!("{lines} {noun} lost: the log could not be written in time"))
+}
+
+fn left_out_line(lines: u64) -> String {
+    let noun = if lines == 1 { "line" } else { "lines" };
+    line(
+        Level::Warn,
+        format_args!("{lines} {noun} that clients caused left out: more than {BURST} at once or {PER_SECOND} a second"),
+    )
 }
 
 #[cfg(test)]
@@ -81,5 +186,26 @@ mod tests {
         start(LevelFilter::Warn);
         assert_eq!(log::max_level(), LevelFilter::Warn);
         log::logger().flush();
+    }
+
+    #[test]
+    fn lines_are_written_with_a_thread_and_without_one() {
+        let (copy, is_the_log) = duplicate().unwrap();
+        assert!(is_the_log);
+        drop(copy);
+        start_thread().unwrap();
+        log::error!("a line of the tests, through the queue");
+        write(b"");
+        finish_if_free();
+        finish();
+        log::error!("a line of the tests, written at once");
+        forget_thread();
+        assert!(!QUEUED.load(Ordering::Acquire));
+    }
+
+    #[test]
+    fn lines_that_tell_of_others_look_like_lines() {
+        assert!(lost_line(1).ends_with("Z WARN  1 line lost: the log could not be written in time\n"));
+        assert!(left_out_line(2).contains("Z WARN  2 lines that clients caused left out: "));
     }
 }

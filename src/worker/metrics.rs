@@ -9,6 +9,8 @@ use std::sync::atomic::Ordering;
 use forkmaster_http::serve::Metrics;
 use forkmaster_wire::scoreboard::{monotonic_ns, Cell, Scoreboard};
 
+use crate::lock_watch::LockWatch;
+
 /// How many connections one may have taken more than a sibling. Each that gives way costs a moment.
 const AHEAD_MAX: u64 = 16;
 
@@ -19,11 +21,18 @@ pub struct CellMetrics {
     board: &'static Scoreboard,
     index: u32,
     cell: &'static Cell,
+    lock: &'static LockWatch,
 }
 
 impl CellMetrics {
-    pub fn new(board: &'static Scoreboard, index: u32) -> CellMetrics {
-        CellMetrics { board, index, cell: board.cell(index) }
+    pub fn new(board: &'static Scoreboard, index: u32, lock: &'static LockWatch) -> CellMetrics {
+        CellMetrics { board, index, cell: board.cell(index), lock }
+    }
+
+    /// Requests can be answered, or one that is being answered keeps the lock: then its own limit decides.
+    fn lives(&self, now_ns: u64) -> bool {
+        let inside = || (0..self.board.threads()).any(|thread| self.board.thread(self.index, thread).is_inside());
+        !self.lock.is_missed(now_ns) || inside()
     }
 
     /// The others that take connections.
@@ -35,7 +44,10 @@ impl CellMetrics {
 
 impl Metrics for CellMetrics {
     fn heartbeat(&self) {
-        self.cell.heartbeat_ns.store(monotonic_ns(), Ordering::Relaxed);
+        let now_ns = monotonic_ns();
+        if self.lives(now_ns) {
+            self.cell.heartbeat_ns.store(now_ns, Ordering::Relaxed);
+        }
     }
 
     fn accepted(&self) {

@@ -4,6 +4,9 @@
 //! A worker ignores HUP and USR2 (someone will `pkill -HUP forkmaster`), drains on TERM, ends at once on INT and
 //! QUIT. A template ignores them all: only its master's messages and KILL end it; what the application installed
 //! while a template imported it is kept for the workers.
+//!
+//! Ignored by handlers that do nothing, not by SIG_IGN: exec resets a handler and keeps SIG_IGN, and the application's
+//! subprocesses are to hear their signals (signal(7)).
 
 use std::ffi::c_int;
 use std::io;
@@ -15,6 +18,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyDict, PyTuple};
 
+use crate::logger;
 use crate::worker::Worker;
 
 /// Ignored everywhere: a terminal's window size, and what is meant for the master.
@@ -34,9 +38,11 @@ impl Signals {
     /// Installs the worker's handlers, before the application is imported.
     pub fn install(py: Python<'_>) -> PyResult<Signals> {
         let signal = py.import("signal")?;
-        let ignore = signal.getattr("SIG_IGN")?;
+        let ignore = does_nothing(py)?;
         for number in IGNORED {
             signal.call_method1("signal", (number, &ignore))?;
+            // System calls go on: the signal means nothing to whoever is in one.
+            signal.call_method1("siginterrupt", (number, false))?;
         }
         let worker: Arc<OnceLock<Arc<Worker>>> = Arc::default();
         for number in HANDLED {
@@ -53,7 +59,7 @@ impl Signals {
     /// In a template, after the import: ignores everything and remembers what was installed.
     pub fn mute(&mut self, py: Python<'_>) -> PyResult<()> {
         let signal = py.import("signal")?;
-        let ignore = signal.getattr("SIG_IGN")?;
+        let ignore = does_nothing(py)?;
         for number in IGNORED.into_iter().chain(HANDLED) {
             let handler = signal.call_method1("signal", (number, &ignore))?;
             self.muted.push((number, handler.unbind()));
@@ -68,6 +74,9 @@ impl Signals {
             // None: a handler that was not installed through Python, of which nothing more is known.
             if !handler.is_none(py) {
                 signal.call_method1("signal", (number, handler))?;
+                if IGNORED.contains(&number) {
+                    signal.call_method1("siginterrupt", (number, false))?;
+                }
             }
         }
         Ok(())
@@ -78,6 +87,11 @@ impl Signals {
         // A process becomes a worker once.
         let _ = self.worker.set(Arc::clone(worker));
     }
+}
+
+fn does_nothing(py: Python<'_>) -> PyResult<Bound<'_, PyCFunction>> {
+    let nothing = |_: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| {};
+    PyCFunction::new_closure(py, Some(c"forkmaster_ignores"), None, nothing)
 }
 
 /// One of our handlers runs, in the main thread.
@@ -112,6 +126,7 @@ fn die_of(number: c_int) {
 /// printed is not lost.
 pub fn exit_now(py: Python<'_>, code: c_int) -> ! {
     flush(py);
+    logger::finish();
     // SAFETY: ends the process without running anything.
     unsafe { libc::_exit(code) }
 }

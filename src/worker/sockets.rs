@@ -82,5 +82,7 @@ mod tests {
         assert_eq!(in_words(udp.as_raw_fd()), Some(format!("bound to {}", udp.local_addr().unwrap())));
         assert_eq!(in_words(pair.0.as_raw_fd()), None);
         assert_eq!(in_words(-1), None);
+        assert!(!opened_since(&BTreeSet::new()).is_empty());
+        assert!(opened_since(&open()).len() <= 8, "other tests open sockets meanwhile");
     }
 }

@@ -2,6 +2,7 @@
 
 use forkmaster_wire::text::cut_names;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 /// Threads do not survive a fork: those that a preloaded import has started are missing in every worker.
 pub fn besides_main(py: Python<'_>) -> PyResult<Vec<String>> {
@@ -11,6 +12,16 @@ pub fn besides_main(py: Python<'_>) -> PyResult<Vec<String>> {
 /// The interpreter's end waits for threads that are no daemons.
 pub fn waited_for(py: Python<'_>) -> PyResult<Vec<String>> {
     names(py, |thread| Ok(!thread.getattr("daemon")?.is_truthy()?))
+}
+
+/// gevent has put greenlets of one thread in the place of threads. The server's threads wait in the kernel, and all of
+/// them would with the first.
+pub fn are_greenlets(py: Python<'_>) -> PyResult<bool> {
+    let modules = py.import("sys")?.getattr("modules")?.cast_into::<PyDict>()?;
+    match modules.get_item("gevent.monkey")? {
+        Some(monkey) => monkey.call_method1("is_module_patched", ("threading",))?.is_truthy(),
+        None => Ok(false),
+    }
 }
 
 fn names<'py>(py: Python<'py>, wanted: impl Fn(&Bound<'py, PyAny>) -> PyResult<bool>) -> PyResult<Vec<String>> {

@@ -4,6 +4,10 @@
 mod access;
 #[path = "wsgi/forwarded.rs"]
 mod forwarded;
+#[path = "line_rate.rs"]
+mod line_rate;
+#[path = "log_queue.rs"]
+mod log_queue;
 #[path = "logger.rs"]
 mod logger;
 #[path = "logs.rs"]
@@ -12,6 +16,8 @@ mod logs;
 mod memory;
 #[path = "percent.rs"]
 mod percent;
+#[path = "put.rs"]
+mod put;
 #[path = "sockets.rs"]
 mod sockets;
 #[path = "title.rs"]

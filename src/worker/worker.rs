@@ -21,6 +21,7 @@ use pyo3::types::{PyCFunction, PyDict, PyTuple};
 use crate::access::{AccessLog, Origin};
 use crate::birth::Born;
 use crate::failure::{failure, from_exception, summary, traceback};
+use crate::lock_watch::LockWatch;
 use crate::logs::Logs;
 use crate::master_channel::MasterChannel;
 use crate::metrics::CellMetrics;
@@ -30,7 +31,7 @@ use crate::wsgi::environ::Common;
 use crate::wsgi::forwarded::{Believed, Trusted};
 use crate::wsgi::progress::Progress;
 use crate::wsgi::Gateway;
-use crate::{forked_child, memory, probe, startup, tempdir, threads};
+use crate::{forked_child, logger, memory, probe, startup, tempdir, threads};
 
 /// Other Python threads get their turn within CPython's switch interval (sys.setswitchinterval: 5 ms), also where
 /// requests follow each other without a wait between them.
@@ -38,6 +39,9 @@ const TURN: Duration = Duration::from_millis(5);
 
 /// For the last lines of the access log: a log that takes nothing must not keep a process.
 const LOGS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A process is a worker once.
+static LOCK_WATCH: LockWatch = LockWatch::new();
 
 /// A worker as its threads share it.
 pub struct Worker {
@@ -111,6 +115,7 @@ impl Worker {
     /// no locks: other threads of the parent may have held them at the fork.
     pub fn forget_in_child(&self) {
         self.forked_child.store(true, Ordering::Relaxed);
+        logger::forget_thread();
         self.master.show_child();
         // Without it the counts of a child would be added to its parent's.
         let forgotten = self.board.forget_in_child();
@@ -276,7 +281,7 @@ fn make_server(boot: &Boot, spawn: &Spawn, worker: &Arc<Worker>, listeners: Vec<
     let listeners = listeners
         .map(|(listener, fd)| serve::Listener { id: listener.id.0, fd, proxy: proxy_of(listener.proxy) })
         .collect();
-    let metrics = Arc::new(CellMetrics::new(worker.board, worker.cell_index));
+    let metrics = Arc::new(CellMetrics::new(worker.board, worker.cell_index, &LOCK_WATCH));
     let reports: Arc<dyn Reports> = Arc::<MasterChannel>::clone(&worker.master);
     Server::new(settings, listeners, metrics, reports).map_err(|error| os_failure("the server", &error))
 }
@@ -301,12 +306,18 @@ fn serve(
         let gateway = Gateway::new(py, application, Arc::clone(common), Arc::clone(&worker), progress, access, number)?;
         lives.push(AppLife { thread, gateway, worker, turn: Instant::now() });
     }
+    if lives.len() > 1 && threads::are_greenlets(py)? {
+        log::error!(
+            "{worker}: gevent has patched threading, so app threads cannot run beside each other: set threads = 1"
+        );
+    }
     let mut lives = lives.into_iter();
     let mut main = lives.next();
     let mut others = Vec::new();
     for (number, life) in (1..).zip(lives) {
         others.push(start_thread(py, number, life)?);
     }
+    let lock_watch = with_all_blocked(|| LOCK_WATCH.start(worker.cell))?;
     worker.master.show("ready");
     worker.master.tell(&FromWorker::Ready {
         private_bytes: memory::private_bytes(),
@@ -328,7 +339,11 @@ fn serve(
     let threads = threads::waited_for(py).unwrap_or_else(|error| vec![summary(py, &error)]);
     worker.master.show("drained");
     worker.master.tell(&FromWorker::Drained { threads });
-    py.detach(|| worker.finish_logs());
+    py.detach(|| {
+        LOCK_WATCH.end(lock_watch);
+        worker.finish_logs();
+        logger::finish();
+    });
     Ok(())
 }
 
@@ -367,11 +382,19 @@ impl AppLife {
     fn run(&mut self, py: Python<'_>) {
         loop {
             while let Some(exchange) = self.thread.poll() {
+                self.gateway.dispatched(&exchange);
                 let now = self.serve(py, exchange);
                 self.take_turns(py, now);
             }
-            let thread = &mut self.thread;
-            match py.detach(|| thread.wait()) {
+            let AppLife { thread, gateway, .. } = self;
+            let woken = py.detach(|| {
+                let woken = thread.wait();
+                if let Wake::Request(exchange) = &woken {
+                    gateway.dispatched(exchange);
+                }
+                woken
+            });
+            match woken {
                 Wake::Request(exchange) => self.turn = self.serve(py, exchange) + TURN,
                 Wake::Signal => self.handle_signals(py),
                 Wake::Done => return,

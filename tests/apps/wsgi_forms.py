@@ -256,6 +256,23 @@ def too_long_in_one(environ, start_response):
 
 
 @form
+def proxied(environ, start_response):
+    # As wrapt.ObjectProxy, in which agents wrap answers: the type has a length, the object behind it has none.
+    class Proxy(Closing):
+        def __len__(self):
+            return len(self.iterator)
+
+    start_response("200 OK", list(PLAIN))
+    return Proxy("proxied", iter([b"pro", b"xied"]))
+
+
+@form
+def blanks_around_values(environ, start_response):
+    start_response("200 OK", [*PLAIN, ("X-Blanks", "  a  b ")])
+    return [b"blanks"]
+
+
+@form
 def len_that_lies(environ, start_response):
     class Liar(list):
         def __len__(self):

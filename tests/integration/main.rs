@@ -2,6 +2,8 @@
 
 mod harness;
 
+// A worker that cannot answer is not alive, whatever its loop does.
+mod alive;
 // A bad release cannot take the service down.
 mod broken;
 // What a configuration leads to, and what people from other servers are told.
@@ -28,6 +30,8 @@ mod http;
 mod launched;
 // Addresses, bound once and kept.
 mod listeners;
+// A worker's own lines never hold it up.
+mod lines;
 // The access log and the error log, their files, and probes of health.
 mod logs;
 // A generation is one thing, whatever happens to symlinks and files meanwhile.

@@ -85,6 +85,8 @@ fn good_forms() -> Vec<Case> {
         good("one", Length, "one"),
         good("one_in_a_tuple", Length, "one"),
         good("one_by_len", Length, "one").closed(),
+        good("proxied", Chunked, "proxied").closed(),
+        good("blanks_around_values", Length, "blanks"),
         good("several", Chunked, "ab"),
         good("several_with_length", Length, "ab"),
         good("nothing", Length, ""),

@@ -65,9 +65,13 @@ impl Service {
         if let Some(processes) = self.generations.get(&worker.generation) {
             let look = watch::look(&processes.board, worker.cell, &processes.settings.server, &shared.clock);
             for (running, inside, limit) in &look.stuck {
+                let at = if running.waits_for_lock {
+                    "waiting for the interpreter's lock"
+                } else {
+                    "in the application without progress"
+                };
                 log::error!(
-                    "{} request \"{}\" exceeds request_timeout ({:.1}s): {:.1}s in the application without progress; \
-                     replacing the worker",
+                    "{} request \"{}\" exceeds request_timeout ({:.1}s): {:.1}s {at}; replacing the worker",
                     name(worker),
                     running.text,
                     limit.as_secs_f64(),

@@ -82,13 +82,19 @@ impl Gateway {
         })
     }
 
+    /// A request has come to this thread. To be called before the interpreter's lock is taken for it: that may never be
+    /// had, and the request's limit counts all the same.
+    pub fn dispatched(&mut self, exchange: &Exchange) {
+        self.requests += 1;
+        self.progress.begin(self.requests, exchange.begun(), exchange.method(), exchange.path());
+    }
+
     /// Answers one request, whatever the application does. Nothing that it raises leaves here: a SystemExit ends
     /// the request, not the worker. Returns the time when it had ended.
     pub fn serve(&mut self, py: Python<'_>, exchange: Exchange) -> Instant {
         let begun = exchange.begun();
+        self.progress.got_lock();
         self.worker.begin();
-        self.requests += 1;
-        self.progress.begin(self.requests, begun, exchange.method(), exchange.path());
         let (ended, took, raised) = match self.call(py, exchange) {
             Ok((ended, took)) => (ended, took, false),
             Err(Raised) => {

@@ -31,9 +31,19 @@ impl Progress {
         Progress { cell, clock: Clock { instant: Instant::now(), ns: monotonic_ns() } }
     }
 
+    /// Before the lock is taken.
     pub fn begin(self, request: u64, begun: Instant, method: &[u8], path: &[u8]) {
         // The board counts in nanoseconds of the same clock. It was read a moment ago for most requests.
         self.cell.begin(request, self.clock.ns(begun), method, path);
+    }
+
+    pub fn got_lock(self) {
+        self.cell.got_lock();
+    }
+
+    /// After a wait for the client, before the lock is taken again.
+    pub fn want_lock(self) {
+        self.cell.want_lock(monotonic_ns());
     }
 
     /// Into application code; also said again after each piece of output, since `request_timeout` counts from

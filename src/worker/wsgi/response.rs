@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use forkmaster_http::serve::{BadResponse, Exchange, Piece, Written};
-use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyException, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -218,7 +218,11 @@ impl Response {
             let progress = self.facts.progress;
             let exchange = self.live()?;
             progress.leave();
-            let room = py.detach(|| exchange.wait_for_room());
+            let room = py.detach(|| {
+                let room = exchange.wait_for_room();
+                progress.want_lock();
+                room
+            });
             progress.enter();
             self.latest = room;
         }
@@ -322,10 +326,20 @@ pub fn start(
             pair.ok_or_else(|| PyTypeError::new_err("response headers must be a list of tuples (name, value)"))?;
         let (name, value) = (pair.get_item(0)?, pair.get_item(1)?);
         let (name, value) = (string(&name, "a header's name")?, string(&value, "a header's value")?);
-        capi.latin1(name, |name| capi.latin1(value, |value| answer.field(name, value)))??.map_err(bad)?;
+        capi.latin1(name, |name| capi.latin1(value, |value| answer.field(name, without_blanks(value))))??
+            .map_err(bad)?;
     }
     answer.end();
     Ok(())
+}
+
+/// A field goes out with one blank before its value, and none that the application has put around it (RFC 9110 5.6.3:
+/// a sender should generate OWS as a single space; Django passes cookies with one before them).
+fn without_blanks(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
 }
 
 fn bad(BadResponse(text): BadResponse) -> PyErr {
@@ -448,8 +462,19 @@ fn only_piece<'py>(result: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
 /// Any other iterable that says that it has one piece (PEP 3333, "Handling the Content-Length Header"). It is asked
 /// by its type, since most have no length and an exception costs more than a request should; and that once, since an
 /// application answers with the same few types again and again.
+///
+/// A type that has `len()` says nothing of its objects: a proxy (wrapt's, in which ddtrace wraps answers) always has it,
+/// and raises where the object behind it has none. Then there is no length, as for wsgiref.
 fn has_one_piece(result: &Bound<'_, PyAny>, sized: &mut Sized) -> PyResult<bool> {
-    Ok(sized.is(&result.get_type())? && result.len()? == 1)
+    if !sized.is(&result.get_type())? {
+        return Ok(false);
+    }
+    match result.len() {
+        Ok(length) => Ok(length == 1),
+        Err(error) if error.is_instance_of::<PyException>(result.py()) => Ok(false),
+        // KeyboardInterrupt and its like are no answer.
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether objects of a type have a length: of the latest type that was asked about.

@@ -1,0 +1,204 @@
+//! What waits to be written to a worker's log, in order, and the thread that writes it. Whoever logs leaves a line and
+//! goes on: where the log takes nothing, lines are dropped and counted, and the log says how many as soon as it can be
+//! written again. The lock is never held over a write.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::put::{put, wait_for_room};
+
+/// What waits at most: some thousand lines, or the tracebacks of some hundred requests.
+const WAITING_BYTES_MAX: usize = 512 * 1024;
+
+/// How long the thread waits for a log that takes nothing before it looks whether there is another one by now.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+pub struct LogQueue {
+    state: Mutex<State>,
+    /// There is something to write, or nobody writes any more.
+    bell: Condvar,
+    /// Nothing waits and nobody writes.
+    idle: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    lines: VecDeque<Vec<u8>>,
+    bytes: usize,
+    /// Lines for which there was no room.
+    lost: u64,
+    /// Somebody is between taking a line and having written it.
+    writing: bool,
+}
+
+impl LogQueue {
+    pub const fn new() -> LogQueue {
+        let state = State { lines: VecDeque::new(), bytes: 0, lost: 0, writing: false };
+        LogQueue { state: Mutex::new(state), bell: Condvar::new(), idle: Condvar::new() }
+    }
+
+    /// Starts the thread, which goes with the process; signals are blocked by the caller. `fd` says where lines go now,
+    /// `lost` makes the line that tells of others.
+    pub fn start(&'static self, fd: fn() -> RawFd, lost: fn(u64) -> String) -> io::Result<()> {
+        thread::Builder::new().name("fm-log".into()).spawn(move || self.run(fd, lost))?;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn push(&self, line: Vec<u8>) {
+        let mut state = self.lock();
+        if state.bytes + line.len() > WAITING_BYTES_MAX {
+            state.lost += 1;
+            return;
+        }
+        state.bytes += line.len();
+        state.lines.push_back(line);
+        drop(state);
+        self.bell.notify_one();
+    }
+
+    /// Writes in the caller's thread, after all that was there before, and waits for the log as long as it takes.
+    pub fn write_in_turn(&self, fd: fn() -> RawFd, bytes: &[u8]) {
+        let mut state = self.lock();
+        while state.writing || !state.lines.is_empty() {
+            state = self.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.writing = true;
+        drop(state);
+        write_all(fd, bytes, None);
+        self.written();
+    }
+
+    /// Writes what waits as far as the log takes it at once: the process ends. Somebody who is writing at the moment
+    /// gets a moment for it.
+    pub fn finish(&self, fd: RawFd, moment: Duration) {
+        let state = self.lock();
+        let waited = self.idle.wait_timeout_while(state, moment, |state| state.writing);
+        let (mut state, late) = waited.unwrap_or_else(PoisonError::into_inner);
+        if late.timed_out() {
+            return;
+        }
+        while let Some(line) = state.lines.pop_front() {
+            if put(fd, &line).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// As `finish`, where the process may have been inside the lock.
+    pub fn finish_if_free(&self, fd: RawFd) {
+        if let Ok(mut state) = self.state.try_lock() {
+            while let Some(line) = state.lines.pop_front().filter(|_| !state.writing) {
+                if put(fd, &line).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn run(&self, fd: fn() -> RawFd, lost: fn(u64) -> String) {
+        loop {
+            let mut state = self.lock();
+            while state.writing || (state.lines.is_empty() && state.lost == 0) {
+                state = self.bell.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            let line = match state.lines.pop_front() {
+                Some(line) => {
+                    state.bytes -= line.len();
+                    line
+                }
+                // After those for which there was room.
+                None => lost(std::mem::take(&mut state.lost)).into_bytes(),
+            };
+            state.writing = true;
+            drop(state);
+            write_all(fd, &line, Some(LOOK_EVERY));
+            self.written();
+        }
+    }
+
+    fn written(&self) {
+        let mut state = self.lock();
+        state.writing = false;
+        let done = state.lines.is_empty();
+        drop(state);
+        if done {
+            self.idle.notify_all();
+        }
+        // Whoever waited for the writer to finish may write now.
+        self.bell.notify_one();
+        self.idle.notify_all();
+    }
+}
+
+/// Waits for a log that takes nothing, and for its successor where it is opened again meanwhile: whoever is inside write(2)
+/// would stay there. Nobody is left to be told that the log cannot be written at all.
+fn write_all(fd: fn() -> RawFd, bytes: &[u8], look_every: Option<Duration>) {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match put(fd(), rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_for_room(fd(), look_every),
+            Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::IntoRawFd;
+    use std::sync::atomic::{AtomicI32, Ordering};
+    use std::time::Instant;
+
+    use super::*;
+
+    static FD: AtomicI32 = AtomicI32::new(-1);
+    static QUEUE: LogQueue = LogQueue::new();
+
+    fn fd() -> RawFd {
+        FD.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn a_log_that_is_not_read_holds_nobody_up_and_says_afterwards_what_is_lost() {
+        let (reading, writing) = nix::unistd::pipe().unwrap();
+        FD.store(writing.into_raw_fd(), Ordering::Relaxed);
+        QUEUE.start(fd, |lost| format!("{lost} lost\n")).unwrap();
+        let began = Instant::now();
+        let line = [b"x".repeat(99).as_slice(), b"\n"].concat();
+        for _ in 0..20_000 {
+            QUEUE.push(line.clone());
+        }
+        QUEUE.finish(fd(), Duration::from_millis(20));
+        assert!(began.elapsed() < Duration::from_secs(5));
+        let lost = QUEUE.lock().lost;
+        assert!(lost > 10_000, "{lost}");
+        // An app thread waits, and its line comes after all others.
+        let writer = thread::spawn(|| QUEUE.write_in_turn(fd, b"end\n"));
+        let mut reading = std::fs::File::from(reading);
+        let (mut text, mut bytes) = (Vec::new(), [0; 65536]);
+        while !text.ends_with(b"end\n") {
+            let read = reading.read(&mut bytes).unwrap();
+            text.extend_from_slice(&bytes[..read]);
+        }
+        writer.join().unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let whole = text.lines().filter(|line| line.len() == 99).count() as u64;
+        assert_eq!(whole + lost, 20_000);
+        // Between the last of the waiting lines and the app thread's, or after it: whoever was first.
+        QUEUE.write_in_turn(fd, b"more\n");
+        let read = if text.contains(" lost") { 0 } else { reading.read(&mut bytes).unwrap() };
+        let told = text + std::str::from_utf8(&bytes[..read]).unwrap();
+        assert!(told.contains(&format!("{lost} lost\n")), "{}", &told[told.len().saturating_sub(300)..]);
+    }
+}
