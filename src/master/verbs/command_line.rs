@@ -1,15 +1,14 @@
 //! The command line: `forkmaster [run] [MODULE]` and the verbs.
 //!
 //! A first word that is the name of a verb is the verb; any other is the application's module, so that
-//! `forkmaster shop.wsgi` serves. A module that is called like a verb is served with `forkmaster run status`. A word
-//! without dot or colon that looks like a slip in a verb is refused rather than served. So are the names of verbs to
-//! come, and the verbs of other tools, with what to type instead.
+//! `forkmaster shop.wsgi` serves. A module that is called like a verb is served with `forkmaster run status`. What is
+//! neither a verb nor likely a module is for `words`.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::config::process_context::ProcessContext;
@@ -17,60 +16,10 @@ use crate::config::settings::Bind;
 use crate::config::units::parse_duration;
 use crate::config::{self, ConfigFile, Overrides, Source};
 use crate::exit_code;
+use crate::verbs::words::{self, error};
 
 /// Read where neither `-c` nor a module says otherwise.
 const FILE_DEFAULT: &str = "app.toml";
-
-const VERBS: [&str; 13] = [
-    "run",
-    "check",
-    "validate",
-    "configtest",
-    "config",
-    "status",
-    "list",
-    "ps",
-    "health",
-    "reload",
-    "wait",
-    "stop",
-    "shutdown",
-];
-
-/// No module may be taken for one of them now, or the day they exist would change what a command does.
-const VERBS_TO_COME: [&str; 16] = [
-    "completions",
-    "convert",
-    "ctl",
-    "dev",
-    "dump",
-    "events",
-    "history",
-    "man",
-    "pause",
-    "recycle",
-    "reopen-logs",
-    "report",
-    "resume",
-    "rollback",
-    "scale",
-    "upgrade",
-];
-
-/// Verbs of systemctl, supervisorctl, circusctl, docker and caddy, and what does that here.
-const VERBS_OF_OTHERS: [(&str, &str); 8] = [
-    ("restart", "`forkmaster reload` deploys what is on disk without an outage; only a new forkmaster needs a restart"),
-    (
-        "start",
-        "`forkmaster -c app.toml` serves until it is told to stop; a service manager starts it in the background",
-    ),
-    ("up", "`forkmaster -c app.toml` serves until it is told to stop; a service manager starts it in the background"),
-    ("serve", "`forkmaster -c app.toml` serves; the verb for it is `run`"),
-    ("down", "`forkmaster stop` stops the service"),
-    ("logs", "the log goes to stderr, or where `[log] error` says; `forkmaster config show` tells"),
-    ("tail", "the log goes to stderr, or where `[log] error` says; `forkmaster config show` tells"),
-    ("init", "a file needs only `[app] module`; `forkmaster config show` prints all settings with their values"),
-];
 
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,10 +69,9 @@ pub fn parse(
     context: &ProcessContext,
 ) -> Result<Command, clap::Error> {
     let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
-    if let Some(sentence) = config::hints::flag("-t").filter(|_| has_gunicorns_timeout(&arguments)) {
-        return Err(error(ErrorKind::UnknownArgument, sentence));
-    }
-    let matches = Line::command().after_help(exit_codes()).try_get_matches_from(arguments).map_err(known_elsewhere)?;
+    words::check_timeout(&arguments)?;
+    let matches =
+        Line::command().after_help(exit_codes()).try_get_matches_from(arguments).map_err(words::known_elsewhere)?;
     let line = Line::from_arg_matches(&matches)?;
     let place = Place { config: line.common.config, socket: line.common.socket, context };
     let Some(verb) = line.verb else {
@@ -132,7 +80,7 @@ pub fn parse(
             return Ok(Command::Check { source: place.source(line.run)?, boot: false });
         }
         if line.run.module.is_some() {
-            check_module_or_verb(line.run.module.as_deref().unwrap_or_default())?;
+            words::check_module_or_verb(line.run.module.as_deref().unwrap_or_default())?;
         }
         place.client_options_unused()?;
         return place.source(line.run).map(Command::Run);
@@ -152,7 +100,7 @@ pub fn parse(
         Verb::Config { verb: ConfigVerb::Reference } => Ok(Command::ConfigReference),
         Verb::Config { verb: ConfigVerb::Show(options) } => {
             place.client_options_unused()?;
-            place.source(options).map(Command::ConfigShow)
+            place.source(*options).map(Command::ConfigShow)
         }
         Verb::Status { json } => Ok(Command::Status { client: place.client()?, json }),
         Verb::List { json } => Ok(Command::List { json }),
@@ -294,7 +242,7 @@ enum Verb {
 #[derive(Subcommand, Debug)]
 enum ConfigVerb {
     /// Print every setting in effect and where it comes from
-    Show(RunOptions),
+    Show(Box<RunOptions>),
     /// Print what can be set, as Markdown
     Reference,
 }
@@ -399,50 +347,8 @@ impl Place<'_> {
     }
 }
 
-/// What Gunicorn, uWSGI and others call an option is answered with what it is here, not with what looks similar.
-fn known_elsewhere(failed: clap::Error) -> clap::Error {
-    let Some(ContextValue::String(option)) = failed.get(ContextKind::InvalidArg) else {
-        return failed;
-    };
-    match (failed.kind(), config::hints::flag(option)) {
-        (ErrorKind::UnknownArgument, Some(sentence)) => error(ErrorKind::UnknownArgument, sentence),
-        (_, _) => failed,
-    }
-}
-
-/// `-t` alone checks the configuration, as nginx has it. With a number it is Gunicorn's timeout.
-fn has_gunicorns_timeout(arguments: &[OsString]) -> bool {
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let texts: Vec<&str> = arguments.iter().map(|argument| argument.to_str().unwrap_or_default()).collect();
-    let apart = texts.windows(2).any(|pair| pair[0] == "-t" && is_number(pair[1]));
-    apart || texts.iter().any(|text| text.strip_prefix("-t").is_some_and(is_number))
-}
-
 fn parse_bind(text: &str) -> Result<String, String> {
     Bind::parse(text, Path::new("/")).map(|_| text.to_owned())
-}
-
-fn check_module_or_verb(word: &str) -> Result<(), clap::Error> {
-    let instead = format!("To serve a module of that name: forkmaster run {word}");
-    if VERBS_TO_COME.contains(&word) {
-        return Err(error(ErrorKind::InvalidSubcommand, format!("`{word}` comes with a later version\n\n{instead}")));
-    }
-    if let Some((_, text)) = VERBS_OF_OTHERS.iter().find(|(verb, _)| *verb == word) {
-        return Err(error(ErrorKind::InvalidSubcommand, format!("there is no verb `{word}`: {text}\n\n{instead}")));
-    }
-    if let Some(verb) = config::nearest(word, VERBS.into_iter().filter(|verb| verb.len() > 2)) {
-        return Err(error(
-            ErrorKind::InvalidSubcommand,
-            format!("there is no verb `{word}`; did you mean `{verb}`?\n\n{instead}"),
-        ));
-    }
-    if word.ends_with(".toml") {
-        return Err(error(
-            ErrorKind::ValueValidation,
-            format!("a configuration file goes after -c: forkmaster -c {word}"),
-        ));
-    }
-    Ok(())
 }
 
 /// The end of `--help`.
@@ -456,10 +362,6 @@ fn nothing_to_serve() -> clap::Error {
                 forkmaster shop.wsgi      serves the module shop.wsgi of this directory\n\
                 forkmaster -c FILE        serves what a configuration file says";
     error(ErrorKind::MissingRequiredArgument, text.to_owned())
-}
-
-fn error(kind: ErrorKind, text: String) -> clap::Error {
-    clap::Error::raw(kind, text + "\n")
 }
 
 #[cfg(test)]

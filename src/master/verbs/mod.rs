@@ -9,3 +9,4 @@ pub mod find;
 pub mod list;
 pub mod output;
 pub mod show;
+pub mod words;

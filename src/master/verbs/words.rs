@@ -1,0 +1,110 @@
+//! Words and options that are nobody's here: slips in a verb, verbs to come, and what other servers and service
+//! managers call things. They are answered with what to type instead; none of them may start a master by accident.
+
+use std::ffi::OsString;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use crate::config;
+
+const VERBS: [&str; 13] = [
+    "run",
+    "check",
+    "validate",
+    "configtest",
+    "config",
+    "status",
+    "list",
+    "ps",
+    "health",
+    "reload",
+    "wait",
+    "stop",
+    "shutdown",
+];
+
+/// No module may be taken for one of them now, or the day they exist would change what a command does.
+const VERBS_TO_COME: [&str; 16] = [
+    "completions",
+    "convert",
+    "ctl",
+    "dev",
+    "dump",
+    "events",
+    "history",
+    "man",
+    "pause",
+    "recycle",
+    "reopen-logs",
+    "report",
+    "resume",
+    "rollback",
+    "scale",
+    "upgrade",
+];
+
+/// Verbs of systemctl, supervisorctl, circusctl, docker and caddy, and what does that here.
+const VERBS_OF_OTHERS: [(&str, &str); 8] = [
+    ("restart", "`forkmaster reload` deploys what is on disk without an outage; only a new forkmaster needs a restart"),
+    (
+        "start",
+        "`forkmaster -c app.toml` serves until it is told to stop; a service manager starts it in the background",
+    ),
+    ("up", "`forkmaster -c app.toml` serves until it is told to stop; a service manager starts it in the background"),
+    ("serve", "`forkmaster -c app.toml` serves; the verb for it is `run`"),
+    ("down", "`forkmaster stop` stops the service"),
+    ("logs", "the log goes to stderr, or where `[log] error` says; `forkmaster config show` tells"),
+    ("tail", "the log goes to stderr, or where `[log] error` says; `forkmaster config show` tells"),
+    ("init", "a file needs only `[app] module`; `forkmaster config show` prints all settings with their values"),
+];
+
+/// What Gunicorn, uWSGI and others call an option is answered with what it is here, not with what looks similar.
+pub fn known_elsewhere(failed: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(option)) = failed.get(ContextKind::InvalidArg) else {
+        return failed;
+    };
+    match (failed.kind(), config::hints::flag(option)) {
+        (ErrorKind::UnknownArgument, Some(sentence)) => error(ErrorKind::UnknownArgument, sentence),
+        (_, _) => failed,
+    }
+}
+
+/// `-t` alone checks the configuration, as nginx has it. With a number it is Gunicorn's timeout.
+pub fn check_timeout(arguments: &[OsString]) -> Result<(), clap::Error> {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let texts: Vec<&str> = arguments.iter().map(|argument| argument.to_str().unwrap_or_default()).collect();
+    let apart = texts.windows(2).any(|pair| pair[0] == "-t" && is_number(pair[1]));
+    let is_timeout = apart || texts.iter().any(|text| text.strip_prefix("-t").is_some_and(is_number));
+    match config::hints::flag("-t").filter(|_| is_timeout) {
+        Some(sentence) => Err(error(ErrorKind::UnknownArgument, sentence)),
+        None => Ok(()),
+    }
+}
+
+pub fn check_module_or_verb(word: &str) -> Result<(), clap::Error> {
+    let instead = format!("To serve a module of that name: forkmaster run {word}");
+    if VERBS_TO_COME.contains(&word) {
+        return Err(error(ErrorKind::InvalidSubcommand, format!("`{word}` comes with a later version\n\n{instead}")));
+    }
+    if let Some((_, text)) = VERBS_OF_OTHERS.iter().find(|(verb, _)| *verb == word) {
+        return Err(error(ErrorKind::InvalidSubcommand, format!("there is no verb `{word}`: {text}\n\n{instead}")));
+    }
+    if let Some(verb) = config::nearest(word, VERBS.into_iter().filter(|verb| verb.len() > 2)) {
+        return Err(error(
+            ErrorKind::InvalidSubcommand,
+            format!("there is no verb `{word}`; did you mean `{verb}`?\n\n{instead}"),
+        ));
+    }
+    if word.ends_with(".toml") {
+        return Err(error(
+            ErrorKind::ValueValidation,
+            format!("a configuration file goes after -c: forkmaster -c {word}"),
+        ));
+    }
+    Ok(())
+}
+
+/// An error of the arguments in our own words.
+pub fn error(kind: ErrorKind, text: String) -> clap::Error {
+    clap::Error::raw(kind, text + "\n")
+}
