@@ -82,13 +82,12 @@ impl Channel {
     }
 
     /// The master's end: from here on the kernel says of each packet who sent it (`receive_from`), and refuses file
-    /// descriptors. A descriptor that nobody asked for could freeze its receiver: close(2) of a socket with SO_LINGER
-    /// and unsent bytes waits.
+    /// descriptors.
     pub fn prove_senders(&self) -> io::Result<()> {
         set_flag(&self.fd, libc::SO_PASSCRED, 1)?;
-        // Linux 6.5 and 6.16. Older kernels do without: the pid of the credentials is then opened by number.
+        // Linux 6.5. Older kernels do without: the pid of the credentials is then opened by number.
         let _ = set_flag(&self.fd, SO_PASSPIDFD, 1);
-        let _ = set_flag(&self.fd, SO_PASSRIGHTS, 0);
+        refuse_descriptors(&self.fd);
         Ok(())
     }
 
@@ -177,11 +176,18 @@ struct Ancillary {
     truncated: bool,
 }
 
-fn set_flag(fd: &OwnedFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+/// Has the kernel refuse file descriptors that are sent to this Unix socket, or to one that is accepted from it: their
+/// sender hears EPERM. A descriptor that nobody asked for could freeze its receiver, even one that never looks at it:
+/// close(2) of a socket with SO_LINGER and unsent bytes waits. Kernels before Linux 6.16 deliver them as before.
+pub fn refuse_descriptors(socket: &impl AsFd) {
+    let _ = set_flag(socket, SO_PASSRIGHTS, 0);
+}
+
+fn set_flag(socket: &impl AsFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let size = size_of::<libc::c_int>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
     // SAFETY: the pointer is to a living int, and the size is that of an int.
-    let result =
-        unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, std::ptr::from_ref(&value).cast(), size) };
+    let result = unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, std::ptr::from_ref(&value).cast(), size) };
     match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

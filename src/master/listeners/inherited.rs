@@ -2,6 +2,7 @@
 
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 
+use forkmaster_wire::channel::refuse_descriptors;
 use nix::errno::Errno;
 use nix::fcntl::{fcntl, FcntlArg, FdFlag, OFlag};
 use socket2::{Domain, Socket, Type};
@@ -42,6 +43,9 @@ pub(super) fn adopt(bind: &Bind, fd: i32) -> Result<Listener, ListenError> {
         // It is a flag of the description that we share with whoever handed it over. Without it a worker whose
         // sibling was quicker would hang in accept; it is set once and never taken back.
         fcntl(&socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(|errno| explain(bind, &errno.into()))?;
+    }
+    if domain == Domain::UNIX {
+        refuse_descriptors(&socket);
     }
     // SAFETY: F_DUPFD succeeded above, so the number is open; it stays so, nothing here closes it.
     let original = unsafe { BorrowedFd::borrow_raw(fd) };

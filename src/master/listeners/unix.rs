@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use forkmaster_wire::channel::refuse_descriptors;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::Mode;
@@ -61,6 +62,8 @@ pub(super) fn bind(bind: &Bind, path: &Path) -> Result<Listener, ListenError> {
     let failed = |error: io::Error| explain(bind, &error);
     check_place(bind, path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM.cloexec().nonblocking(), None).map_err(failed)?;
+    // A worker that receives one would be held up by closing it.
+    refuse_descriptors(&socket);
     let mut attempt = 0;
     let temporary = loop {
         let temporary = temporary_name(path, attempt);
