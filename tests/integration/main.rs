@@ -18,6 +18,8 @@ mod forks;
 mod doors;
 // What a death took along, and what it came of.
 mod deaths;
+// Deploys that are larger, or more often, than the ordinary ones.
+mod deploys;
 // What a generation's processes see: environment, user, umask, file systems.
 mod environment;
 // Workers and templates that die, hang or grow.
