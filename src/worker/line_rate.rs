@@ -37,7 +37,7 @@ impl LineRate {
     }
 
     /// How many were left out since that was last told, if it is time to tell.
-    pub fn to_tell(&mut self, now: Instant) -> Option<u64> {
+    pub fn take_left_out(&mut self, now: Instant) -> Option<u64> {
         let due = self.told_at.is_none_or(|told| now.saturating_duration_since(told) >= TELL_EVERY);
         if self.left_out == 0 || !due {
             return None;
@@ -47,7 +47,7 @@ impl LineRate {
     }
 
     /// The same, whenever that was.
-    pub fn to_tell_at_the_end(&mut self) -> Option<u64> {
+    pub fn take_all_left_out(&mut self) -> Option<u64> {
         Some(std::mem::take(&mut self.left_out)).filter(|left_out| *left_out > 0)
     }
 }
@@ -61,17 +61,17 @@ mod tests {
         let (mut rate, start) = (LineRate::new(), Instant::now());
         let written = (0..1000).filter(|_| rate.allows(start)).count();
         assert_eq!(written, BURST as usize);
-        assert_eq!(rate.to_tell(start), Some(1000 - u64::from(BURST)));
-        assert_eq!(rate.to_tell(start), None);
+        assert_eq!(rate.take_left_out(start), Some(1000 - u64::from(BURST)));
+        assert_eq!(rate.take_left_out(start), None);
         let later = start + Duration::from_millis(500);
         let written = (0..1000).filter(|_| rate.allows(later)).count();
         assert_eq!(written, PER_SECOND as usize / 2);
         // Not told again within a second.
-        assert_eq!(rate.to_tell(later), None);
+        assert_eq!(rate.take_left_out(later), None);
         let later = later + Duration::from_secs(60);
-        assert_eq!(rate.to_tell(later), Some(1000 - u64::from(PER_SECOND) / 2));
+        assert_eq!(rate.take_left_out(later), Some(1000 - u64::from(PER_SECOND) / 2));
         assert_eq!((0..1000).filter(|_| rate.allows(later)).count(), BURST as usize);
-        assert_eq!(rate.to_tell_at_the_end(), Some(1000 - u64::from(BURST)));
-        assert_eq!(rate.to_tell_at_the_end(), None);
+        assert_eq!(rate.take_all_left_out(), Some(1000 - u64::from(BURST)));
+        assert_eq!(rate.take_all_left_out(), None);
     }
 }

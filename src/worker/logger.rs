@@ -64,7 +64,7 @@ pub fn forget_thread() {
 pub fn finish() {
     if QUEUED.swap(false, Ordering::AcqRel) {
         QUEUE.finish(fd(), LAST_MOMENT);
-        let left_out = CLIENTS.try_lock().ok().and_then(|mut rate| rate.to_tell_at_the_end());
+        let left_out = CLIENTS.try_lock().ok().and_then(|mut rate| rate.take_all_left_out());
         left_out.into_iter().for_each(|left_out| leave(left_out_line(left_out)));
     }
 }
@@ -141,7 +141,7 @@ fn clients_may_log() -> (bool, Option<u64>) {
     // Whoever finds it held logs at the same moment, or is a child of somebody who did: its line is written.
     let Ok(mut rate) = CLIENTS.try_lock() else { return (true, None) };
     let now = Instant::now();
-    (rate.allows(now), rate.to_tell(now))
+    (rate.allows(now), rate.take_left_out(now))
 }
 
 fn leave(line: String) {
