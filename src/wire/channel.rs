@@ -178,9 +178,9 @@ struct Ancillary {
 
 /// Has the kernel refuse file descriptors that are sent to this Unix socket, or to one that is accepted from it: their
 /// sender hears EPERM. A descriptor that nobody asked for could freeze its receiver, even one that never looks at it:
-/// close(2) of a socket with SO_LINGER and unsent bytes waits. Kernels before Linux 6.16 deliver them as before.
-pub fn refuse_descriptors(socket: &impl AsFd) {
-    let _ = set_flag(socket, SO_PASSRIGHTS, 0);
+/// close(2) of a socket with SO_LINGER and unsent bytes waits. False: kernels before Linux 6.16 deliver them as before.
+pub fn refuse_descriptors(socket: &impl AsFd) -> bool {
+    set_flag(socket, SO_PASSRIGHTS, 0).is_ok()
 }
 
 fn set_flag(socket: &impl AsFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {

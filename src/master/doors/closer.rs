@@ -2,13 +2,10 @@
 //! last close(2) of a TCP socket with SO_LINGER and unsent bytes waits for hours. A master that waits there serves
 //! nobody. So no descriptor is accepted at all where the kernel can refuse it; elsewhere a thread does the closing.
 
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::sync::mpsc::{sync_channel, SyncSender};
 
-use nix::errno::Errno;
-
-/// socket(7), Linux 6.16: a socket with it at 0 takes no SCM_RIGHTS, and the sender gets EPERM.
-const SO_PASSRIGHTS: libc::c_int = 83;
+use forkmaster_wire::channel::refuse_descriptors;
 
 /// Descriptors that wait for the thread while it is held up. Beyond it they are left open: only the owner and root
 /// may connect, and a full table of descriptors is an error that can be seen, unlike a master that stands still.
@@ -25,10 +22,8 @@ impl Closer {
     /// Refuses descriptors on this socket, and on all that are accepted from it, where the kernel can do that.
     pub fn for_listener(socket: &impl AsFd) -> std::io::Result<Closer> {
         match refuse_descriptors(socket) {
-            Ok(()) => Ok(Closer::Here),
-            // An older kernel.
-            Err(Errno::ENOPROTOOPT) => Closer::thread(),
-            Err(error) => Err(error.into()),
+            true => Ok(Closer::Here),
+            false => Closer::thread(),
         }
     }
 
@@ -54,25 +49,15 @@ impl Closer {
     }
 }
 
-/// Sets SO_PASSRIGHTS to 0.
-pub fn refuse_descriptors(socket: &impl AsFd) -> nix::Result<()> {
-    let off: libc::c_int = 0;
-    let bytes = std::mem::size_of::<libc::c_int>() as libc::socklen_t;
-    let descriptor = socket.as_fd().as_raw_fd();
-    // SAFETY: the option is an int, as the kernel is told, and it outlives the call.
-    let result = unsafe {
-        libc::setsockopt(descriptor, libc::SOL_SOCKET, SO_PASSRIGHTS, std::ptr::from_ref(&off).cast(), bytes)
-    };
-    Errno::result(result).map(drop)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{IoSlice, Write};
     use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
     use std::time::{Duration, Instant};
 
+    use nix::errno::Errno;
     use nix::sys::socket::{sendmsg, ControlMessage, MsgFlags};
 
     use super::*;
@@ -105,7 +90,7 @@ mod tests {
     #[test]
     fn the_kernel_refuses_descriptors_where_it_can() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        if refuse_descriptors(&ours) == Err(Errno::ENOPROTOOPT) {
+        if !refuse_descriptors(&ours) {
             // Older than Linux 6.16: the other test has the way that is taken there.
             return;
         }
