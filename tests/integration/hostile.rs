@@ -296,6 +296,28 @@ def application(environ, start_response):
     });
 }
 
+/// The same over the control socket, by whoever may connect to it.
+#[test]
+fn a_control_client_cannot_make_the_master_wait_in_close() {
+    let site = Site::with_releases("lingering_from_a_client", 1);
+    let master = site.start();
+    let mut kept = Vec::new();
+    for bytes in [&b"x"[..], b"{\"command\":\"status\"}\n"] {
+        let client = UnixStream::connect(site.path().join("control.sock")).expect("the master listens there");
+        let (ours, rest) = lingering();
+        let sent = send_with(&client, bytes, &ours);
+        if passed_rights_can_be_refused() {
+            assert_eq!(sent, Err(nix::errno::Errno::EPERM), "the control socket takes descriptors");
+        }
+        kept.push(rest);
+        let_go(ours, sent);
+        drop(client);
+        assert_answers(&master);
+    }
+    master.stop_clean();
+    drop(kept);
+}
+
 /// And over an HTTP listener that is a Unix socket: there it would be a worker that waits.
 #[test]
 fn an_http_client_cannot_make_a_worker_wait_in_close() {
@@ -314,6 +336,33 @@ fn an_http_client_cannot_make_a_worker_wait_in_close() {
     assert!(asked.elapsed() < AT_ONCE, "the worker was held up for {:?}", asked.elapsed());
     drop((client, rest));
     master.stop();
+}
+
+/// Whoever binds the name first is not the master: a client believes root and its own user, nobody else.
+#[test]
+fn a_client_does_not_believe_a_server_of_another_user() {
+    if !can_change_users() {
+        return;
+    }
+    let site = Site::new("false_server");
+    site.build("1").python(Machine::get().public_python()).make();
+    site.flip("1");
+    // A directory in which everybody may bind, and the abstract name that earlier versions had.
+    let place = site.path().join("public");
+    fs::create_dir(&place).expect("it is our directory");
+    fs::set_permissions(&place, fs::Permissions::from_mode(0o1777)).expect("it is our directory");
+    site.set("name", "'shopx'").set("control.socket", "'public/control.sock'");
+    let socket = place.join("control.sock");
+    let _false = FalseServer::new(&[socket.to_str().expect("plain characters"), "\\0forkmaster/0/shopx"]);
+    let config = site.config_path();
+    let config = config.to_str().expect("plain characters");
+    for verb in [&["reload"][..], &["status"], &["health", "--live"], &["stop"], &["wait", "ready", "--timeout", "2s"]]
+    {
+        let output = run_with(site.path(), &[verb, &["-c", config]].concat(), Launch::default());
+        assert!(!output.ok(), "{verb:?} believed user nobody: {output}");
+        assert!(!output.text().contains('\u{1b}'), "{verb:?} prints what nobody says: {output}");
+        assert!(output.text().contains("65534"), "{verb:?} does not say whose server that is: {output}");
+    }
 }
 
 /// A name that somebody else has taken keeps no master from starting.
