@@ -153,7 +153,7 @@ fn a_missing_venv() {
         site.build("2").bare().make();
         site.flip("2");
     };
-    refused("missing_venv", &[("app.venv", "'current/venv'")], make, "there is no venv");
+    refused("missing_venv", &[("app.venv", "'venv'")], make, "there is no venv");
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn a_venv_without_an_interpreter() {
         fs::remove_file(site.release_path("2").join("venv/bin/python")).expect("a venv has one");
         site.flip("2");
     };
-    refused("venv_without_python", &[("app.venv", "'current/venv'")], make, "not a usable venv");
+    refused("venv_without_python", &[("app.venv", "'venv'")], make, "not a usable venv");
 }
 
 #[test]
