@@ -4,7 +4,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use forkmaster_wire::message::{GenerationId, ToTemplate, ToWorker};
+use forkmaster_wire::message::{ToTemplate, ToWorker};
 use mio::Token;
 
 use crate::children::{Children, Who};
@@ -12,16 +12,18 @@ use crate::config::process_context::ProcessContext;
 use crate::config::settings::ControlSocket;
 use crate::config::{Loaded, Source as ConfigSource};
 use crate::doors::control::{Accepted, ClientId, Control, Waiting};
-use crate::doors::protocol::{Proving, Refused as RefusedReply, Reply, Request, Stopping};
-use crate::facts::snapshot::LastReload;
+use crate::doors::protocol::{Proving, Refused, Reply, Request, Scaled, Stopping};
+use crate::facts::outcome::{Outcome, Refusal};
 use crate::logs::LogFile;
-use crate::service::prepare::{self, Refused};
-use crate::service::{EventQueue, Service};
+use crate::service::start::SpawnOrder;
+use crate::service::{room, EventQueue, Service};
 use crate::shared::Shared;
 use crate::signals::Signals;
 use crate::sources::{Source, CONTROL, SIGNALS};
+use crate::supervisor::asks::{Ask, AskId};
+use crate::supervisor::template::Event as TemplateEvent;
 use crate::supervisor::worker::{Event as WorkerEvent, Exit};
-use crate::supervisor::{Action, Event, Phase, TemplateEvent, Verdict};
+use crate::supervisor::{Action, Event};
 
 /// Without a free descriptor no client can be accepted, and nothing tells when there is one.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -64,9 +66,10 @@ impl Master {
     }
 
     /// The first generation.
-    pub fn start(&mut self, loaded: Loaded) -> Result<(), Refused> {
+    pub fn start(&mut self, loaded: Loaded) -> Result<(), Refusal> {
+        let began = self.shared.clock.now();
         let prepared = self.service.prepare(loaded, &mut self.shared)?;
-        self.tell(Event::Reload { generation: prepared.generation, plan: prepared.plan });
+        self.tell(Event::Configured { asker: None, began, result: Ok(prepared) });
         Ok(())
     }
 
@@ -107,6 +110,7 @@ impl Master {
             if let Some(control) = &mut self.control {
                 control.expire(self.shared.clock.now());
             }
+            self.notice_who_left();
         }
     }
 
@@ -151,16 +155,16 @@ impl Master {
             log::warn!("USR2 is ignored: upgrading the master in place comes with a later version");
         }
         if taken.scale != 0 {
-            self.tell(Event::Scale { by: taken.scale });
+            self.tell(Event::Ask { asker: None, ask: Ask::Scale { by: taken.scale } });
         }
         if taken.reload {
-            self.reload(None);
+            self.tell(Event::Ask { asker: None, ask: Ask::Reload { wait: false } });
         }
         for _ in 0..taken.terms {
-            self.tell(Event::Stop);
+            self.tell(Event::Ask { asker: None, ask: Ask::Stop });
         }
         if taken.stop_now {
-            self.tell(Event::StopNow);
+            self.tell(Event::Ask { asker: None, ask: Ask::StopNow });
         }
     }
 
@@ -185,38 +189,6 @@ impl Master {
             self.decide(events);
         }
         self.reap_again = true;
-    }
-
-    /// HUP, or a client's `reload` with whether it waits for the verdict.
-    fn reload(&mut self, asker: Option<(ClientId, bool)>) {
-        if self.service.supervisor.phase() != Phase::Running {
-            log::warn!("reload ignored: the master was told to stop");
-            if let Some((client, _)) = asker {
-                self.answer(client, Reply::Refused(RefusedReply::because("the master was told to stop")));
-            }
-            return;
-        }
-        let began = Instant::now();
-        match self.service.prepare_reload(&mut self.shared) {
-            Ok(prepared) => {
-                let generation = prepared.generation;
-                match asker {
-                    Some((client, true)) => self.wait(client, Waiting::Verdict { generation }),
-                    Some((client, false)) => self.answer(client, Reply::Proving(Proving { generation })),
-                    None => {}
-                }
-                self.tell(Event::Reload { generation, plan: prepared.plan });
-            }
-            Err(refused) => {
-                log::error!("reload refused, nothing has changed: {}", refused.reason);
-                let took_s = began.elapsed().as_secs_f64();
-                let last = LastReload { ok: false, reason: refused.reason, took_s, ..LastReload::default() };
-                if let Some((client, _)) = asker {
-                    self.answer(client, Reply::Reload(last.clone()));
-                }
-                self.service.last_reload = Some(last);
-            }
-        }
     }
 
     // --- control clients --------------------------------------------------------------------------------------
@@ -258,14 +230,26 @@ impl Master {
                 let snapshot = self.service.snapshot(&self.shared);
                 self.answer(client, Reply::Status(Box::new(snapshot)));
             }
-            Request::Reload { wait } => self.reload(Some((client, wait))),
-            Request::WaitReady if self.service.is_ready() => self.answer(client, Reply::Ready {}),
-            Request::WaitReady => self.wait(client, Waiting::Ready),
-            Request::Stop { now } => {
-                self.answer(client, Reply::Stopping(Stopping { pid: std::process::id() }));
-                self.wait(client, Waiting::End);
-                self.tell(if now { Event::StopNow } else { Event::Stop });
-            }
+            Request::Reload { wait } => self.ask(client, Ask::Reload { wait }),
+            Request::WaitReady => self.ask(client, Ask::Ready),
+            Request::Scale { by } => self.ask(client, Ask::Scale { by }),
+            Request::Stop { now } => self.ask(client, if now { Ask::StopNow } else { Ask::Stop }),
+        }
+    }
+
+    fn ask(&mut self, client: ClientId, ask: Ask) {
+        self.wait(client, Waiting::Answer);
+        self.tell(Event::Ask { asker: Some(AskId(client.0)), ask });
+    }
+
+    /// Whoever asked and is gone: the supervisor need not keep its ask.
+    fn notice_who_left(&mut self) {
+        let Some(control) = &self.control else { return };
+        let waiting = control.waiting(|waiting| waiting == Waiting::Answer);
+        let is_there = |ask: &AskId| waiting.iter().any(|(client, _)| client.0 == ask.0);
+        let left: Vec<AskId> = self.service.supervisor.asking().filter(|ask| !is_there(ask)).collect();
+        for ask in left {
+            self.tell(Event::Left { ask });
         }
     }
 
@@ -281,10 +265,6 @@ impl Master {
         }
     }
 
-    fn waiting(&self, matches: impl Fn(Waiting) -> bool) -> Vec<(ClientId, Waiting)> {
-        self.control.as_ref().map_or_else(Vec::new, |control| control.waiting(matches))
-    }
-
     // --- what is done -----------------------------------------------------------------------------------------
 
     fn tell(&mut self, event: Event) {
@@ -297,85 +277,91 @@ impl Master {
             for action in self.service.supervisor.handle(event, self.shared.clock.now()) {
                 events.extend(self.carry_out(action));
             }
-            self.announce_readiness();
         }
     }
 
     fn carry_out(&mut self, action: Action) -> Option<Event> {
         let (service, shared) = (&mut self.service, &mut self.shared);
         match action {
+            Action::Configure { asker } => return Some(service.configure(asker, shared)),
             Action::StartTemplate { generation } => {
-                if let Err(error) = service.start_template(generation, shared) {
-                    return Some(Event::Template { generation, event: TemplateEvent::Failed(error) });
+                if let Err(refusal) = service.start_template(generation, shared) {
+                    let event = TemplateEvent::Exited(Exit::NeverBorn(refusal));
+                    return Some(Event::Template { generation, event });
                 }
             }
             Action::StopTemplate { generation } => service.tell_template(generation, &ToTemplate::Stop),
             Action::KillTemplate { generation } => {
                 // It could not even be started.
                 if !shared.children.kill(Who::Template(generation)) {
-                    let event = TemplateEvent::Exited(Exit::NeverBorn);
+                    let event = TemplateEvent::Exited(Exit::NeverBorn(Refusal::new("it was never started")));
                     return Some(Event::Template { generation, event });
                 }
             }
+            Action::DumpTemplate { generation } => service.dump_template(generation, shared),
+            Action::GiveUpTemplate { generation } => service.forget_template(generation, shared),
             Action::PingTemplate { generation, ping } => {
                 service.tell_template(generation, &ToTemplate::Ping { id: ping });
             }
-            Action::Spawn { generation, slot, worker, prove } => {
-                if let Err(error) = service.spawn(generation, slot, worker, prove, shared) {
+            Action::Spawn { generation, slot, worker, prove, max_requests } => {
+                let order = SpawnOrder { slot, worker, prove, max_requests };
+                if let Err(error) = service.spawn(generation, order, shared) {
                     log::error!("worker gen={generation} slot={slot} cannot be forked: {error}");
-                    return Some(Event::Worker { worker, event: WorkerEvent::Exited(Exit::NeverBorn) });
+                    let refusal = Refusal::new(format!("the worker could not be forked: {error}"));
+                    return Some(Event::Worker { worker, event: WorkerEvent::Exited(Exit::NeverBorn(refusal)) });
                 }
             }
             Action::Serve { worker } => service.tell_worker(worker, &ToWorker::Serve),
-            Action::Drain { worker } => {
-                let keep = service.listeners_without_heir(worker);
-                service.tell_worker(worker, &ToWorker::Drain { keep });
-            }
+            Action::Drain { worker, keep } => service.tell_worker(worker, &ToWorker::Drain { keep }),
             Action::Retire { worker } => service.tell_worker(worker, &ToWorker::Retire),
             Action::StopWorker { worker } => {
                 service.tell_worker(worker, &ToWorker::Stop { idle_ms: STOP_IDLE.as_millis() as u64 });
             }
             Action::Kill { worker } => service.kill(worker, shared),
-            Action::DumpStacks { worker } => service.dump_stacks(worker, shared),
+            Action::AskStacks { worker } => service.ask_stacks(worker, shared),
+            Action::SignalStacks { worker } => service.signal_stacks(worker, shared),
+            Action::LogStacks { worker } => service.log_stacks(worker),
             Action::CheckStuck { worker, stuck } => {
                 let event = service.check_stuck(worker, stuck, shared)?;
                 return Some(Event::Worker { worker, event });
             }
             Action::OpenListeners { generation } => return Some(service.open_listeners(generation, shared)),
-            Action::Commit { generation } => {
-                service.commit_listeners(generation, shared);
+            Action::MeasureRoom { generation } => return Some(Event::Room { generation, room: room::measure() }),
+            Action::Commit { generation, close } => {
+                service.commit_listeners(generation, &close, shared);
                 if let Some(processes) = service.generations.get(&generation) {
                     let took = shared.clock.now().saturating_duration_since(processes.began).as_millis();
                     log::info!("generation gen={generation} committed after={took}ms");
                 }
             }
-            Action::AbandonListeners { .. } => service.close_unused_listeners(shared),
+            Action::AbandonListeners { generation: _, close } => service.close_listeners(&close, shared),
             Action::CloseAllListeners => shared.listeners.close_all(),
             Action::Forget { generation } => drop(service.generations.remove(&generation)),
-            Action::Verdict { generation, verdict } => self.announce(generation, &verdict),
-            Action::Log { level, line } => log::log!(level, "{line}"),
+            Action::Concluded(reload) => service.last_reload = Some(reload),
+            Action::Answer { ask, outcome } => {
+                let client = ClientId(ask.0);
+                self.answer(client, reply(&outcome));
+                if outcome == Outcome::Stopping {
+                    self.wait(client, Waiting::End);
+                }
+            }
+            Action::Note(note) => log::log!(note.level(), "{note}"),
             Action::Exit { code } => self.exit = Some(code),
         }
         None
     }
+}
 
-    /// Whoever waits for readiness is told with the first chance.
-    fn announce_readiness(&mut self) {
-        if self.service.is_ready() {
-            for (client, _) in self.waiting(|waiting| waiting == Waiting::Ready) {
-                self.answer(client, Reply::Ready {});
-            }
+/// An outcome as the control socket says it.
+fn reply(outcome: &Outcome) -> Reply {
+    match outcome {
+        Outcome::Reload(reload) => Reply::Reload(reload.shown()),
+        Outcome::Begun { generation } => Reply::Proving(Proving { generation: *generation }),
+        Outcome::Ready => Reply::Ready {},
+        Outcome::Scaled { workers } => Reply::Scaled(Scaled { workers: *workers }),
+        Outcome::Stopping => Reply::Stopping(Stopping { pid: std::process::id() }),
+        Outcome::Refused(refusal) => {
+            Reply::Refused(Refused { reason: refusal.reason.clone(), details: refusal.details.clone() })
         }
-    }
-
-    fn announce(&mut self, generation: GenerationId, verdict: &Verdict) {
-        let now = self.shared.clock.now();
-        let began = self.service.generations.get(&generation).map_or(now, |processes| processes.began);
-        let last = prepare::outcome(generation, verdict, now.saturating_duration_since(began));
-        let asked = |waiting| matches!(waiting, Waiting::Verdict { generation: asked } if asked == generation);
-        for (client, _) in self.waiting(asked) {
-            self.answer(client, Reply::Reload(last.clone()));
-        }
-        self.service.last_reload = Some(last);
     }
 }

@@ -32,7 +32,7 @@ fn the_requests_of_a_worker_that_died_are_named() {
     let worker = master.wait_serving().remove(0);
     assert_eq!(master.get("/").pid(), worker.pid);
     kill(Pid::from_raw(worker.pid), Signal::SIGTERM).expect("a serving worker is there");
-    master.wait_log_after(mark, &format!("pid={} draining -> gone cause=\"exit code 0\"", worker.pid));
+    master.wait_log_after(mark, &format!("pid={} finishing -> gone cause=\"exit code 0\"", worker.pid));
     assert!(!master.log_after(mark).contains("lost request"), "{}", master.log_after(mark));
 }
 

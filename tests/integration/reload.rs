@@ -405,6 +405,6 @@ fn a_worker_that_drains_while_a_reload_proves_itself_ends_though_that_has_fewer_
     master.wait_log("worker gen=2 slot=0 pid=* -> starting");
     let mark = master.mark();
     master.signal(Signal::SIGTTOU);
-    master.wait_log_after(mark, "worker gen=1 slot=1 pid=* draining -> gone cause=\"exit code 0\"");
+    master.wait_log_after(mark, "worker gen=1 slot=1 pid=* finishing -> gone cause=\"exit code 0\"");
     assert!(!master.log().contains("generation gen=2 proved"), "it was the commit that ended the worker");
 }

@@ -7,7 +7,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use forkmaster_wire::message::GenerationId;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use nix::errno::Errno;
@@ -35,16 +34,14 @@ const ACCEPTS_PER_PASS_MAX: usize = 16;
 const TURNED_AWAY_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ClientId(u64);
+pub struct ClientId(pub u64);
 
 /// What a client waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waiting {
     No,
-    Verdict {
-        generation: GenerationId,
-    },
-    Ready,
+    /// What it asked is being done.
+    Answer,
     /// The connection is held open until the master is gone.
     End,
 }
@@ -297,11 +294,11 @@ mod tests {
         client.write_all(b"{\"command\":\"wait_ready\"}\n{\"command\":\"status\"}\n").unwrap();
         door.ready(id);
         assert_eq!(door.control.next_request(id), Some(Ok(Request::WaitReady)));
-        door.control.wait(id, Waiting::Ready);
+        door.control.wait(id, Waiting::Answer);
         door.ready(id);
         assert_eq!(door.control.next_request(id), None);
         assert!(!door.control.has_pending());
-        assert_eq!(door.control.waiting(|waiting| waiting == Waiting::Ready).len(), 1);
+        assert_eq!(door.control.waiting(|waiting| waiting == Waiting::Answer).len(), 1);
         door.answer(id);
         assert_eq!(door.control.pending(), [id]);
         assert_eq!(door.control.next_request(id), Some(Ok(Request::Status)));
@@ -311,7 +308,7 @@ mod tests {
     fn a_client_that_left_while_it_waited_takes_no_place() {
         let mut door = Door::open();
         let (client, id) = door.connect();
-        door.control.wait(id, Waiting::Ready);
+        door.control.wait(id, Waiting::Answer);
         // It has nothing more to say, but listens.
         client.shutdown(std::net::Shutdown::Write).unwrap();
         door.ready(id);
@@ -346,7 +343,7 @@ mod tests {
         let mut door = Door::open();
         let (mut idle, _) = door.connect();
         let (_waits, waits) = door.connect();
-        door.control.wait(waits, Waiting::Ready);
+        door.control.wait(waits, Waiting::Answer);
         let opened_at = door.now;
         assert_eq!(door.control.next_deadline(), Some(opened_at + BOUNDS.idle));
         door.control.expire(opened_at + BOUNDS.idle - Duration::from_millis(1));
@@ -367,14 +364,14 @@ mod tests {
             door.ready(id);
             assert!(at < CLIENTS_MAX);
         }
-        door.control.wait(clients[1].1, Waiting::Ready);
+        door.control.wait(clients[1].1, Waiting::Answer);
         let (_operator, operator) = door.connect();
         assert_eq!(door.control.clients.len(), CLIENTS_MAX);
         assert!(!door.control.clients.contains_key(&clients[0].1));
         assert!(door.control.clients.contains_key(&operator) && door.control.clients.contains_key(&clients[1].1));
         // Where everybody waits for an answer nobody is idle.
         for id in door.control.clients.keys().copied().collect::<Vec<_>>() {
-            door.control.wait(id, Waiting::Ready);
+            door.control.wait(id, Waiting::Answer);
         }
         let mut late = UnixStream::connect(&door.path).unwrap();
         assert_eq!((door.accept(), door.control.clients.len()), (Accepted::All, CLIENTS_MAX));

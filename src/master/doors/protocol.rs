@@ -24,6 +24,10 @@ pub enum Request {
     },
     /// Answered when a worker serves.
     WaitReady,
+    /// So many workers more or fewer; answered with how many are wanted now.
+    Scale {
+        by: i32,
+    },
     /// Answered at once; the connection ends with the master.
     Stop {
         #[serde(default)]
@@ -36,7 +40,7 @@ fn yes() -> bool {
 }
 
 /// The words that `command` may be.
-const COMMANDS: [&str; 4] = ["status", "reload", "wait_ready", "stop"];
+const COMMANDS: [&str; 5] = ["status", "reload", "wait_ready", "scale", "stop"];
 
 /// What a master answers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -47,6 +51,7 @@ pub enum Reply {
     Reload(LastReload),
     Proving(Proving),
     Ready {},
+    Scaled(Scaled),
     Stopping(Stopping),
     Refused(Refused),
 }
@@ -55,6 +60,11 @@ pub enum Reply {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proving {
     pub generation: GenerationId,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scaled {
+    pub workers: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,7 +132,7 @@ impl Request {
 impl Reply {
     fn is_ok(&self) -> bool {
         match self {
-            Reply::Status(_) | Reply::Proving(_) | Reply::Ready {} | Reply::Stopping(_) => true,
+            Reply::Status(_) | Reply::Proving(_) | Reply::Ready {} | Reply::Scaled(_) | Reply::Stopping(_) => true,
             Reply::Reload(last) => last.ok,
             Reply::Refused(_) => false,
         }
@@ -166,8 +176,13 @@ mod tests {
 
     #[test]
     fn a_request_is_read_back() {
-        let requests =
-            [Request::Status, Request::Reload { wait: false }, Request::WaitReady, Request::Stop { now: true }];
+        let requests = [
+            Request::Status,
+            Request::Reload { wait: false },
+            Request::WaitReady,
+            Request::Scale { by: -1 },
+            Request::Stop { now: true },
+        ];
         for (request, command) in requests.into_iter().zip(COMMANDS) {
             let line = request.to_line();
             assert!(line.contains(&format!("\"command\":\"{command}\"")) && line.contains("\"v\":1"), "{line}");

@@ -1,3 +1,5 @@
 //! What is known and told: plain data between the supervisor, which decides, and those who show it.
 
+pub mod note;
+pub mod outcome;
 pub mod snapshot;

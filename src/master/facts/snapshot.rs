@@ -48,6 +48,8 @@ pub struct Generation {
     pub age_s: f64,
     #[serde(default)]
     pub workers_wanted: u32,
+    /// What its reload waits for right now.
+    pub waiting: Option<String>,
     #[serde(default)]
     pub template: Template,
     #[serde(default)]

@@ -122,12 +122,6 @@ impl Listeners {
         failed
     }
 
-    /// All there are. Two generations may share what one of them bound, so what may be closed is known only by
-    /// looking at every generation that is left.
-    pub fn ids(&self) -> Vec<ListenerId> {
-        self.listeners.keys().copied().collect()
-    }
-
     /// Closes these and unlinks their Unix sockets, where they still are ours. Unknown ones are closed already.
     pub fn close(&mut self, ids: &[ListenerId]) {
         for id in ids {

@@ -38,7 +38,7 @@ fn serve(listeners: &mut Listeners, binds: &[Bind]) -> Vec<ListenerId> {
 
 /// What a commit or a refusal does.
 fn close_but(listeners: &mut Listeners, used: &[ListenerId]) {
-    let unused: Vec<_> = listeners.ids().into_iter().filter(|id| !used.contains(id)).collect();
+    let unused: Vec<_> = listeners.listeners.keys().copied().filter(|id| !used.contains(id)).collect();
     listeners.close(&unused);
 }
 

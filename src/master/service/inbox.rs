@@ -1,17 +1,21 @@
 //! Messages of templates and workers, and what they mean to the supervisor. Nothing else reads their channels.
 
+use std::time::Duration;
+
 use forkmaster_wire::channel::{Received, Sender};
 use forkmaster_wire::message::{FromTemplate, FromWorker, GenerationId, WorkerId};
 use forkmaster_wire::WIRE_HASH;
 use mio::Token;
 
 use super::dumps::log_stacks;
-use super::processes::Dump;
 use super::{name, EventQueue, Service};
 use crate::children::{Proof, Who};
+use crate::facts::outcome::Refusal;
 use crate::shared::Shared;
+use crate::supervisor::pace::Boot;
+use crate::supervisor::template::Event as TemplateEvent;
 use crate::supervisor::worker::{Event as WorkerEvent, Exit};
-use crate::supervisor::{Event, TemplateEvent};
+use crate::supervisor::Event;
 
 /// Messages read from one channel (or pieces from one pipe) before the others get their turn: a process that never
 /// stops talking must not keep the master from anything. More than a dead process can have left behind, since the
@@ -133,14 +137,15 @@ impl Service {
                 }
                 Some(TemplateEvent::Loaded)
             }
-            FromTemplate::Failed(failure) => Some(TemplateEvent::Failed(failure)),
+            FromTemplate::Failed(failure) => Some(TemplateEvent::Failed(failure.into())),
             FromTemplate::SpawnFailed { worker, reason } => {
                 log::error!("template gen={generation} could not fork a worker: {reason}");
                 // It may have been forked all the same, and then its own end is awaited.
                 self.read_worker(worker, shared, events);
                 let unborn = self.workers.get(&worker).filter(|worker| worker.pid.is_none());
                 if unborn.is_some_and(|worker| worker.generation == generation) {
-                    self.worker_ended(worker, Exit::NeverBorn, shared, events);
+                    let refusal = Refusal::new(format!("the worker could not be forked: {reason}"));
+                    self.worker_ended(worker, Exit::NeverBorn(refusal), shared, events);
                 }
                 None
             }
@@ -188,7 +193,7 @@ impl Service {
             return;
         }
         if worker.pid.is_none() {
-            self.worker_ended(id, Exit::NeverBorn, shared, events);
+            self.worker_ended(id, Exit::LostAtBirth, shared, events);
         } else {
             events.push_back(Event::Worker { worker: id, event: WorkerEvent::ChannelLost });
         }
@@ -217,8 +222,12 @@ impl Service {
                     }
                 }
             }
-            FromWorker::Ready { .. } => WorkerEvent::Ready,
-            FromWorker::Failed(failure) => WorkerEvent::Failed(failure),
+            FromWorker::Ready { private_bytes, boot_wall_ms, boot_cpu_ms } => WorkerEvent::Ready(Boot {
+                private_bytes,
+                wall: Duration::from_millis(boot_wall_ms),
+                cpu: Duration::from_millis(boot_cpu_ms),
+            }),
+            FromWorker::Failed(failure) => WorkerEvent::Failed(failure.into()),
             FromWorker::Serving => WorkerEvent::Serving,
             FromWorker::Draining => WorkerEvent::Draining,
             FromWorker::Drained { threads } => {
@@ -229,14 +238,13 @@ impl Service {
                         threads.join(", ")
                     );
                 }
-                return None;
+                WorkerEvent::Drained { threads }
             }
             FromWorker::RequestsServed => WorkerEvent::RequestsServed,
             FromWorker::Leaving { reason } => WorkerEvent::Leaving { reason },
             FromWorker::Stacks { id: _, text } => {
-                worker.dump = Dump::None;
                 log::warn!("{} Python stacks:\n{text}", name(worker));
-                return None;
+                WorkerEvent::Stacks
             }
         })
     }

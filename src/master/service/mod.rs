@@ -9,6 +9,7 @@ pub mod oom;
 pub mod prepare;
 pub mod processes;
 pub mod python;
+pub mod room;
 pub mod snapshot;
 pub mod start;
 pub mod tell;
@@ -21,8 +22,8 @@ use forkmaster_wire::message::{GenerationId, WorkerId};
 
 use crate::config::change::Fixed;
 use crate::config::{Effective, Source as ConfigSource};
-use crate::facts::snapshot::LastReload;
-use crate::supervisor::{Event, Phase, Supervisor};
+use crate::facts::outcome::Reload;
+use crate::supervisor::{Event, Supervisor};
 
 use oom::OomKills;
 use processes::{GenerationProcesses, WorkerProcess};
@@ -37,7 +38,7 @@ pub struct Service {
     pub generations: BTreeMap<GenerationId, GenerationProcesses>,
     pub workers: BTreeMap<WorkerId, WorkerProcess>,
     pub last_generation: u32,
-    pub last_reload: Option<LastReload>,
+    pub last_reload: Option<Reload>,
     /// What a reload cannot change; None until the first start.
     pub fixed: Option<Fixed>,
     /// The settings of the latest generation as written, for what the next one changes.
@@ -71,14 +72,7 @@ impl Service {
 
     /// When something is to be looked at, at the latest.
     pub fn wake_at(&self) -> Instant {
-        self.dump_deadlines().chain(self.supervisor.next_deadline()).fold(self.look_at, Instant::min)
-    }
-
-    /// A worker serves, and the master was not told to stop.
-    pub fn is_ready(&self) -> bool {
-        self.supervisor.phase() == Phase::Running
-            && self.supervisor.generations().iter().any(|generation| generation.serving() > 0)
-            && self.supervisor.serving().is_some()
+        self.supervisor.next_deadline().into_iter().fold(self.look_at, Instant::min)
     }
 }
 

@@ -2,9 +2,7 @@
 //! release and its venv are followed and pinned, and new addresses are bound. Whatever is wrong here changes
 //! nothing, and whoever asked hears it.
 
-use std::time::Duration;
-
-use forkmaster_wire::message::GenerationId;
+use forkmaster_wire::message::{GenerationId, ListenerId};
 use forkmaster_wire::mutant::{self, Mutant};
 
 use super::processes::GenerationProcesses;
@@ -12,45 +10,25 @@ use super::Service;
 use crate::config::change::Fixed;
 use crate::config::{self, Loaded};
 use crate::exit_code::ExitCode;
-use crate::facts::snapshot::LastReload;
+use crate::facts::outcome::Refusal;
 use crate::logs::AccessLog;
 use crate::shared::Shared;
+use crate::supervisor::asks::AskId;
 use crate::supervisor::generation::Plan;
-use crate::supervisor::Verdict;
-
-/// A first start or reload that the configuration or an address forbids.
-pub struct Refused {
-    pub reason: String,
-    pub exit_code: ExitCode,
-}
-
-/// How a transaction ended, for whoever asked and for `status`.
-pub fn outcome(generation: GenerationId, verdict: &Verdict, took: Duration) -> LastReload {
-    let (ok, reason, details) = match verdict {
-        Verdict::Committed => (true, String::new(), String::new()),
-        Verdict::Refused(failure) => (false, failure.reason.clone(), failure.details.clone()),
-        Verdict::Superseded { by } => (false, format!("superseded by a later reload (generation {by})"), String::new()),
-        Verdict::Stopped => (false, "the master was told to stop".to_owned(), String::new()),
-    };
-    LastReload { generation: Some(generation), ok, reason, details, took_s: took.as_secs_f64() }
-}
-
-/// A generation that the supervisor may take over.
-pub struct Prepared {
-    pub generation: GenerationId,
-    pub plan: Plan,
-}
+use crate::supervisor::Event;
 
 impl Service {
     /// A reload: reads the configuration afresh.
-    pub fn prepare_reload(&mut self, shared: &mut Shared) -> Result<Prepared, Refused> {
-        let loaded = config::read(&self.source, &shared.context, self.fixed.as_ref())
-            .map_err(|problems| Refused { reason: problems.to_string(), exit_code: problems.exit_code() })?;
-        self.prepare(loaded, shared)
+    pub fn configure(&mut self, asker: Option<AskId>, shared: &mut Shared) -> Event {
+        let began = shared.clock.now();
+        let result = config::read(&self.source, &shared.context, self.fixed.as_ref())
+            .map_err(|problems| refusal(problems.to_string(), problems.exit_code()))
+            .and_then(|loaded| self.prepare(loaded, shared));
+        Event::Configured { asker, began, result }
     }
 
     /// Binds what is new and pins the release; also for the first generation.
-    pub fn prepare(&mut self, loaded: Loaded, shared: &mut Shared) -> Result<Prepared, Refused> {
+    pub fn prepare(&mut self, loaded: Loaded, shared: &mut Shared) -> Result<(GenerationId, Plan), Refusal> {
         for warning in &loaded.warnings {
             log::warn!("{warning}");
         }
@@ -62,15 +40,16 @@ impl Service {
             let (app, before) = (&settings.app, &predecessor.settings.app);
             in_place = app.release == before.release && app.interpreter.venv == before.interpreter.venv;
         }
-        let access = settings.log.access.as_ref().map(AccessLog::open).transpose().map_err(|error| {
-            let exit_code = ExitCode::of(&error);
-            Refused { reason: format!("[log] access cannot be opened: {error}"), exit_code }
-        })?;
+        let access = settings
+            .log
+            .access
+            .as_ref()
+            .map(AccessLog::open)
+            .transpose()
+            .map_err(|error| refusal(format!("[log] access cannot be opened: {error}"), ExitCode::of(&error)))?;
         let server = &settings.server;
-        let listeners = shared
-            .listeners
-            .bind(&server.bind)
-            .map_err(|error| Refused { reason: error.to_string(), exit_code: error.exit_code() })?;
+        let listeners =
+            shared.listeners.bind(&server.bind).map_err(|error| refusal(error.to_string(), error.exit_code()))?;
         if let Err(error) = shared.log.apply(&settings.log.error, settings.log.level) {
             log::error!("[log] error cannot be opened, logging as before: {error}");
         }
@@ -92,20 +71,24 @@ impl Service {
                 log::info!("generation gen={generation} changes {}", changes.join("; "));
             }
         }
-        let plan = GenerationProcesses::plan(&settings);
+        let unknown = |listener: &&ListenerId| !self.supervisor.knows_listener(**listener);
+        let bound: Vec<ListenerId> = listeners.iter().filter(unknown).copied().collect();
         let began = shared.clock.now();
         let mut processes = GenerationProcesses::new(settings, listeners, in_place, began).map_err(|error| {
-            // What was bound for it.
-            self.close_unused_listeners(shared);
-            let exit_code = ExitCode::of(&error);
-            Refused { reason: format!("no scoreboard: {error}"), exit_code }
+            self.close_listeners(&bound, shared);
+            refusal(format!("no scoreboard: {error}"), ExitCode::of(&error))
         })?;
         processes.access = access;
+        let plan = processes.plan();
         self.written = Some(loaded.effective);
         self.generations.insert(generation, processes);
         if mutant::is(Mutant::KillOldFirst) {
             self.kill_all_workers(shared);
         }
-        Ok(Prepared { generation, plan })
+        Ok((generation, plan))
     }
+}
+
+fn refusal(reason: String, exit_code: ExitCode) -> Refusal {
+    Refusal { exit_code, ..Refusal::new(reason) }
 }

@@ -49,24 +49,9 @@ pub struct WorkerProcess {
     pub stacks_token: Token,
     /// What it has written, in many small pieces, until the dump is over.
     pub stacks_text: Vec<u8>,
-    pub dump: Dump,
     /// SIGKILL was sent by the master, which has named the requests that it cut.
     pub killed: bool,
     pub listeners: Vec<ListenerId>,
-}
-
-/// A dump of Python stacks: asked for by message first, by a signal when there is no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dump {
-    None,
-    /// The message was sent; C code that holds the GIL keeps the worker from answering.
-    Asked {
-        answer_by: Instant,
-    },
-    /// The signal was sent; faulthandler writes to the pipe.
-    Signalled {
-        answer_by: Instant,
-    },
 }
 
 impl GenerationProcesses {
@@ -109,13 +94,18 @@ impl GenerationProcesses {
     }
 
     /// What the supervisor must know of the settings.
-    pub fn plan(settings: &Settings) -> Plan {
+    pub fn plan(&self) -> Plan {
+        let settings = &self.settings;
         let server = &settings.server;
         Plan {
             workers: server.workers,
+            cells: self.board.cells(),
+            max_processes: server.max_processes,
+            listeners: self.listeners.clone(),
             surge: match settings.reload.max_surge {
                 Surge::Workers(workers) => PlanSurge::Workers(workers),
-                Surge::Auto | Surge::All => PlanSurge::All,
+                Surge::Auto => PlanSurge::Auto,
+                Surge::All => PlanSurge::All,
             },
             unavailable: settings.reload.max_unavailable,
             boot_timeout: server.boot_timeout,
@@ -123,6 +113,8 @@ impl GenerationProcesses {
             drain_timeout: settings.reload.drain_timeout.max(settings.http.keepalive_timeout),
             graceful_timeout: server.graceful_timeout,
             shutdown_delay: server.shutdown_delay,
+            max_requests: server.max_requests,
+            max_requests_jitter: server.max_requests_jitter,
             max_lifetime: server.max_lifetime,
         }
     }

@@ -1,14 +1,22 @@
-//! How much memory new workers may take: the least that any memory cgroup above this process has left, and what the
+//! The processors, and how much memory new workers may take: the least that any memory cgroup above this process has left, and what the
 //! machine has available, less a tenth. Reads files of the kernel only, which never wait.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::supervisor::pace::Room;
+
 /// cgroup v1 says "no limit" with the largest multiple of the page size.
 const V1_NO_LIMIT: u64 = 0x7FFF_FFFF_FFFF_F000;
 
+pub fn measure() -> Room {
+    // Affinity and the cgroup's quota considered (sched_getaffinity(2), cpu.max).
+    let processors = std::thread::available_parallelism().map_or(1, |processors| processors.get() as u32);
+    Room { bytes: bytes(), processors }
+}
+
 /// Bytes that are free for new processes; None where nothing could be read.
-pub fn bytes() -> Option<u64> {
+fn bytes() -> Option<u64> {
     let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let within = directories(&cgroups).into_iter().filter_map(|(directory, version)| left(&directory, version));
     let available = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text));
@@ -85,7 +93,10 @@ mod tests {
     fn every_cgroup_above_counts() {
         let v2 = directories("0::/system.slice/shop.service\n");
         let names: Vec<&str> = v2.iter().filter_map(|(path, _)| path.to_str()).collect();
-        assert_eq!(names[..3], ["/sys/fs/cgroup/system.slice/shop.service", "/sys/fs/cgroup/system.slice", "/sys/fs/cgroup/"]);
+        assert_eq!(
+            names[..3],
+            ["/sys/fs/cgroup/system.slice/shop.service", "/sys/fs/cgroup/system.slice", "/sys/fs/cgroup/"]
+        );
         let v1 = directories("5:cpu,cpuacct:/a\n4:memory:/docker/x\n");
         assert_eq!(v1.len(), 3);
         assert!(v1.iter().all(|(_, version)| *version == Version::V1));

@@ -8,12 +8,12 @@ use forkmaster_wire::scoreboard::Scoreboard;
 
 use super::processes::GenerationProcesses;
 use super::{watch, Service};
+use crate::facts::outcome::Reload;
 use crate::facts::snapshot::{Generation, Listener, Running, Snapshot, Template, Word, Worker};
 use crate::listeners::Listeners;
 use crate::shared::Shared;
 use crate::supervisor::generation::Generation as GenerationState;
 use crate::supervisor::worker::Worker as WorkerState;
-use crate::supervisor::{Phase, Supervisor};
 
 /// What processes that are gone have counted: totals never go back.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,14 +46,14 @@ impl Service {
             name: self.generations.values().next().map(|processes| processes.settings.name.clone()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            state: Word::Borrowed(state(&self.supervisor)),
-            ready: self.is_ready(),
+            state: Word::Borrowed(self.supervisor.word()),
+            ready: self.supervisor.is_ready(),
             generations: generations.filter_map(|generation| self.shown(generation, now)).collect(),
             listeners: self.serving_addresses(&shared.listeners),
             requests: totals.requests,
             accepted: totals.accepted,
             errors: totals.errors,
-            last_reload: self.last_reload.clone(),
+            last_reload: self.last_reload.as_ref().map(Reload::shown),
         }
     }
 
@@ -77,6 +77,7 @@ impl Service {
             in_place: processes.in_place,
             age_s: now.saturating_duration_since(processes.began).as_secs_f64(),
             workers_wanted: self.supervisor.wanted_of(generation),
+            waiting: generation.waiting(),
             template: Template {
                 pid: processes.template.as_ref().map(|template| template.pid),
                 state: Word::Borrowed(generation.template.word()),
@@ -98,20 +99,6 @@ impl Service {
             connections: cell.map_or(0, |cell| cell.connections.load(Ordering::Relaxed)),
             running: process.map_or_else(Vec::new, |process| running(&processes.board, process.cell)),
         }
-    }
-}
-
-/// The master's own state.
-fn state(supervisor: &Supervisor) -> &'static str {
-    match supervisor.phase() {
-        Phase::Delaying { .. } | Phase::Stopping { .. } => "stopping",
-        Phase::Ending { .. } | Phase::Ended => "ending",
-        Phase::Running => match (supervisor.serving(), supervisor.in_transaction()) {
-            (None, _) => "starting",
-            (Some(_), Some(_)) => "reloading",
-            (Some(generation), None) if generation.serving() < supervisor.wanted_of(generation) as usize => "degraded",
-            (Some(_), None) => "running",
-        },
     }
 }
 

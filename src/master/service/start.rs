@@ -4,20 +4,28 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use forkmaster_wire::channel::Channel;
-use forkmaster_wire::message::{Failure, GenerationId, ProofStep, SlotIndex, Spawn, ToTemplate, WorkerId};
+use forkmaster_wire::message::{GenerationId, SlotIndex, Spawn, ToTemplate, WorkerId};
 use nix::fcntl::OFlag;
 
-use super::processes::{Dump, TemplateProcess, WorkerProcess};
+use super::processes::{TemplateProcess, WorkerProcess};
 use super::{python, Service};
 use crate::children::{Proof, Who};
-use crate::config::settings::Server;
+use crate::facts::outcome::Refusal;
 use crate::shared::Shared;
 use crate::sources::Source;
 
+/// Which worker a template is to fork.
+pub struct SpawnOrder {
+    pub slot: SlotIndex,
+    pub worker: WorkerId,
+    pub prove: bool,
+    pub max_requests: Option<u64>,
+}
+
 impl Service {
     /// Executes the release's interpreter. What goes wrong is the reason that the asker hears.
-    pub fn start_template(&mut self, generation: GenerationId, shared: &mut Shared) -> Result<(), Failure> {
-        let failure = |reason: String| Failure { stage: ProofStep::Start, reason, details: String::new() };
+    pub fn start_template(&mut self, generation: GenerationId, shared: &mut Shared) -> Result<(), Refusal> {
+        let failure = |reason: String| Refusal::new(reason);
         let Some(processes) = self.generations.get_mut(&generation) else {
             return Err(failure("forgotten".to_owned()));
         };
@@ -53,15 +61,9 @@ impl Service {
     }
 
     /// Has the template fork a worker.
-    pub fn spawn(
-        &mut self,
-        generation: GenerationId,
-        slot: SlotIndex,
-        id: WorkerId,
-        prove: bool,
-        shared: &mut Shared,
-    ) -> io::Result<()> {
-        let spawned = self.try_spawn(generation, slot, id, prove, shared);
+    pub fn spawn(&mut self, generation: GenerationId, order: SpawnOrder, shared: &mut Shared) -> io::Result<()> {
+        let id = order.worker;
+        let spawned = self.try_spawn(generation, order, shared);
         if spawned.is_err() {
             if let Some(processes) = self.generations.get_mut(&generation) {
                 processes.free_cell_of(id);
@@ -71,14 +73,8 @@ impl Service {
     }
 
     /// Leaves it to `spawn` to free the cell. Telling the template is the last thing that can fail.
-    fn try_spawn(
-        &mut self,
-        generation: GenerationId,
-        slot: SlotIndex,
-        id: WorkerId,
-        prove: bool,
-        shared: &mut Shared,
-    ) -> io::Result<()> {
+    fn try_spawn(&mut self, generation: GenerationId, order: SpawnOrder, shared: &mut Shared) -> io::Result<()> {
+        let SpawnOrder { slot, worker: id, prove, max_requests } = order;
         let processes = self.generations.get_mut(&generation).ok_or(io::ErrorKind::NotFound)?;
         let cell = processes.take_cell(id).ok_or_else(|| io::Error::other("the scoreboard has no cell left"))?;
         let template = processes.template.as_ref().ok_or(io::ErrorKind::NotFound)?;
@@ -93,7 +89,7 @@ impl Service {
             cells: processes.board.cells(),
             listeners: listeners.iter().map(|(listener, _)| listener.clone()).collect(),
             prove,
-            max_requests: max_requests(&processes.settings.server, id),
+            max_requests,
         });
         let mut fds: Vec<BorrowedFd<'_>> = vec![theirs.as_fd(), processes.board.as_fd(), stacks_write.as_fd()];
         fds.extend(listeners.iter().map(|(_, fd)| *fd));
@@ -119,23 +115,10 @@ impl Service {
             stacks,
             stacks_token,
             stacks_text: Vec::new(),
-            dump: Dump::None,
             killed: false,
             listeners,
         };
         self.workers.insert(id, worker);
         Ok(())
     }
-}
-
-/// `max_requests` with its jitter, spread evenly by the worker's number, so that workers that started together do
-/// not end together.
-fn max_requests(server: &Server, worker: WorkerId) -> Option<u64> {
-    if server.max_requests == 0 {
-        return None;
-    }
-    // Fibonacci hashing: consecutive numbers are spread over the whole range.
-    let spread = worker.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let jitter = (u128::from(spread) * (u128::from(server.max_requests_jitter) + 1)) >> 64;
-    Some(server.max_requests.saturating_add(jitter as u64))
 }

@@ -26,7 +26,6 @@ impl Service {
     /// Looks at the scoreboards, memory, and unanswered dumps, when it is time to.
     pub fn look_around(&mut self, shared: &Shared, events: &mut EventQueue) {
         let now = shared.clock.now();
-        self.escalate_dumps(shared);
         if now < self.look_at {
             return;
         }

@@ -1,16 +1,39 @@
-//! One generation: its state, its template, its slots and its workers. Only the supervisor changes them.
+//! One generation: its plan, its state, its slots and its workers, and the one place where its state changes.
+//!
+//! | State | Event | Next | What is done |
+//! |---|---|---|---|
+//! | - | configured | Proving | starts the template, then one candidate |
+//! | Proving | the candidate is ready | Rolling | opens new listeners, asks the predecessor's template whether it could take back |
+//! | Proving | failed, died, deadline | Abandoned | the predecessor is untouched; at first start the master exits |
+//! | Rolling | every slot serves, nobody else accepts | Serving | commit: the predecessor drains, listeners without use are closed |
+//! | Rolling | too many failed boots, no progress, no room | Abandoned | the predecessor takes its slots back |
+//! | Proving, Rolling | a later reload, TERM | Abandoned | as above; the asker hears which |
+//! | Serving | a successor commits | Draining | its workers finish |
+//! | Serving | TERM | Serving | its workers finish, and the master exits |
+//! | Draining, Abandoned | the last process is gone | gone | |
+//!
+//! First start: there is no predecessor, the candidate serves at once and the first worker that serves commits.
 
 use std::time::{Duration, Instant};
 
-use forkmaster_wire::message::{GenerationId, SlotIndex, WorkerId};
+use forkmaster_wire::message::{GenerationId, ListenerId, SlotIndex, WorkerId};
 
 use super::backoff::Backoff;
+use super::pace::{Boot, Pace};
+use super::template::Template;
 use super::worker::{State as WorkerState, Worker};
+use super::Supervisor;
+use crate::facts::note::{Note, WorkerName};
 
 /// What the supervisor must know of a generation's settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     pub workers: u32,
+    /// Processes that its scoreboard has room for.
+    pub cells: u32,
+    /// Worker processes of all generations together: serving, booting and draining.
+    pub max_processes: Option<u32>,
+    pub listeners: Vec<ListenerId>,
     pub surge: Surge,
     pub unavailable: u32,
     pub boot_timeout: Duration,
@@ -18,6 +41,9 @@ pub struct Plan {
     pub drain_timeout: Duration,
     pub graceful_timeout: Duration,
     pub shutdown_delay: Duration,
+    /// 0: no limit.
+    pub max_requests: u64,
+    pub max_requests_jitter: u64,
     pub max_lifetime: Option<Duration>,
 }
 
@@ -27,6 +53,8 @@ pub enum Surge {
     Workers(u32),
     /// All new workers wait paused and take over in one step.
     All,
+    /// As many as processors and memory allow, in one step where that is all of them.
+    Auto,
 }
 
 #[derive(Debug)]
@@ -34,18 +62,35 @@ pub struct Generation {
     pub id: GenerationId,
     pub plan: Plan,
     pub state: State,
+    /// When it was asked for.
+    pub began: Instant,
     pub template: Template,
     pub template_backoff: Backoff,
     pub slots: Vec<Slot>,
     pub workers: Vec<Worker>,
+    /// What the worker that proved it has measured of its boot.
+    pub candidate: Boot,
+    /// Whoever leaves has `graceful_timeout` for it, since its room is needed.
+    pub condemned: bool,
+    /// Workers that found no room in this turn.
+    pub denied: usize,
+    pub blocked: Option<Blocked>,
+}
+
+/// There is no room for its next worker until others have gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    pub until: Instant,
+    /// Processes on their way out when it began to wait.
+    pub leaving: usize,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum State {
     /// Its template starts, then one candidate boots. Touches no connection. The deadlines are the processes' own.
     Proving,
-    /// Proved; it takes over slot by slot.
-    Rolling { step: Step, failed_boots: u32 },
+    /// Proved; it takes over, as `rolling` tells.
+    Rolling { step: Step, failed_boots: u32, pace: Pace },
     /// The one that serves.
     Serving,
     /// A successor has committed: its workers finish.
@@ -57,40 +102,40 @@ pub enum State {
 /// How far a rolling generation has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Too many older generations drain; it goes on when one of them is gone.
-    Waiting,
-    /// Its listeners are being opened; the answer is the next event.
-    Opening,
+    /// Its listeners are being opened.
+    Opening { answer_by: Instant },
     /// The predecessor's template was asked whether it could still refill the old slots.
     Asking { ping: u64, answer_by: Instant },
-    /// Workers change places; each change sets the deadline of the next.
+    /// The room for its workers is being measured.
+    Measuring { answer_by: Instant },
+    /// Workers boot and change places; each change sets the deadline of the next.
     Exchanging { deadline: Instant },
+    /// All new workers are ready, all old ones were told to drain.
+    HandingOver { serve_at: Instant },
+    /// All new workers were told to serve.
+    TakingOver { deadline: Instant },
 }
 
-/// The generation's first process, as far as it lives.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Template {
-    Starting {
-        deadline: Instant,
-    },
-    Ready {
-        since: Instant,
-    },
-    /// Its channel is closed: it should be gone in a moment.
-    Lost {
-        kill_at: Instant,
-    },
-    /// It died; the next start waits.
-    Backoff {
-        until: Instant,
-    },
-    /// Told to stop.
-    Stopping {
-        kill_at: Instant,
-    },
-    /// SIGKILL was sent, once.
-    Killed,
-    Gone,
+impl Step {
+    fn deadline(self) -> Instant {
+        match self {
+            Step::Opening { answer_by } | Step::Asking { answer_by, .. } | Step::Measuring { answer_by } => answer_by,
+            Step::Exchanging { deadline } | Step::TakingOver { deadline } => deadline,
+            Step::HandingOver { serve_at } => serve_at,
+        }
+    }
+
+    /// What it waits for, for `status`.
+    fn word(self) -> &'static str {
+        match self {
+            Step::Opening { .. } => "its listeners",
+            Step::Asking { .. } => "the old template's answer",
+            Step::Measuring { .. } => "the measure of memory",
+            Step::Exchanging { .. } => "workers to change places",
+            Step::HandingOver { .. } => "the old workers to stop accepting",
+            Step::TakingOver { .. } => "the new workers to accept",
+        }
+    }
 }
 
 /// A place for one worker. It outlives its workers.
@@ -112,6 +157,11 @@ impl Generation {
 
     pub fn worker_mut(&mut self, id: WorkerId) -> Option<&mut Worker> {
         self.workers.iter_mut().find(|worker| worker.id == id)
+    }
+
+    /// A worker's name in log lines.
+    pub fn name(&self, worker: &Worker) -> WorkerName {
+        WorkerName { generation: self.id, slot: worker.slot, pid: worker.pid }
     }
 
     pub fn present(&self) -> usize {
@@ -154,6 +204,33 @@ impl Generation {
         self.workers.len() - self.present()
     }
 
+    /// What it waits for, for `status`.
+    pub fn waiting(&self) -> Option<String> {
+        if let Some(Blocked { leaving, .. }) = self.blocked {
+            return Some(format!("room for a worker, behind {leaving} processes that leave"));
+        }
+        match self.state {
+            State::Proving => Some("the candidate".to_owned()),
+            State::Rolling { step, .. } => Some(step.word().to_owned()),
+            State::Serving | State::Draining | State::Abandoned => None,
+        }
+    }
+
+    /// What its workers said of their memory: the one in the middle.
+    pub fn median_bytes(&self) -> u64 {
+        let serving = self.workers.iter().filter(|worker| worker.is_serving());
+        let mut bytes: Vec<u64> = serving.map(|worker| worker.private_bytes).collect();
+        bytes.sort_unstable();
+        bytes.get(bytes.len() / 2).copied().unwrap_or(0)
+    }
+
+    /// Workers that this life of the template was told to fork and that are not known yet.
+    pub fn unborn(&self) -> usize {
+        let since = self.template.ready_since();
+        let of_this_life = |worker: &&Worker| since.is_some_and(|since| worker.born >= since);
+        self.workers.iter().filter(|worker| worker.pid.is_none()).filter(of_this_life).count()
+    }
+
     pub fn slot_mut(&mut self, slot: SlotIndex) -> &mut Slot {
         &mut self.slots[slot.0 as usize]
     }
@@ -163,6 +240,20 @@ impl Generation {
         if self.slots.len() < wanted as usize {
             self.slots.resize_with(wanted as usize, Slot::default);
         }
+    }
+
+    /// The earliest moment at which something of it must be looked at again.
+    pub fn deadline(&self) -> Option<Instant> {
+        let workers = self.workers.iter().filter_map(|worker| worker.deadline(self.plan.max_lifetime));
+        // A backoff matters only to slots that are to be filled from here.
+        let slots = match self.state {
+            State::Rolling { .. } | State::Serving => &self.slots[..],
+            State::Proving | State::Draining | State::Abandoned => &[],
+        };
+        let vacant = |(index, _): &(usize, &Slot)| self.present_in(SlotIndex(*index as u32)).next().is_none();
+        let backoffs = slots.iter().enumerate().filter(vacant).filter_map(|(_, slot)| slot.backoff_until);
+        let blocked = self.blocked.map(|blocked| blocked.until);
+        workers.chain(backoffs).chain(self.template.deadline()).chain(self.state.deadline()).chain(blocked).min()
     }
 }
 
@@ -177,27 +268,22 @@ impl State {
             State::Abandoned => "abandoned",
         }
     }
-}
 
-impl Template {
-    pub fn word(&self) -> &'static str {
+    fn deadline(&self) -> Option<Instant> {
         match self {
-            Template::Starting { .. } => "starting",
-            Template::Ready { .. } => "ready",
-            Template::Lost { .. } => "lost",
-            Template::Backoff { .. } => "resting",
-            Template::Stopping { .. } => "stopping",
-            Template::Killed => "killed",
-            Template::Gone => "gone",
+            State::Rolling { step, .. } => Some(step.deadline()),
+            // The deadlines are the processes' own.
+            State::Proving | State::Serving | State::Draining | State::Abandoned => None,
         }
     }
+}
 
-    pub fn deadline(&self) -> Option<Instant> {
-        match *self {
-            Template::Starting { deadline } => Some(deadline),
-            Template::Backoff { until } => Some(until),
-            Template::Stopping { kill_at } | Template::Lost { kill_at } => Some(kill_at),
-            Template::Ready { .. } | Template::Killed | Template::Gone => None,
-        }
+impl Supervisor {
+    /// The one place where a generation's state changes, and its log line.
+    pub(super) fn change_generation(&mut self, at: usize, to: State) {
+        let generation = &mut self.generations[at];
+        let from = std::mem::replace(&mut generation.state, to);
+        let note = Note::Generation { generation: generation.id, from: Some(from.word()), to: generation.state.word() };
+        self.note(note);
     }
 }

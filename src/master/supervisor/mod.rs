@@ -1,62 +1,72 @@
 //! The supervisor: what the master decides. It takes an event and the time and appends actions; it does no
 //! system call, reads no clock, cannot fail and cannot wait. `master` carries the actions out.
 //!
-//! A reload is a transaction: prove, roll, commit (DESIGN section 4). An event is first noted in the state it
-//! concerns; then `settle` derives from the whole state what is due now. So there is one place that fills slots
-//! and one that exchanges workers, whatever brought the vacancy about.
+//! A reload is a transaction: prove, roll, commit. An event is first noted in the state it concerns; then `settle`
+//! derives from the whole state what is due now. So there is one place that fills slots and one that exchanges
+//! workers, whatever brought the vacancy about.
 //!
 //! Always true: at most one generation is proving or rolling; exactly one is serving from the first commit to the
-//! end; no listener is closed before a commit.
+//! end; no listener is closed before a commit; whatever waits has a deadline.
 
+pub mod asks;
 pub mod backoff;
-mod events;
+mod dump;
 pub mod generation;
+mod leftovers;
+pub mod pace;
+mod recycle;
+mod reports;
+mod rolling;
 mod stop;
+mod target;
+pub mod template;
 mod transaction;
 pub mod worker;
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use forkmaster_wire::message::{Failure, GenerationId, ProofStep, SlotIndex, WorkerId};
-use log::Level;
+use forkmaster_wire::message::{GenerationId, ListenerId, SlotIndex, WorkerId};
 
-use generation::{Generation, Plan, Slot, State, Step, Surge, Template};
-use worker::{Due, Event as WorkerEvent, Exit, State as WorkerState, Stuck, Worker};
-
-/// Boots that may fail while a proved generation rolls; the first one could be an accident.
-const FAILED_BOOTS_MAX: u32 = 3;
-
-/// Generations that may drain at once; a further one proves itself but waits to roll, so that HUPs during long
-/// requests do not pile up processes.
-const DRAINING_GENERATIONS_MAX: usize = 3;
+use crate::facts::note::Note;
+use crate::facts::outcome::{Outcome, Refusal, Reload};
+use asks::{Ask, AskId, Waiting};
+use generation::{Generation, Plan, State, Step};
+use pace::Room;
+use target::Target;
+use template::Event as TemplateEvent;
+use worker::{Event as WorkerEvent, Stuck, Worker};
 
 /// A worker told to serve or drain answers within microseconds; one that does not within this is broken.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// A template that can fork answers a ping at once.
-const PONG_WITHIN: Duration = Duration::from_secs(5);
-
 /// From a closed channel, or the last message, to the exit: the interpreter's own end.
 const EXIT_WITHIN: Duration = Duration::from_secs(5);
 
-/// A stopped template has nothing to finish.
-const TEMPLATE_STOP_WITHIN: Duration = Duration::from_secs(2);
-
-/// How often a terminated worker is asked whether only stuck requests are left.
-const CHECK_STUCK_EVERY: Duration = Duration::from_millis(100);
-
-/// After SIGKILL a process is gone, unless the kernel itself hangs; the master does not wait for that for ever.
-const KILLED_WITHIN: Duration = Duration::from_secs(5);
+/// After SIGKILL a process is gone, unless the kernel itself hangs; nothing waits for that for ever.
+const KILLED_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub enum Event {
-    /// A HUP whose configuration is valid and whose new addresses are bound (not yet listening).
-    Reload {
-        generation: GenerationId,
-        plan: Plan,
+    /// Somebody asks; a signal is an ask that nobody waits for.
+    Ask {
+        asker: Option<AskId>,
+        ask: Ask,
+    },
+    /// The asker does not wait for its answer any more.
+    Left {
+        ask: AskId,
+    },
+    /// The answer to `Action::Configure`, also the first start: the configuration is valid and its new addresses are
+    /// bound (not yet listening), or why it is not.
+    Configured {
+        asker: Option<AskId>,
+        /// When it was asked for.
+        began: Instant,
+        result: Result<(GenerationId, Plan), Refusal>,
     },
     Template {
         generation: GenerationId,
@@ -70,42 +80,26 @@ pub enum Event {
     ListenersOpen {
         generation: GenerationId,
     },
-    /// The other answer, with the exit code it means at first start.
+    /// The other answer.
     ListenersRefused {
         generation: GenerationId,
-        reason: String,
-        exit_code: i32,
+        refusal: Refusal,
     },
-    /// Workers more or fewer; survives reloads.
-    Scale {
-        by: i32,
+    /// The answer to `Action::MeasureRoom`.
+    Room {
+        generation: GenerationId,
+        room: Room,
     },
-    /// TERM.
-    Stop,
-    /// A second TERM, INT or QUIT.
-    StopNow,
     /// A deadline may have passed.
     Tick,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub enum TemplateEvent {
-    Loaded,
-    Failed(Failure),
-    Pong {
-        ping: u64,
-    },
-    /// It says that it cannot fork any more, or what it says makes no sense.
-    Broken {
-        reason: String,
-    },
-    /// Its channel is closed. The exit status follows, unless the application closed descriptors that are not its.
-    ChannelLost,
-    Exited(Exit),
-}
-
-#[derive(Clone, Debug, PartialEq)]
 pub enum Action {
+    /// Read the configuration and bind what is new, within a time of its own; `Event::Configured` tells the result.
+    Configure {
+        asker: Option<AskId>,
+    },
     StartTemplate {
         generation: GenerationId,
     },
@@ -113,6 +107,14 @@ pub enum Action {
         generation: GenerationId,
     },
     KillTemplate {
+        generation: GenerationId,
+    },
+    /// Have it write its Python stacks to the log, by a signal, which may end it.
+    DumpTemplate {
+        generation: GenerationId,
+    },
+    /// It does not die: it counts as gone, and a next one may be started.
+    GiveUpTemplate {
         generation: GenerationId,
     },
     PingTemplate {
@@ -124,12 +126,15 @@ pub enum Action {
         slot: SlotIndex,
         worker: WorkerId,
         prove: bool,
+        max_requests: Option<u64>,
     },
     Serve {
         worker: WorkerId,
     },
+    /// It goes on accepting from `keep` until these are closed.
     Drain {
         worker: WorkerId,
+        keep: Vec<ListenerId>,
     },
     Retire {
         worker: WorkerId,
@@ -141,8 +146,16 @@ pub enum Action {
     Kill {
         worker: WorkerId,
     },
-    /// Log the Python stacks of all threads.
-    DumpStacks {
+    /// Log what is stuck, and ask for the Python stacks of all threads.
+    AskStacks {
+        worker: WorkerId,
+    },
+    /// There was no answer: have faulthandler write them, by a signal.
+    SignalStacks {
+        worker: WorkerId,
+    },
+    /// Log what faulthandler has written.
+    LogStacks {
         worker: WorkerId,
     },
     /// Say (as an event) whether the worker's stuck requests still run, and how many others do.
@@ -153,42 +166,37 @@ pub enum Action {
     OpenListeners {
         generation: GenerationId,
     },
-    /// This generation serves now: listeners that it does not have are closed.
+    /// Say (as an event) how much memory and how many processors there are for its workers.
+    MeasureRoom {
+        generation: GenerationId,
+    },
+    /// This generation serves now: what only others have is closed, here and in their workers.
     Commit {
         generation: GenerationId,
+        close: Vec<ListenerId>,
     },
     /// Undo what the generation's listeners have changed.
     AbandonListeners {
         generation: GenerationId,
+        close: Vec<ListenerId>,
     },
     CloseAllListeners,
     /// The generation's last process is gone.
     Forget {
         generation: GenerationId,
     },
-    /// What becomes of a reload, for whoever asked.
-    Verdict {
-        generation: GenerationId,
-        verdict: Verdict,
+    /// A reload, or the first start, has ended: for `status`.
+    Concluded(Reload),
+    /// For whoever asked, once.
+    Answer {
+        ask: AskId,
+        outcome: Outcome,
     },
-    Log {
-        level: Level,
-        line: String,
-    },
+    /// For the log.
+    Note(Note),
     Exit {
         code: i32,
     },
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum Verdict {
-    Committed,
-    Refused(Failure),
-    Superseded {
-        by: GenerationId,
-    },
-    /// TERM came first.
-    Stopped,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,10 +220,15 @@ pub enum Phase {
 
 pub struct Supervisor {
     phase: Phase,
+    /// TERM has come as a signal.
+    term_taken: bool,
     /// Oldest first.
     generations: Vec<Generation>,
-    /// Workers more (or fewer) than the settings say, from TTIN and TTOU.
-    extra: i32,
+    target: Target,
+    /// Asks without an answer.
+    waiting: Vec<Waiting>,
+    /// Bound and not closed.
+    listeners: BTreeSet<ListenerId>,
     last_worker: u64,
     last_ping: u64,
     actions: Vec<Action>,
@@ -225,8 +238,11 @@ impl Supervisor {
     pub fn new() -> Supervisor {
         Supervisor {
             phase: Phase::Running,
+            term_taken: false,
             generations: Vec::new(),
-            extra: 0,
+            target: Target::default(),
+            waiting: Vec::new(),
+            listeners: BTreeSet::new(),
             last_worker: 0,
             last_ping: 0,
             actions: Vec::new(),
@@ -236,16 +252,14 @@ impl Supervisor {
     /// Notes the event, settles, and returns what is to be done, in order.
     pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Action> {
         match event {
-            Event::Reload { generation, plan } => self.on_reload(generation, plan, now),
+            Event::Ask { asker, ask } => self.on_ask(asker, ask, now),
+            Event::Left { ask } => self.on_left(ask),
+            Event::Configured { asker, began, result } => self.on_configured(asker, began, result, now),
             Event::Template { generation, event } => self.on_template(generation, event, now),
             Event::Worker { worker, event } => self.on_worker(worker, event, now),
             Event::ListenersOpen { generation } => self.on_listeners_open(generation, now),
-            Event::ListenersRefused { generation, reason, exit_code } => {
-                self.on_listeners_refused(generation, reason, exit_code, now)
-            }
-            Event::Scale { by } => self.on_scale(by),
-            Event::Stop => self.on_stop(now),
-            Event::StopNow => self.end(0, now),
+            Event::ListenersRefused { generation, refusal } => self.on_listeners_refused(generation, refusal, now),
+            Event::Room { generation, room } => self.on_room(generation, room, now),
             Event::Tick => {}
         }
         self.settle(now);
@@ -261,7 +275,7 @@ impl Supervisor {
             Phase::Stopping { deadline } => Some(deadline),
             Phase::Ending { give_up, .. } => Some(give_up),
         };
-        self.generations.iter().filter_map(generation_deadline).chain(phase).min()
+        self.generations.iter().filter_map(Generation::deadline).chain(phase).min()
     }
 
     pub fn generations(&self) -> &[Generation] {
@@ -273,6 +287,12 @@ impl Supervisor {
         self.generations.iter().find(|generation| generation.id == id)
     }
 
+    /// Bound for a generation that it knows, and not closed.
+    pub fn knows_listener(&self, listener: ListenerId) -> bool {
+        self.listeners.contains(&listener)
+    }
+
+    #[cfg(test)]
     pub fn phase(&self) -> Phase {
         self.phase
     }
@@ -283,14 +303,19 @@ impl Supervisor {
     }
 
     /// Proving or rolling.
-    pub fn in_transaction(&self) -> Option<&Generation> {
+    fn in_transaction(&self) -> Option<&Generation> {
         self.generations.iter().find(|generation| matches!(generation.state, State::Proving | State::Rolling { .. }))
     }
 
     /// The generation whose workers take the places of the serving one's right now.
-    pub fn exchanging(&self) -> Option<&Generation> {
-        self.in_transaction()
-            .filter(|generation| matches!(generation.state, State::Rolling { step: Step::Exchanging { .. }, .. }))
+    fn exchanging(&self) -> Option<&Generation> {
+        self.in_transaction().filter(|generation| match generation.state {
+            State::Rolling { step, .. } => match step {
+                Step::Exchanging { .. } | Step::HandingOver { .. } | Step::TakingOver { .. } => true,
+                Step::Opening { .. } | Step::Asking { .. } | Step::Measuring { .. } => false,
+            },
+            State::Proving | State::Serving | State::Draining | State::Abandoned => false,
+        })
     }
 
     #[cfg(test)]
@@ -308,6 +333,8 @@ impl Supervisor {
                 self.recycle(now);
                 self.fill(now);
                 self.drain_surplus(now);
+                self.bound_leftovers(now);
+                self.make_room(now);
             }
             Phase::Delaying { until } if now >= until => {
                 let graceful = self.serving().map_or(Duration::ZERO, |generation| generation.plan.graceful_timeout);
@@ -316,97 +343,31 @@ impl Supervisor {
             Phase::Delaying { .. } => {
                 self.fix_slots();
                 self.fill(now);
+                self.make_room(now);
             }
             Phase::Stopping { .. } | Phase::Ending { .. } | Phase::Ended => {}
         }
+        self.answer_ready();
         self.collect(now);
     }
 
     /// Acts on every deadline that has passed.
     fn expire(&mut self, now: Instant) {
+        // First of all: it tells what is cut, and the workers' own deadlines are the same.
+        if let Phase::Stopping { deadline } = self.phase {
+            if deadline <= now {
+                self.graceful_over(now);
+            }
+        }
         for at in 0..self.generations.len() {
             self.expire_template(at, now);
             for slot in &mut self.generations[at].slots {
                 slot.backoff_until = slot.backoff_until.filter(|until| *until > now);
             }
-            let max_lifetime = self.generations[at].plan.max_lifetime;
-            for worker in self.generations[at].workers.clone() {
-                if worker.deadline(max_lifetime).is_some_and(|deadline| deadline <= now) {
-                    self.expire_worker(at, &worker, now);
-                }
+            for id in self.worker_ids(at) {
+                self.expire_worker(at, id, now);
             }
             self.expire_step(at, now);
-        }
-        if let Phase::Stopping { deadline } = self.phase {
-            if deadline <= now {
-                self.log(Level::Warn, "graceful_timeout is over: cutting what still runs".to_owned());
-                self.end(0, now);
-            }
-        }
-    }
-
-    fn expire_template(&mut self, at: usize, now: Instant) {
-        let generation = &mut self.generations[at];
-        let id = generation.id;
-        if generation.template.deadline().is_none_or(|deadline| deadline > now) {
-            return;
-        }
-        match generation.template {
-            Template::Starting { .. } => {
-                let limit = generation.plan.boot_timeout.as_secs_f64();
-                let proving = generation.state == State::Proving;
-                self.kill_template(at);
-                let reason = format!("not loaded within boot_timeout ({limit:.1}s)");
-                self.log(Level::Error, format!("template gen={id} {reason}: killed"));
-                if proving {
-                    self.refuse(id, failure(ProofStep::Import, reason), now);
-                }
-            }
-            Template::Backoff { .. } => {
-                generation.template = Template::Starting { deadline: now + generation.plan.boot_timeout };
-                self.actions.push(Action::StartTemplate { generation: id });
-            }
-            Template::Stopping { .. } | Template::Lost { .. } => self.kill_template(at),
-            Template::Ready { .. } | Template::Killed | Template::Gone => {}
-        }
-    }
-
-    fn expire_worker(&mut self, at: usize, worker: &Worker, now: Instant) {
-        let id = worker.id;
-        match worker.state {
-            WorkerState::Starting { .. } => {
-                let limit = self.generations[at].plan.boot_timeout.as_secs_f64();
-                self.kill(at, id, now);
-                if worker.pid.is_none() && matches!(self.generations[at].template, Template::Ready { .. }) {
-                    // Nothing is known of this fork, and what waits behind it in the template's channel would wait too.
-                    let line = format!("template gen={} does not fork: killed", self.generations[at].id);
-                    self.log(Level::Error, line);
-                    self.kill_template(at);
-                }
-                let reason = format!("the worker was not ready within boot_timeout ({limit:.1}s)");
-                self.boot_failed(at, &self.name(at, id), worker.slot, failure(ProofStep::Import, reason), now);
-            }
-            WorkerState::Opening { .. } => {
-                let line = format!("{} did not begin to serve: killed", self.name(at, id));
-                self.log(Level::Error, line);
-                self.slot_lost(at, worker, now);
-                self.kill(at, id, now);
-            }
-            WorkerState::Serving { due: None, .. } => self.mark_due(at, id, Due::Lifetime),
-            WorkerState::Closing { heard_by, deadline } if deadline > heard_by => {
-                let line = format!("{} did not confirm that it stopped accepting", self.name(at, id));
-                self.log(Level::Warn, line);
-                self.change(at, id, WorkerState::Draining { deadline }, now);
-            }
-            WorkerState::Closing { .. } | WorkerState::Draining { .. } => {
-                let line = format!("{} has not finished in time: killed", self.name(at, id));
-                self.log(Level::Warn, line);
-                self.kill(at, id, now);
-            }
-            WorkerState::Terminating { deadline, .. } if deadline <= now => self.kill(at, id, now),
-            WorkerState::Terminating { stuck, .. } => self.actions.push(Action::CheckStuck { worker: id, stuck }),
-            WorkerState::Exiting { .. } => self.kill(at, id, now),
-            WorkerState::Ready | WorkerState::Serving { due: Some(_), .. } | WorkerState::Killed { .. } => {}
         }
     }
 
@@ -417,36 +378,9 @@ impl Supervisor {
         }
     }
 
-    /// Gives workers that are due a successor; when that serves, the old one is surplus.
-    fn recycle(&mut self, now: Instant) {
-        let Some(at) = self.generations.iter().position(|generation| generation.state == State::Serving) else {
-            return;
-        };
-        if self.exchanging().is_some() {
-            return;
-        }
-        let wanted = self.wanted(at);
-        let generation = &self.generations[at];
-        let is_due = |worker: &&Worker| matches!(worker.state, WorkerState::Serving { due: Some(_), .. });
-        let due: Vec<Worker> = generation.workers.iter().filter(is_due).cloned().collect();
-        let mut replacing = due.iter().filter(|worker| generation.present_in(worker.slot).count() > 1).count();
-        for worker in due {
-            let slot = worker.slot;
-            let generation = &self.generations[at];
-            if slot.0 >= wanted {
-                continue;
-            }
-            let alone = generation.present_in(slot).count() == 1;
-            let rests = generation.slots[slot.0 as usize].backoff_until.is_some();
-            if alone && !rests && replacing < replacements_max(&generation.plan) {
-                replacing += 1;
-                self.spawn(at, slot, now);
-            }
-        }
-    }
-
     /// Gives every vacant slot a worker and lets those that wait serve.
     fn fill(&mut self, now: Instant) {
+        let taken_over = (0..self.generations.len()).any(|at| self.is_taking_over(at));
         for at in 0..self.generations.len() {
             let wanted = self.wanted(at);
             match self.generations[at].state {
@@ -455,6 +389,8 @@ impl Supervisor {
                         self.spawn(at, SlotIndex(0), now);
                     }
                 }
+                // Its workers must not begin to serve beside those who have just taken over.
+                State::Serving if taken_over => {}
                 State::Serving => {
                     for slot in self.generations[at].vacant(wanted) {
                         self.spawn(at, slot, now);
@@ -466,135 +402,10 @@ impl Supervisor {
         }
     }
 
-    /// Drains what serves beyond the wanted number: slots above it, all but the youngest that serve in one slot, and
-    /// abandoned workers whose places are taken.
-    fn drain_surplus(&mut self, now: Instant) {
-        if self.exchanging().is_some() {
-            return;
-        }
-        let Some(at) = self.generations.iter().position(|generation| generation.state == State::Serving) else {
-            return;
-        };
-        let wanted = self.wanted(at);
-        for worker in self.generations[at].workers.clone() {
-            let is_younger = |other: &Worker| other.id > worker.id && other.is_serving();
-            let outlived = self.generations[at].present_in(worker.slot).any(is_younger);
-            if (worker.slot.0 >= wanted || outlived)
-                && matches!(
-                    worker.state,
-                    WorkerState::Opening { .. } | WorkerState::Serving { .. } | WorkerState::Ready
-                )
-            {
-                self.drain(at, worker.id, now);
-            }
-        }
-        while self.generations.iter().map(Generation::serving).sum::<usize>() > wanted as usize {
-            if !self.generations.iter().any(|other| other.state == State::Abandoned && other.serving() > 0) {
-                return;
-            }
-            self.drain_other(at, now);
-        }
-    }
-
-    fn spawn(&mut self, at: usize, slot: SlotIndex, now: Instant) {
-        let generation = &mut self.generations[at];
-        if !matches!(generation.template, Template::Ready { .. }) {
-            return;
-        }
-        self.last_worker += 1;
-        let worker = WorkerId(self.last_worker);
-        let deadline = now + generation.plan.boot_timeout;
-        let prove = !generation.slots[slot.0 as usize].proved;
-        let state = WorkerState::Starting { deadline };
-        generation.workers.push(Worker { id: worker, slot, pid: None, state, since: now, born: now });
-        let generation = generation.id;
-        self.actions.push(Action::Spawn { generation, slot, worker, prove });
-    }
-
-    fn serve_ready(&mut self, at: usize, now: Instant) {
-        for worker in self.generations[at].workers.clone() {
-            if worker.state == WorkerState::Ready {
-                self.serve(at, worker.id, now);
-                self.progress(at, now);
-            }
-        }
-    }
-
-    fn serve(&mut self, at: usize, id: WorkerId, now: Instant) {
-        self.actions.push(Action::Serve { worker: id });
-        self.change(at, id, WorkerState::Opening { deadline: now + ANSWER_WITHIN }, now);
-    }
-
-    fn drain(&mut self, at: usize, id: WorkerId, now: Instant) {
-        self.actions.push(Action::Drain { worker: id });
-        let deadline = now + self.generations[at].plan.drain_timeout;
-        self.change(at, id, WorkerState::Closing { heard_by: now + ANSWER_WITHIN, deadline }, now);
-    }
-
-    /// SIGKILL, at most once in a worker's life.
-    fn kill(&mut self, at: usize, id: WorkerId, now: Instant) {
-        let Some(worker) = self.generations[at].worker(id) else {
-            return;
-        };
-        if !matches!(worker.state, WorkerState::Killed { .. }) {
-            self.actions.push(Action::Kill { worker: id });
-            self.change(at, id, WorkerState::Killed { at: now }, now);
-        }
-    }
-
-    fn stop_template(&mut self, at: usize, now: Instant) {
-        let generation = &mut self.generations[at];
-        match generation.template {
-            Template::Starting { .. } | Template::Lost { .. } => self.kill_template(at),
-            Template::Ready { .. } => {
-                generation.template = Template::Stopping { kill_at: now + TEMPLATE_STOP_WITHIN };
-                let generation = generation.id;
-                self.actions.push(Action::StopTemplate { generation });
-            }
-            Template::Backoff { .. } => generation.template = Template::Gone,
-            Template::Stopping { .. } | Template::Killed | Template::Gone => {}
-        }
-    }
-
-    fn kill_template(&mut self, at: usize) {
-        let generation = &mut self.generations[at];
-        match generation.template {
-            Template::Starting { .. } | Template::Ready { .. } | Template::Lost { .. } | Template::Stopping { .. } => {
-                generation.template = Template::Killed;
-                let generation = generation.id;
-                self.actions.push(Action::KillTemplate { generation });
-            }
-            Template::Backoff { .. } => generation.template = Template::Gone,
-            Template::Killed | Template::Gone => {}
-        }
-    }
-
-    /// The one place where a worker's state changes, and its log line.
-    fn change(&mut self, at: usize, id: WorkerId, to: WorkerState, now: Instant) {
-        let name = self.name(at, id);
-        let Some(worker) = self.generations[at].worker_mut(id) else {
-            return;
-        };
-        let after = now.saturating_duration_since(worker.since).as_millis();
-        let line = format!("{name} {} -> {} after={after}ms", worker.state.word(), to.word());
-        worker.state = to;
-        worker.since = now;
-        self.log(Level::Info, line);
-    }
-
-    fn change_generation(&mut self, at: usize, to: State) {
-        let generation = &mut self.generations[at];
-        let line = format!("generation gen={} {} -> {}", generation.id, generation.state.word(), to.word());
-        generation.state = to;
-        self.log(Level::Info, line);
-    }
-
     /// How many workers a generation should have.
     pub fn wanted_of(&self, generation: &Generation) -> u32 {
         match generation.state {
-            State::Proving | State::Rolling { .. } | State::Serving => {
-                (i64::from(generation.plan.workers) + i64::from(self.extra)).max(1) as u32
-            }
+            State::Proving | State::Rolling { .. } | State::Serving => self.target.wanted(&generation.plan),
             State::Draining | State::Abandoned => 0,
         }
     }
@@ -615,21 +426,17 @@ impl Supervisor {
         self.generations.iter().position(|generation| generation.id == id)
     }
 
-    fn name(&self, at: usize, id: WorkerId) -> String {
-        let generation = &self.generations[at];
-        match generation.worker(id) {
-            Some(Worker { slot, pid: Some(pid), .. }) => format!("worker gen={} slot={slot} pid={pid}", generation.id),
-            Some(Worker { slot, .. }) => format!("worker gen={} slot={slot} pid=?", generation.id),
-            None => format!("worker gen={} id={id}", generation.id),
-        }
+    fn serving_index(&self) -> Option<usize> {
+        self.generations.iter().position(|generation| generation.state == State::Serving)
     }
 
-    fn log(&mut self, level: Level, line: String) {
-        self.actions.push(Action::Log { level, line });
+    /// For going through workers while their states change.
+    fn worker_ids(&self, at: usize) -> Vec<WorkerId> {
+        self.generations[at].workers.iter().map(|worker| worker.id).collect()
     }
 
-    fn verdict(&mut self, generation: GenerationId, verdict: Verdict) {
-        self.actions.push(Action::Verdict { generation, verdict });
+    fn note(&mut self, note: Note) {
+        self.actions.push(Action::Note(note));
     }
 
     /// The sentences of this file's head. A broken one is a bug: it stops a debug build, and is logged in release.
@@ -639,57 +446,8 @@ impl Supervisor {
         let serving = self.generations.iter().filter(|g| g.state == State::Serving).count();
         debug_assert!(transactions <= 1 && serving <= 1, "{transactions} transactions, {serving} serving");
         if transactions > 1 || serving > 1 {
-            let line = format!("internal error: {transactions} generations in a transaction, {serving} serving");
-            self.log(Level::Error, line);
+            let text = format!("{transactions} generations in a transaction, {serving} serving");
+            self.note(Note::Broken { text });
         }
-    }
-}
-
-/// How long one exchange of workers may take.
-fn step_limit(plan: &Plan) -> Duration {
-    match plan.surge {
-        Surge::Workers(0) => plan.boot_timeout + plan.drain_timeout,
-        Surge::Workers(_) | Surge::All => plan.boot_timeout,
-    }
-}
-
-/// Replacements of due or stuck workers at once.
-fn replacements_max(plan: &Plan) -> usize {
-    match plan.surge {
-        Surge::Workers(surge) => surge.max(1) as usize,
-        Surge::All => plan.workers.max(1) as usize,
-    }
-}
-
-fn generation_deadline(generation: &Generation) -> Option<Instant> {
-    let step = match generation.state {
-        State::Rolling { step: Step::Asking { answer_by, .. }, .. } => Some(answer_by),
-        State::Rolling { step: Step::Exchanging { deadline }, .. } => Some(deadline),
-        State::Rolling { step: Step::Waiting | Step::Opening, .. }
-        | State::Proving
-        | State::Serving
-        | State::Draining
-        | State::Abandoned => None,
-    };
-    let max_lifetime = generation.plan.max_lifetime;
-    let workers = generation.workers.iter().filter_map(|worker| worker.deadline(max_lifetime));
-    // A backoff matters only to slots that are to be filled from here.
-    let rests = match generation.state {
-        State::Rolling { .. } | State::Serving => &generation.slots[..],
-        State::Proving | State::Draining | State::Abandoned => &[],
-    };
-    let vacant = |(index, _): &(usize, &Slot)| generation.present_in(SlotIndex(*index as u32)).next().is_none();
-    let rests = rests.iter().enumerate().filter(vacant).filter_map(|(_, slot)| slot.backoff_until);
-    workers.chain(rests).chain(generation.template.deadline()).chain(step).min()
-}
-
-fn failure(stage: ProofStep, reason: String) -> Failure {
-    Failure { stage, reason, details: String::new() }
-}
-
-fn on_new_line(details: &str) -> String {
-    match details.trim_end() {
-        "" => String::new(),
-        details => format!("\n{details}"),
     }
 }

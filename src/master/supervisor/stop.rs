@@ -2,18 +2,26 @@
 
 use std::time::{Duration, Instant};
 
-use log::Level;
-
-use super::generation::{State, Template};
+use super::generation::State;
+use super::template::Template;
 use super::worker::State as WorkerState;
-use super::{Action, Phase, Supervisor, Verdict, ANSWER_WITHIN, KILLED_WITHIN};
+use super::{Action, Phase, Supervisor, ANSWER_WITHIN};
+use crate::facts::note::Note;
+use crate::facts::outcome::End;
+
+/// After everything was killed only the kernel itself can keep a process; the master does not wait for it for ever.
+const ENDING_WITHIN: Duration = Duration::from_secs(5);
 
 impl Supervisor {
-    pub(super) fn on_stop(&mut self, now: Instant) {
+    /// TERM (`signal`), or a client's `stop`. Only a second signal is in a hurry: systemd sends the first one after
+    /// `ExecStop=forkmaster stop`.
+    pub(super) fn on_stop(&mut self, signal: bool, now: Instant) {
+        let again = self.term_taken && signal;
+        self.term_taken |= signal;
         match self.phase {
             Phase::Running => {}
-            Phase::Delaying { .. } | Phase::Stopping { .. } => return self.end(0, now),
-            Phase::Ending { .. } | Phase::Ended => return,
+            Phase::Delaying { .. } | Phase::Stopping { .. } if again => return self.end(0, now),
+            Phase::Delaying { .. } | Phase::Stopping { .. } | Phase::Ending { .. } | Phase::Ended => return,
         }
         let Some((graceful, delay)) =
             self.serving().map(|generation| (generation.plan.graceful_timeout, generation.plan.shutdown_delay))
@@ -21,10 +29,10 @@ impl Supervisor {
             // Nobody serves yet: there is nothing to finish.
             return self.end(0, now);
         };
-        self.log(Level::Info, "stopping: finishing what was begun".to_owned());
+        self.note(Note::Stopping);
+        self.answer_stopping();
         if let Some(id) = self.in_transaction().map(|generation| generation.id) {
-            self.verdict(id, Verdict::Stopped);
-            self.abandon(id, now);
+            self.abandon(id, End::Stopped, now);
         }
         if delay.is_zero() {
             self.stop_workers(now, graceful);
@@ -52,10 +60,37 @@ impl Supervisor {
                         let heard_by = now + ANSWER_WITHIN;
                         self.change(at, worker.id, WorkerState::Closing { heard_by, deadline }, now);
                     }
-                    WorkerState::Exiting { .. } | WorkerState::Killed { .. } => {}
+                    WorkerState::Finishing { .. } | WorkerState::Exiting { .. } | WorkerState::Killed { .. } => {}
                 }
             }
         }
+    }
+
+    /// Whoever still has requests is cut; whoever has none did not end by itself.
+    pub(super) fn graceful_over(&mut self, now: Instant) {
+        let (mut running, mut idle) = (0, Vec::new());
+        for generation in &self.generations {
+            let limit_s = generation.plan.graceful_timeout.as_secs_f64();
+            for worker in &generation.workers {
+                match &worker.state {
+                    WorkerState::Finishing { threads, .. } => {
+                        let (worker, threads) = (generation.name(worker), threads.clone());
+                        idle.push(Note::Held { worker, threads, limit_s });
+                    }
+                    WorkerState::Exiting { .. } | WorkerState::Killed { .. } => {}
+                    WorkerState::Starting { .. }
+                    | WorkerState::Ready
+                    | WorkerState::Opening { .. }
+                    | WorkerState::Serving { .. }
+                    | WorkerState::Closing { .. }
+                    | WorkerState::Draining { .. }
+                    | WorkerState::Terminating { .. } => running += 1,
+                }
+            }
+        }
+        self.note(Note::GracefulOver { running, idle: idle.len() });
+        idle.into_iter().for_each(|note| self.note(note));
+        self.end(0, now);
     }
 
     /// Kills what is left and exits with this code.
@@ -63,15 +98,16 @@ impl Supervisor {
         if matches!(self.phase, Phase::Ending { .. } | Phase::Ended) {
             return;
         }
-        self.phase = Phase::Ending { code, give_up: now + KILLED_WITHIN };
-        if let Some(id) = self.in_transaction().map(|generation| generation.id) {
-            self.verdict(id, Verdict::Stopped);
+        self.phase = Phase::Ending { code, give_up: now + ENDING_WITHIN };
+        self.answer_stopping();
+        if let Some((id, began)) = self.in_transaction().map(|generation| (generation.id, generation.began)) {
+            self.conclude(id, began, End::Stopped, now);
             // So that the deaths of its processes refuse nothing any more.
             self.index(id).into_iter().for_each(|at| self.change_generation(at, State::Abandoned));
         }
         self.actions.push(Action::CloseAllListeners);
         for at in 0..self.generations.len() {
-            self.kill_template(at);
+            self.kill_template(at, now);
             for worker in self.generations[at].workers.clone() {
                 self.kill(at, worker.id, now);
             }
@@ -90,7 +126,8 @@ impl Supervisor {
             let ending = matches!(self.phase, Phase::Ending { .. });
             if (done || ending) && generation.workers.is_empty() && generation.template == Template::Gone {
                 let id = generation.id;
-                self.log(Level::Info, format!("generation gen={id} {} -> gone", self.generations[at].state.word()));
+                let from = Some(self.generations[at].state.word());
+                self.note(Note::Generation { generation: id, from, to: "gone" });
                 self.actions.push(Action::Forget { generation: id });
                 self.generations.remove(at);
             }

@@ -1,10 +1,42 @@
-//! One worker process in the eyes of the master: its states, each with its own deadline. Only the supervisor
-//! changes them. The file never signals, waits or reads a clock.
+//! One worker process in the eyes of the master: its states, each with its own deadline, and the one place where they
+//! change.
+//!
+//! | State | Event | Next | What is done |
+//! |---|---|---|---|
+//! | - | a slot is vacant | Starting | the template is told to fork; the deadline is set before the fork |
+//! | Starting | ready | Ready | where its generation serves it is told to serve at once |
+//! | Starting | failed, leaves | Exiting | the slot rests and gets another; refused while proving |
+//! | Starting | deadline | Killed | as above |
+//! | Ready | its turn | Opening | told to serve |
+//! | Opening | serves | Serving | |
+//! | Opening | deadline | Killed | the slot gets another |
+//! | Serving | `max_*` reached | Serving, due | a successor first, then it drains |
+//! | Ready, Opening, Serving | superseded, scaled down, due and replaced | Closing | told to drain |
+//! | Ready, Opening, Serving, Closing | leaves by itself | Draining | the slot gets another |
+//! | Closing | confirms, or does not in time | Draining | |
+//! | Closing, Draining | the successor was refused | Opening | told to serve again |
+//! | Closing, Draining, Terminating | serves nothing any more | Finishing | only the interpreter's own end is missing |
+//! | Serving, Closing, Draining | a request over its limit, no sign of life | Terminating | stacks; takes nothing new |
+//! | Terminating | the request has ended after all | Draining | |
+//! | Terminating | only stuck requests are left, deadline | Killed | |
+//! | Closing, Draining, Finishing, Exiting | deadline | Killed | every request that is cut gets a line |
+//! | Opening, Serving | its channel is closed | Exiting | the slot gets another |
+//! | Killed | deadline | gone | given up: the kernel does not let it die |
+//! | any | exit | gone | one line with generation, slot, pid, cause, age |
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use forkmaster_wire::message::{Failure, SlotIndex, WorkerId};
+use forkmaster_wire::message::{SlotIndex, WorkerId};
+
+use super::dump::Dump;
+use super::pace::Boot;
+use super::{Action, Supervisor, ANSWER_WITHIN, KILLED_WITHIN};
+use crate::facts::note::Note;
+use crate::facts::outcome::Refusal;
+
+/// How often a terminated worker is asked whether only stuck requests are left.
+pub(super) const CHECK_STUCK_EVERY: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug)]
 pub struct Worker {
@@ -17,6 +49,9 @@ pub struct Worker {
     pub since: Instant,
     /// When the template was told to fork it.
     pub born: Instant,
+    pub dump: Dump,
+    /// Memory that it shares with nobody, as it said itself when it had booted.
+    pub private_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -33,13 +68,15 @@ pub enum State {
     Closing { heard_by: Instant, deadline: Instant },
     /// It accepts nothing new and finishes what was begun.
     Draining { deadline: Instant },
+    /// It serves nothing any more, and only the interpreter's own end is missing: it waits for these threads.
+    Finishing { kill_at: Instant, threads: Vec<String> },
     /// A request runs beyond its limit, or the worker gives no sign of life: it takes nothing new, and is killed
     /// once its replacement is ready (or `check_at` has passed) and only stuck requests are left.
     Terminating { stuck: Stuck, check_at: Instant, deadline: Instant },
     /// It has said why it ends, or its channel is closed without a word: it should be gone in a moment.
     Exiting { kill_at: Instant, said_why: bool },
     /// SIGKILL was sent, once. Only the exit is left.
-    Killed { at: Instant },
+    Killed { give_up: Instant },
 }
 
 /// Why a healthy worker is replaced.
@@ -65,10 +102,14 @@ pub enum Event {
     Forked {
         pid: i32,
     },
-    Ready,
-    Failed(Failure),
+    Ready(Boot),
+    Failed(Refusal),
     Serving,
     Draining,
+    /// It serves nothing any more: no request, no connection. It waits for these threads, which are not daemons.
+    Drained {
+        threads: Vec<String>,
+    },
     RequestsServed,
     Leaving {
         reason: String,
@@ -83,6 +124,8 @@ pub enum Event {
     },
     /// The answer to `Action::CheckStuck` where the stuck request has ended after all.
     Unstuck,
+    /// The answer to `Action::AskStacks`.
+    Stacks,
     /// Its channel is closed, or could not be made.
     ChannelLost,
     /// Reaped.
@@ -90,15 +133,17 @@ pub enum Event {
 }
 
 /// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exit {
     Code(i32),
     Signal {
         number: i32,
         core: bool,
     },
-    /// The fork failed or the process died before anyone knew its pid.
-    NeverBorn,
+    /// There never was a process, and this is why.
+    NeverBorn(Refusal),
+    /// Its channel was closed before anyone knew its pid: whoever was to fork it is gone.
+    LostAtBirth,
 }
 
 impl Worker {
@@ -109,6 +154,7 @@ impl Worker {
             State::Closing { .. }
             | State::Draining { .. }
             | State::Terminating { .. }
+            | State::Finishing { .. }
             | State::Exiting { .. }
             | State::Killed { .. } => false,
         }
@@ -127,20 +173,30 @@ impl Worker {
             | State::Ready
             | State::Draining { .. }
             | State::Terminating { .. }
+            | State::Finishing { .. }
             | State::Exiting { .. }
             | State::Killed { .. } => false,
         }
     }
 
-    /// When this state must be looked at again.
+    /// When it must be looked at again.
     pub fn deadline(&self, max_lifetime: Option<Duration>) -> Option<Instant> {
+        self.state_deadline(max_lifetime).into_iter().chain(self.dump.deadline()).min()
+    }
+
+    fn state_deadline(&self, max_lifetime: Option<Duration>) -> Option<Instant> {
         match self.state {
             State::Starting { deadline } | State::Opening { deadline } | State::Draining { deadline } => Some(deadline),
             State::Closing { heard_by, deadline } => Some(heard_by.min(deadline)),
-            State::Terminating { check_at, deadline, .. } => Some(check_at.min(deadline)),
-            State::Exiting { kill_at, .. } => Some(kill_at),
+            // Its stacks are waited for, since they are the reason why.
+            State::Terminating { check_at, deadline, .. } => match self.dump {
+                Dump::None => Some(check_at.min(deadline)),
+                Dump::Asked { .. } | Dump::Signalled { .. } => Some(deadline),
+            },
+            State::Exiting { kill_at, .. } | State::Finishing { kill_at, .. } => Some(kill_at),
+            State::Killed { give_up } => Some(give_up),
             State::Serving { since, due: None } => max_lifetime.map(|lifetime| since + lifetime),
-            State::Ready | State::Serving { due: Some(_), .. } | State::Killed { .. } => None,
+            State::Ready | State::Serving { due: Some(_), .. } => None,
         }
     }
 }
@@ -155,6 +211,7 @@ impl State {
             State::Serving { .. } => "serving",
             State::Closing { .. } => "closing",
             State::Draining { .. } => "draining",
+            State::Finishing { .. } => "finishing",
             State::Terminating { .. } => "terminating",
             State::Exiting { .. } => "exiting",
             State::Killed { .. } => "killed",
@@ -162,28 +219,193 @@ impl State {
     }
 }
 
-impl fmt::Display for Due {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Due {
+    pub fn word(self) -> &'static str {
+        match self {
             Due::Requests => "max_requests",
             Due::Lifetime => "max_lifetime",
             Due::Memory => "max_rss",
-        })
+        }
+    }
+}
+
+impl Exit {
+    /// As the reason that whoever asked hears: the true one, where there is one.
+    pub fn refusal(&self, what: &str) -> Refusal {
+        match self {
+            Exit::NeverBorn(refusal) => refusal.clone(),
+            Exit::Code(_) | Exit::Signal { .. } | Exit::LostAtBirth => Refusal::new(format!("{what}: {self}")),
+        }
     }
 }
 
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
+        match self {
             Exit::Code(code) => write!(f, "exit code {code}"),
             Exit::Signal { number, core } => {
-                match nix::sys::signal::Signal::try_from(number) {
+                match nix::sys::signal::Signal::try_from(*number) {
                     Ok(signal) => f.write_str(signal.as_str())?,
                     Err(_) => write!(f, "signal {number}")?,
                 }
-                f.write_str(if core { " (core dumped)" } else { "" })
+                f.write_str(if *core { " (core dumped)" } else { "" })
             }
-            Exit::NeverBorn => f.write_str("died before it was known"),
+            Exit::NeverBorn(refusal) => write!(f, "never born: {}", refusal.reason),
+            Exit::LostAtBirth => f.write_str("died before it was known"),
         }
+    }
+}
+
+impl Supervisor {
+    /// The one place where a worker's state changes, and its log line.
+    pub(super) fn change(&mut self, at: usize, id: WorkerId, to: State, now: Instant) {
+        let generation = &mut self.generations[at];
+        let Some(worker) = generation.worker_mut(id) else { return };
+        let after = now.saturating_duration_since(worker.since);
+        let from = std::mem::replace(&mut worker.state, to);
+        let to = worker.state.word();
+        // A new deadline for the same state is no news.
+        if from.word() == to {
+            return;
+        }
+        worker.since = now;
+        let worker = worker.clone();
+        let worker = generation.name(&worker);
+        let after_ms = after.as_millis() as u64;
+        self.note(Note::Worker { worker, from: Some(from.word()), to, after_ms });
+    }
+
+    /// Tells the template to fork a worker for the slot, if it takes another one now and there is room.
+    pub(super) fn spawn(&mut self, at: usize, slot: SlotIndex, now: Instant) {
+        let free = self.free_processes();
+        let generation = &mut self.generations[at];
+        if !generation.template.takes_spawns(generation.unborn()) {
+            return;
+        }
+        if free == Some(0) {
+            generation.denied += 1;
+            return;
+        }
+        self.last_worker += 1;
+        let id = WorkerId(self.last_worker);
+        let state = State::Starting { deadline: now + generation.plan.boot_timeout };
+        let prove = !generation.slot_mut(slot).proved;
+        let max_requests = max_requests(generation.plan.max_requests, generation.plan.max_requests_jitter, id);
+        let (pid, dump, private_bytes) = (None, Dump::None, 0);
+        generation.workers.push(Worker { id, slot, pid, state, since: now, born: now, dump, private_bytes });
+        let generation = generation.id;
+        self.actions.push(Action::Spawn { generation, slot, worker: id, prove, max_requests });
+        self.watch_forks(at, false, now);
+    }
+
+    pub(super) fn serve_ready(&mut self, at: usize, now: Instant) {
+        for id in self.worker_ids(at) {
+            if self.generations[at].worker(id).is_some_and(|worker| worker.state == State::Ready) {
+                self.serve(at, id, now);
+                self.progress(at, now);
+            }
+        }
+    }
+
+    pub(super) fn serve(&mut self, at: usize, id: WorkerId, now: Instant) {
+        self.serve_within(at, id, ANSWER_WITHIN, now);
+    }
+
+    pub(super) fn serve_within(&mut self, at: usize, id: WorkerId, limit: Duration, now: Instant) {
+        self.actions.push(Action::Serve { worker: id });
+        self.change(at, id, State::Opening { deadline: now + limit }, now);
+    }
+
+    pub(super) fn drain(&mut self, at: usize, id: WorkerId, now: Instant) {
+        let keep = self.without_heir(at);
+        self.actions.push(Action::Drain { worker: id, keep });
+        let generation = &self.generations[at];
+        let (drain, graceful) = (generation.plan.drain_timeout, generation.plan.graceful_timeout);
+        let deadline = now + if generation.condemned { drain.min(graceful) } else { drain };
+        self.change(at, id, State::Closing { heard_by: now + ANSWER_WITHIN, deadline }, now);
+    }
+
+    /// SIGKILL, at most once in a worker's life.
+    pub(super) fn kill(&mut self, at: usize, id: WorkerId, now: Instant) {
+        let Some(worker) = self.generations[at].worker(id) else { return };
+        if !matches!(worker.state, State::Killed { .. }) {
+            self.actions.push(Action::Kill { worker: id });
+            self.change(at, id, State::Killed { give_up: now + KILLED_WITHIN }, now);
+        }
+    }
+
+    pub(super) fn expire_worker(&mut self, at: usize, id: WorkerId, now: Instant) {
+        let generation = &self.generations[at];
+        let (max_lifetime, boot_timeout) = (generation.plan.max_lifetime, generation.plan.boot_timeout);
+        let Some(worker) = generation.worker(id).cloned() else { return };
+        self.expire_dump(at, &worker, now);
+        if worker.state_deadline(max_lifetime).is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        let name = self.generations[at].name(&worker);
+        match worker.state {
+            State::Starting { .. } => {
+                let limit = boot_timeout.as_secs_f64();
+                self.kill(at, id, now);
+                let reason = format!("the worker was not ready within boot_timeout ({limit:.1}s)");
+                self.boot_failed(at, name, Refusal::new(reason), now);
+            }
+            State::Opening { .. } => {
+                self.note(Note::DidNotServe { worker: name });
+                self.slot_lost(at, &worker, now);
+                self.kill(at, id, now);
+            }
+            State::Serving { due: None, .. } => self.mark_due(at, id, Due::Lifetime),
+            State::Closing { heard_by, deadline } if deadline > heard_by => {
+                self.note(Note::DidNotConfirm { worker: name });
+                self.change(at, id, State::Draining { deadline }, now);
+            }
+            State::Closing { .. } | State::Draining { .. } => {
+                self.note(Note::NotFinished { worker: name });
+                self.kill(at, id, now);
+            }
+            State::Finishing { threads, .. } => {
+                let limit_s = self.generations[at].plan.graceful_timeout.as_secs_f64();
+                self.note(Note::Held { worker: name, threads, limit_s });
+                self.kill(at, id, now);
+            }
+            State::Terminating { deadline, .. } if deadline <= now => self.kill(at, id, now),
+            State::Terminating { stuck, .. } => self.actions.push(Action::CheckStuck { worker: id, stuck }),
+            State::Exiting { .. } => self.kill(at, id, now),
+            State::Killed { .. } => {
+                self.note(Note::WontDie { worker: name });
+                self.generations[at].workers.retain(|worker| worker.id != id);
+                self.watch_forks(at, false, now);
+            }
+            State::Ready | State::Serving { due: Some(_), .. } => {}
+        }
+    }
+}
+
+/// `max_requests` with its jitter, spread evenly by the worker's number, so that workers that started together do
+/// not end together.
+fn max_requests(max: u64, jitter: u64, worker: WorkerId) -> Option<u64> {
+    if max == 0 {
+        return None;
+    }
+    // Fibonacci hashing: consecutive numbers are spread over the whole range.
+    let spread = worker.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let spread = (u128::from(spread) * (u128::from(jitter) + 1)) >> 64;
+    Some(max.saturating_add(spread as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_that_started_together_do_not_end_together() {
+        let limits: Vec<u64> = (1..=8).filter_map(|id| max_requests(100, 50, WorkerId(id))).collect();
+        assert!(limits.iter().all(|limit| (100..=150).contains(limit)), "{limits:?}");
+        let mut sorted = limits.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        assert_eq!(sorted.len(), limits.len(), "{limits:?}");
+        assert_eq!(max_requests(0, 50, WorkerId(1)), None);
     }
 }

@@ -66,6 +66,9 @@ fn write_generation(text: &mut String, generation: &Generation) -> std::fmt::Res
         generation.release.display(),
         generation.python.as_deref().unwrap_or("-")
     )?;
+    if let Some(waiting) = &generation.waiting {
+        writeln!(text, "  waits for {waiting}")?;
+    }
     writeln!(text, "  template pid {} {}", pid(generation.template.pid), generation.template.state)?;
     generation.workers.iter().try_for_each(|worker| write_worker(text, worker))
 }

@@ -1,0 +1,429 @@
+//! What happened, as data. `Display` is the line of the log, word for word an interface; `Serialize` is the same for
+//! programs. A note decides nothing and writes nothing.
+
+use std::fmt;
+
+use forkmaster_wire::message::{GenerationId, SlotIndex};
+use log::Level;
+use serde::Serialize;
+
+use super::outcome::Refusal;
+
+/// A worker as log lines name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct WorkerName {
+    pub generation: GenerationId,
+    pub slot: SlotIndex,
+    /// Not known until it was forked.
+    pub pid: Option<i32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Note {
+    /// A generation's state has changed; `from` is empty for a new one.
+    Generation {
+        generation: GenerationId,
+        from: Option<&'static str>,
+        to: &'static str,
+    },
+    /// The candidate is ready.
+    Proved {
+        generation: GenerationId,
+        after_ms: u64,
+    },
+    Superseded {
+        generation: GenerationId,
+        by: GenerationId,
+    },
+    /// A reload ended without effect. Without a number it was refused before it had a generation.
+    Refused {
+        generation: Option<GenerationId>,
+        refusal: Refusal,
+    },
+    /// How it takes over: so many workers at once, out of how many, and what one costs. 0 bytes: not measured.
+    Rolling {
+        generation: GenerationId,
+        at_once: u32,
+        of: u32,
+        boots: u32,
+        bytes_each: u64,
+        bytes_free: Option<u64>,
+    },
+    /// There is no room for its next worker until processes of these generations have ended.
+    Waiting {
+        generation: GenerationId,
+        leaving: usize,
+        of: Vec<GenerationId>,
+        max_processes: Option<u32>,
+    },
+    /// Leftover processes whose time has become short.
+    LeftoversCut {
+        generation: GenerationId,
+        processes: usize,
+        within_s: f64,
+        why: String,
+    },
+    /// HUP after TERM.
+    ReloadIgnored,
+    /// It rolls although the predecessor could not take its places back: its template is gone or does not answer.
+    NoWayBack {
+        generation: GenerationId,
+        predecessor: GenerationId,
+        killed: bool,
+    },
+
+    /// A template's state has changed.
+    Template {
+        generation: GenerationId,
+        from: &'static str,
+        to: &'static str,
+    },
+    TemplateGone {
+        generation: GenerationId,
+        from: &'static str,
+        cause: String,
+        expected: bool,
+    },
+    /// It could not be started again.
+    TemplateFailed {
+        generation: GenerationId,
+        refusal: Refusal,
+    },
+    TemplateLate {
+        generation: GenerationId,
+        limit_s: f64,
+    },
+    TemplateBroken {
+        generation: GenerationId,
+        reason: String,
+    },
+    TemplateDoesNotFork {
+        generation: GenerationId,
+        limit_s: f64,
+    },
+    TemplateWontDie {
+        generation: GenerationId,
+    },
+
+    /// A worker's state has changed; `from` is empty for a new one.
+    Worker {
+        worker: WorkerName,
+        from: Option<&'static str>,
+        to: &'static str,
+        after_ms: u64,
+    },
+    WorkerGone {
+        worker: WorkerName,
+        from: &'static str,
+        cause: String,
+        age_s: f64,
+        expected: bool,
+    },
+    WorkerLeaves {
+        worker: WorkerName,
+        reason: String,
+    },
+    /// A worker of a rolling generation.
+    BootFailed {
+        worker: WorkerName,
+        count: u32,
+        max: u32,
+        refusal: Refusal,
+    },
+    /// A worker of the generation that serves.
+    BootFailedAgain {
+        worker: WorkerName,
+        next_s: f64,
+        refusal: Refusal,
+    },
+    /// It reached `max_requests` and the like.
+    Due {
+        worker: WorkerName,
+        why: &'static str,
+    },
+    DidNotServe {
+        worker: WorkerName,
+    },
+    DidNotConfirm {
+        worker: WorkerName,
+    },
+    NotFinished {
+        worker: WorkerName,
+    },
+    WontDie {
+        worker: WorkerName,
+    },
+    /// It served nothing any more, and did not end.
+    Held {
+        worker: WorkerName,
+        threads: Vec<String>,
+        limit_s: f64,
+    },
+
+    Scaled {
+        by: i32,
+        wanted: u32,
+    },
+    ScaleRefused {
+        by: i32,
+        refusal: Refusal,
+    },
+    Stopping,
+    /// So many processes still had requests, so many others only had not ended.
+    GracefulOver {
+        running: usize,
+        idle: usize,
+    },
+    /// A rule that always holds does not.
+    Broken {
+        text: String,
+    },
+}
+
+impl Note {
+    pub fn level(&self) -> Level {
+        match self {
+            Note::TemplateGone { expected, .. } | Note::WorkerGone { expected, .. } => match expected {
+                true => Level::Info,
+                false => Level::Error,
+            },
+            Note::Template { from, to, .. } if matches!((*from, *to), ("ready", "forking") | ("forking", "ready")) => {
+                Level::Debug
+            }
+            Note::Generation { .. }
+            | Note::Proved { .. }
+            | Note::Superseded { .. }
+            | Note::Template { .. }
+            | Note::Worker { .. }
+            | Note::WorkerLeaves { .. }
+            | Note::Due { .. }
+            | Note::Rolling { .. }
+            | Note::Scaled { .. }
+            | Note::Stopping => Level::Info,
+            Note::ReloadIgnored
+            | Note::NoWayBack { .. }
+            | Note::DidNotConfirm { .. }
+            | Note::NotFinished { .. }
+            | Note::ScaleRefused { .. }
+            | Note::Waiting { .. }
+            | Note::LeftoversCut { .. }
+            | Note::Held { .. }
+            | Note::GracefulOver { .. } => Level::Warn,
+            Note::Refused { .. }
+            | Note::TemplateFailed { .. }
+            | Note::TemplateLate { .. }
+            | Note::TemplateBroken { .. }
+            | Note::TemplateDoesNotFork { .. }
+            | Note::TemplateWontDie { .. }
+            | Note::BootFailed { .. }
+            | Note::BootFailedAgain { .. }
+            | Note::DidNotServe { .. }
+            | Note::WontDie { .. }
+            | Note::Broken { .. } => Level::Error,
+        }
+    }
+}
+
+impl fmt::Display for WorkerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let WorkerName { generation, slot, pid } = self;
+        match pid {
+            Some(pid) => write!(f, "worker gen={generation} slot={slot} pid={pid}"),
+            None => write!(f, "worker gen={generation} slot={slot} pid=?"),
+        }
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Note::Generation { generation, from: None, to } => write!(f, "generation gen={generation} -> {to}"),
+            Note::Generation { generation, from: Some(from), to } => {
+                write!(f, "generation gen={generation} {from} -> {to}")
+            }
+            Note::Proved { generation, after_ms } => {
+                write!(f, "generation gen={generation} proved after={after_ms}ms")
+            }
+            Note::Superseded { generation, by } => write!(f, "generation gen={generation} superseded by gen={by}"),
+            Note::Refused { generation: Some(generation), refusal } => {
+                write!(f, "generation gen={generation} refused: {}{}", refusal.reason, refusal.details_below())
+            }
+            Note::Refused { generation: None, refusal } => {
+                write!(f, "reload refused, nothing has changed: {}{}", refusal.reason, refusal.details_below())
+            }
+            Note::Rolling { generation, at_once, of, boots, bytes_each, bytes_free } => {
+                write!(f, "generation gen={generation} rolling: {} at once", (*at_once).max(1))?;
+                match (bytes_each, bytes_free) {
+                    (1.., Some(free)) => write!(f, " ({} each, {} free)", Size(*bytes_each), Size(*free))?,
+                    (0, _) | (_, None) => {}
+                }
+                if at_once < of && bytes_free.is_some() {
+                    write!(f, ": not all {of} fit beside the old ones")?;
+                }
+                if boots < at_once {
+                    write!(f, ", {boots} boot at a time")?;
+                }
+                Ok(())
+            }
+            Note::Waiting { generation, leaving, of, max_processes } => {
+                write!(f, "generation gen={generation} waits for room for a worker")?;
+                if let Some(max) = max_processes {
+                    write!(f, " (max_processes = {max})")?;
+                }
+                write!(f, ": {leaving} processes leave")?;
+                for generation in of {
+                    write!(f, " gen={generation}")?;
+                }
+                Ok(())
+            }
+            Note::LeftoversCut { generation, processes, within_s, why } => write!(
+                f,
+                "leftovers gen={generation}: {processes} processes have graceful_timeout ({within_s:.1}s) to finish, then \
+                 their requests are cut: {why}"
+            ),
+            Note::ReloadIgnored => f.write_str("reload ignored: the master was told to stop"),
+            Note::NoWayBack { generation, predecessor, killed } => {
+                let what = if *killed { "does not answer: killed;" } else { "is not there:" };
+                write!(f, "template gen={predecessor} {what} gen={generation} rolls without a way back")
+            }
+
+            Note::Template { generation, from, to } => write!(f, "template gen={generation} {from} -> {to}"),
+            Note::TemplateGone { generation, from, cause, .. } => {
+                write!(f, "template gen={generation} {from} -> gone cause=\"{cause}\"")
+            }
+            Note::TemplateFailed { generation, refusal } => write!(
+                f,
+                "template gen={generation} failed: {}; its workers cannot be replaced until it starts{}",
+                refusal.reason,
+                refusal.details_below()
+            ),
+            Note::TemplateLate { generation, limit_s } => {
+                write!(f, "template gen={generation} not loaded within boot_timeout ({limit_s:.1}s): killed")
+            }
+            Note::TemplateBroken { generation, reason } => {
+                write!(f, "template gen={generation} is broken: {reason}; killed")
+            }
+            Note::TemplateDoesNotFork { generation, limit_s } => write!(
+                f,
+                "template gen={generation} does not fork: killed. It forked nothing for {limit_s:.1}s: it is stopped, \
+                 or a fork handler of the application waits"
+            ),
+            Note::TemplateWontDie { generation } => {
+                write!(f, "template gen={generation} is still there after SIGKILL (state D?): given up")
+            }
+
+            Note::Worker { worker, from: None, to, .. } => write!(f, "{worker} -> {to}"),
+            Note::Worker { worker, from: Some(from), to, after_ms } => {
+                write!(f, "{worker} {from} -> {to} after={after_ms}ms")
+            }
+            Note::WorkerGone { worker, from, cause, age_s, .. } => {
+                write!(f, "{worker} {from} -> gone cause=\"{cause}\" age={age_s:.3}s")
+            }
+            Note::WorkerLeaves { worker, reason } => write!(f, "{worker} leaves: {reason}"),
+            Note::BootFailed { worker, count, max, refusal } => {
+                write!(f, "{worker} failed to boot ({count} of {max}): {}{}", refusal.reason, refusal.details_below())
+            }
+            Note::BootFailedAgain { worker, next_s, refusal } => write!(
+                f,
+                "{worker} failed to boot, next try in {next_s:.1}s: {}{}",
+                refusal.reason,
+                refusal.details_below()
+            ),
+            Note::Due { worker, why } => write!(f, "{worker} reached {why}: replacing it"),
+            Note::DidNotServe { worker } => write!(f, "{worker} did not begin to serve: killed"),
+            Note::DidNotConfirm { worker } => write!(f, "{worker} did not confirm that it stopped accepting"),
+            Note::NotFinished { worker } => write!(f, "{worker} has not finished in time: killed"),
+            Note::WontDie { worker } => {
+                write!(f, "{worker} is still there after SIGKILL (state D?): given up")
+            }
+
+            Note::Held { worker, threads, limit_s } if threads.is_empty() => write!(
+                f,
+                "{worker} served nothing any more, but the interpreter did not end within graceful_timeout \
+                 ({limit_s:.1}s): killed"
+            ),
+            Note::Held { worker, threads, limit_s } => {
+                let (verb, threads) = (if threads.len() == 1 { "is not a daemon" } else { "are not daemons" }, quoted(threads));
+                write!(
+                    f,
+                    "{worker} served nothing any more, but did not end within graceful_timeout ({limit_s:.1}s), since \
+                     {threads} {verb}: killed"
+                )
+            }
+
+            Note::Scaled { by, wanted } => write!(f, "scaled by {by:+}: {wanted} workers wanted"),
+            Note::ScaleRefused { by, refusal } => write!(f, "not scaled by {by:+}: {}", refusal.reason),
+            Note::Stopping => f.write_str("stopping: finishing what was begun"),
+            Note::GracefulOver { running: 0, idle } => {
+                write!(f, "graceful_timeout is over: killing {idle} processes that serve nothing and do not end")
+            }
+            Note::GracefulOver { .. } => f.write_str("graceful_timeout is over: cutting what still runs"),
+            Note::Broken { text } => write!(f, "internal error: {text}"),
+        }
+    }
+}
+
+/// Bytes as people read them.
+struct Size(u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MIB: u64 = 1024 * 1024;
+        match self.0 {
+            bytes if bytes < 1024 * MIB => write!(f, "{} MiB", bytes / MIB),
+            bytes => write!(f, "{:.1} GiB", bytes as f64 / (1024 * MIB) as f64),
+        }
+    }
+}
+
+/// thread 'a', thread 'b'
+fn quoted(threads: &[String]) -> String {
+    threads.iter().map(|name| format!("thread '{name}'")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_a_line_for_people_and_an_object_for_programs() {
+        let worker = WorkerName { generation: GenerationId(3), slot: SlotIndex(1), pid: Some(77) };
+        let note = Note::Worker { worker, from: Some("starting"), to: "ready", after_ms: 12 };
+        assert_eq!(note.to_string(), "worker gen=3 slot=1 pid=77 starting -> ready after=12ms");
+        let json = serde_json::to_value(&note).unwrap();
+        assert_eq!(
+            (&json["event"], &json["worker"]["pid"], &json["to"]),
+            (&"worker".into(), &77.into(), &"ready".into())
+        );
+    }
+
+    #[test]
+    fn a_roll_says_what_was_decided_and_why() {
+        const MIB: u64 = 1024 * 1024;
+        let roll = |at_once, boots, free| Note::Rolling {
+            generation: GenerationId(7),
+            at_once,
+            of: 8,
+            boots,
+            bytes_each: 62 * MIB,
+            bytes_free: Some(free),
+        };
+        assert_eq!(
+            roll(8, 8, 3174 * MIB).to_string(),
+            "generation gen=7 rolling: 8 at once (62 MiB each, 3.1 GiB free)"
+        );
+        assert_eq!(
+            roll(2, 2, 150 * MIB).to_string(),
+            "generation gen=7 rolling: 2 at once (62 MiB each, 150 MiB free): not all 8 fit beside the old ones"
+        );
+        assert!(roll(8, 2, 3174 * MIB).to_string().ends_with(", 2 boot at a time"));
+    }
+
+    #[test]
+    fn whoever_held_a_process_is_named() {
+        let worker = WorkerName { generation: GenerationId(3), slot: SlotIndex(1), pid: Some(77) };
+        let line = Note::Held { worker, threads: vec!["bg".to_owned()], limit_s: 25.0 }.to_string();
+        assert!(line.contains("thread 'bg' is not a daemon"), "{line}");
+    }
+}

@@ -1,0 +1,98 @@
+//! How something that was asked for ended: what whoever asked hears, and what `status` tells of the latest reload.
+//! Plain data; it decides nothing and sends nothing.
+
+use std::time::Duration;
+
+use forkmaster_wire::message::{Failure, GenerationId};
+use serde::Serialize;
+
+use super::snapshot::LastReload;
+use crate::exit_code::ExitCode;
+
+/// Why something was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Refusal {
+    pub reason: String,
+    /// The Python traceback, or nothing.
+    pub details: String,
+    /// What the master exits with where this ends a first start.
+    #[serde(skip)]
+    pub exit_code: ExitCode,
+}
+
+/// The answer to one ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A reload that was waited for has ended.
+    Reload(Reload),
+    /// A reload that nobody waits for has begun.
+    Begun { generation: GenerationId },
+    /// A worker serves.
+    Ready,
+    /// So many workers are wanted now.
+    Scaled { workers: u32 },
+    /// The master stops; the connection ends with it.
+    Stopping,
+    /// Not done.
+    Refused(Refusal),
+}
+
+/// How a reload (or the first start) ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reload {
+    /// None: refused before it had a number.
+    pub generation: Option<GenerationId>,
+    pub took: Duration,
+    pub end: End,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    Committed,
+    Refused(Refusal),
+    /// A later reload came before this one was done.
+    Superseded {
+        by: GenerationId,
+    },
+    /// TERM came first.
+    Stopped,
+}
+
+impl Refusal {
+    pub fn new(reason: impl Into<String>) -> Refusal {
+        Refusal { reason: reason.into(), details: String::new(), exit_code: ExitCode::Unavailable }
+    }
+
+    /// The master stops: nothing new is begun.
+    pub fn stopping() -> Refusal {
+        Refusal::new("the master was told to stop")
+    }
+
+    /// The details as the lines below a log line, or nothing.
+    pub fn details_below(&self) -> String {
+        match self.details.trim_end() {
+            "" => String::new(),
+            details => format!("\n{details}"),
+        }
+    }
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Refusal {
+        Refusal { details: failure.details, ..Refusal::new(failure.reason) }
+    }
+}
+
+impl Reload {
+    /// For `status`, and for whoever asked.
+    pub fn shown(&self) -> LastReload {
+        let (reason, details) = match &self.end {
+            End::Committed => (String::new(), String::new()),
+            End::Refused(refusal) => (refusal.reason.clone(), refusal.details.clone()),
+            End::Superseded { by } => (format!("superseded by a later reload (generation {by})"), String::new()),
+            End::Stopped => (Refusal::stopping().reason, String::new()),
+        };
+        let (ok, took_s) = (self.end == End::Committed, self.took.as_secs_f64());
+        LastReload { ok, generation: self.generation, reason, details, took_s }
+    }
+}

@@ -1,0 +1,105 @@
+//! Replacing workers of the generation that serves: those that are due (`max_requests` and the like), those that are
+//! stuck, and those beyond the wanted number. A healthy worker serves until its successor does.
+
+use std::time::Instant;
+
+use forkmaster_wire::message::WorkerId;
+
+use super::generation::{Generation, Plan, State, Surge};
+use super::worker::{Due, State as WorkerState, Stuck, Worker};
+use super::{Action, Supervisor};
+use crate::facts::note::Note;
+
+impl Supervisor {
+    pub(super) fn mark_due(&mut self, at: usize, id: WorkerId, why: Due) {
+        let generation = &mut self.generations[at];
+        let Some(worker) = generation.worker_mut(id) else { return };
+        if let WorkerState::Serving { due, .. } = &mut worker.state {
+            *due = Some(why);
+            let worker = worker.clone();
+            let worker = generation.name(&worker);
+            self.note(Note::Due { worker, why: why.word() });
+        }
+    }
+
+    /// Gives workers that are due a successor; when that serves, the old one is surplus.
+    pub(super) fn recycle(&mut self, now: Instant) {
+        let Some(at) = self.serving_index() else { return };
+        if self.exchanging().is_some() {
+            return;
+        }
+        let wanted = self.wanted(at);
+        let generation = &self.generations[at];
+        let is_due = |worker: &&Worker| matches!(worker.state, WorkerState::Serving { due: Some(_), .. });
+        let due: Vec<Worker> = generation.workers.iter().filter(is_due).cloned().collect();
+        let mut replacing = due.iter().filter(|worker| generation.present_in(worker.slot).count() > 1).count();
+        for worker in due {
+            let slot = worker.slot;
+            let generation = &self.generations[at];
+            if slot.0 >= wanted {
+                continue;
+            }
+            let alone = generation.present_in(slot).count() == 1;
+            let rests = generation.slots[slot.0 as usize].backoff_until.is_some();
+            // Whoever leaves may keep its idle connections for a while, and its successor needs room.
+            let crowded = generation.leaving() + replacing >= wanted as usize;
+            if alone && !rests && !crowded && replacing < replacements_max(&generation.plan) {
+                replacing += 1;
+                self.spawn(at, slot, now);
+            }
+        }
+    }
+
+    /// Drains what serves beyond the wanted number: slots above it, all but the youngest that serve in one slot, and
+    /// abandoned workers whose places are taken.
+    pub(super) fn drain_surplus(&mut self, now: Instant) {
+        if self.exchanging().is_some() {
+            return;
+        }
+        let Some(at) = self.serving_index() else { return };
+        let wanted = self.wanted(at);
+        for worker in self.generations[at].workers.clone() {
+            let is_younger = |other: &Worker| other.id > worker.id && other.is_serving();
+            let outlived = self.generations[at].present_in(worker.slot).any(is_younger);
+            if (worker.slot.0 >= wanted || outlived)
+                && matches!(
+                    worker.state,
+                    WorkerState::Opening { .. } | WorkerState::Serving { .. } | WorkerState::Ready
+                )
+            {
+                self.drain(at, worker.id, now);
+            }
+        }
+        while self.generations.iter().map(Generation::serving).sum::<usize>() > wanted as usize {
+            if !self.generations.iter().any(|other| other.state == State::Abandoned && other.serving() > 0) {
+                return;
+            }
+            self.drain_other(at, now);
+        }
+    }
+
+    /// Whether one more worker of this generation may be given up for being stuck.
+    pub(super) fn may_terminate(&self, at: usize) -> bool {
+        let generation = &self.generations[at];
+        let terminating = |worker: &&Worker| matches!(worker.state, WorkerState::Terminating { .. });
+        generation.workers.iter().filter(terminating).count() < replacements_max(&generation.plan)
+    }
+
+    pub(super) fn terminate(&mut self, at: usize, id: WorkerId, stuck: Stuck, now: Instant) {
+        let plan = &self.generations[at].plan;
+        let (graceful, drain_timeout) = (plan.graceful_timeout, plan.drain_timeout);
+        self.ask_stacks(at, id, now);
+        self.actions.push(Action::Retire { worker: id });
+        let (check_at, deadline) = (now + graceful, now + drain_timeout.max(graceful));
+        self.change(at, id, WorkerState::Terminating { stuck, check_at, deadline }, now);
+    }
+}
+
+/// Replacements of due or stuck workers at once.
+fn replacements_max(plan: &Plan) -> usize {
+    match plan.surge {
+        Surge::Workers(surge) => surge.max(1) as usize,
+        Surge::Auto => 1,
+        Surge::All => plan.workers.max(1) as usize,
+    }
+}

@@ -1,0 +1,364 @@
+//! What workers say of themselves and what became of them: each report is noted in the state that it concerns. What
+//! follows for slots and generations is `settle`'s and `transaction`'s.
+
+use std::time::{Duration, Instant};
+
+use forkmaster_wire::message::WorkerId;
+
+use super::generation::State;
+use super::worker::{Due, Event, Exit, State as WorkerState, Worker, CHECK_STUCK_EVERY};
+use super::{Action, Supervisor, EXIT_WITHIN};
+use crate::facts::note::{Note, WorkerName};
+use crate::facts::outcome::Refusal;
+
+/// Boots that may fail while a proved generation rolls; the first one could be an accident.
+const FAILED_BOOTS_MAX: u32 = 3;
+
+impl Supervisor {
+    pub(super) fn on_worker(&mut self, id: WorkerId, event: Event, now: Instant) {
+        let Some(at) = self.generations.iter().position(|generation| generation.worker(id).is_some()) else {
+            // It was given up, and a template that had been stopped forks it after all.
+            if let Event::Forked { .. } = event {
+                self.actions.push(Action::Kill { worker: id });
+            }
+            return;
+        };
+        let may_terminate = self.may_terminate(at);
+        let generation = &mut self.generations[at];
+        let (drain_timeout, graceful) = (generation.plan.drain_timeout, generation.plan.graceful_timeout);
+        let Some(worker) = generation.worker_mut(id) else { return };
+        let (state, before) = (worker.state.clone(), worker.clone());
+        let name = generation.name(&before);
+        use WorkerState as S;
+        match (state, event) {
+            (state, Event::Forked { pid }) => {
+                if before.pid.is_none() {
+                    self.born(at, id, pid, now);
+                    // It was given up before anyone knew its pid.
+                    if matches!(state, S::Killed { .. }) {
+                        self.actions.push(Action::Kill { worker: id });
+                    }
+                }
+            }
+
+            (S::Starting { .. }, Event::Ready(boot)) => {
+                self.change(at, id, S::Ready, now);
+                self.progress(at, now);
+                let generation = &mut self.generations[at];
+                if let Some(worker) = generation.worker_mut(id) {
+                    worker.private_bytes = boot.private_bytes;
+                }
+                if generation.state == State::Proving {
+                    generation.candidate = boot;
+                }
+                generation.slot_mut(before.slot).proved = true;
+                // A terminated worker of this slot need not be waited for any longer.
+                for other in generation.workers.iter_mut().filter(|other| other.slot == before.slot) {
+                    if let S::Terminating { check_at, .. } = &mut other.state {
+                        *check_at = now;
+                    }
+                }
+            }
+            (S::Starting { .. }, Event::Failed(refusal)) => {
+                self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN, said_why: true }, now);
+                self.boot_failed(at, name, refusal, now);
+            }
+
+            (S::Opening { .. }, Event::Serving) => self.change(at, id, S::Serving { since: now, due: None }, now),
+            (S::Closing { deadline, .. }, Event::Draining) => self.change(at, id, S::Draining { deadline }, now),
+
+            (S::Closing { .. } | S::Draining { .. } | S::Terminating { .. }, Event::Drained { threads }) => {
+                self.change(at, id, S::Finishing { kill_at: now + graceful, threads }, now);
+            }
+            // It was told to serve again, too late for it.
+            (S::Opening { .. } | S::Serving { .. }, Event::Drained { threads }) => {
+                self.slot_lost(at, &before, now);
+                self.change(at, id, S::Finishing { kill_at: now + graceful, threads }, now);
+            }
+
+            (S::Serving { due: None, .. }, Event::RequestsServed) => self.mark_due(at, id, Due::Requests),
+            (S::Serving { due: None, .. }, Event::TooBig) => self.mark_due(at, id, Due::Memory),
+
+            (S::Starting { .. }, Event::Leaving { reason }) => {
+                self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN, said_why: true }, now);
+                self.boot_failed(at, name, Refusal::new(format!("the worker ended itself: {reason}")), now);
+            }
+            (S::Ready | S::Opening { .. } | S::Serving { .. } | S::Closing { .. }, Event::Leaving { reason }) => {
+                self.note(Note::WorkerLeaves { worker: name, reason });
+                self.slot_lost(at, &before, now);
+                self.change(at, id, S::Draining { deadline: now + drain_timeout }, now);
+            }
+
+            (S::Serving { .. }, Event::Stuck(stuck)) if may_terminate => self.terminate(at, id, stuck, now),
+            (S::Closing { .. } | S::Draining { .. }, Event::Stuck(stuck)) => self.terminate(at, id, stuck, now),
+            (S::Terminating { .. }, Event::StillStuck { others: 0 }) => self.kill(at, id, now),
+            (S::Terminating { stuck, deadline, .. }, Event::StillStuck { .. }) => {
+                let check_at = now + CHECK_STUCK_EVERY;
+                self.change(at, id, S::Terminating { stuck, check_at, deadline }, now);
+            }
+            (S::Terminating { deadline, .. }, Event::Unstuck) => self.change(at, id, S::Draining { deadline }, now),
+            (
+                S::Starting { .. }
+                | S::Ready
+                | S::Opening { .. }
+                | S::Serving { .. }
+                | S::Closing { .. }
+                | S::Draining { .. }
+                | S::Terminating { .. }
+                | S::Finishing { .. }
+                | S::Exiting { .. }
+                | S::Killed { .. },
+                Event::Stacks,
+            ) => self.on_stacks(at, id),
+
+            // Usually it is dying; the exit status, which says more, follows at once. Without a pid there is nobody
+            // whose exit could follow, and the hands say so.
+            (S::Starting { deadline }, Event::ChannelLost) => {
+                self.change(at, id, S::Starting { deadline: deadline.min(now + EXIT_WITHIN) }, now);
+            }
+            (S::Ready, Event::ChannelLost) => {
+                self.change(at, id, S::Starting { deadline: now + EXIT_WITHIN }, now);
+            }
+            (S::Opening { .. } | S::Serving { .. }, Event::ChannelLost) => {
+                self.slot_lost(at, &before, now);
+                self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN, said_why: false }, now);
+            }
+            // A draining worker closes its channel at its end and may still join threads within its deadline.
+            (
+                S::Closing { .. }
+                | S::Draining { .. }
+                | S::Terminating { .. }
+                | S::Finishing { .. }
+                | S::Exiting { .. }
+                | S::Killed { .. },
+                Event::ChannelLost,
+            ) => {}
+
+            (
+                S::Starting { .. }
+                | S::Ready
+                | S::Opening { .. }
+                | S::Serving { .. }
+                | S::Closing { .. }
+                | S::Draining { .. }
+                | S::Terminating { .. }
+                | S::Finishing { .. }
+                | S::Exiting { .. }
+                | S::Killed { .. },
+                Event::Exited(exit),
+            ) => self.worker_gone(at, id, &exit, now),
+
+            // Messages that crossed with a command, or that a broken worker makes up: no state believes them.
+            (
+                S::Ready
+                | S::Opening { .. }
+                | S::Serving { .. }
+                | S::Closing { .. }
+                | S::Draining { .. }
+                | S::Terminating { .. }
+                | S::Finishing { .. }
+                | S::Exiting { .. }
+                | S::Killed { .. },
+                Event::Ready(_) | Event::Failed(_),
+            )
+            | (
+                S::Starting { .. }
+                | S::Ready
+                | S::Serving { .. }
+                | S::Closing { .. }
+                | S::Draining { .. }
+                | S::Terminating { .. }
+                | S::Finishing { .. }
+                | S::Exiting { .. }
+                | S::Killed { .. },
+                Event::Serving,
+            )
+            | (
+                S::Starting { .. } | S::Ready | S::Finishing { .. } | S::Exiting { .. } | S::Killed { .. },
+                Event::Drained { .. },
+            )
+            | (
+                S::Starting { .. }
+                | S::Ready
+                | S::Opening { .. }
+                | S::Serving { .. }
+                | S::Draining { .. }
+                | S::Terminating { .. }
+                | S::Finishing { .. }
+                | S::Exiting { .. }
+                | S::Killed { .. },
+                Event::Draining,
+            )
+            | (
+                S::Starting { .. }
+                | S::Ready
+                | S::Opening { .. }
+                | S::Serving { .. }
+                | S::Closing { .. }
+                | S::Draining { .. }
+                | S::Terminating { .. }
+                | S::Finishing { .. }
+                | S::Exiting { .. }
+                | S::Killed { .. },
+                Event::RequestsServed | Event::TooBig,
+            )
+            | (
+                S::Draining { .. }
+                | S::Terminating { .. }
+                | S::Finishing { .. }
+                | S::Exiting { .. }
+                | S::Killed { .. },
+                Event::Leaving { .. },
+            )
+            // Reported again with the next scan, when fewer are being replaced.
+            | (
+                S::Starting { .. }
+                | S::Ready
+                | S::Opening { .. }
+                | S::Serving { .. }
+                | S::Terminating { .. }
+                | S::Finishing { .. }
+                | S::Exiting { .. }
+                | S::Killed { .. },
+                Event::Stuck(_),
+            )
+            | (
+                S::Starting { .. }
+                | S::Ready
+                | S::Opening { .. }
+                | S::Serving { .. }
+                | S::Closing { .. }
+                | S::Draining { .. }
+                | S::Finishing { .. }
+                | S::Exiting { .. }
+                | S::Killed { .. },
+                Event::StillStuck { .. } | Event::Unstuck,
+            ) => {}
+        }
+    }
+
+    /// Its pid is known: it is a process from here on.
+    fn born(&mut self, at: usize, id: WorkerId, pid: i32, now: Instant) {
+        let generation = &mut self.generations[at];
+        let Some(worker) = generation.worker_mut(id) else { return };
+        worker.pid = Some(pid);
+        let (worker, to) = (worker.clone(), worker.state.word());
+        let worker = generation.name(&worker);
+        self.note(Note::Worker { worker, from: None, to, after_ms: 0 });
+        self.watch_forks(at, true, now);
+    }
+
+    /// A worker failed before it was ready.
+    pub(super) fn boot_failed(&mut self, at: usize, worker: WorkerName, refusal: Refusal, now: Instant) {
+        let generation = &mut self.generations[at];
+        let pause = generation.slot_mut(worker.slot).backoff.after_failed_boot();
+        generation.slot_mut(worker.slot).backoff_until = Some(now + pause);
+        match &generation.state {
+            State::Proving => {
+                let generation = generation.id;
+                self.refuse(generation, refusal, now);
+            }
+            State::Rolling { failed_boots, .. } => {
+                let count = failed_boots + 1;
+                let failed = refusal.clone();
+                self.note(Note::BootFailed { worker, count, max: FAILED_BOOTS_MAX, refusal: failed });
+                self.count_failed_boot(at, refusal, now);
+            }
+            State::Serving => {
+                self.note(Note::BootFailedAgain { worker, next_s: pause.as_secs_f64(), refusal });
+            }
+            State::Draining | State::Abandoned => {}
+        }
+    }
+
+    /// A generation that rolls may not fail too often.
+    pub(super) fn count_failed_boot(&mut self, at: usize, refusal: Refusal, now: Instant) {
+        let id = self.generations[at].id;
+        // Where it takes over in one step nobody else serves: the old workers come back at once.
+        let most = if self.is_taking_over(at) { 1 } else { FAILED_BOOTS_MAX };
+        let generation = &mut self.generations[at];
+        if let State::Rolling { failed_boots, .. } = &mut generation.state {
+            *failed_boots += 1;
+            if *failed_boots >= most {
+                self.refuse(id, refusal, now);
+            }
+        }
+    }
+
+    /// Nobody forks it any more. Its template's own end counts, and says more.
+    fn lost_at_birth(&mut self, at: usize, worker: WorkerName, now: Instant) {
+        match self.generations[at].state {
+            State::Rolling { .. } => {
+                let generation = &mut self.generations[at];
+                let pause = generation.slot_mut(worker.slot).backoff.after_failed_boot();
+                generation.slot_mut(worker.slot).backoff_until = Some(now + pause);
+            }
+            State::Proving | State::Serving | State::Draining | State::Abandoned => {
+                let refusal = Exit::LostAtBirth.refusal("the worker died while it booted");
+                self.boot_failed(at, worker, refusal, now);
+            }
+        }
+    }
+
+    /// A worker that had come up is gone or going by itself: its slot rests as its history asks for.
+    pub(super) fn slot_lost(&mut self, at: usize, worker: &Worker, now: Instant) {
+        let served = match worker.state {
+            WorkerState::Serving { since, .. } => now.saturating_duration_since(since),
+            WorkerState::Starting { .. }
+            | WorkerState::Ready
+            | WorkerState::Opening { .. }
+            | WorkerState::Closing { .. }
+            | WorkerState::Draining { .. }
+            | WorkerState::Terminating { .. }
+            | WorkerState::Finishing { .. }
+            | WorkerState::Exiting { .. }
+            | WorkerState::Killed { .. } => Duration::ZERO,
+        };
+        let generation = &mut self.generations[at];
+        let pause = generation.slot_mut(worker.slot).backoff.after_death(served);
+        generation.slot_mut(worker.slot).backoff_until = Some(now + pause);
+        self.count_failed_boot(at, Refusal::new("its workers die as soon as they serve"), now);
+    }
+
+    /// The process has been reaped (or was never born): from here on nobody can signal its pid.
+    fn worker_gone(&mut self, at: usize, id: WorkerId, exit: &Exit, now: Instant) {
+        let generation = &mut self.generations[at];
+        let Some(place) = generation.workers.iter().position(|worker| worker.id == id) else { return };
+        let worker = generation.workers.remove(place);
+        let name = generation.name(&worker);
+        // Room for whoever waits for it.
+        if let Some(rolling) = self.generations.iter().position(|other| matches!(other.state, State::Rolling { .. })) {
+            self.progress(rolling, now);
+        }
+        let expected = match worker.state {
+            WorkerState::Draining { .. } | WorkerState::Closing { .. } | WorkerState::Finishing { .. } => {
+                *exit == Exit::Code(0)
+            }
+            WorkerState::Exiting { said_why, .. } => said_why,
+            WorkerState::Killed { .. } | WorkerState::Terminating { .. } => true,
+            WorkerState::Starting { .. }
+            | WorkerState::Ready
+            | WorkerState::Opening { .. }
+            | WorkerState::Serving { .. } => false,
+        };
+        let age_s = now.saturating_duration_since(worker.born).as_secs_f64();
+        let (from, cause) = (worker.state.word(), exit.to_string());
+        self.note(Note::WorkerGone { worker: name, from, cause, age_s, expected });
+        if worker.pid.is_none() {
+            self.watch_forks(at, true, now);
+        }
+        match worker.state {
+            WorkerState::Starting { .. } if *exit == Exit::LostAtBirth => self.lost_at_birth(at, name, now),
+            WorkerState::Starting { .. } | WorkerState::Ready => {
+                self.boot_failed(at, name, exit.refusal("the worker died while it booted"), now);
+            }
+            WorkerState::Opening { .. } | WorkerState::Serving { .. } => self.slot_lost(at, &worker, now),
+            WorkerState::Closing { .. }
+            | WorkerState::Draining { .. }
+            | WorkerState::Terminating { .. }
+            | WorkerState::Finishing { .. }
+            | WorkerState::Exiting { .. }
+            | WorkerState::Killed { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! How a proved generation takes the old one's places: in one step where all new workers fit beside the old ones, else
+//! a few at a time.
+//!
+//! | Step | Event | Next | What is done |
+//! |---|---|---|---|
+//! | Opening | the listeners are open | Asking, Measuring or Exchanging | asks the old template whether it still forks |
+//! | Asking | it answers, is gone, or does not in time | Measuring or Exchanging | killed where it does not answer |
+//! | Measuring | the room was measured, or not in time | Exchanging | only with `max_surge = "auto"` |
+//! | Exchanging | all have changed places | commit | one Serve here, one Drain there |
+//! | Exchanging, in one step | all new workers are ready | HandingOver | Drain to all old ones |
+//! | HandingOver | all have confirmed, or 100 ms | TakingOver | Serve to all new ones |
+//! | TakingOver | all serve, no old one accepts | commit | |
+//! | HandingOver, TakingOver | a new worker fails | abandoned | the old ones are told to serve again |
+//! | any | a step's time is over | abandoned | |
+
+use std::time::{Duration, Instant};
+
+use forkmaster_wire::message::GenerationId;
+
+use super::generation::{Generation, Plan, State, Step, Surge};
+use super::pace::{pace, Measured, Pace, Room};
+use super::worker::{State as WorkerState, Worker};
+use super::{Action, Supervisor, ANSWER_WITHIN, EXIT_WITHIN};
+use crate::facts::note::Note;
+use crate::facts::outcome::Refusal;
+
+/// Opening a bound listener is one system call.
+const OPEN_WITHIN: Duration = Duration::from_secs(10);
+
+/// A template that can fork answers a ping at once.
+const PONG_WITHIN: Duration = Duration::from_secs(5);
+
+/// Reading a few files below /proc and /sys; without them memory is no bound.
+const MEASURED_WITHIN: Duration = Duration::from_secs(2);
+
+/// A worker that works stops accepting within a millisecond; whoever does not is not waited for, since nobody else
+/// accepts meanwhile.
+const HANDED_OVER_WITHIN: Duration = Duration::from_millis(100);
+
+/// Nobody else accepts while the new workers begin to: the old ones come back soon.
+const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(3);
+
+impl Supervisor {
+    /// Takes a proved generation a step further.
+    pub(super) fn roll(&mut self, now: Instant) {
+        let Some(id) = self.in_transaction().map(|generation| generation.id) else { return };
+        let Some(at) = self.index(id) else { return };
+        match self.generations[at].state {
+            State::Proving => self.open_when_proved(at, now),
+            State::Rolling { step: Step::Opening { .. } | Step::Asking { .. } | Step::Measuring { .. }, .. } => {}
+            State::Rolling { step: Step::Exchanging { .. }, pace, .. } => self.exchange(at, pace, now),
+            State::Rolling { step: Step::HandingOver { serve_at }, .. } => self.hand_over(at, serve_at, now),
+            State::Rolling { step: Step::TakingOver { .. }, .. } => self.take_over(at, now),
+            State::Serving | State::Draining | State::Abandoned => {}
+        }
+    }
+
+    fn open_when_proved(&mut self, at: usize, now: Instant) {
+        let generation = &self.generations[at];
+        let Some(candidate) = generation.workers.iter().find(|worker| worker.state == WorkerState::Ready) else {
+            return;
+        };
+        let (id, after) = (generation.id, now.saturating_duration_since(candidate.born));
+        self.note(Note::Proved { generation: id, after_ms: after.as_millis() as u64 });
+        let step = Step::Opening { answer_by: now + OPEN_WITHIN };
+        let pace = Pace::by_number(&self.generations[at].plan);
+        self.change_generation(at, State::Rolling { step, failed_boots: 0, pace });
+        self.actions.push(Action::OpenListeners { generation: id });
+    }
+
+    pub(super) fn on_listeners_open(&mut self, id: GenerationId, now: Instant) {
+        let Some(at) = self.index(id) else { return };
+        if !matches!(self.generations[at].state, State::Rolling { step: Step::Opening { .. }, .. }) {
+            return;
+        }
+        match self.serving().map(|predecessor| (predecessor.id, predecessor.template.ready_since().is_some())) {
+            None => self.begin_exchange(at, now),
+            Some((predecessor, true)) => {
+                self.last_ping += 1;
+                let ping = self.last_ping;
+                self.actions.push(Action::PingTemplate { generation: predecessor, ping });
+                self.change_step(at, Step::Asking { ping, answer_by: now + PONG_WITHIN });
+            }
+            Some((predecessor, false)) => {
+                self.note(Note::NoWayBack { generation: id, predecessor, killed: false });
+                self.measure(at, now);
+            }
+        }
+    }
+
+    pub(super) fn on_listeners_refused(&mut self, id: GenerationId, refusal: Refusal, now: Instant) {
+        let Some(at) = self.index(id) else { return };
+        if matches!(self.generations[at].state, State::Rolling { step: Step::Opening { .. }, .. }) {
+            self.refuse(id, refusal, now);
+        }
+    }
+
+    pub(super) fn on_pong(&mut self, pong: u64, now: Instant) {
+        let asked = |generation: &Generation| match generation.state {
+            State::Rolling { step: Step::Asking { ping, .. }, .. } => ping == pong,
+            State::Rolling { .. } | State::Proving | State::Serving | State::Draining | State::Abandoned => false,
+        };
+        if let Some(at) = self.generations.iter().position(asked) {
+            self.measure(at, now);
+        }
+    }
+
+    /// The template that was asked is gone: its answer will never come.
+    pub(super) fn roll_without_a_way_back(&mut self, predecessor: GenerationId, now: Instant) {
+        let Some(at) = self.generations.iter().position(|generation| {
+            generation.id != predecessor && matches!(generation.state, State::Rolling { step: Step::Asking { .. }, .. })
+        }) else {
+            return;
+        };
+        self.note(Note::NoWayBack { generation: self.generations[at].id, predecessor, killed: false });
+        self.measure(at, now);
+    }
+
+    fn measure(&mut self, at: usize, now: Instant) {
+        if self.generations[at].plan.surge != Surge::Auto {
+            return self.decide(at, Room { bytes: None, processors: 1 }, now);
+        }
+        self.change_step(at, Step::Measuring { answer_by: now + MEASURED_WITHIN });
+        self.actions.push(Action::MeasureRoom { generation: self.generations[at].id });
+    }
+
+    pub(super) fn on_room(&mut self, id: GenerationId, room: Room, now: Instant) {
+        let Some(at) = self.index(id) else { return };
+        if matches!(self.generations[at].state, State::Rolling { step: Step::Measuring { .. }, .. }) {
+            self.decide(at, room, now);
+        }
+    }
+
+    /// How it rolls from here on.
+    fn decide(&mut self, at: usize, room: Room, now: Instant) {
+        let generation = &self.generations[at];
+        let wanted = self.wanted(at);
+        let measured = Measured {
+            room,
+            candidate: generation.candidate,
+            predecessor_bytes: self.serving().map_or(0, Generation::median_bytes),
+            missing: wanted.saturating_sub(generation.present() as u32),
+            processes: self.processes() as u32,
+        };
+        let decided = pace(&generation.plan, &measured);
+        let waves = decided.processes.map(|processes| processes.saturating_sub(measured.processes));
+        let at_once = match (generation.plan.surge, waves) {
+            (Surge::Workers(surge), None | Some(_)) => surge.min(wanted),
+            (Surge::All | Surge::Auto, None) => wanted,
+            (Surge::All | Surge::Auto, Some(waves)) => waves,
+        };
+        self.note(Note::Rolling {
+            generation: generation.id,
+            at_once,
+            of: wanted,
+            boots: decided.boots.min(at_once.max(1)),
+            bytes_each: decided.bytes_each,
+            bytes_free: decided.bytes_free,
+        });
+        if let State::Rolling { pace, .. } = &mut self.generations[at].state {
+            *pace = decided;
+        }
+        self.begin_exchange(at, now);
+    }
+
+    fn begin_exchange(&mut self, at: usize, now: Instant) {
+        let deadline = now + step_limit(&self.generations[at].plan);
+        self.change_step(at, Step::Exchanging { deadline });
+    }
+
+    fn change_step(&mut self, at: usize, to: Step) {
+        if let State::Rolling { step, .. } = &mut self.generations[at].state {
+            *step = to;
+        }
+    }
+
+    /// Starts, serves and drains as its pace allows, and commits when all have changed.
+    fn exchange(&mut self, at: usize, pace: Pace, now: Instant) {
+        let wanted = self.wanted(at);
+        let Some(predecessor) = self.serving_index() else { return self.first_start(at, wanted, now) };
+        if pace.one_step {
+            self.boot(at, wanted, usize::MAX, pace, now);
+            if self.generations[at].all_booted(wanted) {
+                while self.drain_other(at, now) {}
+                self.change_step(at, Step::HandingOver { serve_at: now + HANDED_OVER_WITHIN });
+                self.hand_over(at, now + HANDED_OVER_WITHIN, now);
+            }
+            return;
+        }
+        self.serve_ready(at, now);
+        if self.generations[at].all_serving(wanted) {
+            while self.drain_other(at, now) {}
+            if !self.others(at).any(Worker::may_accept) {
+                self.commit(at, now);
+            }
+            return;
+        }
+        let target = wanted.max(self.wanted(predecessor)) as usize;
+        let room = self.room_beside(at, target, pace);
+        let vacant = self.generations[at].vacant(wanted).len();
+        self.boot(at, wanted, room, pace, now);
+        let floor = target.saturating_sub(pace.unavailable as usize);
+        let mut drained = false;
+        loop {
+            let available: usize = self.generations.iter().map(Generation::serving).sum();
+            let surplus = available > target;
+            let blocked = vacant > room && self.generations[at].serving() > 0;
+            if !(surplus || blocked) || available <= floor || !self.drain_other(at, now) {
+                break;
+            }
+            drained = true;
+        }
+        let coming = self.generations[at].workers.iter().any(|worker| worker.is_present() && !worker.is_serving());
+        let waits_for_exits = self.generations[at].plan.surge == Surge::Workers(0) && pace.processes.is_none();
+        if vacant > 0 && room == 0 && !coming && !drained && !waits_for_exits {
+            self.generations[at].denied = vacant;
+        }
+    }
+
+    /// The other slots boot in parallel, and the first worker that serves is enough.
+    fn first_start(&mut self, at: usize, wanted: u32, now: Instant) {
+        self.serve_ready(at, now);
+        for slot in self.generations[at].vacant(wanted) {
+            self.spawn(at, slot, now);
+        }
+        if self.generations[at].serving() > 0 {
+            self.commit(at, now);
+        }
+    }
+
+    /// How many more workers may be there beside the old ones.
+    fn room_beside(&self, at: usize, target: usize, pace: Pace) -> usize {
+        let by_surge = match (self.generations[at].plan.surge, pace.processes) {
+            // One beside the old ones at the least, whatever has become of them since it was measured.
+            (Surge::Workers(_) | Surge::All | Surge::Auto, Some(processes)) => {
+                (processes as usize).max(target + 1).saturating_sub(self.processes())
+            }
+            // Without surge a successor waits for the old process's exit.
+            (Surge::Workers(0), None) => target.saturating_sub(self.processes()),
+            (Surge::Workers(surge), None) => (target + surge as usize).saturating_sub(self.all_present()),
+            (Surge::All | Surge::Auto, None) => usize::MAX,
+        };
+        self.free_processes().map_or(by_surge, |free| by_surge.min(free))
+    }
+
+    /// Starts workers for vacant slots, as many as there is room for and as boot at a time.
+    fn boot(&mut self, at: usize, wanted: u32, room: usize, pace: Pace, now: Instant) {
+        let booting = self.generations[at].workers.iter();
+        let booting = booting.filter(|worker| matches!(worker.state, WorkerState::Starting { .. })).count();
+        let more = (pace.boots as usize).saturating_sub(booting).min(room);
+        for slot in self.generations[at].vacant(wanted).into_iter().take(more) {
+            self.spawn(at, slot, now);
+        }
+    }
+
+    /// Nobody accepts from here on until the new workers do: what comes meanwhile waits in the backlog.
+    fn hand_over(&mut self, at: usize, serve_at: Instant, now: Instant) {
+        if self.others(at).any(Worker::may_accept) && now < serve_at {
+            return;
+        }
+        let limit = step_limit(&self.generations[at].plan);
+        self.change_step(at, Step::TakingOver { deadline: now + limit });
+        self.take_over(at, now);
+    }
+
+    fn take_over(&mut self, at: usize, now: Instant) {
+        for id in self.worker_ids(at) {
+            if self.generations[at].worker(id).is_some_and(|worker| worker.state == WorkerState::Ready) {
+                self.serve_within(at, id, TAKEN_OVER_WITHIN, now);
+            }
+        }
+        while self.drain_other(at, now) {}
+        let opening = |worker: &Worker| matches!(worker.state, WorkerState::Opening { .. });
+        let generation = &self.generations[at];
+        let all = generation.serving() > 0 && !generation.workers.iter().any(opening);
+        if all && !self.others(at).any(Worker::may_accept) {
+            self.commit(at, now);
+        }
+    }
+
+    /// Drains one worker that serves for another generation: abandoned ones first. False if there is none.
+    pub(super) fn drain_other(&mut self, at: usize, now: Instant) -> bool {
+        let mut others: Vec<(usize, &Worker)> = Vec::new();
+        for (index, generation) in self.generations.iter().enumerate().filter(|(index, _)| *index != at) {
+            let serving =
+                |worker: &&Worker| matches!(worker.state, WorkerState::Opening { .. } | WorkerState::Serving { .. });
+            others.extend(generation.workers.iter().filter(serving).map(|worker| (index, worker)));
+        }
+        let abandoned_first =
+            |entry: &(usize, &Worker)| (self.generations[entry.0].state != State::Abandoned, entry.1.id);
+        let Some((index, worker)) = others.into_iter().min_by_key(abandoned_first) else {
+            return false;
+        };
+        let (slot, worker) = (worker.slot, worker.id);
+        self.generations[index].slot_mut(slot).yielded = true;
+        self.drain(index, worker, now);
+        self.progress(at, now);
+        true
+    }
+
+    /// A rolling generation came a step further: the next step has its own time.
+    pub(super) fn progress(&mut self, at: usize, now: Instant) {
+        let generation = &mut self.generations[at];
+        let next = now + step_limit(&generation.plan);
+        if let State::Rolling { step: Step::Exchanging { deadline }, .. } = &mut generation.state {
+            *deadline = (*deadline).max(next);
+        }
+    }
+
+    /// Its workers are about to be the only ones, or are: one that fails now would be missed.
+    pub(super) fn is_taking_over(&self, at: usize) -> bool {
+        let step = match self.generations[at].state {
+            State::Rolling { step, .. } => step,
+            State::Proving | State::Serving | State::Draining | State::Abandoned => return false,
+        };
+        matches!(step, Step::HandingOver { .. } | Step::TakingOver { .. })
+    }
+
+    pub(super) fn expire_step(&mut self, at: usize, now: Instant) {
+        let generation = &self.generations[at];
+        let id = generation.id;
+        let State::Rolling { step, .. } = generation.state else { return };
+        match step {
+            Step::Opening { answer_by } if answer_by <= now => {
+                self.refuse(id, Refusal::new("its listeners could not be opened in time"), now);
+            }
+            Step::Asking { answer_by, .. } if answer_by <= now => {
+                if let Some(predecessor) = self.serving_index() {
+                    let old = self.generations[predecessor].id;
+                    self.note(Note::NoWayBack { generation: id, predecessor: old, killed: true });
+                    self.kill_template(predecessor, now);
+                }
+                self.measure(at, now);
+            }
+            Step::Measuring { answer_by } if answer_by <= now => {
+                self.decide(at, Room { bytes: None, processors: 1 }, now);
+            }
+            Step::Exchanging { deadline } | Step::TakingOver { deadline } if deadline <= now => {
+                self.refuse(id, Refusal::new("rolling made no progress in time (boot_timeout)"), now);
+            }
+            // `roll` acts on it.
+            Step::HandingOver { .. }
+            | Step::Opening { .. }
+            | Step::Asking { .. }
+            | Step::Measuring { .. }
+            | Step::Exchanging { .. }
+            | Step::TakingOver { .. } => {}
+        }
+    }
+}
+
+/// How long one exchange of workers may take. An old worker may need `ANSWER_WITHIN` to confirm that it drains,
+/// whatever the boot timeout is.
+fn step_limit(plan: &Plan) -> Duration {
+    match plan.surge {
+        Surge::Workers(0) => plan.boot_timeout + plan.drain_timeout,
+        Surge::Workers(_) | Surge::All | Surge::Auto => plan.boot_timeout.max(ANSWER_WITHIN + EXIT_WITHIN),
+    }
+}

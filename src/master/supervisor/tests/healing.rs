@@ -1,0 +1,242 @@
+//! Processes that die, hang or get stuck while a generation serves.
+
+use super::*;
+
+#[test]
+fn a_killed_worker_is_replaced_at_once_and_a_crash_loop_slows_down() {
+    let mut world = World::serving(plan(2));
+    let worker = world.some_worker(1);
+    world.exit(worker, killed());
+    world.run();
+    assert_eq!(world.accepting(1), 2);
+
+    world.behaviour.insert(GenerationId(1), Behaviour::WorkersDie);
+    let worker = world.some_worker(1);
+    let before = world.booted[&GenerationId(1)];
+    world.exit(worker, killed());
+    world.pass(MINUTE * 5);
+    let boots = world.booted[&GenerationId(1)] - before;
+    assert!((10..30).contains(&boots), "{boots} boots in five minutes");
+    assert_eq!((world.accepting(1), world.exit), (1, None));
+
+    world.behaviour.insert(GenerationId(1), Behaviour::Healthy);
+    world.pass(backoff::LONGEST);
+    assert_eq!(world.accepting(1), 2);
+}
+
+#[test]
+fn a_dead_template_is_started_again_and_touches_no_worker() {
+    let mut world = World::serving(plan(2));
+    let before = world.accepting.clone();
+    world.template_event(GenerationId(1), TemplateEvent::Exited(killed()));
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.accepting, before);
+    assert_eq!(world.templates.len(), 1);
+    let worker = world.some_worker(1);
+    world.exit(worker, killed());
+    world.run();
+    assert_eq!(world.accepting(1), 2);
+}
+
+#[test]
+fn a_template_that_dies_in_the_middle_of_a_spawn_costs_no_deadline() {
+    let mut world = World::serving(plan(1));
+    let worker = world.some_worker(1);
+    let todo = world.supervisor.handle(Event::Worker { worker, event: WorkerEvent::Exited(killed()) }, world.now);
+    world.alive.remove(&worker);
+    world.accepting.remove(&worker);
+    let unborn = todo.iter().find_map(|action| match action {
+        Action::Spawn { worker, .. } => Some(*worker),
+        _ => None,
+    });
+    world.template_event(GenerationId(1), TemplateEvent::Exited(killed()));
+    world.worker_event(unborn.unwrap(), WorkerEvent::Exited(Exit::LostAtBirth));
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.accepting(1), 1);
+}
+
+#[test]
+fn a_stuck_worker_is_replaced_first_and_then_killed() {
+    let mut world = World::serving(plan(1));
+    let stuck = world.some_worker(1);
+    world.worker_event(stuck, WorkerEvent::Stuck(Stuck::Request(7)));
+    let dumped = world.todo.iter().position(|action| *action == Action::AskStacks { worker: stuck });
+    let retired = world.todo.iter().position(|action| *action == Action::Retire { worker: stuck });
+    assert!(dumped.is_some() && dumped < retired);
+    while world.alive.len() < 2 {
+        world.step();
+    }
+    assert!(world.kills.is_empty(), "killed before its replacement was ready");
+    world.run();
+    assert_eq!(world.kills[&stuck], 1);
+    assert_eq!(world.accepting(1), 1);
+}
+
+#[test]
+fn a_worker_that_is_due_serves_until_its_successor_does() {
+    let mut world = World::serving(plan(2));
+    let due = world.some_worker(1);
+    world.worker_event(due, WorkerEvent::RequestsServed);
+    world.run();
+    assert!(!world.alive.contains_key(&due));
+    assert_eq!(world.accepting(1), 2);
+    assert!(world.fewest_accepting >= 2 && world.kills.is_empty());
+
+    let lifetime = Plan { max_lifetime: Some(MINUTE), ..plan(2) };
+    let mut world = World::serving(lifetime);
+    let before = world.accepting.clone();
+    world.pass(MINUTE + Duration::from_secs(1));
+    assert_eq!(world.accepting(1), 2);
+    assert!(world.accepting.is_disjoint(&before) && world.fewest_accepting >= 2);
+}
+
+#[test]
+fn a_successor_that_cannot_boot_leaves_the_due_worker_serving() {
+    let mut world = World::serving(plan(1));
+    let due = world.some_worker(1);
+    world.behaviour.insert(GenerationId(1), Behaviour::WorkersFail);
+    world.worker_event(due, WorkerEvent::RequestsServed);
+    world.pass(MINUTE * 2);
+    assert!(world.accepting.contains(&due));
+    assert!(world.booted[&GenerationId(1)] < 20);
+}
+
+#[test]
+fn a_worker_given_up_before_its_pid_was_known_is_killed_once_it_is() {
+    let mut world = World::serving(plan(1));
+    let generation = world.reload(plan(1), Behaviour::ForksSlowly);
+    world.run();
+    let unborn = *world.alive.iter().find(|(_, of)| **of == generation).unwrap().0;
+    world.reload(plan(1), Behaviour::Healthy);
+    world.run();
+    assert!(world.alive.contains_key(&unborn) && world.kills.is_empty(), "there is no pid to signal yet");
+    world.worker_event(unborn, WorkerEvent::Forked { pid: 4711 });
+    world.run();
+    assert_eq!(world.kills[&unborn], 1);
+    assert_eq!(world.state(3), Some("serving"));
+}
+
+#[test]
+fn a_template_that_dies_during_the_shutdown_delay_comes_back() {
+    let mut world = World::serving(Plan { shutdown_delay: MINUTE, ..plan(2) });
+    world.ask(Ask::Stop);
+    world.template_event(GenerationId(1), TemplateEvent::Exited(killed()));
+    let worker = world.some_worker(1);
+    world.exit(worker, killed());
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.accepting(1), world.templates.len()), (2, 1));
+    world.pass(MINUTE * 2);
+    assert_eq!((world.exit, world.alive.len(), world.templates.len()), (Some(0), 0, 0));
+}
+
+/// Runs until the old template was asked whether it can still fork, and gets no answer.
+fn ask_in_vain(world: &mut World) {
+    world.pings_are_lost = true;
+    world.reload(plan(2), Behaviour::OnlyCandidateBoots);
+    world.run();
+    assert_eq!((world.state(2), world.accepting(2)), (Some("rolling"), 0));
+}
+
+#[test]
+fn a_template_that_dies_before_it_answers_a_ping_is_started_again() {
+    let mut world = World::serving(plan(2));
+    ask_in_vain(&mut world);
+    // It fails to start again and again, so that it rests or starts when the answer is overdue.
+    world.behaviour.insert(GenerationId(1), Behaviour::TemplateDies);
+    world.template_event(GenerationId(1), TemplateEvent::Exited(killed()));
+    world.pass(Duration::from_secs(30));
+    assert!(matches!(world.last_verdict(), End::Refused(_)), "{:?}", world.verdicts);
+    world.behaviour.insert(GenerationId(1), Behaviour::Healthy);
+    world.pass(MINUTE);
+    assert_eq!(world.templates.len(), 1);
+    let worker = world.some_worker(1);
+    world.exit(worker, killed());
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.accepting(1), 2);
+}
+
+#[test]
+fn a_template_that_dies_before_it_answers_a_ping_costs_no_deadline() {
+    let mut world = World::serving(plan(2));
+    ask_in_vain(&mut world);
+    world.behaviour.insert(GenerationId(2), Behaviour::Healthy);
+    world.template_event(GenerationId(1), TemplateEvent::Exited(killed()));
+    world.run();
+    assert_eq!(*world.last_verdict(), End::Committed);
+}
+
+#[test]
+fn a_template_that_does_not_fork_any_more_is_killed_and_started_again() {
+    let mut world = World::serving(plan(2));
+    world.behaviour.insert(GenerationId(1), Behaviour::ForksSlowly);
+    let worker = world.some_worker(1);
+    world.exit(worker, killed());
+    world.run();
+    let unborn = *world.alive.keys().last().unwrap();
+    world.behaviour.insert(GenerationId(1), Behaviour::Healthy);
+    world.pass(Duration::from_secs(4));
+    assert!(!world.log.iter().any(|line| line.contains("does not fork")));
+    world.pass(Duration::from_secs(2));
+    assert!(world.log.iter().any(|line| line.contains("template gen=1 does not fork: killed")), "{:#?}", world.log);
+    // What it held was its copy of the worker's channel.
+    world.alive.remove(&unborn);
+    world.worker_event(unborn, WorkerEvent::Exited(Exit::LostAtBirth));
+    world.pass(Duration::from_secs(10));
+    assert_eq!((world.accepting(1), world.alive.len(), world.templates.len()), (2, 2, 1));
+}
+
+#[test]
+fn a_seat_that_two_workers_serve_from_after_a_refused_reload_keeps_the_younger_one() {
+    for due_again in [false, true] {
+        let mut world = World::serving(plan(1));
+        let due = world.some_worker(1);
+        // Its successor boots until the next reload rolls.
+        world.worker_event(due, WorkerEvent::RequestsServed);
+        while world.alive.len() < 2 {
+            world.step();
+        }
+        let successor = *world.alive.keys().last().unwrap();
+        let held: Vec<Happening> = world.happenings.drain(..).collect();
+        world.reload(Plan { surge: Surge::All, ..plan(3) }, Behaviour::OnlyCandidateBoots);
+        while world.state(2) != Some("rolling") {
+            assert!(world.step());
+        }
+        world.happenings.extend(held);
+        world.run();
+        if due_again {
+            world.worker_event(successor, WorkerEvent::RequestsServed);
+        }
+        world.pass(MINUTE);
+        assert!(matches!(world.last_verdict(), End::Refused(_)));
+        assert_eq!((world.accepting(1), world.alive.len()), (1, 1), "due again: {due_again}");
+        assert!(!world.alive.contains_key(&due));
+        assert!(world.fewest_accepting >= 1);
+    }
+}
+
+#[test]
+fn nonsense_on_a_channel_does_not_move_the_deadline_of_a_boot() {
+    let mut world = World::serving(plan(1));
+    world.behaviour.insert(GenerationId(1), Behaviour::WorkersHang);
+    let worker = world.some_worker(1);
+    world.exit(worker, killed());
+    world.run();
+    let booting = *world.alive.keys().last().unwrap();
+    for _ in 0..20 {
+        world.worker_event(booting, WorkerEvent::ChannelLost);
+        world.pass(Duration::from_secs(1));
+    }
+    assert_eq!(world.kills[&booting], 1);
+}
+
+#[test]
+fn a_serving_worker_that_ends_without_a_word_is_an_error_also_with_exit_code_0() {
+    for exit in [Exit::Code(0), Exit::Code(7), killed()] {
+        let mut world = World::serving(plan(1));
+        let worker = world.some_worker(1);
+        world.worker_event(worker, WorkerEvent::ChannelLost);
+        let actions = world.supervisor.handle(Event::Worker { worker, event: WorkerEvent::Exited(exit) }, world.now);
+        let error = |action: &Action| matches!(action, Action::Note(note) if note.level() == log::Level::Error && note.to_string().contains("-> gone"));
+        assert!(actions.iter().any(error), "{actions:#?}");
+    }
+}

@@ -1,0 +1,530 @@
+//! The supervisor on a fake clock. `World` plays the operating system: it carries actions out as a healthy system
+//! would, unless a test has told it that a generation is broken, and it keeps what an operator would see.
+
+mod asks;
+mod healing;
+mod leftovers;
+mod random;
+mod rolling;
+mod stopping;
+mod transaction;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use forkmaster_wire::message::{GenerationId, ListenerId, WorkerId};
+
+use super::asks::{Ask, AskId};
+use super::backoff;
+use super::generation::{Generation, Plan, State, Surge};
+use super::pace::{Boot, Room};
+use super::template::Template;
+use super::worker::{Event as WorkerEvent, Exit, State as WorkerState, Stuck, Worker};
+use super::{Action, Event, Phase, Supervisor, TemplateEvent};
+use crate::exit_code::ExitCode;
+use crate::facts::note::Note;
+use crate::facts::outcome::{End, Outcome, Refusal};
+
+/// How the processes of a generation behave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Behaviour {
+    Healthy,
+    TemplateHangs,
+    TemplateFails,
+    TemplateDies,
+    WorkersFail,
+    WorkersDie,
+    WorkersHang,
+    /// The fork is under way, and nobody knows the pid yet.
+    ForksSlowly,
+    /// The candidate boots, every later worker fails.
+    OnlyCandidateBoots,
+    /// Workers that are told to drain never finish.
+    DrainsForEver,
+    /// They serve nothing any more and do not end, since a thread of the application runs on.
+    ThreadRunsOn,
+    /// They were stopped (SIGSTOP): told to drain they say nothing.
+    DrainsMutely,
+    /// Told to serve they say nothing.
+    ServesMutely,
+    /// Told to serve they die.
+    DiesServing,
+}
+
+enum Happening {
+    Template(GenerationId, TemplateEvent),
+    Worker(WorkerId, WorkerEvent),
+}
+
+struct World {
+    supervisor: Supervisor,
+    now: Instant,
+    behaviour: BTreeMap<GenerationId, Behaviour>,
+    /// Actions not yet carried out.
+    todo: VecDeque<Action>,
+    /// What processes will do next. The master hears of it when it has done its own work, as in its event loop.
+    happenings: VecDeque<Happening>,
+    alive: BTreeMap<WorkerId, GenerationId>,
+    booted: BTreeMap<GenerationId, u32>,
+    templates: BTreeSet<GenerationId>,
+    /// Signals sent, by worker.
+    kills: BTreeMap<WorkerId, u32>,
+    accepting: BTreeSet<WorkerId>,
+    /// The fewest workers that accepted at any moment since it was set.
+    fewest_accepting: usize,
+    most_present: usize,
+    verdicts: Vec<(GenerationId, End)>,
+    answers: Vec<(AskId, Outcome)>,
+    notes: Vec<Note>,
+    log: Vec<String>,
+    exit: Option<i32>,
+    refuse_listeners: Option<ExitCode>,
+    room: Room,
+    /// What workers say of their boots.
+    boot: Boot,
+    /// Serve nothing any more.
+    drained: BTreeSet<WorkerId>,
+    most_processes: usize,
+    /// SIGKILL ends nobody.
+    nobody_dies: bool,
+    /// The configuration was asked for, by whom.
+    configure: VecDeque<Option<AskId>>,
+    /// Closed by a commit, an abandonment, or all at the end.
+    closed: Vec<(GenerationId, Vec<ListenerId>)>,
+    /// Templates do not answer.
+    pings_are_lost: bool,
+    generation: u32,
+}
+
+pub fn plan(workers: u32) -> Plan {
+    Plan {
+        workers,
+        cells: workers * 4 + 64,
+        max_processes: None,
+        listeners: vec![ListenerId(1)],
+        surge: Surge::Workers(1),
+        unavailable: 0,
+        boot_timeout: Duration::from_secs(60),
+        drain_timeout: Duration::from_secs(600),
+        graceful_timeout: Duration::from_secs(25),
+        shutdown_delay: Duration::ZERO,
+        max_requests: 0,
+        max_requests_jitter: 0,
+        max_lifetime: None,
+    }
+}
+
+impl World {
+    fn new() -> World {
+        World {
+            supervisor: Supervisor::new(),
+            now: Instant::now(),
+            behaviour: BTreeMap::new(),
+            todo: VecDeque::new(),
+            happenings: VecDeque::new(),
+            alive: BTreeMap::new(),
+            booted: BTreeMap::new(),
+            templates: BTreeSet::new(),
+            kills: BTreeMap::new(),
+            accepting: BTreeSet::new(),
+            fewest_accepting: usize::MAX,
+            most_present: 0,
+            verdicts: Vec::new(),
+            answers: Vec::new(),
+            notes: Vec::new(),
+            log: Vec::new(),
+            exit: None,
+            refuse_listeners: None,
+            room: Room { bytes: None, processors: 2 },
+            boot: Boot::default(),
+            drained: BTreeSet::new(),
+            most_processes: 0,
+            nobody_dies: false,
+            configure: VecDeque::new(),
+            closed: Vec::new(),
+            pings_are_lost: false,
+            generation: 0,
+        }
+    }
+
+    /// A world in which generation 1 serves with this plan.
+    fn serving(plan: Plan) -> World {
+        let mut world = World::new();
+        world.reload(plan, Behaviour::Healthy);
+        world.run();
+        assert_eq!(world.state(1), Some("serving"));
+        world.fewest_accepting = world.accepting.len();
+        world
+    }
+
+    fn reload(&mut self, plan: Plan, behaviour: Behaviour) -> GenerationId {
+        self.generation += 1;
+        let generation = GenerationId(self.generation);
+        self.behaviour.insert(generation, behaviour);
+        self.event(Event::Configured { asker: None, began: self.now, result: Ok((generation, plan)) });
+        generation
+    }
+
+    fn event(&mut self, event: Event) {
+        let actions = self.supervisor.handle(event, self.now);
+        self.todo.extend(actions);
+        if let Some(what) = self.unbounded() {
+            panic!("{what} waits without a deadline: {:#?}", self.log);
+        }
+    }
+
+    /// Whatever waits for something that need not come. Serving, and a template that can fork, wait for nothing.
+    fn unbounded(&self) -> Option<String> {
+        let running = self.supervisor.phase() == Phase::Running;
+        for generation in self.supervisor.generations() {
+            let id = generation.id;
+            let rolling = matches!(generation.state, State::Rolling { .. });
+            if matches!(generation.state, State::Proving | State::Rolling { .. }) {
+                if generation.deadline().is_none() {
+                    return Some(format!("generation {id} {}", generation.state.word()));
+                }
+                if generation.waiting().is_none() {
+                    return Some(format!("generation {id} {} has no word and", generation.state.word()));
+                }
+            }
+            for worker in &generation.workers {
+                let bounded = match worker.state {
+                    WorkerState::Serving { .. } => true,
+                    // Its turn comes with its generation's step, or its successor's.
+                    WorkerState::Ready => rolling || self.supervisor.exchanging().is_some() || !running,
+                    WorkerState::Starting { .. }
+                    | WorkerState::Opening { .. }
+                    | WorkerState::Closing { .. }
+                    | WorkerState::Draining { .. }
+                    | WorkerState::Finishing { .. }
+                    | WorkerState::Terminating { .. }
+                    | WorkerState::Exiting { .. }
+                    | WorkerState::Killed { .. } => worker.deadline(None).is_some(),
+                };
+                if !bounded {
+                    return Some(format!("worker {} of {id} {}", worker.id, worker.state.word()));
+                }
+            }
+            let bounded = match generation.template {
+                Template::Ready { .. } | Template::Gone => true,
+                Template::Starting { .. }
+                | Template::Forking { .. }
+                | Template::Dumping { .. }
+                | Template::Lost { .. }
+                | Template::Backoff { .. }
+                | Template::Stopping { .. }
+                | Template::Killed { .. } => generation.template.deadline().is_some(),
+            };
+            if !bounded {
+                return Some(format!("template {id} {}", generation.template.word()));
+            }
+            let wanted = self.supervisor.wanted_of(generation) as usize;
+            if running && generation.state == State::Serving && generation.serving() < wanted {
+                // Its own deadlines, or those of the exchange that takes its places.
+                if generation.deadline().is_none() && self.supervisor.exchanging().is_none() {
+                    return Some(format!("the lack of workers of {id}"));
+                }
+            }
+        }
+        None
+    }
+
+    /// A signal.
+    fn ask(&mut self, ask: Ask) {
+        self.event(Event::Ask { asker: None, ask });
+    }
+
+    /// Something happens to a worker, now.
+    fn worker_event(&mut self, worker: WorkerId, event: WorkerEvent) {
+        if let WorkerEvent::Exited(_) = event {
+            self.alive.remove(&worker);
+            self.accepting.remove(&worker);
+            self.fewest_accepting = self.fewest_accepting.min(self.accepting.len());
+        }
+        self.event(Event::Worker { worker, event });
+    }
+
+    fn template_event(&mut self, generation: GenerationId, event: TemplateEvent) {
+        if let TemplateEvent::Exited(_) = event {
+            self.templates.remove(&generation);
+        }
+        self.event(Event::Template { generation, event });
+    }
+
+    fn soon(&mut self, worker: WorkerId, event: WorkerEvent) {
+        self.happenings.push_back(Happening::Worker(worker, event));
+    }
+
+    fn soon_template(&mut self, generation: GenerationId, event: TemplateEvent) {
+        self.happenings.push_back(Happening::Template(generation, event));
+    }
+
+    fn exit(&mut self, worker: WorkerId, exit: Exit) {
+        self.worker_event(worker, WorkerEvent::Exited(exit));
+    }
+
+    /// The master does its work, then one thing happens. False when the world is at rest.
+    fn step(&mut self) -> bool {
+        self.carry_out_all();
+        match self.happenings.pop_front() {
+            Some(Happening::Worker(worker, event)) if self.alive.contains_key(&worker) => {
+                self.worker_event(worker, event)
+            }
+            Some(Happening::Template(generation, event)) if self.templates.contains(&generation) => {
+                self.template_event(generation, event)
+            }
+            // It died meanwhile.
+            Some(_) => {}
+            None => return !self.todo.is_empty(),
+        }
+        true
+    }
+
+    fn carry_out_all(&mut self) {
+        while let Some(action) = self.todo.pop_front() {
+            self.carry_out(action);
+            self.fewest_accepting = self.fewest_accepting.min(self.accepting.len());
+            let present = self.supervisor.generations().iter().map(Generation::present).sum();
+            self.most_present = self.most_present.max(present);
+        }
+    }
+
+    /// Carries out all actions and their consequences, at one moment.
+    fn run(&mut self) {
+        for _ in 0..10_000 {
+            if !self.step() {
+                return;
+            }
+        }
+        panic!("the supervisor never comes to rest: {:#?}", self.todo);
+    }
+
+    /// Lets time pass, from deadline to deadline.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        for _ in 0..10_000 {
+            self.run();
+            match self.supervisor.next_deadline() {
+                Some(deadline) if deadline <= end => {
+                    self.now = self.now.max(deadline);
+                    self.event(Event::Tick);
+                }
+                Some(_) | None => {
+                    self.now = end;
+                    self.event(Event::Tick);
+                    return self.run();
+                }
+            }
+        }
+        panic!("the supervisor's deadlines never pass");
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        let behaviour = |world: &World, generation| world.behaviour[&generation];
+        match action {
+            Action::StartTemplate { generation } => {
+                self.templates.insert(generation);
+                let event = match behaviour(self, generation) {
+                    Behaviour::TemplateHangs => return,
+                    Behaviour::TemplateFails => TemplateEvent::Failed(refusal("SyntaxError: invalid syntax")),
+                    Behaviour::TemplateDies => TemplateEvent::Exited(Exit::Code(3)),
+                    Behaviour::Healthy
+                    | Behaviour::WorkersFail
+                    | Behaviour::WorkersDie
+                    | Behaviour::WorkersHang
+                    | Behaviour::ForksSlowly
+                    | Behaviour::OnlyCandidateBoots
+                    | Behaviour::DrainsForEver
+                    | Behaviour::ThreadRunsOn
+                    | Behaviour::DrainsMutely
+                    | Behaviour::ServesMutely
+                    | Behaviour::DiesServing => TemplateEvent::Loaded,
+                };
+                let exits = matches!(event, TemplateEvent::Failed(_));
+                self.soon_template(generation, event);
+                if exits {
+                    self.soon_template(generation, TemplateEvent::Exited(Exit::Code(1)));
+                }
+            }
+            Action::StopTemplate { generation } => {
+                self.soon_template(generation, TemplateEvent::Exited(Exit::Code(0)));
+            }
+            Action::KillTemplate { generation } => {
+                assert!(self.templates.contains(&generation), "a reaped template was signalled");
+                if self.nobody_dies {
+                    return;
+                }
+                self.soon_template(generation, TemplateEvent::Exited(killed()));
+            }
+            Action::PingTemplate { .. } if self.pings_are_lost => {}
+            Action::PingTemplate { generation, ping } => self.soon_template(generation, TemplateEvent::Pong { ping }),
+            Action::Spawn { generation, worker, .. } => {
+                self.alive.insert(worker, generation);
+                self.most_processes = self.most_processes.max(self.alive.len());
+                if behaviour(self, generation) == Behaviour::ForksSlowly {
+                    return;
+                }
+                self.soon(worker, WorkerEvent::Forked { pid: 1000 + worker.0 as i32 });
+                let booted = self.booted.entry(generation).or_default();
+                *booted += 1;
+                let first = *booted == 1;
+                match behaviour(self, generation) {
+                    Behaviour::WorkersHang | Behaviour::ForksSlowly => {}
+                    Behaviour::WorkersDie => {
+                        self.soon(worker, WorkerEvent::Exited(Exit::Signal { number: 11, core: false }));
+                    }
+                    Behaviour::WorkersFail => self.fail(worker),
+                    Behaviour::OnlyCandidateBoots if !first => self.fail(worker),
+                    Behaviour::OnlyCandidateBoots
+                    | Behaviour::Healthy
+                    | Behaviour::DrainsForEver
+                    | Behaviour::ThreadRunsOn
+                    | Behaviour::DrainsMutely
+                    | Behaviour::ServesMutely
+                    | Behaviour::DiesServing
+                    | Behaviour::TemplateHangs
+                    | Behaviour::TemplateFails
+                    | Behaviour::TemplateDies => self.soon(worker, WorkerEvent::Ready(self.boot)),
+                }
+            }
+            Action::Serve { worker } => {
+                // Who has ended its service does not begin it again.
+                if let Some(generation) = self.alive.get(&worker).filter(|_| !self.drained.contains(&worker)) {
+                    match behaviour(self, *generation) {
+                        Behaviour::ServesMutely => {}
+                        Behaviour::DiesServing => self.soon(worker, WorkerEvent::Exited(Exit::Code(1))),
+                        Behaviour::Healthy
+                        | Behaviour::TemplateHangs
+                        | Behaviour::TemplateFails
+                        | Behaviour::TemplateDies
+                        | Behaviour::WorkersFail
+                        | Behaviour::WorkersDie
+                        | Behaviour::WorkersHang
+                        | Behaviour::ForksSlowly
+                        | Behaviour::OnlyCandidateBoots
+                        | Behaviour::DrainsForEver
+                        | Behaviour::ThreadRunsOn
+                        | Behaviour::DrainsMutely => {
+                            self.accepting.insert(worker);
+                            self.soon(worker, WorkerEvent::Serving);
+                        }
+                    }
+                }
+            }
+            Action::Drain { worker, .. } | Action::StopWorker { worker } => {
+                self.accepting.remove(&worker);
+                if let Some(generation) = self.alive.get(&worker).copied() {
+                    match behaviour(self, generation) {
+                        Behaviour::DrainsMutely => {}
+                        Behaviour::DrainsForEver => self.soon(worker, WorkerEvent::Draining),
+                        Behaviour::ThreadRunsOn => {
+                            self.soon(worker, WorkerEvent::Draining);
+                            self.drained.insert(worker);
+                            self.soon(worker, WorkerEvent::Drained { threads: vec!["bg".to_owned()] });
+                        }
+                        Behaviour::Healthy
+                        | Behaviour::TemplateHangs
+                        | Behaviour::TemplateFails
+                        | Behaviour::TemplateDies
+                        | Behaviour::WorkersFail
+                        | Behaviour::WorkersDie
+                        | Behaviour::WorkersHang
+                        | Behaviour::ForksSlowly
+                        | Behaviour::OnlyCandidateBoots
+                        | Behaviour::ServesMutely
+                        | Behaviour::DiesServing => {
+                            self.soon(worker, WorkerEvent::Draining);
+                            self.soon(worker, WorkerEvent::Drained { threads: Vec::new() });
+                            self.soon(worker, WorkerEvent::Exited(Exit::Code(0)));
+                        }
+                    }
+                }
+            }
+            Action::Retire { worker } => {
+                self.accepting.remove(&worker);
+            }
+            Action::Kill { worker } => {
+                // The master can only signal a pid that it knows.
+                if self.supervisor.worker(worker).is_some_and(|(_, worker)| worker.pid.is_none()) {
+                    return;
+                }
+                *self.kills.entry(worker).or_default() += 1;
+                assert!(self.alive.contains_key(&worker), "a reaped worker was signalled");
+                if self.nobody_dies {
+                    return;
+                }
+                self.soon(worker, WorkerEvent::Exited(killed()));
+            }
+            Action::CheckStuck { worker, .. } => self.worker_event(worker, WorkerEvent::StillStuck { others: 0 }),
+            Action::OpenListeners { generation } => match self.refuse_listeners {
+                None => self.event(Event::ListenersOpen { generation }),
+                Some(exit_code) => {
+                    let refusal = Refusal { exit_code, ..Refusal::new("address in use") };
+                    self.event(Event::ListenersRefused { generation, refusal });
+                }
+            },
+            Action::MeasureRoom { generation } => {
+                let room = self.room;
+                self.event(Event::Room { generation, room });
+            }
+            Action::Concluded(reload) => {
+                self.verdicts.extend(reload.generation.map(|generation| (generation, reload.end)))
+            }
+            Action::Answer { ask, outcome } => self.answers.push((ask, outcome)),
+            Action::Note(note) => {
+                self.log.push(note.to_string());
+                self.notes.push(note);
+            }
+            Action::Exit { code } => self.exit = Some(code),
+            Action::AskStacks { worker, .. } => self.soon(worker, WorkerEvent::Stacks),
+            Action::Commit { generation, close } | Action::AbandonListeners { generation, close } => {
+                self.closed.push((generation, close));
+            }
+            Action::Configure { asker } => self.configure.push_back(asker),
+            Action::GiveUpTemplate { generation } => {
+                self.templates.remove(&generation);
+            }
+            Action::CloseAllListeners
+            | Action::Forget { .. }
+            | Action::DumpTemplate { .. }
+            | Action::SignalStacks { .. }
+            | Action::LogStacks { .. } => {}
+        }
+    }
+
+    fn fail(&mut self, worker: WorkerId) {
+        self.soon(worker, WorkerEvent::Failed(refusal("ImportError: no")));
+        self.soon(worker, WorkerEvent::Exited(Exit::Code(1)));
+    }
+
+    fn state(&self, generation: u32) -> Option<&'static str> {
+        self.supervisor.generation(GenerationId(generation)).map(|generation| generation.state.word())
+    }
+
+    /// Workers that accept, by generation.
+    fn accepting(&self, generation: u32) -> usize {
+        self.accepting.iter().filter(|worker| self.alive[worker] == GenerationId(generation)).count()
+    }
+
+    fn some_worker(&self, generation: u32) -> WorkerId {
+        *self.accepting.iter().find(|worker| self.alive[worker] == GenerationId(generation)).unwrap()
+    }
+
+    fn logged(&self, words: &str) -> bool {
+        self.log.iter().any(|line| line.contains(words))
+    }
+
+    fn last_verdict(&self) -> &End {
+        &self.verdicts.last().unwrap().1
+    }
+}
+
+fn refusal(reason: &str) -> Refusal {
+    Refusal { details: "Traceback ...".to_owned(), ..Refusal::new(reason) }
+}
+
+fn killed() -> Exit {
+    Exit::Signal { number: 9, core: false }
+}
+
+const MINUTE: Duration = Duration::from_secs(60);

@@ -1,0 +1,138 @@
+//! Random events at random moments.
+
+use super::*;
+
+/// Random events at random moments: whatever comes, the invariants hold, no deadline is overlooked, and in the end
+/// the service is as it was configured. The numbers of a failure are in its message.
+#[test]
+fn whatever_comes_the_service_is_whole_in_the_end() {
+    for seed in 0..120u64 {
+        let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+        let surges = [Surge::Workers(1), Surge::Workers(2), Surge::Workers(0), Surge::All, Surge::Auto];
+        let any_plan = |dice: &mut Dice| {
+            let surge = surges[dice.roll(5)];
+            let unavailable = if surge == Surge::Workers(0) { 1 } else { dice.roll(2) as u32 };
+            let workers = 1 + dice.roll(4) as u32;
+            let max_processes = (dice.roll(4) == 0).then(|| workers + 1 + dice.roll(4) as u32);
+            let listeners = vec![ListenerId(1), ListenerId(2 + dice.roll(3) as u32)];
+            Plan { surge, unavailable, max_processes, listeners, ..plan(workers) }
+        };
+        let mut world = World::serving(any_plan(&mut dice));
+        let mut asked = 0;
+        for _ in 0..60 {
+            world.carry_out_all();
+            let free = [None, Some(0), Some(100), Some(1 << 40)];
+            world.room.bytes = free[dice.roll(4)];
+            world.boot.private_bytes = 40;
+            let behaviours = [
+                Behaviour::Healthy,
+                Behaviour::Healthy,
+                Behaviour::Healthy,
+                Behaviour::TemplateHangs,
+                Behaviour::TemplateFails,
+                Behaviour::TemplateDies,
+                Behaviour::WorkersFail,
+                Behaviour::WorkersDie,
+                Behaviour::WorkersHang,
+                Behaviour::OnlyCandidateBoots,
+                Behaviour::DrainsForEver,
+                Behaviour::ThreadRunsOn,
+                Behaviour::DrainsMutely,
+                Behaviour::ServesMutely,
+                Behaviour::DiesServing,
+            ];
+            let someone = world.alive.keys().nth(dice.roll(world.alive.len().max(1))).copied();
+            let template = world.templates.iter().nth(dice.roll(world.templates.len().max(1))).copied();
+            match (dice.roll(14), someone, template) {
+                (0 | 1, _, _) => {
+                    let plan = any_plan(&mut dice);
+                    world.reload(plan, behaviours[dice.roll(behaviours.len())]);
+                }
+                (2, Some(worker), _) => world.exit(worker, killed()),
+                (3, Some(worker), _) => match world.supervisor.worker(worker) {
+                    Some((_, Worker { pid: Some(_), .. })) => world.worker_event(worker, WorkerEvent::ChannelLost),
+                    // Nobody knows its pid: it was never born.
+                    Some(_) | None => world.exit(worker, Exit::LostAtBirth),
+                },
+                (4, Some(worker), _) => world.worker_event(worker, WorkerEvent::RequestsServed),
+                (5, Some(worker), _) => world.worker_event(worker, WorkerEvent::Stuck(Stuck::Silent)),
+                (6, Some(worker), _) => {
+                    world.accepting.remove(&worker);
+                    world.worker_event(worker, WorkerEvent::Leaving { reason: "TERM".to_owned() });
+                }
+                (7, _, Some(template)) => world.template_event(template, TemplateEvent::Exited(killed())),
+                (8, _, Some(template)) => world.template_event(template, TemplateEvent::ChannelLost),
+                (10, _, _) => {
+                    asked += 1;
+                    let asks =
+                        [Ask::Reload { wait: true }, Ask::Reload { wait: false }, Ask::Ready, Ask::Scale { by: 1 }];
+                    world.event(Event::Ask { asker: Some(AskId(asked)), ask: asks[dice.roll(4)] });
+                }
+                (11, Some(worker), _) => {
+                    world.worker_event(worker, WorkerEvent::Drained { threads: Vec::new() });
+                    world.accepting.remove(&worker);
+                    world.drained.insert(worker);
+                }
+                (9, _, _) => world.ask(Ask::Scale { by: dice.roll(5) as i32 - 2 }),
+                (_, _, _) => world.pass(Duration::from_secs(dice.roll(20) as u64)),
+            }
+            for _ in 0..dice.roll(6) {
+                world.step();
+            }
+            while let Some(asker) = world.configure.pop_front() {
+                world.generation += 1;
+                let generation = GenerationId(world.generation);
+                let result = match dice.roll(3) {
+                    0 => Err(Refusal::new("no")),
+                    _ => Ok((generation, any_plan(&mut dice))),
+                };
+                world.behaviour.insert(generation, behaviours[dice.roll(behaviours.len())]);
+                world.event(Event::Configured { asker, began: world.now, result });
+            }
+            let busy = world.supervisor.generations().iter().filter(|generation| generation.state == State::Proving);
+            assert!(busy.count() <= 1 && world.exit.is_none(), "seed {seed}: {:#?}", world.log);
+        }
+        for behaviour in world.behaviour.values_mut() {
+            *behaviour = Behaviour::Healthy;
+        }
+        let last = Plan { max_processes: None, ..any_plan(&mut dice) };
+        world.reload(last, Behaviour::Healthy);
+        world.pass(MINUTE * 60);
+        let serving = world.supervisor.serving().expect("one always serves");
+        let wanted = world.supervisor.wanted_of(serving) as usize;
+        let found = (serving.id.0, world.supervisor.generations().len(), world.accepting.len(), world.templates.len());
+        assert_eq!(found, (world.generation, 1, wanted, 1), "seed {seed}: {:#?}", world.log);
+        assert_eq!(world.alive.len(), wanted, "seed {seed}");
+        assert!(world.kills.values().all(|kills| *kills == 1), "seed {seed}");
+        for ask in (1..=asked).map(AskId) {
+            let answers = world.answers.iter().filter(|(answered, _)| *answered == ask).count();
+            assert_eq!(answers, 1, "seed {seed}: {ask:?}");
+        }
+        // What serves was never closed, and what only others had is.
+        let open = serving_listeners(&world);
+        let closed: BTreeSet<ListenerId> = world.closed.iter().flat_map(|(_, closed)| closed.iter().copied()).collect();
+        assert!(world.supervisor.knows_listener(ListenerId(1)) && !closed.contains(&ListenerId(1)), "seed {seed}");
+        for listener in (1..5).map(ListenerId) {
+            assert_eq!(world.supervisor.knows_listener(listener), open.contains(&listener), "seed {seed}");
+        }
+        world.ask(Ask::Stop);
+        world.pass(MINUTE);
+        assert_eq!((world.exit, world.alive.len(), world.templates.len()), (Some(0), 0, 0), "seed {seed}");
+    }
+}
+
+fn serving_listeners(world: &World) -> Vec<ListenerId> {
+    world.supervisor.serving().map_or_else(Vec::new, |generation| generation.plan.listeners.clone())
+}
+
+/// Marsaglia's xorshift: the same numbers in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % sides as u64) as usize
+    }
+}
