@@ -46,6 +46,11 @@ impl LineRate {
         Some(std::mem::take(&mut self.left_out))
     }
 
+    /// It could not be told after all.
+    pub fn give_back(&mut self, left_out: u64) {
+        self.left_out += left_out;
+    }
+
     /// The same, whenever that was.
     pub fn take_all_left_out(&mut self) -> Option<u64> {
         Some(std::mem::take(&mut self.left_out)).filter(|left_out| *left_out > 0)
@@ -71,7 +76,8 @@ mod tests {
         let later = later + Duration::from_secs(60);
         assert_eq!(rate.take_left_out(later), Some(1000 - u64::from(PER_SECOND) / 2));
         assert_eq!((0..1000).filter(|_| rate.allows(later)).count(), BURST as usize);
-        assert_eq!(rate.take_all_left_out(), Some(1000 - u64::from(BURST)));
+        rate.give_back(1);
+        assert_eq!(rate.take_all_left_out(), Some(1001 - u64::from(BURST)));
         assert_eq!(rate.take_all_left_out(), None);
     }
 }

@@ -53,16 +53,18 @@ impl LogQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn push(&self, line: Vec<u8>) {
+    /// False: there was no room, and the line is counted.
+    pub fn push(&self, line: Vec<u8>) -> bool {
         let mut state = self.lock();
         if state.bytes + line.len() > WAITING_BYTES_MAX {
             state.lost += 1;
-            return;
+            return false;
         }
         state.bytes += line.len();
         state.lines.push_back(line);
         drop(state);
         self.bell.notify_one();
+        true
     }
 
     /// Writes in the caller's thread, after all that was there before, and waits for the log as long as it takes.

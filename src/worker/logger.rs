@@ -65,7 +65,9 @@ pub fn finish() {
     if QUEUED.swap(false, Ordering::AcqRel) {
         QUEUE.finish(fd(), LAST_MOMENT);
         let left_out = CLIENTS.try_lock().ok().and_then(|mut rate| rate.take_all_left_out());
-        left_out.into_iter().for_each(|left_out| leave(left_out_line(left_out)));
+        left_out.into_iter().for_each(|left_out| {
+            leave(left_out_line(left_out));
+        });
     }
 }
 
@@ -123,8 +125,9 @@ impl Log for ErrorLog {
         }
         if record.level() > Level::Error && record.target().starts_with(CAUSED_BY_CLIENTS) {
             let (allowed, left_out) = clients_may_log();
-            if let Some(left_out) = left_out {
-                leave(left_out_line(left_out));
+            if let Some(left_out) = left_out.filter(|left_out| !leave(left_out_line(*left_out))) {
+                // Somebody else who holds it is just logging too; then that many are not told.
+                let _ = CLIENTS.try_lock().map(|mut rate| rate.give_back(left_out));
             }
             if !allowed {
                 return;
@@ -144,15 +147,18 @@ fn clients_may_log() -> (bool, Option<u64>) {
     (rate.allows(now), rate.take_left_out(now))
 }
 
-fn leave(line: String) {
+/// False: it is lost, and counted.
+fn leave(line: String) -> bool {
     if QUEUED.load(Ordering::Acquire) {
         return QUEUE.push(line.into_bytes());
     }
     let before = LOST.swap(0, Ordering::Relaxed);
     let line = if before > 0 { lost_line(before) + &line } else { line };
-    if put(fd(), line.as_bytes()).is_err() {
+    let put = put(fd(), line.as_bytes());
+    if put.is_err() {
         LOST.fetch_add(before + 1, Ordering::Relaxed);
     }
+    put.is_ok()
 }
 
 fn line(level: Level, text: impl std::fmt::Display) -> String {
