@@ -42,6 +42,8 @@ mod pin;
 mod proxies;
 // A reload loses nothing.
 mod reload;
+// How new workers take over, and what is left over of the old ones.
+mod rolling;
 // Frameworks, clients and threads.
 mod serving;
 // The configuration file: what is refused and with which words.

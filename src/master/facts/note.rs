@@ -254,9 +254,8 @@ impl fmt::Display for Note {
             }
             Note::Rolling { generation, at_once, of, boots, bytes_each, bytes_free } => {
                 write!(f, "generation gen={generation} rolling: {} at once", (*at_once).max(1))?;
-                match (bytes_each, bytes_free) {
-                    (1.., Some(free)) => write!(f, " ({} each, {} free)", Size(*bytes_each), Size(*free))?,
-                    (0, _) | (_, None) => {}
+                if let (1.., Some(free)) = (bytes_each, bytes_free) {
+                    write!(f, " ({} each, {} free)", Size(*bytes_each), Size(*free))?;
                 }
                 if at_once < of && bytes_free.is_some() {
                     write!(f, ": not all {of} fit beside the old ones")?;
