@@ -35,6 +35,20 @@ struct State {
     writing: bool,
 }
 
+impl State {
+    /// In the order in which they came; what does not fit at once stays.
+    fn write_what_fits(&mut self, fd: RawFd) {
+        while let Some(line) = self.lines.front_mut() {
+            let Ok(written) = put(fd, line) else { return };
+            self.bytes -= written;
+            line.drain(..written);
+            if line.is_empty() {
+                self.lines.pop_front();
+            }
+        }
+    }
+}
+
 impl LogQueue {
     pub const fn new() -> LogQueue {
         let state = State { lines: VecDeque::new(), bytes: 0, lost: 0, writing: false };
@@ -88,20 +102,14 @@ impl LogQueue {
         if late.timed_out() {
             return;
         }
-        while let Some(line) = state.lines.pop_front() {
-            if put(fd, &line).is_err() {
-                return;
-            }
-        }
+        state.write_what_fits(fd);
     }
 
     /// As `finish`, where the process may have been inside the lock.
     pub fn finish_if_free(&self, fd: RawFd) {
         if let Ok(mut state) = self.state.try_lock() {
-            while let Some(line) = state.lines.pop_front().filter(|_| !state.writing) {
-                if put(fd, &line).is_err() {
-                    return;
-                }
+            if !state.writing {
+                state.write_what_fits(fd);
             }
         }
     }
