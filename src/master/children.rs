@@ -30,7 +30,7 @@ const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 pub enum Who {
     Template(GenerationId),
     Worker(WorkerId),
-    /// Found at the end, holding what only this service's processes have.
+    /// Given up, or found at the end, holding what only this service's processes have.
     Stray,
 }
 
@@ -124,6 +124,14 @@ impl Children {
         let Some((pid, child)) = self.0.iter().find(|(_, child)| child.who == who) else { return false };
         child.signal(*pid, signal);
         true
+    }
+
+    /// SIGKILL did not end it, so the kernel itself hangs (state D). Its name is free for a successor; it is still reaped,
+    /// as nobody's, should it end after all.
+    pub fn give_up(&mut self, who: Who) {
+        for child in self.0.values_mut().filter(|child| child.who == who) {
+            child.who = Who::Stray;
+        }
     }
 
     /// SIGKILL to all that are left.
@@ -313,6 +321,9 @@ mod tests {
         }
         assert!(!children.kill(WORKER));
         assert!(children.kill(TEMPLATE));
+        // Given up, its name has room for a successor, and it is reaped all the same.
+        children.give_up(TEMPLATE);
+        assert_eq!((children.pid_of(TEMPLATE), children.who(pid)), (None, Some(Who::Stray)));
         children.wait_for_all(Instant::now() + Duration::from_secs(10));
         assert!(children.0.is_empty());
         // It was reaped here.

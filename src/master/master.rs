@@ -299,7 +299,10 @@ impl Master {
                 }
             }
             Action::DumpTemplate { generation } => service.dump_template(generation, shared),
-            Action::GiveUpTemplate { generation } => service.forget_template(generation, shared),
+            Action::GiveUpTemplate { generation } => {
+                shared.children.give_up(Who::Template(generation));
+                service.forget_template(generation, shared);
+            }
             Action::PingTemplate { generation, ping } => {
                 service.tell_template(generation, &ToTemplate::Ping { id: ping });
             }

@@ -138,6 +138,26 @@ fn a_handler_that_hangs_before_a_fork_leaves_no_process_behind() {
     }
 }
 
+/// Whoever reads the log sees which function it is, and a template without the fault takes over.
+#[test]
+fn a_handler_that_hangs_before_a_fork_is_named_and_its_template_replaced() {
+    let site = Site::new("hang_named");
+    site.set("app.preload", "true");
+    site.build("1").file("app.py", &with_module(&hanging(&site, "before"))).make();
+    site.flip("1");
+    let master = site.start();
+    site.write("hang", "");
+    let mark = master.mark();
+    kill_one_worker(&master);
+    // faulthandler's line for the innermost frame of interest.
+    master.wait_log_after(mark, "app.py\", line * in hang");
+    master.wait_log_after(mark, "template gen=1 does not fork: killed");
+    std::fs::remove_file(site.path().join("hang")).expect("it was made");
+    master.wait_log_after(mark, "template gen=1 starting -> ready");
+    master.wait_serving();
+    master.stop();
+}
+
 #[test]
 fn a_handler_that_hangs_in_a_new_worker_does_not_keep_the_address_after_the_master_was_killed() {
     let site = Site::new("hang_in_child");
@@ -226,6 +246,6 @@ fn an_import_that_closes_what_is_not_its_own_is_named() {
         let master = site.spawn();
         assert_eq!(master.wait_exit().code(), Some(69));
         master.wait_log("the application closed the file descriptors of its server while it was imported");
-        master.wait_log("exit code 120");
+        master.wait_log("refused: * exit code 120: the application has closed file descriptors that are not its own");
     }
 }

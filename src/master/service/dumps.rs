@@ -31,9 +31,9 @@ impl Service {
         shared.children.signal(Who::Worker(id), libc::SIGRTMIN() + 3);
     }
 
-    /// A template has no pipe for it: faulthandler writes to the log when a process crashes.
+    /// A template has no pipe for it: faulthandler writes to its error log, also while a fork handler holds the GIL.
     pub fn dump_template(&self, generation: GenerationId, shared: &Shared) {
-        shared.children.signal(Who::Template(generation), libc::SIGABRT);
+        shared.children.signal(Who::Template(generation), libc::SIGRTMIN() + 3);
     }
 
     /// Logs what faulthandler has written.

@@ -27,7 +27,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use forkmaster_wire::message::{SlotIndex, WorkerId};
+use forkmaster_wire::message::{SlotIndex, WorkerId, EXIT_CHANNEL_CLOSED};
 
 use super::dump::Dump;
 use super::pace::Boot;
@@ -234,6 +234,9 @@ impl Exit {
     pub fn refusal(&self, what: &str) -> Refusal {
         match self {
             Exit::NeverBorn(refusal) => refusal.clone(),
+            Exit::Code(EXIT_CHANNEL_CLOSED) => Refusal::new(format!(
+                "{what}: {self}: the application has closed file descriptors that are not its own (os.closerange?)"
+            )),
             Exit::Code(_) | Exit::Signal { .. } | Exit::LostAtBirth => Refusal::new(format!("{what}: {self}")),
         }
     }

@@ -68,11 +68,14 @@ pub fn wait_for_end(stream: &mut UnixStream, timeout: Option<Duration>) -> Resul
     }
 }
 
+/// Reads some bytes. `WouldBlock`: the time is over, also where bytes keep coming.
 fn read_until(stream: &mut UnixStream, bytes: &mut [u8], deadline: Option<Instant>) -> io::Result<usize> {
     loop {
-        // Zero would mean no limit (socket(7), SO_RCVTIMEO).
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        stream.set_read_timeout(left.map(|left| left.max(Duration::from_millis(1))))?;
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        stream.set_read_timeout(left)?;
         match stream.read(bytes) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             read => return read,
