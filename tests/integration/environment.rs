@@ -242,7 +242,8 @@ fn the_default_control_socket_is_found_by_the_commands() {
     fs::set_permissions(&runtime, fs::Permissions::from_mode(0o700)).expect("it is our directory");
     let master = site.launch(Launch::default().env("RUNTIME_DIRECTORY", runtime.to_str().expect("plain characters")));
     master.wait_log("-> serving");
-    let sockets: Vec<_> = fs::read_dir(&runtime).expect("it is there").flatten().collect();
+    let files = fs::read_dir(&runtime).expect("it is there").flatten();
+    let sockets: Vec<_> = files.filter(|file| file.path().extension().is_some_and(|end| end == "sock")).collect();
     assert_eq!(sockets.len(), 1);
     let mode = sockets[0].metadata().expect("it is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "owner only");

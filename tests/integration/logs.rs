@@ -270,7 +270,7 @@ fn an_access_log_that_is_off_has_no_thread_and_one_that_cannot_be_opened_changes
     site.set("log.access", "'none/access.log'");
     let refused = master.cli(&["reload"]);
     assert_eq!(refused.code, Some(1), "{refused}");
-    assert!(refused.text().contains("[log] access cannot be opened: No such file or directory"), "{refused}");
+    assert!(refused.text().contains("[log] access = \"none/access.log\": there is no directory"), "{refused}");
     assert_eq!(master.get("/one").text(), "one");
     // A reload switches it on and off again.
     site.set("log.access", "'access.log'");

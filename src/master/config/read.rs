@@ -1,6 +1,7 @@
 //! All of the configuration in order: what each section means, and what must hold between settings. Paths of what
 //! outlives a generation (sockets, logs, pidfile) start at the configuration file's directory by name.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -51,11 +52,15 @@ pub fn control(source: &Source, context: &ProcessContext) -> Result<ControlTarge
     let name = resolver.name();
     let socket = resolver.control(&name).socket;
     Problems::check(std::mem::take(&mut resolver.problems))?;
-    let owner = source.file.as_ref().and_then(|file| std::fs::metadata(&file.path).ok()).map(|found| found.uid());
+    // Whoever may replace the file says who is believed: its owner, and the owner of its directory.
+    let file = source.file.as_ref().map(|file| file.path.as_path());
+    let places = [file, file.and_then(Path::parent)].into_iter().flatten();
+    let owners = places.filter_map(|place| std::fs::metadata(place).ok()).map(|found| found.uid());
     // A user that cannot be found is a problem of the master's, not of who looks for it.
     let user = resolver.entry(("server", "user")).and_then(|entry| id_text(&entry.value).ok());
     let user = user.and_then(|text| find_user(&text).ok()).map(|(uid, _)| uid);
-    Ok(ControlTarget { name, socket, uids: owner.into_iter().chain(user).collect() })
+    let uids: BTreeSet<u32> = owners.chain(user).collect();
+    Ok(ControlTarget { name, socket, uids: uids.into_iter().collect() })
 }
 
 impl Resolver<'_> {
