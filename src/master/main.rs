@@ -28,7 +28,7 @@ use master::Master;
 use pidfile::PidFile;
 use signals::Signals;
 use verbs::command_line::Command;
-use verbs::{check, client, command_line, list, output, show};
+use verbs::{check, client, command_line, list, show};
 
 fn main() {
     let context = ProcessContext::gather();
@@ -55,11 +55,20 @@ fn run(source: Source, context: ProcessContext) -> i32 {
         Ok(signals) => signals,
         Err(error) => return fail("signal handlers cannot be installed", &error),
     };
-    let log = LogFile::start();
+    let log = match LogFile::start() {
+        Ok(log) => log,
+        Err(error) => return fail("the log cannot be started", &error),
+    };
+    let code = serve(source, context, &log, signals);
+    log.finish();
+    code
+}
+
+fn serve(source: Source, context: ProcessContext, log: &LogFile, signals: Signals) -> i32 {
     let loaded = match config::read(&source, &context, None) {
         Ok(loaded) => loaded,
         Err(problems) => {
-            output::complain(&problems);
+            logs::say(&format!("forkmaster: {problems}"));
             return problems.exit_code().into();
         }
     };
@@ -78,7 +87,7 @@ fn run(source: Source, context: ProcessContext) -> i32 {
     };
     log::info!("forkmaster {} name={} pid={}", env!("CARGO_PKG_VERSION"), settings.name, std::process::id());
     let socket = settings.control.socket.clone();
-    let mut master = match Master::new(source, context, log, signals, &socket) {
+    let mut master = match Master::new(source, context, log.clone(), signals, &socket) {
         Ok(master) => master,
         Err(error) => return fail("the master cannot be set up", &error),
     };
@@ -93,7 +102,7 @@ fn run(source: Source, context: ProcessContext) -> i32 {
 
 /// A start that failed outside the configuration's own checks: one line and the code for its kind.
 fn fail(what: &str, error: &io::Error) -> i32 {
-    output::complain(format_args!("{what}: {error}"));
+    logs::say(&format!("forkmaster: {what}: {error}"));
     ExitCode::of(error).into()
 }
 

@@ -10,7 +10,9 @@ impl Service {
     /// Opens the logs again by their names and hands them to everyone who writes to them.
     pub fn reopen_logs(&mut self, shared: &Shared) {
         match shared.log.reopen() {
-            Ok(()) => log::info!("log reopened"),
+            Ok(true) => log::info!("log reopened"),
+            // stderr has no name.
+            Ok(false) => {}
             Err(error) => log::error!("log cannot be reopened: {error}"),
         }
         for access in self.generations.values_mut().filter_map(|processes| processes.access.as_mut()) {
