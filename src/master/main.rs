@@ -1,16 +1,19 @@
 //! `forkmaster`: arguments, settings, run, exit code.
 
 mod children;
+mod chores;
 mod clock;
 mod config;
 mod doors;
 mod exit_code;
 mod facts;
+mod files;
 mod library;
 mod listeners;
 mod logs;
 mod master;
 mod pidfile;
+mod progress;
 mod service;
 mod shared;
 mod signals;
@@ -20,10 +23,12 @@ mod verbs;
 
 use std::io;
 
+use chores::{NotDone, CONFIGURATION_WITHIN, OPEN_WITHIN};
 use config::process_context::ProcessContext;
+use config::settings::Identity;
 use config::Source;
 use exit_code::ExitCode;
-use logs::LogFile;
+use logs::{ErrorLog, LogFile, Named};
 use master::Master;
 use pidfile::PidFile;
 use signals::Signals;
@@ -64,26 +69,36 @@ fn run(source: Source, context: ProcessContext) -> i32 {
     code
 }
 
-fn serve(source: Source, context: ProcessContext, log: &LogFile, signals: Signals) -> i32 {
-    let loaded = match config::read(&source, &context, None) {
-        Ok(loaded) => loaded,
-        Err(problems) => {
+fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Signals) -> i32 {
+    let (from, here) = (source.clone(), context.clone());
+    let read = move || config::read(&from, &here, None);
+    let loaded = match chores::at_start(&mut signals, "reading the configuration", CONFIGURATION_WITHIN, read) {
+        Ok(Ok(loaded)) => loaded,
+        Ok(Err(problems)) => {
             logs::say(&format!("forkmaster: {problems}"));
             return problems.exit_code().into();
         }
+        Err(not_done) => return give_up(not_done),
     };
     let settings = &loaded.settings;
-    if let Err(error) = log.apply(&settings.log.error, settings.log.level) {
-        return fail("[log] error cannot be opened", &error);
+    let application = settings.server.identity.as_ref().map(Identity::rights);
+    let named = Named { target: settings.log.error.clone(), application: application.clone() };
+    match chores::at_start(&mut signals, "opening [log] error", OPEN_WITHIN, move || ErrorLog::open(&named)) {
+        Ok(Ok(error_log)) => log.turn_to(error_log),
+        Ok(Err(error)) => return fail("[log] error cannot be opened", &error),
+        Err(not_done) => return give_up(not_done),
     }
+    log.set_level(settings.log.level);
     raise_open_files_limit();
     if context.uid == 0 && settings.server.identity.is_none() {
         log::warn!("running as root without [server] user: the application gets all rights of this machine");
     }
-    let pidfile = settings.server.pidfile.as_deref().map(PidFile::write).transpose();
-    let _pidfile = match pidfile {
-        Ok(pidfile) => pidfile,
-        Err(error) => return fail("[server] pidfile cannot be written", &error),
+    let pidfile = settings.server.pidfile.clone();
+    let write = move || pidfile.map(|path| PidFile::write(&path, application.as_ref())).transpose();
+    let _pidfile = match chores::at_start(&mut signals, "writing [server] pidfile", OPEN_WITHIN, write) {
+        Ok(Ok(pidfile)) => pidfile,
+        Ok(Err(error)) => return fail("[server] pidfile cannot be written", &error),
+        Err(not_done) => return give_up(not_done),
     };
     log::info!("forkmaster {} name={} pid={}", env!("CARGO_PKG_VERSION"), settings.name, std::process::id());
     let socket = settings.control.socket.clone();
@@ -98,6 +113,21 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, signals: Signal
     let code = master.run();
     log::info!("stopped, exit code {code}");
     code
+}
+
+/// A start that something did not let happen in time.
+fn give_up(not_done: NotDone) -> i32 {
+    match not_done {
+        NotDone::Stopped => {
+            log::info!("stopped before there was anything to stop, exit code 0");
+            ExitCode::Done.into()
+        }
+        NotDone::TooLate(sentence) => {
+            logs::say(&format!("forkmaster: {sentence}"));
+            ExitCode::InUse.into()
+        }
+        NotDone::NoThread(error) => fail("no thread can be started", &error),
+    }
 }
 
 /// A start that failed outside the configuration's own checks: one line and the code for its kind.

@@ -1,36 +1,60 @@
 //! The pid file, for those who ask for one: written once, locked while the master lives, so that a stale one is told
-//! from a live one without guessing. Never rewritten on a reload: the pid stays the same for life.
+//! from a live one without guessing. Never rewritten on a reload: the pid stays the same for life. What does not look
+//! like a pid file is never overwritten.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{AtFlags, Flock, FlockArg};
+use nix::sys::stat::{fstat, fstatat};
+use nix::unistd::{unlinkat, UnlinkatFlags};
+
+use crate::files::{self, Rights};
+
+/// A pid has ten digits at most.
+const BYTES_MAX: u64 = 32;
 
 pub struct PidFile {
-    path: PathBuf,
+    directory: OwnedFd,
+    name: OsString,
     /// The lock ends with it. A forked child shares the description, but every exec closes it (O_CLOEXEC).
-    _lock: Flock<File>,
+    lock: Flock<File>,
 }
 
 impl PidFile {
-    pub fn write(path: &Path) -> io::Result<PidFile> {
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(path)?;
-        let mut lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+    pub fn write(path: &Path, application: Option<&Rights>) -> io::Result<PidFile> {
+        let place = files::pid_file(path, application)?;
+        let mut lock = Flock::lock(place.file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
             let text = format!("another process holds its lock ({error}); is the service running already?");
             io::Error::new(io::ErrorKind::AddrInUse, text)
         })?;
+        let mut before = Vec::new();
+        Read::by_ref(&mut *lock).take(BYTES_MAX).read_to_end(&mut before)?;
+        if !before.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_whitespace()) {
+            let text = "it holds something else than a pid; remove it, or choose another name";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
         lock.set_len(0)?;
+        io::Seek::rewind(&mut *lock)?;
         writeln!(lock, "{}", std::process::id())?;
-        Ok(PidFile { path: path.to_owned(), _lock: lock })
+        Ok(PidFile { directory: place.directory, name: place.name, lock })
     }
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // It holds no pid any more that means anything; left behind it is harmless, since it is not locked.
-        let _ = std::fs::remove_file(&self.path);
+        // By the directory that it was opened in: the path may lead elsewhere by now. Left behind it is harmless, since
+        // it is not locked.
+        let there = fstatat(&self.directory, self.name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
+        let ours = fstat(&*self.lock);
+        if let (Ok(there), Ok(ours)) = (there, ours) {
+            if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) {
+                let _ = unlinkat(&self.directory, self.name.as_os_str(), UnlinkatFlags::NoRemoveDir);
+            }
+        }
     }
 }
 
@@ -42,11 +66,32 @@ mod tests {
     fn a_second_master_is_refused_while_the_first_lives() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("app.pid");
-        std::fs::write(&path, "99999 stale\n").unwrap();
-        let first = PidFile::write(&path).unwrap();
+        std::fs::write(&path, "9999999 \n").unwrap();
+        let first = PidFile::write(&path, None).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
-        assert_eq!(PidFile::write(&path).err().unwrap().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(PidFile::write(&path, None).err().unwrap().kind(), io::ErrorKind::AddrInUse);
         drop(first);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_holds_no_pid_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("app.pid");
+        std::fs::write(&path, "root:x:0:0\n").unwrap();
+        let error = PidFile::write(&path, None).err().unwrap();
+        assert!(error.to_string().contains("something else than a pid"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "root:x:0:0\n");
+    }
+
+    #[test]
+    fn another_file_in_its_place_is_not_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("app.pid");
+        let first = PidFile::write(&path, None).unwrap();
+        std::fs::rename(&path, directory.path().join("moved")).unwrap();
+        std::fs::write(&path, "1\n").unwrap();
+        drop(first);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "1\n");
     }
 }

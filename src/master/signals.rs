@@ -2,7 +2,7 @@
 //! Standard signals coalesce, so a count says "at least"; HUP is level-triggered and CHLD reaps in a loop.
 
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use signal_hook::low_level;
 
 pub struct Signals {
     wake: UnixStream,
+    write: Arc<OwnedFd>,
     arrived: Arc<Arrived>,
 }
 
@@ -59,29 +60,32 @@ impl Signals {
             let (write, arrived) = (Arc::clone(&write), Arc::clone(&arrived));
             let note = move || {
                 arrived.note(signal);
-                // SAFETY: send(2) is async-signal-safe, and the descriptor lives as long as this closure. A full
-                // socket already wakes the loop.
-                unsafe {
-                    libc::send(write.as_raw_fd(), [0u8].as_ptr().cast(), 1, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
-                };
+                wake_loop(&write);
             };
-            // SAFETY: the closure only touches atomics and calls send(2).
+            // SAFETY: the closure only touches atomics and calls send(2), which is async-signal-safe.
             unsafe { low_level::register(signal, note)? };
         }
         // Exec keeps the mask, and launchers block signals in their threads: TERM would never come, nor CHLD. Only now,
         // when each of them has a handler.
         SigSet::empty().thread_set_mask()?;
-        Ok(Signals { wake, arrived })
+        Ok(Signals { wake, write, arrived })
     }
 
     pub fn register(&self, registry: &Registry, token: Token) -> io::Result<()> {
+        // For what came before.
+        wake_loop(&self.write);
         registry.register(&mut SourceFd(&self.wake.as_raw_fd()), token, Interest::READABLE)
+    }
+
+    /// Whether the master was told to stop: for the start, which takes no signal yet.
+    pub fn stop_is_asked(&mut self) -> bool {
+        self.empty();
+        self.arrived.term.load(Ordering::Relaxed) > 0 || self.arrived.now.load(Ordering::Relaxed)
     }
 
     /// Empties the pipe, then takes what the handlers noted: a signal between the two wakes the loop once more.
     pub fn take(&mut self) -> Taken {
-        let mut bytes = [0; 64];
-        while matches!(self.wake.read(&mut bytes), Ok(read) if read > 0) {}
+        self.empty();
         let arrived = &self.arrived;
         Taken {
             reload: arrived.hup.swap(false, Ordering::Relaxed),
@@ -93,6 +97,25 @@ impl Signals {
             child: arrived.chld.swap(false, Ordering::Relaxed),
         }
     }
+}
+
+impl Signals {
+    fn empty(&mut self) {
+        let mut bytes = [0; 64];
+        while matches!(self.wake.read(&mut bytes), Ok(read) if read > 0) {}
+    }
+}
+
+/// What becomes readable with a signal.
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+}
+
+fn wake_loop(write: &OwnedFd) {
+    // SAFETY: the byte lives. A full socket already wakes the loop.
+    unsafe { libc::send(write.as_raw_fd(), [0u8].as_ptr().cast(), 1, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
 }
 
 impl Arrived {

@@ -58,5 +58,7 @@ mod stop;
 mod storm;
 // The rules of the house that a program can check.
 mod tidy;
+// Logs that nobody reads, look-ups that hang, files that the application has a hand in: nothing of it stops the master.
+mod unwaiting;
 // PEP 3333 in every form.
 mod wsgi;

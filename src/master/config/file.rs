@@ -5,8 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 use toml::Spanned;
@@ -14,6 +13,7 @@ use toml::Spanned;
 use super::hints::{unknown_key, unknown_section};
 use super::keys::{self, Key, KeySpec, REQUEST_TIMEOUTS, SECTIONS};
 use super::problem::Problem;
+use crate::files;
 
 /// Far more than anyone writes, and little enough to read at once.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -99,10 +99,10 @@ pub fn quoted(text: &str) -> String {
 }
 
 /// Reads a file that must be a regular one: a reload reads it again, which a pipe does not survive, and opening one
-/// could wait for ever.
-pub fn read_text(path: &Path) -> Result<String, String> {
-    let open = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
-    let file = open.map_err(|error| super::interpreter::missing(path, "file", &error))?;
+/// could wait for ever. The path is where it really lies, found on the way: a flip between two look-ups must not mix
+/// the file of one release with the path of another.
+pub fn read_text(path: &Path) -> Result<(String, PathBuf), String> {
+    let (file, real) = files::read(path).map_err(|error| super::interpreter::missing(path, "file", &error))?;
     let meta = file.metadata().map_err(|error| super::interpreter::reason(&error))?;
     if !meta.is_file() {
         let inside = path.join("app.toml");
@@ -114,7 +114,8 @@ pub fn read_text(path: &Path) -> Result<String, String> {
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(format!("{} is larger than 1 MiB", path.display()));
     }
-    String::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8", path.display()))
+    let text = String::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8", path.display()))?;
+    Ok((text, real))
 }
 
 /// Other servers' configurations are another language, of which no line makes sense as TOML.

@@ -6,9 +6,11 @@ use std::ffi::CString;
 use nix::unistd::{getgrouplist, Gid, Group, Uid, User};
 
 use super::settings::Identity;
+use crate::progress;
 
 /// A user as written: a name, or a number with or without a passwd entry.
 pub fn find_user(text: &str) -> Result<(u32, Option<User>), String> {
+    progress::note(format!("looking up user {text} (NSS)"));
     if let Ok(uid) = text.parse::<u32>() {
         let user = User::from_uid(Uid::from_raw(uid)).map_err(|error| error.desc().to_owned())?;
         return Ok((uid, user));
@@ -24,6 +26,7 @@ pub fn find_group(text: &str) -> Result<u32, String> {
     if let Ok(gid) = text.parse::<u32>() {
         return Ok(gid);
     }
+    progress::note(format!("looking up group {text} (NSS)"));
     match CString::new(text).map_err(|_| "a NUL byte in a name".to_owned()).map(|_| Group::from_name(text))? {
         Ok(Some(group)) => Ok(group.gid.as_raw()),
         Ok(None) => Err("there is no such group; create it, or write a number".to_owned()),
@@ -59,6 +62,7 @@ pub fn run_as(
         None => vec![gid],
         Some(user) => {
             let name = CString::new(user.name.as_str()).map_err(|_| "a NUL byte in a name".to_owned())?;
+            progress::note(format!("looking up the groups of {} (NSS)", user.name));
             let groups = getgrouplist(&name, Gid::from_raw(gid)).map_err(|error| error.desc().to_owned())?;
             groups.into_iter().map(Gid::as_raw).collect()
         }

@@ -32,7 +32,7 @@ impl Resolver<'_> {
         };
         self.note(key, quoted_path(&path), origin.clone());
         let text = match file::read_text(&path) {
-            Ok(text) => text,
+            Ok((text, _)) => text,
             Err(reason) => return self.problem(key, &value, &origin, &reason),
         };
         match environment::parse_env_file(&text) {

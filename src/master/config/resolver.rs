@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use super::environment::{self, Environment};
 use super::file::{self, File, Value, Written};
-use super::interpreter;
 use super::keys::{self, Key, KeySpec};
 use super::layers::{expanded, Entry, Layers};
 use super::problem::{Problem, Problems};
@@ -42,10 +41,7 @@ impl<'a> Resolver<'a> {
             }
             Some(config) => {
                 let problem = |reason: String| Problems::from(Problem::new(&config.shown, reason));
-                // Followed once: a flip between two steps must not mix the file of one release with the other's path.
-                let real = config.path.canonicalize();
-                let real = real.map_err(|error| problem(interpreter::missing(&config.path, "file", &error)))?;
-                let text = file::read_text(&real).map_err(problem)?;
+                let (text, real) = file::read_text(&config.path).map_err(problem)?;
                 let (file, problems) = match file::parse(&text, &config.shown) {
                     Ok(parsed) => parsed,
                     Err(syntax) => {

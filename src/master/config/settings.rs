@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::files::Rights;
 pub use forkmaster_wire::message::Http;
 use forkmaster_wire::message::{AccessFormat, Application, LogLevel, Probe, ProxyProtocol};
 
@@ -109,6 +110,13 @@ pub struct Identity {
     pub name: Option<String>,
     /// For HOME; None without a passwd entry.
     pub home: Option<PathBuf>,
+}
+
+impl Identity {
+    /// What files are opened with where they are the application's.
+    pub fn rights(&self) -> Rights {
+        Rights { uid: self.uid, gid: self.gid, groups: self.groups.clone() }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]

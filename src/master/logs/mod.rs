@@ -6,10 +6,8 @@
 mod outlet;
 mod writer;
 
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -17,6 +15,7 @@ use forkmaster_wire::message::LogLevel;
 use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::config::settings::{AccessTarget, LogTarget};
+use crate::files::{self, Rights};
 
 use outlet::Outlet;
 use writer::Writer;
@@ -28,32 +27,52 @@ const LAST_WORDS_WITHIN: Duration = Duration::from_millis(200);
 #[derive(Clone)]
 pub struct LogFile {
     writer: Writer,
-    current: Arc<Mutex<Current>>,
+    current: Arc<Mutex<Arc<ErrorLog>>>,
 }
 
-/// Where lines go now.
-struct Current {
-    target: LogTarget,
+/// Where error lines go: opened, by whoever may wait for that.
+pub struct ErrorLog {
+    pub named: Named<LogTarget>,
     outlet: Arc<Outlet>,
+    /// A FIFO's (`files::Appended`).
+    _reader: Option<OwnedFd>,
+}
+
+/// What is opened again by its name, and with whose rights where it is the application's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named<T> {
+    pub target: T,
+    pub application: Option<Rights>,
+}
+
+impl ErrorLog {
+    pub fn open(named: &Named<LogTarget>) -> io::Result<ErrorLog> {
+        let (file, reader) = match &named.target {
+            LogTarget::Stderr => (io::stderr().as_fd().try_clone_to_owned()?, None),
+            LogTarget::File(path) => {
+                let opened = files::append(path, named.application.as_ref())?;
+                (opened.file, opened.reader)
+            }
+        };
+        Ok(ErrorLog { named: named.clone(), outlet: Arc::new(Outlet::new(file)), _reader: reader })
+    }
 }
 
 impl LogFile {
     /// Starts logging to stderr. Called once, before anything is known of the settings.
     pub fn start() -> io::Result<LogFile> {
-        let outlet = Arc::new(open_outlet(&LogTarget::Stderr)?);
-        let writer = Writer::start(Arc::clone(&outlet))?;
+        let log = ErrorLog::open(&Named { target: LogTarget::Stderr, application: None })?;
+        let writer = Writer::start(Arc::clone(&log.outlet))?;
         // It lives as long as the process.
         log::set_logger(Box::leak(Box::new(Lines(writer.clone()))))
             .map_err(|error| io::Error::other(error.to_string()))?;
         log::set_max_level(LevelFilter::Info);
-        let current = Arc::new(Mutex::new(Current { target: LogTarget::Stderr, outlet }));
-        let log = LogFile { writer, current };
+        let log = LogFile { writer, current: Arc::new(Mutex::new(Arc::new(log))) };
         log.tell_of_panics();
         Ok(log)
     }
 
-    /// Goes over to what the settings say.
-    pub fn apply(&self, target: &LogTarget, level: LogLevel) -> io::Result<()> {
+    pub fn set_level(&self, level: LogLevel) {
         log::set_max_level(match level {
             LogLevel::Error => LevelFilter::Error,
             LogLevel::Warn => LevelFilter::Warn,
@@ -61,20 +80,17 @@ impl LogFile {
             LogLevel::Debug => LevelFilter::Debug,
             LogLevel::Trace => LevelFilter::Trace,
         });
-        self.turn_to(target.clone(), open_outlet(target)?);
-        Ok(())
     }
 
-    /// Opens the file again by its name; false where there is none. The old one is kept where that fails: better a
-    /// line in a moved file than none.
-    pub fn reopen(&self) -> io::Result<bool> {
-        let target = self.lock().target.clone();
-        if target == LogTarget::Stderr {
-            return Ok(false);
-        }
-        let outlet = open_outlet(&target)?;
-        self.turn_to(target, outlet);
-        Ok(true)
+    /// Lines from now on go there.
+    pub fn turn_to(&self, log: ErrorLog) {
+        self.writer.turn_to(Arc::clone(&log.outlet));
+        *self.lock() = Arc::new(log);
+    }
+
+    /// What a reopening opens.
+    pub fn named(&self) -> Named<LogTarget> {
+        self.lock().named.clone()
     }
 
     /// A copy of the descriptor that is written to, for workers.
@@ -87,12 +103,6 @@ impl LogFile {
         self.writer.finish(LAST_WORDS_WITHIN);
     }
 
-    fn turn_to(&self, target: LogTarget, outlet: Outlet) {
-        let outlet = Arc::new(outlet);
-        self.writer.turn_to(Arc::clone(&outlet));
-        *self.lock() = Current { target, outlet };
-    }
-
     /// The standard library's own hook would write to stderr and wait for its reader.
     fn tell_of_panics(&self) {
         let writer = self.writer.clone();
@@ -102,7 +112,7 @@ impl LogFile {
         }));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Current> {
+    fn lock(&self) -> MutexGuard<'_, Arc<ErrorLog>> {
         // Nothing panics while it is held; and a log that was poisoned all the same must still log.
         self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -136,28 +146,24 @@ pub fn say(text: &str) {
     }
 }
 
-fn open_outlet(target: &LogTarget) -> io::Result<Outlet> {
-    Ok(Outlet::new(match target {
-        LogTarget::Stderr => io::stderr().as_fd().try_clone_to_owned()?,
-        LogTarget::File(path) => open(path)?.into(),
-    }))
-}
-
 /// A generation's access log. The master writes nothing to it.
 pub struct AccessLog {
-    target: AccessTarget,
+    pub named: Named<AccessTarget>,
     fd: OwnedFd,
+    /// A FIFO's (`files::Appended`).
+    _reader: Option<OwnedFd>,
 }
 
 impl AccessLog {
-    pub fn open(target: &AccessTarget) -> io::Result<AccessLog> {
-        Ok(AccessLog { target: target.clone(), fd: open_access(target)? })
-    }
-
-    /// As `LogFile::reopen`.
-    pub fn reopen(&mut self) -> io::Result<()> {
-        self.fd = open_access(&self.target)?;
-        Ok(())
+    pub fn open(named: &Named<AccessTarget>) -> io::Result<AccessLog> {
+        let (fd, reader) = match &named.target {
+            AccessTarget::Stdout => (io::stdout().as_fd().try_clone_to_owned()?, None),
+            AccessTarget::File(path) => {
+                let opened = files::append(path, named.application.as_ref())?;
+                (opened.file, opened.reader)
+            }
+        };
+        Ok(AccessLog { named: named.clone(), fd, _reader: reader })
     }
 }
 
@@ -165,16 +171,4 @@ impl AsFd for AccessLog {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-fn open_access(target: &AccessTarget) -> io::Result<OwnedFd> {
-    match target {
-        AccessTarget::Stdout => io::stdout().as_fd().try_clone_to_owned(),
-        AccessTarget::File(path) => open(path).map(OwnedFd::from),
-    }
-}
-
-/// O_CLOEXEC is the standard library's own habit.
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path)
 }

@@ -14,6 +14,8 @@ const PIPE_BYTES_AT_ONCE: usize = 4096;
 pub struct Outlet {
     fd: OwnedFd,
     kind: Kind,
+    /// Device and inode.
+    file: Option<(u64, u64)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,12 +28,19 @@ enum Kind {
 
 impl Outlet {
     pub fn new(fd: OwnedFd) -> Outlet {
-        let kind = match fstat(&fd).map(|stat| SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())) {
-            Ok(SFlag::S_IFIFO) => Kind::Pipe,
-            Ok(SFlag::S_IFSOCK) => Kind::Socket,
-            Ok(_) | Err(_) => Kind::Other,
+        let stat = fstat(&fd).ok();
+        let kind = stat.map(|stat| SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()));
+        let kind = match kind {
+            Some(SFlag::S_IFIFO) => Kind::Pipe,
+            Some(SFlag::S_IFSOCK) => Kind::Socket,
+            Some(_) | None => Kind::Other,
         };
-        Outlet { fd, kind }
+        Outlet { fd, kind, file: stat.map(|stat| (stat.st_dev, stat.st_ino)) }
+    }
+
+    /// Whether both lead to the same file: where one has no room, the other has none.
+    pub fn is_same_file(&self, other: &Outlet) -> bool {
+        self.file.is_some() && self.file == other.file
     }
 
     /// Writes what fits now; `WouldBlock` where nothing does.

@@ -235,10 +235,12 @@ impl Thread {
         self.written = self.line.len();
     }
 
-    /// Waits until the outlet takes more. Where another outlet waits in the queue, the lines before it are lost.
-    /// False: it is time to end.
+    /// Waits until the outlet takes more. Where another one waits in the queue, the lines before it are lost, unless it
+    /// is the same file once more. False: it is time to end.
     fn wait_for_room(&mut self) -> bool {
         let mut queue = self.shared.lock();
+        let here = Arc::clone(&self.outlet);
+        queue.items.retain(|item| !matches!(item, Item::Outlet(outlet) if outlet.is_same_file(&here)));
         let turn = queue.items.iter().position(|item| matches!(item, Item::Outlet(_)));
         if let Some(turn) = turn {
             let mut lost = 0;
@@ -418,6 +420,23 @@ mod tests {
         let text = text(read);
         assert!(text.contains(" WARN  2 lines lost: "), "{text}");
         assert!(text.ends_with("\nthree\n") && text.lines().count() == 2, "{text}");
+    }
+
+    #[test]
+    fn the_same_file_once_more_costs_no_line() {
+        let (mut read, outlet) = pipe();
+        let again = Arc::new(Outlet::new(outlet.as_fd().try_clone_to_owned().unwrap()));
+        let filled = fill(&outlet);
+        let writer = Writer::start(outlet).unwrap();
+        writer.line(b"one\n".to_vec());
+        wait_until_full(&writer);
+        writer.turn_to(again);
+        writer.line(b"two\n".to_vec());
+        wait_until_full(&writer);
+        read.read_exact(&mut vec![0; filled]).unwrap();
+        writer.finish(LONG);
+        drop(writer);
+        assert_eq!(text(read), "one\ntwo\n");
     }
 
     #[test]

@@ -2,16 +2,19 @@
 //! release and its venv are followed and pinned, and new addresses are bound. Whatever is wrong here changes
 //! nothing, and whoever asked hears it.
 
+use std::io;
+
 use forkmaster_wire::message::{GenerationId, ListenerId};
 use forkmaster_wire::mutant::{self, Mutant};
 
 use super::processes::GenerationProcesses;
 use super::Service;
 use crate::config::change::Fixed;
+use crate::config::settings::{Identity, Settings};
 use crate::config::{self, Loaded};
 use crate::exit_code::ExitCode;
 use crate::facts::outcome::Refusal;
-use crate::logs::AccessLog;
+use crate::logs::{AccessLog, ErrorLog, Named};
 use crate::shared::Shared;
 use crate::supervisor::asks::AskId;
 use crate::supervisor::generation::Plan;
@@ -40,19 +43,12 @@ impl Service {
             let (app, before) = (&settings.app, &predecessor.settings.app);
             in_place = app.release == before.release && app.interpreter.venv == before.interpreter.venv;
         }
-        let access = settings
-            .log
-            .access
-            .as_ref()
-            .map(AccessLog::open)
-            .transpose()
-            .map_err(|error| refusal(format!("[log] access cannot be opened: {error}"), ExitCode::of(&error)))?;
+        let (error_log, access) = open_logs(&settings)?;
         let server = &settings.server;
         let listeners =
             shared.listeners.bind(&server.bind).map_err(|error| refusal(error.to_string(), error.exit_code()))?;
-        if let Err(error) = shared.log.apply(&settings.log.error, settings.log.level) {
-            log::error!("[log] error cannot be opened, logging as before: {error}");
-        }
+        shared.log.turn_to(error_log);
+        shared.log.set_level(settings.log.level);
         self.last_generation += 1;
         let generation = GenerationId(self.last_generation);
         let app = &settings.app;
@@ -87,6 +83,17 @@ impl Service {
         }
         Ok((generation, plan))
     }
+}
+
+fn open_logs(settings: &Settings) -> Result<(ErrorLog, Option<AccessLog>), Refusal> {
+    let application = settings.server.identity.as_ref().map(Identity::rights);
+    let refused =
+        |key: &str, error: io::Error| refusal(format!("[log] {key} cannot be opened: {error}"), ExitCode::of(&error));
+    let named = Named { target: settings.log.error.clone(), application: application.clone() };
+    let error_log = ErrorLog::open(&named).map_err(|error| refused("error", error))?;
+    let access = settings.log.access.clone().map(|target| AccessLog::open(&Named { target, application }));
+    let access = access.transpose().map_err(|error| refused("access", error))?;
+    Ok((error_log, access))
 }
 
 fn refusal(reason: String, exit_code: ExitCode) -> Refusal {

@@ -4,20 +4,27 @@ use forkmaster_wire::message::{GenerationId, ToTemplate, ToWorker, WorkerId};
 
 use super::{name, watch, Service};
 use crate::children::Who;
+use crate::config::settings::LogTarget;
+use crate::logs::{AccessLog, ErrorLog};
 use crate::shared::Shared;
 
 impl Service {
     /// Opens the logs again by their names and hands them to everyone who writes to them.
     pub fn reopen_logs(&mut self, shared: &Shared) {
-        match shared.log.reopen() {
-            Ok(true) => log::info!("log reopened"),
-            // stderr has no name.
-            Ok(false) => {}
-            Err(error) => log::error!("log cannot be reopened: {error}"),
+        let named = shared.log.named();
+        if named.target != LogTarget::Stderr {
+            match ErrorLog::open(&named) {
+                Ok(error_log) => {
+                    shared.log.turn_to(error_log);
+                    log::info!("log reopened");
+                }
+                Err(error) => log::error!("log cannot be reopened: {error}"),
+            }
         }
         for access in self.generations.values_mut().filter_map(|processes| processes.access.as_mut()) {
-            if let Err(error) = access.reopen() {
-                log::error!("access log cannot be reopened: {error}");
+            match AccessLog::open(&access.named) {
+                Ok(opened) => *access = opened,
+                Err(error) => log::error!("access log cannot be reopened: {error}"),
             }
         }
         let error_log = match shared.log.fd() {

@@ -1,0 +1,269 @@
+//! Threads for work that may wait. The loop gives a piece of work and goes on; the result wakes it. A thread that is
+//! late keeps its thread and nothing else: its work is given up, its result dropped where it comes, and the next piece
+//! gets another thread, of at most four.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{pthread_sigmask, SigSet, SigmaskHow};
+
+use crate::progress::Progress;
+
+const THREADS_MAX: usize = 4;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChoreId(u64);
+
+/// Work that was not done in time, as a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TooLate(pub String);
+
+type Work<D> = Box<dyn FnOnce() -> D + Send>;
+
+pub struct Pool<D> {
+    shared: Arc<Shared<D>>,
+    given: BTreeMap<ChoreId, Given>,
+    last: u64,
+}
+
+struct Given {
+    what: &'static str,
+    within: Duration,
+    by: Instant,
+    progress: Progress,
+}
+
+struct Shared<D> {
+    state: Mutex<State<D>>,
+    /// There is work.
+    work: Condvar,
+    /// There is a result.
+    wake: EventFd,
+}
+
+struct State<D> {
+    to_do: VecDeque<(ChoreId, Progress, Work<D>)>,
+    done: VecDeque<(ChoreId, D)>,
+    /// Nobody waits for their results any more.
+    given_up: BTreeSet<ChoreId>,
+    threads: usize,
+    idle: usize,
+    /// The pool is gone.
+    closed: bool,
+}
+
+impl<D: Send + 'static> Pool<D> {
+    pub fn new() -> io::Result<Pool<D>> {
+        let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let state = State {
+            to_do: VecDeque::new(),
+            done: VecDeque::new(),
+            given_up: BTreeSet::new(),
+            threads: 0,
+            idle: 0,
+            closed: false,
+        };
+        let shared = Shared { state: Mutex::new(state), work: Condvar::new(), wake };
+        Ok(Pool { shared: Arc::new(shared), given: BTreeMap::new(), last: 0 })
+    }
+
+    /// Has it done by a thread. `what` is its name in a sentence: `reading the configuration`.
+    pub fn give(
+        &mut self,
+        what: &'static str,
+        within: Duration,
+        now: Instant,
+        work: impl FnOnce() -> D + Send + 'static,
+    ) -> io::Result<ChoreId> {
+        let mut state = self.shared.lock();
+        if state.idle <= state.to_do.len() && state.threads < THREADS_MAX {
+            start_thread(Arc::clone(&self.shared))?;
+            state.threads += 1;
+        }
+        self.last += 1;
+        let id = ChoreId(self.last);
+        let progress = Progress::default();
+        self.given.insert(id, Given { what, within, by: now + within, progress: progress.clone() });
+        state.to_do.push_back((id, progress, Box::new(work)));
+        drop(state);
+        self.shared.work.notify_one();
+        Ok(id)
+    }
+
+    /// The next result; to be called until there is none, whenever the descriptor is readable or a deadline is over.
+    pub fn done(&mut self, now: Instant) -> Option<(ChoreId, Result<D, TooLate>)> {
+        // Emptied first: a result that comes after the look wakes once more.
+        let _ = self.shared.wake.read();
+        let mut state = self.shared.lock();
+        if let Some((id, done)) = state.done.pop_front() {
+            drop(state);
+            self.given.remove(&id);
+            return Some((id, Ok(done)));
+        }
+        let id = self.given.iter().find(|(_, given)| given.by <= now).map(|(id, _)| *id)?;
+        let unbegun = state.to_do.iter().position(|(waiting, ..)| *waiting == id);
+        match unbegun {
+            Some(at) => {
+                state.to_do.remove(at);
+            }
+            None => {
+                state.given_up.insert(id);
+            }
+        }
+        drop(state);
+        let too_late = TooLate(self.sentence(id, unbegun.is_none()));
+        self.given.remove(&id);
+        Some((id, Err(too_late)))
+    }
+
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.given.values().map(|given| given.by).min()
+    }
+
+    fn sentence(&self, id: ChoreId, begun: bool) -> String {
+        let given = &self.given[&id];
+        let took = format!("{} took longer than {} s", given.what, given.within.as_secs_f64());
+        match (given.progress.words(), begun) {
+            (words, true) if !words.is_empty() => format!("{took}: {words}"),
+            (_, true) => took,
+            (_, false) => format!("{took}: all {THREADS_MAX} threads for what may wait hang in earlier work"),
+        }
+    }
+}
+
+impl<D> Drop for Pool<D> {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.work.notify_all();
+    }
+}
+
+impl<D> AsFd for Pool<D> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.wake.as_fd()
+    }
+}
+
+impl<D> Shared<D> {
+    fn lock(&self) -> MutexGuard<'_, State<D>> {
+        // Nothing panics while it is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn start_thread<D: Send + 'static>(shared: Arc<Shared<D>>) -> io::Result<()> {
+    // The thread inherits the mask: signals are for the main thread.
+    let mut before = SigSet::empty();
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+    let started = std::thread::Builder::new().name("chores".into()).spawn(move || run(&shared));
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    started.map(drop)
+}
+
+/// One idle thread stays, so that most work needs no new one.
+fn run<D>(shared: &Shared<D>) {
+    let mut state = shared.lock();
+    loop {
+        if let Some((id, progress, work)) = state.to_do.pop_front() {
+            drop(state);
+            progress.follow();
+            let done = work();
+            state = shared.lock();
+            if state.given_up.remove(&id) {
+                // Dropping may close files, and wait for it.
+                drop(state);
+                drop(done);
+                state = shared.lock();
+            } else {
+                state.done.push_back((id, done));
+                // It fails only where the loop is to be woken 2^64 times already.
+                let _ = shared.wake.write(1);
+            }
+        } else if state.idle > 0 || state.closed {
+            state.threads -= 1;
+            return;
+        } else {
+            state.idle += 1;
+            state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress;
+    use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+    use std::sync::mpsc;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn wait<D: Send + 'static>(pool: &mut Pool<D>, now: Instant) -> (ChoreId, Result<D, TooLate>) {
+        loop {
+            if let Some(done) = pool.done(now) {
+                return done;
+            }
+            let mut fds = [PollFd::new(pool.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut fds, PollTimeout::from(10_000u16)).unwrap(), 1, "nothing was done");
+        }
+    }
+
+    #[test]
+    fn results_come_with_the_number_of_their_work() {
+        let mut pool = Pool::new().unwrap();
+        let now = Instant::now();
+        let ids: Vec<ChoreId> =
+            (0..20).map(|number| pool.give("counting", LONG, now, move || number).unwrap()).collect();
+        let mut done: Vec<(ChoreId, i32)> = (0..20)
+            .map(|_| {
+                let (id, result) = wait(&mut pool, now);
+                (id, result.unwrap())
+            })
+            .collect();
+        done.sort_unstable();
+        assert_eq!(done, ids.into_iter().zip(0..20).collect::<Vec<_>>());
+        assert!(pool.next_deadline().is_none() && pool.done(now).is_none());
+    }
+
+    #[test]
+    fn late_work_is_given_up_with_its_words_and_the_next_has_another_thread() {
+        let mut pool = Pool::new().unwrap();
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
+        let mut releases = Vec::new();
+        let mut late = Vec::new();
+        for number in 0..THREADS_MAX {
+            let (release, released) = mpsc::channel::<()>();
+            let (begun, has_begun) = mpsc::channel();
+            let id = pool.give("reading", second, now, move || {
+                progress::note(format!("looking up user {number} (NSS)"));
+                begun.send(()).unwrap();
+                let _ = released.recv();
+                number
+            });
+            has_begun.recv().unwrap();
+            late.push(id.unwrap());
+            releases.push(release);
+        }
+        let waits = pool.give("opening", second * 2, now, || 99).unwrap();
+        assert!(pool.done(now).is_none());
+        assert_eq!(pool.next_deadline(), Some(now + second));
+        for (number, id) in late.into_iter().enumerate() {
+            let (given_up, result) = pool.done(now + second).unwrap();
+            let sentence = format!("reading took longer than 1 s: looking up user {number} (NSS)");
+            assert_eq!((given_up, result), (id, Err(TooLate(sentence))));
+        }
+        let (id, result) = pool.done(now + second * 2).unwrap();
+        let sentence = "opening took longer than 2 s: all 4 threads for what may wait hang in earlier work";
+        assert_eq!((id, result), (waits, Err(TooLate(sentence.to_owned()))));
+        // One comes back: what it brings is dropped, and it takes the next piece.
+        releases.pop();
+        let id = pool.give("opening", LONG, now, || 100).unwrap();
+        assert_eq!(wait(&mut pool, now), (id, Ok(100)));
+    }
+}

@@ -1,0 +1,607 @@
+//! Opening files by name where somebody else may have a hand in the name: logs, the pid file, the configuration, the
+//! env file. It never waits for the other end of a FIFO, and never truncates.
+//!
+//! The rule. A path is walked from the root, a part at a time, by descriptors, so that what was looked at is what is
+//! opened. A master that is root begins with root's rights. At the first directory that somebody else owns, or that
+//! the application's user may write to, it gives them up: the rest of the path is walked and opened with the rights
+//! of that directory's owner, and with those of the application's user once a directory is the application's. So
+//! whoever can change the path gets nothing opened that they could not open themselves. A symbolic link is followed
+//! where root, the directory's owner, or the user whose rights count just then has made it; in a directory that all
+//! may write to (/tmp), the sticky bit makes this safe. A log or pid file has one name only: a second one (a hard
+//! link) may be somebody else's file. CVE-2016-1247 is what nginx had without such a rule; logrotate refuses
+//! directories like these ("insecure permissions"), or takes their owner's rights by its `su`.
+//!
+//! The rights are taken in a thread of its own, which ends with them. fsuid and fsgid belong to a thread (setfsuid(2)),
+//! and so do the groups where setgroups is called past the C library, whose wrapper changes all threads (nptl(7)).
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{fcntl, openat, readlinkat, FcntlArg, OFlag};
+use nix::sys::stat::{fstat, FileStat, Mode, SFlag};
+use nix::unistd::{geteuid, Uid, User};
+
+use crate::progress;
+
+/// As the kernel has it (path_resolution(7)).
+const LINKS_MAX: u32 = 40;
+
+/// Times that an entry is looked at again when it was replaced between the look and the open (logrotate).
+const TRIES_MAX: u32 = 8;
+
+/// The kernel's group for what belongs to nobody.
+const NO_GROUP: u32 = 65534;
+
+/// Whose rights count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rights {
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+}
+
+/// A file, FIFO or device that lines are appended to.
+pub struct Appended {
+    pub file: OwnedFd,
+    /// The reading end of a FIFO: while it is open, writing waits for no other reader and fails without none.
+    pub reader: Option<OwnedFd>,
+}
+
+/// A pid file and where it lies.
+#[derive(Debug)]
+pub struct PidPlace {
+    pub file: File,
+    pub directory: OwnedFd,
+    pub name: OsString,
+}
+
+/// Opens a log, and makes it where it is not there.
+pub fn append(path: &Path, application: Option<&Rights>) -> io::Result<Appended> {
+    progress::note(format!("opening {}", path.display()));
+    if let Some(stream) = standard_stream(path)? {
+        return Ok(Appended { file: stream, reader: None });
+    }
+    let found = open(path, Purpose::Append, application)?;
+    Ok(Appended { file: found.file, reader: found.reader })
+}
+
+/// Opens a file to read it, and says where it really lies. Whether it is a regular file is for the caller to judge.
+pub fn read(path: &Path) -> io::Result<(File, PathBuf)> {
+    progress::note(format!("reading {}", path.display()));
+    let found = open(path, Purpose::Read, None)?;
+    Ok((found.file.into(), found.place.join(found.name)))
+}
+
+/// Opens a pid file, and makes it where it is not there. Its content stays.
+pub fn pid_file(path: &Path, application: Option<&Rights>) -> io::Result<PidPlace> {
+    progress::note(format!("opening {}", path.display()));
+    let found = open(path, Purpose::PidFile, application)?;
+    Ok(PidPlace { file: found.file.into(), directory: found.directory, name: found.name })
+}
+
+/// stdout and stderr by their names as files. Opening these names again fails for a socket (journald's), and for a
+/// pipe that another user has made.
+fn standard_stream(path: &Path) -> io::Result<Option<OwnedFd>> {
+    Ok(match path.to_str() {
+        Some("/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1") => Some(io::stdout().as_fd().try_clone_to_owned()?),
+        Some("/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2") => Some(io::stderr().as_fd().try_clone_to_owned()?),
+        Some(_) | None => None,
+    })
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Append,
+    Read,
+    PidFile,
+}
+
+struct Found {
+    file: OwnedFd,
+    reader: Option<OwnedFd>,
+    directory: OwnedFd,
+    /// The directory's path, without links.
+    place: PathBuf,
+    name: OsString,
+}
+
+fn open(path: &Path, purpose: Purpose, application: Option<&Rights>) -> io::Result<Found> {
+    let root = geteuid().is_root();
+    let walk = || {
+        let mut walk = Walk { application, switches: root, acting: geteuid().as_raw(), given_up_at: None };
+        walk.open(path, purpose).map_err(|error| walk.explain(error))
+    };
+    if !root {
+        return walk();
+    }
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("open".into()).spawn_scoped(scope, walk)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that opens files has panicked")))
+    })
+}
+
+struct Walk<'a> {
+    application: Option<&'a Rights>,
+    /// Whether this thread can take others' rights.
+    switches: bool,
+    /// The user whose rights count now.
+    acting: u32,
+    /// Where root's rights were given up.
+    given_up_at: Option<PathBuf>,
+}
+
+impl Walk<'_> {
+    fn open(&mut self, path: &Path, purpose: Purpose) -> io::Result<Found> {
+        let mut parts = parts(path);
+        let mut place = PathBuf::from("/");
+        let mut directory = self.enter_root()?;
+        let (mut links, mut tries) = (0, 0);
+        while let Some(part) = parts.pop_front() {
+            let last = parts.is_empty();
+            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let entry = match openat(&directory, part.as_os_str(), flags, Mode::empty()) {
+                Ok(entry) => entry,
+                Err(Errno::ENOENT) if last && purpose != Purpose::Read => match create(&directory, &part, purpose) {
+                    Ok(file) => return Ok(Found { file, reader: None, directory, place, name: part }),
+                    Err(Errno::EEXIST) if tries < TRIES_MAX => {
+                        tries += 1;
+                        parts.push_front(part);
+                        continue;
+                    }
+                    Err(errno) => return Err(errno.into()),
+                },
+                Err(errno) => return Err(errno.into()),
+            };
+            let stat = fstat(&entry)?;
+            match kind(&stat) {
+                SFlag::S_IFLNK => {
+                    links += 1;
+                    if links > LINKS_MAX {
+                        return Err(Errno::ELOOP.into());
+                    }
+                    self.check_link(&stat, &directory, &place.join(&part))?;
+                    let target = PathBuf::from(readlinkat(&entry, "")?);
+                    if target.is_absolute() {
+                        directory = self.enter_root()?;
+                        place = PathBuf::from("/");
+                    }
+                    for part in self::parts(&target).into_iter().rev() {
+                        parts.push_front(part);
+                    }
+                }
+                SFlag::S_IFDIR if !last => {
+                    match part == ".." {
+                        true => drop(place.pop()),
+                        false => place.push(&part),
+                    }
+                    self.enter(&entry, &place)?;
+                    directory = entry;
+                }
+                _ if !last => return Err(Errno::ENOTDIR.into()),
+                _ => {
+                    self.check_last(&stat, purpose)?;
+                    match open_entry(&directory, &part, &stat, purpose)? {
+                        Some((file, reader)) => return Ok(Found { file, reader, directory, place, name: part }),
+                        None if tries < TRIES_MAX => {
+                            tries += 1;
+                            parts.push_front(part);
+                        }
+                        None => return Err(io::Error::other("it is replaced again and again")),
+                    }
+                }
+            }
+        }
+        Err(Errno::EISDIR.into())
+    }
+
+    fn enter_root(&mut self) -> io::Result<OwnedFd> {
+        let root = nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+        self.enter(&root, Path::new("/"))?;
+        Ok(root)
+    }
+
+    /// Gives up root's rights where the directory asks for it.
+    fn enter(&mut self, directory: &OwnedFd, place: &Path) -> io::Result<()> {
+        if !self.switches {
+            return Ok(());
+        }
+        let stat = fstat(directory)?;
+        let at_home = self.application.filter(|rights| rights.can_change(&stat));
+        let rights = match at_home {
+            Some(application) if self.acting != application.uid => application.clone(),
+            None if self.acting == 0 && stat.st_uid != 0 => Rights::of(stat.st_uid)?,
+            // Nobody's but root's, or given up already.
+            Some(_) | None => return Ok(()),
+        };
+        if !rights.take()? {
+            // A root without CAP_SETUID (a container that dropped it) is a user like others, and so is its application.
+            self.switches = false;
+            return Ok(());
+        }
+        self.acting = rights.uid;
+        self.given_up_at.get_or_insert_with(|| place.to_owned());
+        Ok(())
+    }
+
+    fn check_link(&self, link: &FileStat, directory: &OwnedFd, place: &Path) -> io::Result<()> {
+        let owner = fstat(directory)?.st_uid;
+        if [0, self.acting, owner].contains(&link.st_uid) {
+            return Ok(());
+        }
+        let text = format!("{} is a symbolic link that somebody else has made (uid {})", place.display(), link.st_uid);
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+    }
+
+    fn check_last(&self, stat: &FileStat, purpose: Purpose) -> io::Result<()> {
+        let refused = |text: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        let wrong = |text: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        match (purpose, kind(stat)) {
+            (Purpose::Read, _) => return Ok(()),
+            (Purpose::Append, SFlag::S_IFIFO | SFlag::S_IFCHR) => return Ok(()),
+            (Purpose::Append | Purpose::PidFile, SFlag::S_IFREG) => {}
+            (Purpose::Append | Purpose::PidFile, SFlag::S_IFDIR) => return wrong("it is a directory"),
+            (Purpose::Append, _) => return wrong("it is neither a file nor a FIFO nor a device to write to"),
+            (Purpose::PidFile, _) => return wrong("it is not a regular file"),
+        }
+        if stat.st_nlink > 1 {
+            let names = stat.st_nlink;
+            return refused(format!("it has {names} names (hard links), and one of them may be another file's"));
+        }
+        // Whoever owns it decides which process its readers signal.
+        let ours = [0, self.acting, geteuid().as_raw()].contains(&stat.st_uid);
+        if purpose == Purpose::PidFile && !ours {
+            return refused(format!("it belongs to somebody else (uid {})", stat.st_uid));
+        }
+        Ok(())
+    }
+
+    /// Says whose rights they were that did not suffice.
+    fn explain(&self, error: io::Error) -> io::Error {
+        match &self.given_up_at {
+            None => error,
+            Some(place) => {
+                let (uid, place) = (self.acting, place.display());
+                let reason = match error.raw_os_error() {
+                    Some(code) => Errno::from_raw(code).desc().to_owned(),
+                    None => error.to_string(),
+                };
+                let text = format!("{reason} (with the rights of uid {uid}, since {place} is not root's alone)");
+                io::Error::new(error.kind(), text)
+            }
+        }
+    }
+}
+
+impl Rights {
+    /// A user's, with the one group that the user database names.
+    fn of(uid: u32) -> io::Result<Rights> {
+        progress::note(format!("looking up uid {uid} (NSS)"));
+        let user = User::from_uid(Uid::from_raw(uid))?;
+        let gid = user.map_or(NO_GROUP, |user| user.gid.as_raw());
+        Ok(Rights { uid, gid, groups: vec![gid] })
+    }
+
+    /// Whether they suffice to replace what is in a directory. Where the sticky bit is set, each entry is its owner's.
+    fn can_change(&self, directory: &FileStat) -> bool {
+        let mode = Mode::from_bits_truncate(directory.st_mode);
+        let in_group = self.gid == directory.st_gid || self.groups.contains(&directory.st_gid);
+        let writes = (in_group && mode.contains(Mode::S_IWGRP)) || mode.contains(Mode::S_IWOTH);
+        self.uid == directory.st_uid || (writes && !mode.contains(Mode::S_ISVTX))
+    }
+
+    /// Takes them for the rest of this thread. False: the kernel does not let us.
+    fn take(&self) -> io::Result<bool> {
+        // SAFETY: the pointer and length are those of a living slice of gid_t.
+        let done = unsafe { libc::syscall(libc::SYS_setgroups, self.groups.len(), self.groups.as_ptr()) };
+        if done != 0 {
+            return match Errno::last() {
+                Errno::EPERM => Ok(false),
+                errno => Err(errno.into()),
+            };
+        }
+        // These two report no error: they return the value before, and -1 changes nothing (setfsuid(2)).
+        // SAFETY: no memory is involved.
+        unsafe { libc::setfsgid(self.gid) };
+        // SAFETY: as above.
+        let gid = unsafe { libc::setfsgid(u32::MAX) };
+        // SAFETY: as above.
+        unsafe { libc::setfsuid(self.uid) };
+        // SAFETY: as above.
+        let uid = unsafe { libc::setfsuid(u32::MAX) };
+        if (uid as u32, gid as u32) != (self.uid, self.gid) {
+            return Err(io::Error::other(format!("the rights of uid {} cannot be taken", self.uid)));
+        }
+        Ok(true)
+    }
+}
+
+/// Opens what was looked at. None: another entry is there by now.
+fn open_entry(
+    directory: &OwnedFd,
+    name: &OsStr,
+    looked_at: &FileStat,
+    purpose: Purpose,
+) -> io::Result<Option<(OwnedFd, Option<OwnedFd>)>> {
+    let open = |flags: OFlag| -> io::Result<Option<OwnedFd>> {
+        // O_NONBLOCK: neither a FIFO nor a device is waited for.
+        let always = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        match openat(directory, name, flags | always, Mode::empty()) {
+            Ok(file) => {
+                let stat = fstat(&file)?;
+                let same = (stat.st_dev, stat.st_ino) == (looked_at.st_dev, looked_at.st_ino);
+                Ok(same.then_some(file))
+            }
+            Err(Errno::ENOENT | Errno::ELOOP) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    };
+    if purpose == Purpose::Append && kind(looked_at) == SFlag::S_IFIFO {
+        return open_fifo(open);
+    }
+    let Some(file) = open(purpose.flags())? else { return Ok(None) };
+    if kind(looked_at) == SFlag::S_IFCHR {
+        wait_as_others_do(&file)?;
+    }
+    Ok(Some((file, None)))
+}
+
+/// A FIFO needs a reader to be opened (fifo(7)); we are one ourselves. What is written before another one comes stays
+/// in it, as far as it fits.
+fn open_fifo(open: impl Fn(OFlag) -> io::Result<Option<OwnedFd>>) -> io::Result<Option<(OwnedFd, Option<OwnedFd>)>> {
+    let reader = match open(OFlag::O_RDONLY) {
+        Ok(Some(reader)) => Some(reader),
+        Ok(None) => return Ok(None),
+        // Writing alone may be allowed.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+        Err(error) => return Err(error),
+    };
+    let file = match open(OFlag::O_WRONLY) {
+        Ok(Some(file)) => file,
+        Ok(None) => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+            let text = "nobody reads the FIFO, and we may not do so ourselves";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        }
+        Err(error) => return Err(error),
+    };
+    wait_as_others_do(&file)?;
+    Ok(Some((file, reader)))
+}
+
+fn create(directory: &OwnedFd, name: &OsStr, purpose: Purpose) -> nix::Result<OwnedFd> {
+    let mode = match purpose {
+        Purpose::PidFile => Mode::from_bits_truncate(0o644),
+        // As umask has it.
+        Purpose::Append | Purpose::Read => Mode::from_bits_truncate(0o666),
+    };
+    let flags = purpose.flags() | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(directory, name, flags, mode)
+}
+
+impl Purpose {
+    fn flags(self) -> OFlag {
+        match self {
+            Purpose::Append => OFlag::O_WRONLY | OFlag::O_APPEND,
+            Purpose::Read => OFlag::O_RDONLY,
+            Purpose::PidFile => OFlag::O_RDWR,
+        }
+    }
+}
+
+/// O_NONBLOCK was for open(2). Python's streams, which get the descriptor too, expect writes that wait.
+fn wait_as_others_do(file: &OwnedFd) -> io::Result<()> {
+    let flags = OFlag::from_bits_truncate(fcntl(file, FcntlArg::F_GETFL)?);
+    fcntl(file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+fn kind(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
+}
+
+/// The parts of a path, without the root; `..` stays, since it means the parent of what a link led to.
+fn parts(path: &Path) -> VecDeque<OsString> {
+    let part = |part: Component<'_>| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    };
+    path.components().filter_map(part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::fs::{chown, symlink, MetadataExt, PermissionsExt};
+
+    const NOBODY: u32 = 65534;
+
+    fn nobody() -> Rights {
+        Rights { uid: NOBODY, gid: NOBODY, groups: vec![NOBODY] }
+    }
+
+    /// A directory that all may enter: root's (or whoever runs the tests), with one of nobody's in it where that can be.
+    struct Place {
+        directory: tempfile::TempDir,
+        root: bool,
+    }
+
+    impl Place {
+        fn new() -> Place {
+            let directory = tempfile::tempdir().unwrap();
+            std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+            let place = Place { directory, root: geteuid().is_root() };
+            std::fs::create_dir(place.path("app")).unwrap();
+            place.give_to_nobody("app");
+            place
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.directory.path().canonicalize().unwrap().join(name)
+        }
+
+        fn write(&self, name: &str, text: &str, mode: u32) -> PathBuf {
+            let path = self.path(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            path
+        }
+
+        fn give_to_nobody(&self, name: &str) {
+            if self.root {
+                std::os::unix::fs::lchown(self.path(name), Some(NOBODY), Some(NOBODY)).unwrap();
+            }
+        }
+    }
+
+    fn say(log: Appended, text: &str) {
+        std::fs::File::from(log.file).write_all(text.as_bytes()).unwrap();
+    }
+
+    fn refusal<T>(result: io::Result<T>) -> (io::ErrorKind, String) {
+        let error = result.err().expect("it is refused");
+        (error.kind(), error.to_string())
+    }
+
+    #[test]
+    fn a_log_is_made_appended_to_and_never_truncated() {
+        let place = Place::new();
+        let path = place.path("a.log");
+        say(append(&path, None).unwrap(), "one\n");
+        say(append(&path, None).unwrap(), "two\n");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
+        let (kind, text) = refusal(append(&place.path("none/a.log"), None));
+        assert_eq!(kind, io::ErrorKind::NotFound, "{text}");
+        assert!(refusal(append(&place.path("app"), None)).1.contains("a directory"));
+        say(append(Path::new("/dev/null"), None).unwrap(), "gone\n");
+    }
+
+    #[test]
+    fn links_of_root_are_followed_and_those_in_a_public_directory_are_not() {
+        let place = Place::new();
+        std::fs::create_dir(place.path("data")).unwrap();
+        symlink("data/real.log", place.path("a.log")).unwrap();
+        say(append(&place.path("a.log"), Some(&nobody())).unwrap(), "line\n");
+        assert_eq!(std::fs::read_to_string(place.path("data/real.log")).unwrap(), "line\n");
+        if !place.root {
+            return;
+        }
+        // As /tmp is.
+        std::fs::create_dir(place.path("public")).unwrap();
+        std::fs::set_permissions(place.path("public"), std::fs::Permissions::from_mode(0o1777)).unwrap();
+        symlink(place.write("precious", "", 0o600), place.path("public/a.log")).unwrap();
+        place.give_to_nobody("public/a.log");
+        let (kind, text) = refusal(append(&place.path("public/a.log"), Some(&nobody())));
+        assert_eq!(kind, io::ErrorKind::PermissionDenied);
+        assert!(text.contains("a symbolic link that somebody else has made (uid 65534)"), "{text}");
+        symlink("a", place.path("b")).unwrap();
+        symlink("b", place.path("a")).unwrap();
+        assert!(refusal(append(&place.path("a"), None)).1.contains("Too many levels of symbolic links"));
+    }
+
+    #[test]
+    fn in_the_applications_directory_only_its_own_rights_count() {
+        let place = Place::new();
+        if !place.root {
+            return;
+        }
+        let precious = place.write("precious", "secret\n", 0o600);
+        symlink(&precious, place.path("app/access.log")).unwrap();
+        symlink(&precious, place.path("app/app.pid")).unwrap();
+        symlink(&precious, place.path("app/.env")).unwrap();
+        for application in [Some(nobody()), None] {
+            let application = application.as_ref();
+            let failures = [
+                refusal(append(&place.path("app/access.log"), application)),
+                refusal(pid_file(&place.path("app/app.pid"), application)),
+                refusal(read(&place.path("app/.env"))),
+            ];
+            for (kind, text) in failures {
+                assert_eq!(kind, io::ErrorKind::PermissionDenied, "{text}");
+                assert!(text.starts_with("Permission denied (with the rights of uid 65534, since /"), "{text}");
+            }
+        }
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "secret\n");
+        // Nor is a whole directory swapped for another.
+        std::fs::create_dir(place.path("etc")).unwrap();
+        symlink(place.path("etc"), place.path("app/logs")).unwrap();
+        refusal(append(&place.path("app/logs/a.log"), Some(&nobody())));
+        assert_eq!(std::fs::read_dir(place.path("etc")).unwrap().count(), 0);
+        // What it may do itself, it may have done.
+        say(append(&place.path("app/own.log"), Some(&nobody())).unwrap(), "line\n");
+        let meta = place.path("app/own.log").metadata().unwrap();
+        assert_eq!((meta.uid(), meta.gid(), meta.len()), (NOBODY, NOBODY, 5));
+        // This thread has the rights it had.
+        // SAFETY: -1 changes nothing.
+        assert_eq!(unsafe { libc::setfsuid(u32::MAX) }, 0);
+        std::fs::read_to_string(&precious).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_the_applications_group_may_write_to_is_the_applications() {
+        let place = Place::new();
+        if !place.root {
+            return;
+        }
+        std::fs::create_dir(place.path("shared")).unwrap();
+        chown(place.path("shared"), Some(0), Some(NOBODY)).unwrap();
+        std::fs::set_permissions(place.path("shared"), std::fs::Permissions::from_mode(0o775)).unwrap();
+        append(&place.path("shared/a.log"), Some(&nobody())).unwrap();
+        assert_eq!(place.path("shared/a.log").metadata().unwrap().uid(), NOBODY);
+        append(&place.path("shared/b.log"), None).unwrap();
+        assert_eq!(place.path("shared/b.log").metadata().unwrap().uid(), 0);
+    }
+
+    #[test]
+    fn second_names_and_others_pid_files_are_refused() {
+        let place = Place::new();
+        let precious = place.write("precious", "", 0o644);
+        std::fs::hard_link(&precious, place.path("a.log")).unwrap();
+        assert!(refusal(append(&place.path("a.log"), None)).1.contains("2 names (hard links)"));
+        assert!(refusal(pid_file(&place.path("a.log"), None)).1.contains("2 names (hard links)"));
+        if place.root {
+            place.write("theirs.pid", "1\n", 0o644);
+            place.give_to_nobody("theirs.pid");
+            let (_, text) = refusal(pid_file(&place.path("theirs.pid"), Some(&nobody())));
+            assert!(text.contains("belongs to somebody else (uid 65534)"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_fifo_without_a_reader_takes_lines_and_is_not_waited_for() {
+        let place = Place::new();
+        let path = place.path("fifo");
+        nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600)).unwrap();
+        let log = append(&path, None).unwrap();
+        let flags = fcntl(&log.file, FcntlArg::F_GETFL).unwrap();
+        assert_eq!(flags & (libc::O_NONBLOCK | libc::O_ACCMODE), libc::O_WRONLY);
+        nix::unistd::write(&log.file, b"early\n").unwrap();
+        // Whoever comes later reads it.
+        let mut late = std::fs::File::open(&path).unwrap();
+        drop(log);
+        let mut text = String::new();
+        late.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "early\n");
+        assert!(refusal(pid_file(&path, None)).1.contains("not a regular file"));
+        // A configuration is no FIFO, but saying so is not for this file.
+        read(&path).unwrap();
+    }
+
+    #[test]
+    fn a_read_file_says_where_it_really_lies() {
+        let place = Place::new();
+        std::fs::create_dir_all(place.path("releases/1/conf")).unwrap();
+        place.write("releases/1/app.toml", "text", 0o644);
+        symlink("releases/1", place.path("current")).unwrap();
+        let (mut file, real) = read(&place.path("current/conf/../app.toml")).unwrap();
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!((text.as_str(), real), ("text", place.path("releases/1/app.toml")));
+    }
+}

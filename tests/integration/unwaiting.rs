@@ -1,0 +1,370 @@
+//! Nothing makes the master wait: logs that nobody reads, FIFOs without a reader, a user database that hangs. And
+//! what it opens by name gives nobody rights that they do not have.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{chown, symlink, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+
+use crate::harness::client::{self, Address};
+use crate::harness::machine::{can_change_users, Machine};
+use crate::harness::master::{run, Launch, Master};
+use crate::harness::process;
+use crate::harness::site::Site;
+use crate::harness::{wait_for, wait_within};
+
+/// What is at once for a master that waits for nothing, on a busy machine.
+const AT_ONCE: Duration = Duration::from_secs(10);
+
+const NOBODY: u32 = 65534;
+
+fn site(name: &str) -> Site {
+    let site = Site::new(name);
+    site.release("1");
+    site.flip("1");
+    site.set("server.workers", "1").set("server.bind", "['unix:app.sock']");
+    site
+}
+
+/// One whose release an unprivileged user can run.
+fn public_site(name: &str) -> Site {
+    let site = Site::new(name);
+    site.build("1").python(Machine::get().public_python()).make();
+    site.flip("1");
+    site.set("server.workers", "1").set("server.bind", "['unix:app.sock']");
+    site.set("server.user", "'nobody'").set("server.group", "'nogroup'");
+    site
+}
+
+fn get(site: &Site, target: &str) -> client::Response {
+    let address = Address::Unix(site.path().join("app.sock"));
+    client::get(&address, target).unwrap_or_else(|failure| panic!("GET {target}: {failure}"))
+}
+
+/// A launch with one of the standard streams replaced.
+fn with_stream(stream: i32, pipe: &PipeWriter) -> Launch {
+    let fd = pipe.as_raw_fd();
+    Launch {
+        before_exec: Some(Box::new(move || {
+            // SAFETY: dup2(2) is async-signal-safe; the pipe is open in the child as it is here.
+            match unsafe { libc::dup2(fd, stream) } {
+                -1 => Err(std::io::Error::last_os_error()),
+                _ => Ok(()),
+            }
+        })),
+        ..Launch::default()
+    }
+}
+
+/// Fills a pipe. O_NONBLOCK is set on a description of our own, not on the one that the master has.
+fn fill(pipe: &PipeWriter) -> usize {
+    let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+    let own = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let mut own = own.expect("our own pipe can be opened again");
+    let mut bytes = 0;
+    for size in [4096, 1] {
+        while let Ok(written) = own.write(&vec![b'\n'; size]) {
+            bytes += written;
+        }
+    }
+    bytes
+}
+
+/// What comes out of a pipe until a text is in it.
+fn read_until(pipe: &PipeReader, text: &str) -> String {
+    let mut seen = Vec::new();
+    let mut bytes = vec![0; 65536];
+    wait_for(text, || {
+        let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+        let mut found = false;
+        while !found && poll(&mut fds, PollTimeout::ZERO).expect("our own pipe can be waited for") > 0 {
+            let read = nix::unistd::read(pipe, &mut bytes).expect("our own pipe can be read");
+            let looked_at = seen.len().saturating_sub(text.len());
+            seen.extend_from_slice(&bytes[..read]);
+            found = String::from_utf8_lossy(&seen[looked_at..]).contains(text);
+        }
+        found.then_some(())
+    });
+    String::from_utf8_lossy(&seen).into_owned()
+}
+
+fn assert_alive(master: &Master) {
+    let began = Instant::now();
+    let health = master.cli(&["health", "--live"]);
+    assert!(health.ok() && began.elapsed() < AT_ONCE, "{health}");
+}
+
+fn end_by_term(master: &Master) {
+    master.term();
+    let status = wait_within(AT_ONCE, || master.exited()).expect("TERM ends it");
+    assert_eq!(status.code(), Some(0));
+}
+
+/// A log driver that stopped, a `| tee` that hangs.
+#[test]
+fn a_stderr_that_nobody_reads_stops_nothing_and_lost_lines_are_counted() {
+    let site = site("unread_stderr");
+    let (read, write) = std::io::pipe().expect("a pipe can be made");
+    let master = site.launch(with_stream(2, &write));
+    let worker = master.wait_serving().remove(0);
+    fill(&write);
+    drop(write);
+    process::Process::of(worker.pid).expect("it runs").signal(Signal::SIGKILL);
+    wait_for("another worker", || master.workers().iter().any(|serving| serving.pid != worker.pid).then_some(()));
+    assert_eq!(get(&site, "/").release(), "1");
+    assert_alive(&master);
+    master.reload();
+    // Refusals of 900 KB each: the line of a syntax error is shown. A client that knows the socket does not read it.
+    let good = fs::read_to_string(site.config_path()).expect("it was written");
+    site.config(&format!("{good}there = is no such {}\n", "key".repeat(300_000)));
+    for _ in 0..3 {
+        let refused = run(site.path(), &["reload", "--socket", "control.sock"]);
+        assert!(!refused.ok() && refused.text().contains("not valid TOML"), "{:?}", refused.code);
+    }
+    site.config(&good);
+    assert_alive(&master);
+    let text = read_until(&read, " lost: the log could not be written in time\n");
+    let shown = || text.lines().map(|line| line.chars().take(200).collect::<String>() + "\n").collect::<String>();
+    assert!(text.contains("reload refused, nothing has changed"), "what fits comes all the same: {}", shown());
+    master.reload();
+    read_until(&read, "committed after=");
+    end_by_term(&master);
+}
+
+#[test]
+fn a_full_stderr_does_not_keep_a_start_from_failing_nor_the_end_from_coming() {
+    let site = site("unread_stderr_at_start");
+    site.set("app.module", "'no_such_module'");
+    let (read, write) = std::io::pipe().expect("a pipe can be made");
+    fill(&write);
+    let master = site.launch(with_stream(2, &write));
+    assert!(wait_within(AT_ONCE, || master.exited()).is_some_and(|status| status.code() != Some(0)));
+    site.set("app.there_is_no_such_key", "1");
+    let master = site.launch(with_stream(2, &write));
+    assert_eq!(wait_within(AT_ONCE, || master.exited()).and_then(|status| status.code()), Some(78));
+    drop(read);
+}
+
+#[test]
+fn fifos_without_a_reader_are_opened_at_start_and_at_usr1() {
+    let site = site("fifos");
+    let fifo = |name: &str| {
+        let path = site.path().join(name);
+        nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600)).expect("a FIFO can be made");
+        path
+    };
+    let (error, access) = (fifo("error.fifo"), fifo("access.fifo"));
+    site.set("log.error", "'error.fifo'").set("log.access", "'access.fifo'").set("log.access_format", "'%(U)s'");
+    let master = site.start();
+    for target in ["/info", "/"] {
+        get(&site, target);
+        master.signal(Signal::SIGUSR1);
+        assert_alive(&master);
+    }
+    master.reload();
+    get(&site, "/info");
+    // Whoever reads at last has what fitted.
+    let wait_text = |path: &Path, text: &str| {
+        let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).expect("a FIFO opens");
+        let (mut seen, mut bytes) = (Vec::new(), [0; 65536]);
+        wait_for(text, || {
+            if let Ok(read) = file.read(&mut bytes) {
+                seen.extend_from_slice(&bytes[..read]);
+            }
+            String::from_utf8_lossy(&seen).contains(text).then_some(())
+        });
+    };
+    wait_text(&error, "generation gen=2 committed");
+    wait_text(&access, "/info\n");
+    end_by_term(&master);
+}
+
+#[test]
+fn a_pid_file_that_is_a_fifo_or_holds_no_pid_is_refused() {
+    let site = site("pid_fifo");
+    site.set("server.pidfile", "'app.pid'");
+    let path = site.path().join("app.pid");
+    nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600)).expect("a FIFO can be made");
+    let code = |master: &Master| wait_within(AT_ONCE, || master.exited()).and_then(|status| status.code());
+    let master = site.spawn();
+    assert_eq!(code(&master), Some(78), "{}", master.log());
+    assert!(master.log().contains("[server] pidfile cannot be written: it is not a regular file"), "{}", master.log());
+    fs::remove_file(&path).expect("it is ours");
+    site.write("app.pid", "root:x:0:0\n");
+    let master = site.spawn();
+    assert_eq!(code(&master), Some(78), "{}", master.log());
+    assert_eq!(fs::read_to_string(&path).expect("it is there"), "root:x:0:0\n");
+}
+
+#[test]
+fn a_log_in_a_directory_that_is_not_there_is_a_fault_of_the_configuration() {
+    let site = site("no_log_directory");
+    for key in ["log.error", "log.access"] {
+        site.set(key, "'none/app.log'");
+        let master = site.spawn();
+        let status = wait_within(AT_ONCE, || master.exited()).expect("it does not start");
+        assert_eq!(status.code(), Some(78), "{}", master.log());
+        site.unset(key);
+    }
+}
+
+/// CVE-2016-1247: the application's user moves its log away and puts a link to another file there.
+#[test]
+fn a_link_in_the_applications_directory_opens_nothing_that_it_may_not_open() {
+    if !can_change_users() {
+        return;
+    }
+    let site = public_site("links");
+    let logs = site.path().join("logs");
+    fs::create_dir(&logs).expect("it is our directory");
+    chown(&logs, Some(NOBODY), Some(NOBODY)).expect("root may");
+    site.set("log.access", "'logs/access.log'").set("log.error", "'logs/error.log'");
+    let precious = site.write("precious", "secret\n");
+    fs::set_permissions(&precious, fs::Permissions::from_mode(0o600)).expect("it is our file");
+    let master = site.start();
+    let owner = |name: &str| logs.join(name).metadata().map(|meta| meta.uid()).ok();
+    assert_eq!((owner("access.log"), owner("error.log")), (Some(NOBODY), Some(NOBODY)));
+    for name in ["access", "error"] {
+        fs::rename(logs.join(format!("{name}.log")), logs.join(format!("{name}.1"))).expect("a user may do that");
+        symlink(&precious, logs.join(format!("{name}.log"))).expect("a user may do that");
+        std::os::unix::fs::lchown(logs.join(format!("{name}.log")), Some(NOBODY), None).expect("root may");
+    }
+    master.signal(Signal::SIGUSR1);
+    let errors = logs.join("error.1");
+    for text in ["ERROR log cannot be reopened: Permission denied", "ERROR access log cannot be reopened: Permission"] {
+        wait_for(text, || fs::read_to_string(&errors).ok()?.contains(text).then_some(()));
+    }
+    let refused = master.cli(&["reload"]);
+    assert!(refused.text().contains("cannot be opened: Permission denied (with the rights of uid 65534"), "{refused}");
+    get(&site, "/");
+    assert_eq!(fs::read_to_string(&precious).expect("it is ours"), "secret\n");
+    end_by_term(&master);
+    // Nor at a start, nor as a pid file.
+    site.unset("log.access").unset("log.error").set("server.pidfile", "'logs/error.log'");
+    let master = site.spawn();
+    let status = wait_within(AT_ONCE, || master.exited()).expect("it does not start");
+    assert_eq!(status.code(), Some(77), "{}", master.log());
+    assert_eq!(fs::read_to_string(&precious).expect("it is ours"), "secret\n");
+}
+
+/// The application's environment has nothing that its user could not read.
+#[test]
+fn an_env_file_is_read_with_the_rights_of_its_directory() {
+    if !can_change_users() {
+        return;
+    }
+    let site = public_site("env_file");
+    let precious = site.write("precious", "DB_PASSWORD=hunter2\n");
+    fs::set_permissions(&precious, fs::Permissions::from_mode(0o600)).expect("it is our file");
+    let own = site.path().join("own");
+    fs::create_dir(&own).expect("it is our directory");
+    chown(&own, Some(NOBODY), Some(NOBODY)).expect("root may");
+    symlink(&precious, own.join(".env")).expect("a user may do that");
+    site.set("app.env_file", "'own/.env'");
+    let master = site.spawn();
+    let status = wait_within(AT_ONCE, || master.exited()).expect("it does not start");
+    assert_eq!(status.code(), Some(78), "{}", master.log());
+    assert!(master.log().contains("Permission denied (with the rights of uid 65534"), "{}", master.log());
+    // A link that the user may follow is followed, and a file of root's in a directory of root's is read by root.
+    fs::set_permissions(&precious, fs::Permissions::from_mode(0o644)).expect("it is our file");
+    let master = site.start();
+    assert_eq!(get(&site, "/info").json()["environ"]["DB_PASSWORD"], "hunter2");
+    fs::set_permissions(&precious, fs::Permissions::from_mode(0o600)).expect("it is our file");
+    site.set("app.env_file", "'precious'");
+    master.reload();
+    assert_eq!(get(&site, "/info").json()["environ"]["DB_PASSWORD"], "hunter2");
+}
+
+#[test]
+fn the_level_debug_reaches_the_masters_own_lines() {
+    let site = Site::new("debug");
+    let orphan = "import os\n\ndef application(environ, start_response):\n    child = os.fork()\n    if child == 0:\n        \
+                  os.fork()\n        os._exit(0)\n    os.waitpid(child, 0)\n    start_response('200 OK', [])\n    return []\n";
+    site.build("1").file("orphan.py", orphan).make();
+    site.flip("1");
+    site.set("server.workers", "1").set("server.bind", "['unix:app.sock']").set("app.module", "'orphan'");
+    site.set("log.level", "'debug'");
+    let master = site.start();
+    get(&site, "/");
+    master.wait_log("DEBUG reaped pid=* left behind by the application");
+    site.set("log.level", "'trace'");
+    master.reload();
+    assert!(!master.log().contains(" TRACE "), "others' details: {}", master.log());
+    // stderr has no name by which it could be opened again.
+    let mark = master.mark();
+    master.signal(Signal::SIGUSR1);
+    master.reload();
+    assert!(!master.log_after(mark).contains("log reopened"), "{}", master.log());
+}
+
+/// A user database that hangs as long as a file is there.
+struct HangingUsers {
+    library: PathBuf,
+    hangs: PathBuf,
+    entered: PathBuf,
+}
+
+impl HangingUsers {
+    fn new(site: &Site) -> HangingUsers {
+        let source = site.write(
+            "users.c",
+            r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <pwd.h>
+#include <stdlib.h>
+#include <unistd.h>
+int getpwnam_r(const char *name, struct passwd *entry, char *bytes, size_t size, struct passwd **found) {
+    const char *hangs = getenv("TEST_USERS_HANG"), *entered = getenv("TEST_USERS_ENTERED");
+    while (hangs && access(hangs, F_OK) == 0) {
+        close(open(entered, O_WRONLY | O_CREAT, 0644));
+        usleep(10000);
+    }
+    int (*next)(const char *, struct passwd *, char *, size_t, struct passwd **) = dlsym(RTLD_NEXT, "getpwnam_r");
+    return next(name, entry, bytes, size, found);
+}
+"#,
+        );
+        let library = site.path().join("users.so");
+        let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).arg("-ldl").status();
+        assert!(built.is_ok_and(|status| status.success()), "cc cannot build {}", source.display());
+        HangingUsers { library, hangs: site.path().join("hangs"), entered: site.path().join("entered") }
+    }
+
+    fn launch(&self) -> Launch {
+        let text = |path: &Path| path.to_str().expect("plain characters").to_owned();
+        Launch::default()
+            .env("LD_PRELOAD", &text(&self.library))
+            .env("TEST_USERS_HANG", &text(&self.hangs))
+            .env("TEST_USERS_ENTERED", &text(&self.entered))
+    }
+
+    fn hang(&self) {
+        File::create(&self.hangs).expect("a file can be made");
+    }
+
+    fn wait_entered(&self) {
+        wait_for("a look-up that hangs", || self.entered.exists().then_some(()));
+    }
+}
+
+#[test]
+fn term_ends_a_start_whose_user_is_not_found_in_time() {
+    if !can_change_users() {
+        return;
+    }
+    let site = public_site("hanging_start");
+    let users = HangingUsers::new(&site);
+    users.hang();
+    let master = site.launch(users.launch());
+    users.wait_entered();
+    end_by_term(&master);
+}
