@@ -23,12 +23,12 @@ mod verbs;
 
 use std::io;
 
-use chores::{NotDone, CONFIGURATION_WITHIN, OPEN_WITHIN};
+use chores::{NotDone, NotStarted, CONFIGURATION_WITHIN, OPEN_WITHIN};
 use config::process_context::ProcessContext;
 use config::settings::Identity;
 use config::Source;
 use exit_code::ExitCode;
-use logs::{ErrorLog, LogFile, Named};
+use logs::{LogFile, Opened};
 use master::Master;
 use pidfile::PidFile;
 use signals::Signals;
@@ -78,15 +78,23 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
             logs::say(&format!("forkmaster: {problems}"));
             return problems.exit_code().into();
         }
-        Err(not_done) => return give_up(not_done),
+        Err(not_started) => return give_up(not_started),
     };
     let settings = &loaded.settings;
-    let application = settings.server.identity.as_ref().map(Identity::rights);
-    let named = Named { target: settings.log.error.clone(), application: application.clone() };
-    match chores::at_start(&mut signals, "opening [log] error", OPEN_WITHIN, move || ErrorLog::open(&named)) {
-        Ok(Ok(error_log)) => log.turn_to(error_log),
-        Ok(Err(error)) => return fail("[log] error cannot be opened", &error),
-        Err(not_done) => return give_up(not_done),
+    let (error, access) = logs::names(settings);
+    let open = move || logs::open(&error, access.as_ref());
+    let opened = match chores::at_start(&mut signals, "opening the logs", OPEN_WITHIN, open) {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(error)) => {
+            logs::say(&format!("forkmaster: {error}"));
+            return error.exit_code().into();
+        }
+        Err(not_started) => return give_up(not_started),
+    };
+    // They are the first generation's, and there is no other log that a refusal could go back to.
+    let Opened { error, access } = opened;
+    if let Some(error) = error {
+        log.turn_to(error);
     }
     log.set_level(settings.log.level);
     raise_open_files_limit();
@@ -94,11 +102,12 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
         log::warn!("running as root without [server] user: the application gets all rights of this machine");
     }
     let pidfile = settings.server.pidfile.clone();
+    let application = settings.server.identity.as_ref().map(Identity::rights);
     let write = move || pidfile.map(|path| PidFile::write(&path, application.as_ref())).transpose();
     let _pidfile = match chores::at_start(&mut signals, "writing [server] pidfile", OPEN_WITHIN, write) {
         Ok(Ok(pidfile)) => pidfile,
         Ok(Err(error)) => return fail("[server] pidfile cannot be written", &error),
-        Err(not_done) => return give_up(not_done),
+        Err(not_started) => return give_up(not_started),
     };
     log::info!("forkmaster {} name={} pid={}", env!("CARGO_PKG_VERSION"), settings.name, std::process::id());
     let socket = settings.control.socket.clone();
@@ -106,7 +115,7 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
         Ok(master) => master,
         Err(error) => return fail("the master cannot be set up", &error),
     };
-    if let Err(refused) = master.start(loaded) {
+    if let Err(refused) = master.start(loaded, access) {
         log::error!("{}", refused.reason);
         return refused.exit_code.into();
     }
@@ -116,17 +125,16 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
 }
 
 /// A start that something did not let happen in time.
-fn give_up(not_done: NotDone) -> i32 {
-    match not_done {
-        NotDone::Stopped => {
+fn give_up(not_started: NotStarted) -> i32 {
+    match not_started {
+        NotStarted::Stopped => {
             log::info!("stopped before there was anything to stop, exit code 0");
             ExitCode::Done.into()
         }
-        NotDone::TooLate(sentence) => {
+        NotStarted::NotDone(NotDone(sentence)) => {
             logs::say(&format!("forkmaster: {sentence}"));
             ExitCode::InUse.into()
         }
-        NotDone::NoThread(error) => fail("no thread can be started", &error),
     }
 }
 

@@ -14,12 +14,12 @@ use crate::config::{Loaded, Source as ConfigSource};
 use crate::doors::control::{Accepted, ClientId, Control, Waiting};
 use crate::doors::protocol::{Proving, Refused, Reply, Request, Scaled, Stopping};
 use crate::facts::outcome::{Outcome, Refusal};
-use crate::logs::LogFile;
+use crate::logs::{AccessLog, LogFile, Opened};
 use crate::service::start::SpawnOrder;
 use crate::service::{room, EventQueue, Service};
 use crate::shared::Shared;
 use crate::signals::Signals;
-use crate::sources::{Source, CONTROL, SIGNALS};
+use crate::sources::{Source, CHORES, CONTROL, SIGNALS};
 use crate::supervisor::asks::{Ask, AskId};
 use crate::supervisor::template::Event as TemplateEvent;
 use crate::supervisor::worker::{Event as WorkerEvent, Exit};
@@ -66,10 +66,10 @@ impl Master {
     }
 
     /// The first generation.
-    pub fn start(&mut self, loaded: Loaded) -> Result<(), Refusal> {
+    pub fn start(&mut self, loaded: Loaded, access: Option<AccessLog>) -> Result<(), Refusal> {
         let began = self.shared.clock.now();
-        let prepared = self.service.prepare(loaded, &mut self.shared)?;
-        self.tell(Event::Configured { asker: None, began, result: Ok(prepared) });
+        let prepared = self.service.prepare(loaded, Opened { error: None, access }, &mut self.shared)?;
+        self.tell(Event::Configured { askers: Vec::new(), began, result: Ok(prepared) });
         Ok(())
     }
 
@@ -91,7 +91,7 @@ impl Master {
                 log::warn!("the master did not run for {:.1}s: all deadlines move by that much", late.as_secs_f64());
             }
             // Channels first: what a process said before it ended counts before its end.
-            for token in tokens.iter().filter(|token| **token > CONTROL) {
+            for token in tokens.iter().filter(|token| **token > CHORES) {
                 self.on_ready(*token);
             }
             if tokens.contains(&CONTROL) || self.accept_at.is_some_and(|at| at <= self.shared.clock.now()) {
@@ -99,6 +99,10 @@ impl Master {
             }
             if tokens.contains(&SIGNALS) || self.reap_again {
                 self.on_signals();
+            }
+            let chores = self.shared.chores.next_deadline();
+            if tokens.contains(&CHORES) || chores.is_some_and(|by| by <= self.shared.clock.now()) {
+                self.on_chores();
             }
             let mut events = EventQueue::new();
             self.service.look_around(&self.shared, &mut events);
@@ -124,7 +128,8 @@ impl Master {
 
     fn wake_at(&self) -> Instant {
         let idle = self.control.as_ref().and_then(Control::next_deadline);
-        self.accept_at.into_iter().chain(idle).fold(self.service.wake_at(), Instant::min)
+        let chores = self.shared.chores.next_deadline();
+        self.accept_at.into_iter().chain(idle).chain(chores).fold(self.service.wake_at(), Instant::min)
     }
 
     // --- what happens -----------------------------------------------------------------------------------------
@@ -136,7 +141,7 @@ impl Master {
             Some(Source::Template(generation)) => service.read_template(generation, token, shared, &mut events),
             Some(Source::Worker(worker)) => service.read_worker(worker, shared, &mut events),
             Some(Source::Stacks(worker)) => service.read_stacks(worker, shared),
-            Some(Source::Signals | Source::Control) => {}
+            Some(Source::Signals | Source::Control | Source::Chores) => {}
             // Or a process's that something earlier in the same batch has closed.
             None => self.on_client(token),
         }
@@ -149,7 +154,7 @@ impl Master {
             self.reap();
         }
         if taken.reopen {
-            self.service.reopen_logs(&self.shared);
+            self.service.ask_to_reopen_logs(&mut self.shared);
         }
         if taken.upgrade {
             log::warn!("USR2 is ignored: upgrading the master in place comes with a later version");
@@ -165,6 +170,15 @@ impl Master {
         }
         if taken.stop_now {
             self.tell(Event::Ask { asker: None, ask: Ask::StopNow });
+        }
+    }
+
+    /// Takes what the chores' threads have done.
+    fn on_chores(&mut self) {
+        while let Some((id, done)) = self.shared.chores.done(self.shared.clock.now()) {
+            if let Some(event) = self.service.on_chore(id, done, &mut self.shared) {
+                self.tell(event);
+            }
         }
     }
 
@@ -283,7 +297,7 @@ impl Master {
     fn carry_out(&mut self, action: Action) -> Option<Event> {
         let (service, shared) = (&mut self.service, &mut self.shared);
         match action {
-            Action::Configure { asker } => return Some(service.configure(asker, shared)),
+            Action::Configure { asker } => service.configure(asker, shared),
             Action::StartTemplate { generation } => {
                 if let Err(refusal) = service.start_template(generation, shared) {
                     let event = TemplateEvent::Exited(Exit::NeverBorn(refusal));
@@ -330,13 +344,7 @@ impl Master {
             }
             Action::OpenListeners { generation } => return Some(service.open_listeners(generation, shared)),
             Action::MeasureRoom { generation } => return Some(Event::Room { generation, room: room::measure() }),
-            Action::Commit { generation, close } => {
-                service.commit_listeners(generation, &close, shared);
-                if let Some(processes) = service.generations.get(&generation) {
-                    let took = shared.clock.now().saturating_duration_since(processes.began).as_millis();
-                    log::info!("generation gen={generation} committed after={took}ms");
-                }
-            }
+            Action::Commit { generation, close } => service.commit(generation, &close, shared),
             Action::AbandonListeners { generation: _, close } => service.close_listeners(&close, shared),
             Action::CloseAllListeners => shared.listeners.close_all(),
             Action::Forget { generation } => drop(service.generations.remove(&generation)),

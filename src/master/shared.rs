@@ -1,22 +1,26 @@
 //! What the master's parts share: the machine's side of it, without the application's.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
+use mio::unix::SourceFd;
+use mio::Interest;
 use nix::fcntl::OFlag;
 
 use crate::children::Children;
+use crate::chores::Chores;
 use crate::clock::Clock;
 use crate::config::process_context::ProcessContext;
 use crate::library::Library;
 use crate::listeners::Listeners;
 use crate::logs::LogFile;
-use crate::sources::Sources;
+use crate::sources::{Sources, CHORES};
 
 pub struct Shared {
     pub context: ProcessContext,
     pub sources: Sources,
     pub clock: Clock,
+    pub chores: Chores,
     pub children: Children,
     pub listeners: Listeners,
     pub log: LogFile,
@@ -27,9 +31,12 @@ pub struct Shared {
 
 impl Shared {
     pub fn new(context: ProcessContext, log: LogFile) -> io::Result<Shared> {
+        let (sources, chores) = (Sources::new()?, Chores::new()?);
+        sources.registry().register(&mut SourceFd(&chores.as_raw_fd()), CHORES, Interest::READABLE)?;
         Ok(Shared {
             context,
-            sources: Sources::new()?,
+            sources,
+            chores,
             clock: Clock::new(),
             children: Children::adopt_orphans()?,
             listeners: Listeners::new(),

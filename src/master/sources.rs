@@ -15,6 +15,7 @@ use mio::{Events, Interest, Poll, Registry, Token};
 pub enum Source {
     Signals,
     Control,
+    Chores,
     Template(GenerationId),
     Worker(WorkerId),
     /// The pipe that faulthandler writes to.
@@ -23,9 +24,10 @@ pub enum Source {
 
 pub const SIGNALS: Token = Token(0);
 pub const CONTROL: Token = Token(1);
+pub const CHORES: Token = Token(2);
 
 /// Tokens from here on are handed out and never used again.
-const FIRST_FREE_TOKEN: usize = 2;
+const FIRST_FREE_TOKEN: usize = 3;
 
 /// Ready descriptors that one wait can return; the others come with the next.
 const EVENTS_MAX: usize = 256;
@@ -43,7 +45,7 @@ impl Sources {
         Ok(Sources {
             poll: Poll::new()?,
             events: Events::with_capacity(EVENTS_MAX),
-            watched: BTreeMap::from([(SIGNALS, Source::Signals), (CONTROL, Source::Control)]),
+            watched: BTreeMap::from([(SIGNALS, Source::Signals), (CONTROL, Source::Control), (CHORES, Source::Chores)]),
             unread: BTreeSet::new(),
             next_token: FIRST_FREE_TOKEN,
         })

@@ -26,6 +26,25 @@ const ARROWS: [(&str, &[(&str, &str)]); 5] = [
 /// The supervisor decides and does nothing.
 const PURE: [&str; 5] = ["std::fs", "std::net", "libc::", "Instant::now", "SystemTime"];
 
+/// What may wait for a disk, for NSS or for whoever reads stderr, and the places of the master where it may stand.
+const WAITS: [&str; 7] = ["std::fs", "OpenOptions", "getpw", "getgr", "User::from", "stderr()", "eprint"];
+const MAY_WAIT: [(&str, &str); 14] = [
+    ("chores/", "its threads are for that"),
+    ("config/", "called by chores, and by verbs"),
+    ("files.rs", "called by chores, and before the loop"),
+    ("logs/", "the log has a thread of its own; stderr's descriptor is copied"),
+    ("pidfile.rs", "before the loop"),
+    ("verbs/", "a process of their own"),
+    ("library.rs", "before the loop, to memory"),
+    ("listeners/", "socket files, in the directory of a bind(2) that waits as long; /proc"),
+    ("doors/socket_file.rs", "before the loop"),
+    ("doors/peer.rs", "/proc only"),
+    ("children.rs", "/proc only"),
+    ("service/oom.rs", "/proc and /sys only"),
+    ("service/room.rs", "/proc and /sys only"),
+    ("service/watch.rs", "/proc only"),
+];
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -110,6 +129,14 @@ fn dependencies_follow_the_arrows() {
 fn the_supervisor_is_pure() {
     let found = lines_with("src/master/supervisor", &PURE);
     assert!(found.is_empty(), "the supervisor does something itself:\n{}", found.join("\n"));
+}
+
+#[test]
+fn the_masters_loop_waits_for_no_disk_and_no_name() {
+    let found = lines_with("src/master", &WAITS);
+    let may = |line: &String| MAY_WAIT.iter().any(|(place, _)| line.starts_with(&format!("src/master/{place}")));
+    let found: Vec<String> = found.into_iter().filter(|line| !may(line)).collect();
+    assert!(found.is_empty(), "this belongs into a chore:\n{}", found.join("\n"));
 }
 
 /// Waiting is for facts. A pause that is none says so in the comment above it.

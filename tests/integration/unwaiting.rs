@@ -50,17 +50,20 @@ fn get(site: &Site, target: &str) -> client::Response {
 
 /// A launch with one of the standard streams replaced.
 fn with_stream(stream: i32, pipe: &PipeWriter) -> Launch {
-    let fd = pipe.as_raw_fd();
-    Launch {
-        before_exec: Some(Box::new(move || {
+    with_streams([(stream, pipe.as_raw_fd())])
+}
+
+fn with_streams<const COUNT: usize>(streams: [(i32, i32); COUNT]) -> Launch {
+    let replace = move || {
+        for (stream, fd) in streams {
             // SAFETY: dup2(2) is async-signal-safe; the pipe is open in the child as it is here.
-            match unsafe { libc::dup2(fd, stream) } {
-                -1 => Err(std::io::Error::last_os_error()),
-                _ => Ok(()),
+            if unsafe { libc::dup2(fd, stream) } == -1 {
+                return Err(std::io::Error::last_os_error());
             }
-        })),
-        ..Launch::default()
-    }
+        }
+        Ok(())
+    };
+    Launch { before_exec: Some(Box::new(replace)), ..Launch::default() }
 }
 
 /// Fills a pipe. O_NONBLOCK is set on a description of our own, not on the one that the master has.
@@ -135,6 +138,42 @@ fn a_stderr_that_nobody_reads_stops_nothing_and_lost_lines_are_counted() {
     assert!(text.contains("reload refused, nothing has changed"), "what fits comes all the same: {}", shown());
     master.reload();
     read_until(&read, "committed after=");
+    end_by_term(&master);
+}
+
+/// Any scanner sends bad requests, and each is a line.
+#[test]
+fn a_thousand_bad_requests_with_full_logs_keep_no_good_one_waiting() {
+    let site = site("unread_logs");
+    site.set("log.access", "'-'");
+    let (errors, error_log) = std::io::pipe().expect("a pipe can be made");
+    let (_accesses, access_log) = std::io::pipe().expect("a pipe can be made");
+    let master = site.launch(with_streams([(2, error_log.as_raw_fd()), (1, access_log.as_raw_fd())]));
+    let worker = master.wait_serving().remove(0);
+    fill(&error_log);
+    fill(&access_log);
+    drop((error_log, access_log));
+    let address = Address::Unix(site.path().join("app.sock"));
+    for number in 0..1000 {
+        let mut connection = client::Connection::open(&address).expect("it accepts");
+        connection.send("GET / HTTP/1.1\r\nHost: a b\r\n\r\n").expect("it can be sent");
+        assert_eq!(connection.read().expect("it is answered").status, 400);
+        if number % 10 == 0 {
+            assert_eq!(get(&site, "/").release(), "1");
+        }
+        if number == 500 {
+            process::Process::of(worker.pid).expect("it runs").signal(Signal::SIGKILL);
+            wait_for("another worker", || {
+                master.workers().iter().any(|serving| serving.pid != worker.pid).then_some(())
+            });
+        }
+    }
+    assert_alive(&master);
+    // Whoever reads at last has what fitted.
+    read_until(&errors, " INFO  refused ");
+    master.reload();
+    read_until(&errors, "generation gen=2 committed");
+    assert_eq!(get(&site, "/").release(), "1");
     end_by_term(&master);
 }
 
@@ -367,4 +406,74 @@ fn term_ends_a_start_whose_user_is_not_found_in_time() {
     let master = site.launch(users.launch());
     users.wait_entered();
     end_by_term(&master);
+}
+
+/// LDAP is down while somebody deploys.
+#[test]
+fn a_reload_whose_user_is_not_found_in_time_keeps_nobody_waiting_and_says_what_hung() {
+    if !can_change_users() {
+        return;
+    }
+    let site = public_site("hanging_reload");
+    let users = HangingUsers::new(&site);
+    let master = site.launch(users.launch());
+    let worker = master.wait_serving().remove(0);
+    users.hang();
+    // One that comes back in time: the deploy is late and nothing else is.
+    master.hup();
+    users.wait_entered();
+    process::Process::of(worker.pid).expect("it runs").signal(Signal::SIGKILL);
+    wait_for("another worker", || master.workers().iter().any(|serving| serving.pid != worker.pid).then_some(()));
+    assert_eq!(get(&site, "/").release(), "1");
+    assert_alive(&master);
+    // HUPs meanwhile are one more reload, however many they are.
+    for _ in 0..5 {
+        master.hup();
+        assert_alive(&master);
+    }
+    fs::remove_file(&users.hangs).expect("it is there");
+    master.wait_log("generation gen=3 committed");
+    assert_eq!(master.log_lines("generation gen=* release=*").len(), 3, "{}", master.log());
+    // One that does not: whoever asked hears why.
+    users.hang();
+    let refused = run(site.path(), &["reload", "--socket", "control.sock"]);
+    assert_eq!(refused.code, Some(1), "{refused}");
+    let reason = "reading the configuration took longer than 30 s: looking up user nobody (NSS)";
+    assert!(refused.text().contains(reason), "{refused}");
+    master.wait_log(&format!("ERROR reload refused, nothing has changed: {reason}"));
+    // The next one has another thread, and TERM waits for neither.
+    master.hup();
+    assert_alive(&master);
+    end_by_term(&master);
+}
+
+#[test]
+fn the_log_settings_of_a_refused_release_are_refused_with_it() {
+    let site = site("refused_log");
+    site.set("log.error", "'a.log'").set("app.module", "'app'");
+    let master = site.start();
+    let text = |name: &str| fs::read_to_string(site.path().join(name)).unwrap_or_default();
+    site.set("log.error", "'b.log'").set("log.level", "'error'").set("app.module", "'no_such_module'");
+    assert_eq!(master.cli(&["reload"]).code, Some(1));
+    master.signal(Signal::SIGTTIN);
+    master.wait_workers(2);
+    let wait_text = |name: &str, part: &str| wait_for(part, || text(name).contains(part).then_some(()));
+    wait_text("a.log", "scaled by +1");
+    assert_eq!(text("b.log"), "", "nothing was logged there");
+    master.signal(Signal::SIGUSR1);
+    wait_text("a.log", "log reopened");
+    assert_eq!(text("b.log"), "");
+    // A good one takes them over when it commits.
+    site.set("app.module", "'app'").set("log.level", "'info'");
+    master.reload();
+    wait_text("b.log", " committed after=");
+    assert!(!text("a.log").contains("gen=3 committed"), "{}", text("a.log"));
+    // One rule for both: a log that cannot be opened refuses the reload.
+    for key in ["log.error", "log.access"] {
+        site.set(key, "'app.sock'");
+        let refused = master.cli(&["reload"]);
+        let reason = format!("[log] {} cannot be opened: it is neither a file nor a FIFO nor a device", &key[4..]);
+        assert!(!refused.ok() && refused.text().contains(&reason), "{refused}");
+        site.set(key, "'b.log'");
+    }
 }

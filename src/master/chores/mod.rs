@@ -1,30 +1,114 @@
-//! What may wait, and how long: reading the configuration (NSS, NFS), opening logs and pid files. The loop gives it
-//! away and goes on; the start waits for it, and for a signal to stop.
+//! What may wait, and how long: reading the configuration (NSS, NFS) and opening logs. The loop gives it away and goes
+//! on; the start, which has no loop yet, waits for it and for a signal to stop.
 
 mod pool;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
+use forkmaster_wire::message::GenerationId;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
+use crate::config::change::Fixed;
+use crate::config::problem::Problems;
+use crate::config::process_context::ProcessContext;
+use crate::config::settings::{AccessTarget, LogTarget};
+use crate::config::{self, Loaded, Source};
+use crate::logs::{self, AccessLog, ErrorLog, Named, NotOpened, Opened};
 use crate::signals::Signals;
 
-use pool::{Pool, TooLate};
+use pool::Pool;
+pub use pool::{ChoreId, NotDone};
 
 /// A directory service that does not answer in this time will not do so in another (nss_ldap's own limit is 30 s).
 pub const CONFIGURATION_WITHIN: Duration = Duration::from_secs(30);
 
 pub const OPEN_WITHIN: Duration = Duration::from_secs(10);
 
+/// Everything that the loop has done by a thread.
+pub enum Chore {
+    ReadConfiguration {
+        source: Source,
+        context: ProcessContext,
+        fixed: Option<Fixed>,
+    },
+    /// Those of a new generation.
+    OpenLogs {
+        error: Named<LogTarget>,
+        access: Option<Named<AccessTarget>>,
+    },
+    /// All that there are, again by their names.
+    ReopenLogs {
+        error: Option<Named<LogTarget>>,
+        access: Vec<(GenerationId, Named<AccessTarget>)>,
+    },
+}
+
+pub enum Done {
+    Configuration(Box<Result<Loaded, Problems>>),
+    Logs(Result<Opened, NotOpened>),
+    Reopened(Reopened),
+}
+
+pub struct Reopened {
+    pub error: Option<io::Result<ErrorLog>>,
+    pub access: Vec<(GenerationId, io::Result<AccessLog>)>,
+}
+
+pub struct Chores(Pool<Done>);
+
+impl Chores {
+    pub fn new() -> io::Result<Chores> {
+        Pool::new().map(Chores)
+    }
+
+    pub fn give(&mut self, chore: Chore, now: Instant) -> ChoreId {
+        let (what, within) = match &chore {
+            Chore::ReadConfiguration { .. } => ("reading the configuration", CONFIGURATION_WITHIN),
+            Chore::OpenLogs { .. } => ("opening the logs", OPEN_WITHIN),
+            Chore::ReopenLogs { .. } => ("opening the logs again", OPEN_WITHIN),
+        };
+        self.0.give(what, within, now, move || chore.carry_out())
+    }
+
+    /// The next result, or what was given up; to be called until there is none.
+    pub fn done(&mut self, now: Instant) -> Option<(ChoreId, Result<Done, NotDone>)> {
+        self.0.done(now)
+    }
+
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.0.next_deadline()
+    }
+}
+
+/// Readable when something is done.
+impl AsRawFd for Chores {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+impl Chore {
+    fn carry_out(self) -> Done {
+        match self {
+            Chore::ReadConfiguration { source, context, fixed } => {
+                Done::Configuration(Box::new(config::read(&source, &context, fixed.as_ref())))
+            }
+            Chore::OpenLogs { error, access } => Done::Logs(logs::open(&error, access.as_ref())),
+            Chore::ReopenLogs { error, access } => Done::Reopened(Reopened {
+                error: error.map(|named| ErrorLog::open(&named)),
+                access: access.into_iter().map(|(id, named)| (id, AccessLog::open(&named))).collect(),
+            }),
+        }
+    }
+}
+
 /// Why the start goes on without a result.
-pub enum NotDone {
+pub enum NotStarted {
     /// TERM, INT or QUIT came first.
     Stopped,
-    /// A sentence.
-    TooLate(String),
-    NoThread(io::Error),
+    NotDone(NotDone),
 }
 
 /// Has something done before there is a loop, and waits for it, and for a signal to stop.
@@ -33,14 +117,13 @@ pub fn at_start<D: Send + 'static>(
     what: &'static str,
     within: Duration,
     work: impl FnOnce() -> D + Send + 'static,
-) -> Result<D, NotDone> {
-    let mut pool = Pool::new().map_err(NotDone::NoThread)?;
-    pool.give(what, within, Instant::now(), work).map_err(NotDone::NoThread)?;
+) -> Result<D, NotStarted> {
+    let mut pool = Pool::new().map_err(|error| NotStarted::NotDone(NotDone(format!("{what}: {error}"))))?;
+    pool.give(what, within, Instant::now(), work);
     loop {
         match pool.done(Instant::now()) {
-            Some((_, Ok(done))) => return Ok(done),
-            Some((_, Err(TooLate(sentence)))) => return Err(NotDone::TooLate(sentence)),
-            None if signals.stop_is_asked() => return Err(NotDone::Stopped),
+            Some((_, done)) => return done.map_err(NotStarted::NotDone),
+            None if signals.stop_is_asked() => return Err(NotStarted::Stopped),
             None => {}
         }
         let left = pool.next_deadline().map(|by| by.saturating_duration_since(Instant::now()));

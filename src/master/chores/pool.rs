@@ -18,15 +18,17 @@ const THREADS_MAX: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChoreId(u64);
 
-/// Work that was not done in time, as a sentence.
+/// Why work was not done (in time), as a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TooLate(pub String);
+pub struct NotDone(pub String);
 
 type Work<D> = Box<dyn FnOnce() -> D + Send>;
 
 pub struct Pool<D> {
     shared: Arc<Shared<D>>,
     given: BTreeMap<ChoreId, Given>,
+    /// Work that no thread could be started for.
+    failed: VecDeque<(ChoreId, NotDone)>,
     last: u64,
 }
 
@@ -68,7 +70,7 @@ impl<D: Send + 'static> Pool<D> {
             closed: false,
         };
         let shared = Shared { state: Mutex::new(state), work: Condvar::new(), wake };
-        Ok(Pool { shared: Arc::new(shared), given: BTreeMap::new(), last: 0 })
+        Ok(Pool { shared: Arc::new(shared), given: BTreeMap::new(), failed: VecDeque::new(), last: 0 })
     }
 
     /// Has it done by a thread. `what` is its name in a sentence: `reading the configuration`.
@@ -78,26 +80,37 @@ impl<D: Send + 'static> Pool<D> {
         within: Duration,
         now: Instant,
         work: impl FnOnce() -> D + Send + 'static,
-    ) -> io::Result<ChoreId> {
-        let mut state = self.shared.lock();
-        if state.idle <= state.to_do.len() && state.threads < THREADS_MAX {
-            start_thread(Arc::clone(&self.shared))?;
-            state.threads += 1;
-        }
+    ) -> ChoreId {
         self.last += 1;
         let id = ChoreId(self.last);
+        let mut state = self.shared.lock();
+        if state.idle <= state.to_do.len() && state.threads < THREADS_MAX {
+            match start_thread(Arc::clone(&self.shared)) {
+                Ok(()) => state.threads += 1,
+                // Without any there is nobody who could wake the loop.
+                Err(error) if state.threads == 0 => {
+                    self.failed.push_back((id, NotDone(format!("{what}: no thread can be started: {error}"))));
+                    let _ = self.shared.wake.write(1);
+                    return id;
+                }
+                Err(error) => log::warn!("{what} waits for another thread: {error}"),
+            }
+        }
         let progress = Progress::default();
         self.given.insert(id, Given { what, within, by: now + within, progress: progress.clone() });
         state.to_do.push_back((id, progress, Box::new(work)));
         drop(state);
         self.shared.work.notify_one();
-        Ok(id)
+        id
     }
 
     /// The next result; to be called until there is none, whenever the descriptor is readable or a deadline is over.
-    pub fn done(&mut self, now: Instant) -> Option<(ChoreId, Result<D, TooLate>)> {
+    pub fn done(&mut self, now: Instant) -> Option<(ChoreId, Result<D, NotDone>)> {
         // Emptied first: a result that comes after the look wakes once more.
         let _ = self.shared.wake.read();
+        if let Some((id, not_done)) = self.failed.pop_front() {
+            return Some((id, Err(not_done)));
+        }
         let mut state = self.shared.lock();
         if let Some((id, done)) = state.done.pop_front() {
             drop(state);
@@ -115,9 +128,9 @@ impl<D: Send + 'static> Pool<D> {
             }
         }
         drop(state);
-        let too_late = TooLate(self.sentence(id, unbegun.is_none()));
+        let not_done = NotDone(self.sentence(id, unbegun.is_none()));
         self.given.remove(&id);
-        Some((id, Err(too_late)))
+        Some((id, Err(not_done)))
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {
@@ -203,7 +216,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    fn wait<D: Send + 'static>(pool: &mut Pool<D>, now: Instant) -> (ChoreId, Result<D, TooLate>) {
+    fn wait<D: Send + 'static>(pool: &mut Pool<D>, now: Instant) -> (ChoreId, Result<D, NotDone>) {
         loop {
             if let Some(done) = pool.done(now) {
                 return done;
@@ -217,8 +230,7 @@ mod tests {
     fn results_come_with_the_number_of_their_work() {
         let mut pool = Pool::new().unwrap();
         let now = Instant::now();
-        let ids: Vec<ChoreId> =
-            (0..20).map(|number| pool.give("counting", LONG, now, move || number).unwrap()).collect();
+        let ids: Vec<ChoreId> = (0..20).map(|number| pool.give("counting", LONG, now, move || number)).collect();
         let mut done: Vec<(ChoreId, i32)> = (0..20)
             .map(|_| {
                 let (id, result) = wait(&mut pool, now);
@@ -247,23 +259,23 @@ mod tests {
                 number
             });
             has_begun.recv().unwrap();
-            late.push(id.unwrap());
+            late.push(id);
             releases.push(release);
         }
-        let waits = pool.give("opening", second * 2, now, || 99).unwrap();
+        let waits = pool.give("opening", second * 2, now, || 99);
         assert!(pool.done(now).is_none());
         assert_eq!(pool.next_deadline(), Some(now + second));
         for (number, id) in late.into_iter().enumerate() {
             let (given_up, result) = pool.done(now + second).unwrap();
             let sentence = format!("reading took longer than 1 s: looking up user {number} (NSS)");
-            assert_eq!((given_up, result), (id, Err(TooLate(sentence))));
+            assert_eq!((given_up, result), (id, Err(NotDone(sentence))));
         }
         let (id, result) = pool.done(now + second * 2).unwrap();
         let sentence = "opening took longer than 2 s: all 4 threads for what may wait hang in earlier work";
-        assert_eq!((id, result), (waits, Err(TooLate(sentence.to_owned()))));
+        assert_eq!((id, result), (waits, Err(NotDone(sentence.to_owned()))));
         // One comes back: what it brings is dropped, and it takes the next piece.
         releases.pop();
-        let id = pool.give("opening", LONG, now, || 100).unwrap();
+        let id = pool.give("opening", LONG, now, || 100);
         assert_eq!(wait(&mut pool, now), (id, Ok(100)));
     }
 }

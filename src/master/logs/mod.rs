@@ -6,6 +6,7 @@
 mod outlet;
 mod writer;
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,7 +15,8 @@ use std::time::Duration;
 use forkmaster_wire::message::LogLevel;
 use log::{LevelFilter, Log, Metadata, Record};
 
-use crate::config::settings::{AccessTarget, LogTarget};
+use crate::config::settings::{AccessTarget, Identity, LogTarget, Settings};
+use crate::exit_code::ExitCode;
 use crate::files::{self, Rights};
 
 use outlet::Outlet;
@@ -56,6 +58,45 @@ impl ErrorLog {
         };
         Ok(ErrorLog { named: named.clone(), outlet: Arc::new(Outlet::new(file)), _reader: reader })
     }
+}
+
+/// The logs of a new generation.
+pub struct Opened {
+    /// None: it stays as it is.
+    pub error: Option<ErrorLog>,
+    pub access: Option<AccessLog>,
+}
+
+/// A log that cannot be opened: the one rule for both is that there is no such generation.
+pub struct NotOpened {
+    key: &'static str,
+    error: io::Error,
+}
+
+impl NotOpened {
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::of(&self.error)
+    }
+}
+
+impl fmt::Display for NotOpened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[log] {} cannot be opened: {}", self.key, self.error)
+    }
+}
+
+/// What the settings call the logs.
+pub fn names(settings: &Settings) -> (Named<LogTarget>, Option<Named<AccessTarget>>) {
+    let application = settings.server.identity.as_ref().map(Identity::rights);
+    let access = settings.log.access.clone().map(|target| Named { target, application: application.clone() });
+    (Named { target: settings.log.error.clone(), application }, access)
+}
+
+/// Opens the logs of a new generation.
+pub fn open(error: &Named<LogTarget>, access: Option<&Named<AccessTarget>>) -> Result<Opened, NotOpened> {
+    let error = ErrorLog::open(error).map_err(|error| NotOpened { key: "error", error })?;
+    let access = access.map(AccessLog::open).transpose().map_err(|error| NotOpened { key: "access", error })?;
+    Ok(Opened { error: Some(error), access })
 }
 
 impl LogFile {

@@ -1,12 +1,14 @@
 //! The hands of one application: its processes and what is known of them. It decides nothing: the supervisor's actions
 //! come in, and what happens goes out as events.
 
+pub mod commit;
 pub mod deaths;
 pub mod dumps;
 pub mod heirs;
 pub mod inbox;
 pub mod oom;
 pub mod prepare;
+pub mod preparing;
 pub mod processes;
 pub mod python;
 pub mod room;
@@ -26,6 +28,7 @@ use crate::facts::outcome::Reload;
 use crate::supervisor::{Event, Supervisor};
 
 use oom::OomKills;
+use preparing::{Preparing, Reopening};
 use processes::{GenerationProcesses, WorkerProcess};
 use snapshot::Totals;
 
@@ -44,6 +47,8 @@ pub struct Service {
     /// The settings of the latest generation as written, for what the next one changes.
     pub written: Option<Vec<Effective>>,
     pub totals: Totals,
+    preparing: Preparing,
+    reopening: Reopening,
     oom: OomKills,
     last_stacks: u64,
     /// When the scoreboards, and memory, are looked at again.
@@ -63,6 +68,8 @@ impl Service {
             fixed: None,
             written: None,
             totals: Totals::default(),
+            preparing: Preparing::default(),
+            reopening: Reopening::default(),
             oom: OomKills::watch(),
             last_stacks: 0,
             look_at: now,

@@ -1,8 +1,6 @@
-//! A reload, up to the point where the supervisor takes over: the configuration is read afresh by its name, the
-//! release and its venv are followed and pinned, and new addresses are bound. Whatever is wrong here changes
+//! A reload, up to the point where the supervisor takes over: what was read becomes a generation, and new addresses
+//! are bound. Whatever is wrong here changes
 //! nothing, and whoever asked hears it.
-
-use std::io;
 
 use forkmaster_wire::message::{GenerationId, ListenerId};
 use forkmaster_wire::mutant::{self, Mutant};
@@ -10,28 +8,21 @@ use forkmaster_wire::mutant::{self, Mutant};
 use super::processes::GenerationProcesses;
 use super::Service;
 use crate::config::change::Fixed;
-use crate::config::settings::{Identity, Settings};
 use crate::config::{self, Loaded};
 use crate::exit_code::ExitCode;
 use crate::facts::outcome::Refusal;
-use crate::logs::{AccessLog, ErrorLog, Named};
+use crate::logs::Opened;
 use crate::shared::Shared;
-use crate::supervisor::asks::AskId;
 use crate::supervisor::generation::Plan;
-use crate::supervisor::Event;
 
 impl Service {
-    /// A reload: reads the configuration afresh.
-    pub fn configure(&mut self, asker: Option<AskId>, shared: &mut Shared) -> Event {
-        let began = shared.clock.now();
-        let result = config::read(&self.source, &shared.context, self.fixed.as_ref())
-            .map_err(|problems| refusal(problems.to_string(), problems.exit_code()))
-            .and_then(|loaded| self.prepare(loaded, shared));
-        Event::Configured { asker, began, result }
-    }
-
-    /// Binds what is new and pins the release; also for the first generation.
-    pub fn prepare(&mut self, loaded: Loaded, shared: &mut Shared) -> Result<(GenerationId, Plan), Refusal> {
+    /// Binds what is new and makes the generation; also the first one.
+    pub fn prepare(
+        &mut self,
+        loaded: Loaded,
+        logs: Opened,
+        shared: &mut Shared,
+    ) -> Result<(GenerationId, Plan), Refusal> {
         for warning in &loaded.warnings {
             log::warn!("{warning}");
         }
@@ -43,12 +34,9 @@ impl Service {
             let (app, before) = (&settings.app, &predecessor.settings.app);
             in_place = app.release == before.release && app.interpreter.venv == before.interpreter.venv;
         }
-        let (error_log, access) = open_logs(&settings)?;
         let server = &settings.server;
         let listeners =
             shared.listeners.bind(&server.bind).map_err(|error| refusal(error.to_string(), error.exit_code()))?;
-        shared.log.turn_to(error_log);
-        shared.log.set_level(settings.log.level);
         self.last_generation += 1;
         let generation = GenerationId(self.last_generation);
         let app = &settings.app;
@@ -74,7 +62,7 @@ impl Service {
             self.close_listeners(&bound, shared);
             refusal(format!("no scoreboard: {error}"), ExitCode::of(&error))
         })?;
-        processes.access = access;
+        (processes.error_log, processes.access) = (logs.error, logs.access);
         let plan = processes.plan();
         self.written = Some(loaded.effective);
         self.generations.insert(generation, processes);
@@ -85,17 +73,6 @@ impl Service {
     }
 }
 
-fn open_logs(settings: &Settings) -> Result<(ErrorLog, Option<AccessLog>), Refusal> {
-    let application = settings.server.identity.as_ref().map(Identity::rights);
-    let refused =
-        |key: &str, error: io::Error| refusal(format!("[log] {key} cannot be opened: {error}"), ExitCode::of(&error));
-    let named = Named { target: settings.log.error.clone(), application: application.clone() };
-    let error_log = ErrorLog::open(&named).map_err(|error| refused("error", error))?;
-    let access = settings.log.access.clone().map(|target| AccessLog::open(&Named { target, application }));
-    let access = access.transpose().map_err(|error| refused("access", error))?;
-    Ok((error_log, access))
-}
-
-fn refusal(reason: String, exit_code: ExitCode) -> Refusal {
+pub fn refusal(reason: String, exit_code: ExitCode) -> Refusal {
     Refusal { exit_code, ..Refusal::new(reason) }
 }

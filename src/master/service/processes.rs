@@ -11,7 +11,7 @@ use mio::Token;
 
 use crate::config::settings::{Settings, Surge};
 use crate::listeners::Access;
-use crate::logs::AccessLog;
+use crate::logs::{AccessLog, ErrorLog};
 use crate::supervisor::generation::{Plan, Surge as PlanSurge};
 
 /// Beyond the workers that are wanted: successors, draining ones, and workers added by TTIN.
@@ -27,6 +27,8 @@ pub struct GenerationProcesses {
     pub interpreter: Option<Hello>,
     pub board: Scoreboard,
     pub access: Option<AccessLog>,
+    /// What the master logs to from the commit on.
+    pub error_log: Option<ErrorLog>,
     cells: Vec<Option<WorkerId>>,
     pub began: Instant,
 }
@@ -73,6 +75,7 @@ impl GenerationProcesses {
             interpreter: None,
             board,
             access,
+            error_log: None,
             cells,
             began: now,
         })

@@ -4,29 +4,11 @@ use forkmaster_wire::message::{GenerationId, ToTemplate, ToWorker, WorkerId};
 
 use super::{name, watch, Service};
 use crate::children::Who;
-use crate::config::settings::LogTarget;
-use crate::logs::{AccessLog, ErrorLog};
 use crate::shared::Shared;
 
 impl Service {
-    /// Opens the logs again by their names and hands them to everyone who writes to them.
-    pub fn reopen_logs(&mut self, shared: &Shared) {
-        let named = shared.log.named();
-        if named.target != LogTarget::Stderr {
-            match ErrorLog::open(&named) {
-                Ok(error_log) => {
-                    shared.log.turn_to(error_log);
-                    log::info!("log reopened");
-                }
-                Err(error) => log::error!("log cannot be reopened: {error}"),
-            }
-        }
-        for access in self.generations.values_mut().filter_map(|processes| processes.access.as_mut()) {
-            match AccessLog::open(&access.named) {
-                Ok(opened) => *access = opened,
-                Err(error) => log::error!("access log cannot be reopened: {error}"),
-            }
-        }
+    /// Gives the logs as they are now to everyone who writes to them.
+    pub fn hand_out_logs(&self, shared: &Shared) {
         let error_log = match shared.log.fd() {
             Ok(error_log) => error_log,
             Err(error) => return log::error!("workers go on with the old log: {error}"),

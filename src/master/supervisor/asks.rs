@@ -119,25 +119,27 @@ impl Supervisor {
     }
 
     /// The configuration that was asked for has become this generation.
-    pub(super) fn reload_begun(&mut self, asker: Option<AskId>, generation: GenerationId) {
-        let Some(waiting) = self.waiting.iter_mut().find(|waiting| Some(waiting.ask) == asker) else { return };
+    pub(super) fn reload_begun(&mut self, asker: AskId, generation: GenerationId) {
+        let Some(waiting) = self.waiting.iter_mut().find(|waiting| waiting.ask == asker) else { return };
         if waiting.on == (On::Configuration { wait: true }) {
             waiting.on = On::Transaction(generation);
         } else {
-            self.waiting.retain(|waiting| Some(waiting.ask) != asker);
-            self.answer(asker, Outcome::Begun { generation });
+            self.waiting.retain(|waiting| waiting.ask != asker);
+            self.answer(Some(asker), Outcome::Begun { generation });
         }
     }
 
     /// It was refused before it became a generation: nothing has changed.
-    pub(super) fn reload_refused(&mut self, asker: Option<AskId>, refusal: Refusal, took: Duration) {
+    pub(super) fn reload_refused(&mut self, askers: &[AskId], refusal: Refusal, took: Duration) {
         self.note(Note::Refused { generation: None, refusal: refusal.clone() });
         let reload = Reload { generation: None, took, end: End::Refused(refusal) };
         self.actions.push(Action::Concluded(reload.clone()));
-        // The asker may have left, or TERM has answered it.
-        if self.waiting.iter().any(|waiting| Some(waiting.ask) == asker) {
-            self.waiting.retain(|waiting| Some(waiting.ask) != asker);
-            self.answer(asker, Outcome::Reload(reload));
+        for asker in askers {
+            // It may have left, or TERM has answered it.
+            if self.waiting.iter().any(|waiting| waiting.ask == *asker) {
+                self.waiting.retain(|waiting| waiting.ask != *asker);
+                self.answer(Some(*asker), Outcome::Reload(reload.clone()));
+            }
         }
     }
 

@@ -63,7 +63,8 @@ pub enum Event {
     /// The answer to `Action::Configure`, also the first start: the configuration is valid and its new addresses are
     /// bound (not yet listening), or why it is not.
     Configured {
-        asker: Option<AskId>,
+        /// Several who asked meanwhile have one answer.
+        askers: Vec<AskId>,
         /// When it was asked for.
         began: Instant,
         result: Result<(GenerationId, Plan), Refusal>,
@@ -254,7 +255,7 @@ impl Supervisor {
         match event {
             Event::Ask { asker, ask } => self.on_ask(asker, ask, now),
             Event::Left { ask } => self.on_left(ask),
-            Event::Configured { asker, began, result } => self.on_configured(asker, began, result, now),
+            Event::Configured { askers, began, result } => self.on_configured(&askers, began, result, now),
             Event::Template { generation, event } => self.on_template(generation, event, now),
             Event::Worker { worker, event } => self.on_worker(worker, event, now),
             Event::ListenersOpen { generation } => self.on_listeners_open(generation, now),

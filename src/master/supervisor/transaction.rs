@@ -33,17 +33,19 @@ impl Supervisor {
     /// The configuration of a reload was read, or that of the first start.
     pub(super) fn on_configured(
         &mut self,
-        asker: Option<AskId>,
+        askers: &[AskId],
         began: Instant,
         result: Result<(GenerationId, Plan), Refusal>,
         now: Instant,
     ) {
         match result {
             Ok((id, plan)) => {
-                self.reload_begun(asker, id);
+                for asker in askers {
+                    self.reload_begun(*asker, id);
+                }
                 self.begin(id, plan, began, now);
             }
-            Err(refusal) => self.reload_refused(asker, refusal, now.saturating_duration_since(began)),
+            Err(refusal) => self.reload_refused(askers, refusal, now.saturating_duration_since(began)),
         }
     }
 

@@ -15,7 +15,11 @@ impl World {
         self.generation += 1;
         let generation = GenerationId(self.generation);
         self.behaviour.insert(generation, behaviour);
-        self.event(Event::Configured { asker, began: self.now, result: Ok((generation, plan)) });
+        self.event(Event::Configured {
+            askers: asker.into_iter().collect(),
+            began: self.now,
+            result: Ok((generation, plan)),
+        });
         generation
     }
 
@@ -67,11 +71,41 @@ fn a_configuration_that_is_refused_changes_nothing_and_says_why() {
     let mut world = World::serving(plan(1));
     world.client(1, Ask::Reload { wait: true });
     let asker = world.configure.pop_front().unwrap();
-    world.event(Event::Configured { asker, began: world.now, result: Err(Refusal::new("workers: not a number")) });
+    world.event(Event::Configured {
+        askers: asker.into_iter().collect(),
+        began: world.now,
+        result: Err(Refusal::new("workers: not a number")),
+    });
     world.run();
     assert!(matches!(world.ends(1)[..], [End::Refused(refusal)] if refusal.reason == "workers: not a number"));
     assert!(world.logged("reload refused, nothing has changed: workers: not a number"));
     assert_eq!(world.state(1), Some("serving"));
+}
+
+/// The configuration takes long to read: everybody who asks meanwhile has the next reading.
+#[test]
+fn those_who_asked_meanwhile_have_one_generation() {
+    let mut world = World::serving(plan(1));
+    let waits = [(1, true), (2, false), (3, true)];
+    for (number, wait) in waits {
+        world.client(number, Ask::Reload { wait });
+    }
+    world.configure.clear();
+    let generation = GenerationId(2);
+    world.generation = 2;
+    world.behaviour.insert(generation, Behaviour::Healthy);
+    let askers: Vec<AskId> = waits.iter().map(|(number, _)| AskId(*number)).collect();
+    world.event(Event::Configured { askers: askers.clone(), began: world.now, result: Ok((generation, plan(1))) });
+    world.run();
+    assert_eq!((world.ends(1), world.ends(3)), (vec![&End::Committed], vec![&End::Committed]));
+    assert!(world.answers.contains(&(AskId(2), Outcome::Begun { generation })));
+    world.client(1, Ask::Reload { wait: true });
+    world.client(3, Ask::Reload { wait: true });
+    world.configure.clear();
+    let result = Err(Refusal::new("workers: not a number"));
+    world.event(Event::Configured { askers, began: world.now, result });
+    world.run();
+    assert_eq!((world.ends(1).len(), world.ends(3).len(), world.answers.len()), (2, 2, 5));
 }
 
 #[test]

@@ -161,7 +161,7 @@ impl World {
         self.generation += 1;
         let generation = GenerationId(self.generation);
         self.behaviour.insert(generation, behaviour);
-        self.event(Event::Configured { asker: None, began: self.now, result: Ok((generation, plan)) });
+        self.event(Event::Configured { askers: Vec::new(), began: self.now, result: Ok((generation, plan)) });
         generation
     }
 

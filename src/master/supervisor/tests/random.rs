@@ -87,7 +87,7 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                     _ => Ok((generation, any_plan(&mut dice))),
                 };
                 world.behaviour.insert(generation, behaviours[dice.roll(behaviours.len())]);
-                world.event(Event::Configured { asker, began: world.now, result });
+                world.event(Event::Configured { askers: asker.into_iter().collect(), began: world.now, result });
             }
             let busy = world.supervisor.generations().iter().filter(|generation| generation.state == State::Proving);
             assert!(busy.count() <= 1 && world.exit.is_none(), "seed {seed}: {:#?}", world.log);

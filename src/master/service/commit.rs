@@ -1,0 +1,28 @@
+//! The commit: from here on a generation's settings are the service's. Before it nothing that all generations share has
+//! changed, so that a reload that is refused leaves nothing behind.
+
+use forkmaster_wire::message::{GenerationId, ListenerId};
+
+use super::Service;
+use crate::shared::Shared;
+
+impl Service {
+    pub fn commit(&mut self, generation: GenerationId, close: &[ListenerId], shared: &mut Shared) {
+        self.commit_listeners(generation, close, shared);
+        let Some(processes) = self.generations.get_mut(&generation) else { return };
+        let error_log = processes.error_log.take();
+        let handed_out = error_log.is_some();
+        if let Some(error_log) = error_log {
+            shared.log.turn_to(error_log);
+        }
+        shared.log.set_level(processes.settings.log.level);
+        let took = shared.clock.now().saturating_duration_since(processes.began).as_millis();
+        log::info!("generation gen={generation} committed after={took}ms");
+        if handed_out {
+            self.hand_out_logs(shared);
+        }
+        if std::mem::take(&mut self.reopening.at_commit) {
+            self.ask_to_reopen_logs(shared);
+        }
+    }
+}

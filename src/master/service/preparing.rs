@@ -1,0 +1,185 @@
+//! The course of a reload before it has a generation: the configuration is read, then the logs are opened, both by
+//! chores, while the loop goes on. A HUP that comes meanwhile asks for one more round after this one, since the files
+//! may have changed behind the reader. A late chore refuses the reload with the name of what hung.
+
+use std::time::Instant;
+
+use forkmaster_wire::message::GenerationId;
+
+use super::prepare::refusal;
+use super::Service;
+use crate::chores::{Chore, ChoreId, Done, NotDone, Reopened};
+use crate::config::settings::LogTarget;
+use crate::config::Loaded;
+use crate::exit_code::ExitCode;
+use crate::facts::outcome::Refusal;
+use crate::logs::{self, Opened};
+use crate::shared::Shared;
+use crate::supervisor::asks::AskId;
+use crate::supervisor::generation::Plan;
+use crate::supervisor::Event;
+
+#[derive(Default)]
+pub struct Preparing {
+    step: Step,
+    /// Those whom the present round answers. A signal asks as well, and waits for nothing.
+    askers: Vec<AskId>,
+    /// Those who asked since it began; None: nobody did.
+    next: Option<Vec<AskId>>,
+}
+
+#[derive(Default)]
+enum Step {
+    #[default]
+    Idle,
+    Reading {
+        began: Instant,
+    },
+    OpeningLogs {
+        began: Instant,
+        loaded: Box<Loaded>,
+    },
+}
+
+/// The reopening of all logs at USR1.
+#[derive(Default)]
+pub struct Reopening {
+    chore: Option<ChoreId>,
+    again: bool,
+    /// A new generation's logs were just being opened, perhaps by names that were about to be given away.
+    after_round: bool,
+    /// The same of an error log that waits for the commit.
+    pub at_commit: bool,
+}
+
+impl Service {
+    /// A reload is wanted.
+    pub fn configure(&mut self, asker: Option<AskId>, shared: &mut Shared) {
+        self.preparing.next.get_or_insert_default().extend(asker);
+        if matches!(self.preparing.step, Step::Idle) {
+            self.read_configuration(shared);
+        }
+    }
+
+    /// USR1.
+    pub fn ask_to_reopen_logs(&mut self, shared: &mut Shared) {
+        let opening = matches!(self.preparing.step, Step::OpeningLogs { .. });
+        self.reopening.after_round |= opening;
+        self.reopening.at_commit |= opening || self.generations.values().any(|processes| processes.error_log.is_some());
+        if self.reopening.chore.is_some() {
+            self.reopening.again = true;
+            return;
+        }
+        let named = shared.log.named();
+        let access = self.generations.iter().filter_map(|(id, processes)| Some((*id, processes.access.as_ref()?)));
+        let chore = Chore::ReopenLogs {
+            // stderr has no name.
+            error: (named.target != LogTarget::Stderr).then_some(named),
+            access: access.map(|(id, access)| (id, access.named.clone())).collect(),
+        };
+        self.reopening.chore = Some(shared.chores.give(chore, shared.clock.now()));
+    }
+
+    /// Something was done that may wait, or was given up.
+    pub fn on_chore(&mut self, id: ChoreId, done: Result<Done, NotDone>, shared: &mut Shared) -> Option<Event> {
+        match done {
+            Ok(Done::Configuration(read)) => match *read {
+                Ok(loaded) => {
+                    self.open_logs(loaded, shared);
+                    None
+                }
+                Err(problems) => self.refuse(refusal(problems.to_string(), problems.exit_code()), shared),
+            },
+            Ok(Done::Logs(opened)) => self.on_logs(opened, shared),
+            Ok(Done::Reopened(reopened)) => {
+                self.on_reopened(reopened, shared);
+                self.end_reopening(shared);
+                None
+            }
+            Err(NotDone(sentence)) if self.reopening.chore == Some(id) => {
+                log::error!("the logs stay as they are: {sentence}");
+                self.end_reopening(shared);
+                None
+            }
+            Err(NotDone(reason)) => self.refuse(refusal(reason, ExitCode::InUse), shared),
+        }
+    }
+
+    /// Begins a round for all who have asked until now.
+    fn read_configuration(&mut self, shared: &mut Shared) {
+        let Some(askers) = self.preparing.next.take() else { return };
+        let began = shared.clock.now();
+        let chore = Chore::ReadConfiguration {
+            source: self.source.clone(),
+            context: shared.context.clone(),
+            fixed: self.fixed.clone(),
+        };
+        shared.chores.give(chore, began);
+        (self.preparing.step, self.preparing.askers) = (Step::Reading { began }, askers);
+    }
+
+    fn open_logs(&mut self, loaded: Loaded, shared: &mut Shared) {
+        let Step::Reading { began } = self.preparing.step else { return };
+        let (error, access) = logs::names(&loaded.settings);
+        shared.chores.give(Chore::OpenLogs { error, access }, shared.clock.now());
+        self.preparing.step = Step::OpeningLogs { began, loaded: Box::new(loaded) };
+    }
+
+    fn on_logs(&mut self, opened: Result<Opened, logs::NotOpened>, shared: &mut Shared) -> Option<Event> {
+        let Step::OpeningLogs { loaded, began } = std::mem::take(&mut self.preparing.step) else { return None };
+        let result = opened
+            .map_err(|error| refusal(error.to_string(), error.exit_code()))
+            .and_then(|opened| self.prepare(*loaded, opened, shared));
+        Some(self.end_round(began, result, shared))
+    }
+
+    fn refuse(&mut self, refusal: Refusal, shared: &mut Shared) -> Option<Event> {
+        match std::mem::take(&mut self.preparing.step) {
+            Step::Idle => None,
+            Step::Reading { began } | Step::OpeningLogs { began, .. } => {
+                Some(self.end_round(began, Err(refusal), shared))
+            }
+        }
+    }
+
+    /// The next round begins at once where somebody has asked for it.
+    fn end_round(
+        &mut self,
+        began: Instant,
+        result: Result<(GenerationId, Plan), Refusal>,
+        shared: &mut Shared,
+    ) -> Event {
+        let askers = std::mem::take(&mut self.preparing.askers);
+        self.read_configuration(shared);
+        if std::mem::take(&mut self.reopening.after_round) {
+            self.ask_to_reopen_logs(shared);
+        }
+        Event::Configured { askers, began, result }
+    }
+
+    fn on_reopened(&mut self, reopened: Reopened, shared: &Shared) {
+        match reopened.error {
+            None => {}
+            Some(Ok(error_log)) => {
+                shared.log.turn_to(error_log);
+                log::info!("log reopened");
+            }
+            Some(Err(error)) => log::error!("log cannot be reopened: {error}"),
+        }
+        for (generation, access) in reopened.access {
+            match (access, self.generations.get_mut(&generation)) {
+                (Ok(access), Some(processes)) => processes.access = Some(access),
+                (Ok(_), None) => {}
+                (Err(error), _) => log::error!("access log cannot be reopened: {error}"),
+            }
+        }
+        self.hand_out_logs(shared);
+    }
+
+    fn end_reopening(&mut self, shared: &mut Shared) {
+        self.reopening.chore = None;
+        if std::mem::take(&mut self.reopening.again) {
+            self.ask_to_reopen_logs(shared);
+        }
+    }
+}
