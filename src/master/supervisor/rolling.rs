@@ -40,6 +40,9 @@ const HANDED_OVER_WITHIN: Duration = Duration::from_millis(100);
 /// Nobody else accepts while the new workers begin to: the old ones come back soon.
 const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(3);
 
+/// And so much more for each of them, since they share the processors: 400 workers on two took longer than that.
+const TAKEN_OVER_EACH: Duration = Duration::from_millis(25);
+
 impl Supervisor {
     /// Takes a proved generation a step further.
     pub(super) fn roll(&mut self, now: Instant) {
@@ -264,9 +267,11 @@ impl Supervisor {
     }
 
     fn take_over(&mut self, at: usize, now: Instant) {
-        for id in self.worker_ids(at) {
+        let ids = self.worker_ids(at);
+        let limit = TAKEN_OVER_WITHIN + TAKEN_OVER_EACH * ids.len() as u32;
+        for id in ids {
             if self.generations[at].worker(id).is_some_and(|worker| worker.state == WorkerState::Ready) {
-                self.serve_within(at, id, TAKEN_OVER_WITHIN, now);
+                self.serve_within(at, id, limit, now);
             }
         }
         while self.drain_other(at, now) {}
