@@ -18,7 +18,7 @@ mod forks;
 mod doors;
 // What a death took along, and what it came of.
 mod deaths;
-// Deploys that are larger, or more often, than the ordinary ones.
+// No deploy waits for what an earlier one left behind.
 mod deploys;
 // What a generation's processes see: environment, user, umask, file systems.
 mod environment;
