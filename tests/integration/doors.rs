@@ -282,6 +282,21 @@ fn a_passed_descriptor_that_lingers_holds_nothing_up() {
     socket2::SockRef::from(&lingering).set_linger(Some(Duration::ZERO)).expect("an option of TCP");
 }
 
+/// systemd sends TERM after `ExecStop=forkmaster stop --no-wait`: that is no second TERM.
+#[test]
+fn a_term_after_stop_cuts_no_request() {
+    let site = one_release("stop_then_term");
+    let master = site.start();
+    let mut running = Connection::to(&master.address());
+    running.must_send(head("GET", "/sleep?s=2", &[]));
+    wait_for("the request", || master.cli(&["status"]).stdout.contains("GET /sleep").then_some(()));
+    let stop = master.cli(&["stop", "--no-wait"]);
+    assert!(stop.ok(), "{stop}");
+    master.term();
+    assert_eq!(running.expect_answer().status, 200);
+    assert_eq!(master.wait_exit().code(), Some(0));
+}
+
 /// Two starts at once over what a killed master has left: one runs, the other says why it does not.
 #[test]
 fn of_two_starts_at_once_one_runs() {
