@@ -246,3 +246,80 @@ fn the_server_is_layered() {
         assert!(found.is_empty(), "{file} does something itself: {found:?}");
     }
 }
+
+/// The rooms of the master, from the top. A room may know the rooms below it and no other, so there is no circle.
+const MASTER_ROOMS: [&str; 20] = [
+    "main",
+    "verbs",
+    "master",
+    "service",
+    "doors",
+    "shared",
+    "children",
+    "listeners",
+    "chores",
+    "logs",
+    "files",
+    "sources",
+    "supervisor",
+    "config",
+    "facts",
+    "exit_code",
+    "signals",
+    "pidfile",
+    "library",
+    "clock",
+];
+
+#[test]
+fn the_master_has_no_circle() {
+    let base = root().join("src/master");
+    let rank = |room: &str| MASTER_ROOMS.iter().position(|known| *known == room);
+    let mut wrong = Vec::new();
+    for path in sources("src/master").into_iter().filter(|path| !is_test_file(path)) {
+        let inside = path.strip_prefix(&base).unwrap_or(&path);
+        let first = inside.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());
+        let room = first.unwrap_or_default().trim_end_matches(".rs").to_owned();
+        let Some(own) = rank(&room) else {
+            wrong.push(format!("{}: the room `{room}` is in no layer", path.display()));
+            continue;
+        };
+        for (number, line) in code(&path) {
+            for part in line.split("crate::").skip(1) {
+                let name: String = part.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                if name != room && rank(&name).is_none_or(|other| other <= own) {
+                    wrong.push(format!("{}:{number}: {room} knows {name}, which is not below it", inside.display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// ARCHITECTURE.md has a line for each file, so that a newcomer finds their room.
+#[test]
+fn every_file_is_in_the_architecture() {
+    let page = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("it is there");
+    let mut missing = Vec::new();
+    for path in sources("src").into_iter().filter(|path| !path.components().any(|part| part.as_os_str() == "fuzz")) {
+        let directory = path.parent().and_then(|parent| parent.strip_prefix(root()).ok()).unwrap_or(Path::new(""));
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let section = page.split(&format!("**`{}/`**", directory.display())).nth(1).unwrap_or("");
+        let section = section.split("\n**`").next().unwrap_or("");
+        if !section.contains(&format!("| `{name}` |")) {
+            missing.push(format!("{}/{name}", directory.display()));
+        }
+    }
+    assert!(missing.is_empty(), "ARCHITECTURE.md does not name:\n{}", missing.join("\n"));
+}
+
+/// A file holds one noun. Above this length it has two, or says in its head why it has not.
+const LINES_MAX: usize = 700;
+
+#[test]
+fn no_file_of_the_product_is_long() {
+    for path in sources("src").into_iter().filter(|path| !is_test_file(path)) {
+        let text = fs::read_to_string(&path).expect("it was listed");
+        assert!(text.lines().count() <= LINES_MAX, "{} has more than {LINES_MAX} lines", path.display());
+    }
+}
