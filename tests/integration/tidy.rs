@@ -248,7 +248,7 @@ fn the_server_is_layered() {
 }
 
 /// The rooms of the master, from the top. A room may know the rooms below it and no other, so there is no circle.
-const MASTER_ROOMS: [&str; 20] = [
+const MASTER_ROOMS: [&str; 21] = [
     "main",
     "verbs",
     "master",
@@ -259,7 +259,6 @@ const MASTER_ROOMS: [&str; 20] = [
     "listeners",
     "chores",
     "logs",
-    "files",
     "sources",
     "supervisor",
     "config",
@@ -267,6 +266,8 @@ const MASTER_ROOMS: [&str; 20] = [
     "exit_code",
     "signals",
     "pidfile",
+    "files",
+    "progress",
     "library",
     "clock",
 ];
