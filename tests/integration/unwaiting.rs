@@ -2,13 +2,14 @@
 //! what it opens by name gives nobody rights that they do not have.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{PipeReader, PipeWriter, Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{chown, symlink, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
@@ -48,8 +49,13 @@ fn get(site: &Site, target: &str) -> client::Response {
     client::get(&address, target).unwrap_or_else(|failure| panic!("GET {target}: {failure}"))
 }
 
+/// Its reading and its writing end.
+fn pipe() -> (OwnedFd, OwnedFd) {
+    nix::unistd::pipe2(OFlag::O_CLOEXEC).expect("a pipe can be made")
+}
+
 /// A launch with one of the standard streams replaced.
-fn with_stream(stream: i32, pipe: &PipeWriter) -> Launch {
+fn with_stream(stream: i32, pipe: &OwnedFd) -> Launch {
     with_streams([(stream, pipe.as_raw_fd())])
 }
 
@@ -67,7 +73,7 @@ fn with_streams<const COUNT: usize>(streams: [(i32, i32); COUNT]) -> Launch {
 }
 
 /// Fills a pipe. O_NONBLOCK is set on a description of our own, not on the one that the master has.
-fn fill(pipe: &PipeWriter) -> usize {
+fn fill(pipe: &OwnedFd) -> usize {
     let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
     let own = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path);
     let mut own = own.expect("our own pipe can be opened again");
@@ -81,7 +87,7 @@ fn fill(pipe: &PipeWriter) -> usize {
 }
 
 /// What comes out of a pipe until a text is in it.
-fn read_until(pipe: &PipeReader, text: &str) -> String {
+fn read_until(pipe: &OwnedFd, text: &str) -> String {
     let mut seen = Vec::new();
     let mut bytes = vec![0; 65536];
     wait_for(text, || {
@@ -114,7 +120,7 @@ fn end_by_term(master: &Master) {
 #[test]
 fn a_stderr_that_nobody_reads_stops_nothing_and_lost_lines_are_counted() {
     let site = site("unread_stderr");
-    let (read, write) = std::io::pipe().expect("a pipe can be made");
+    let (read, write) = pipe();
     let master = site.launch(with_stream(2, &write));
     let worker = master.wait_serving().remove(0);
     fill(&write);
@@ -146,8 +152,8 @@ fn a_stderr_that_nobody_reads_stops_nothing_and_lost_lines_are_counted() {
 fn a_thousand_bad_requests_with_full_logs_keep_no_good_one_waiting() {
     let site = site("unread_logs");
     site.set("log.access", "'-'");
-    let (errors, error_log) = std::io::pipe().expect("a pipe can be made");
-    let (_accesses, access_log) = std::io::pipe().expect("a pipe can be made");
+    let (errors, error_log) = pipe();
+    let (_accesses, access_log) = pipe();
     let master = site.launch(with_streams([(2, error_log.as_raw_fd()), (1, access_log.as_raw_fd())]));
     let worker = master.wait_serving().remove(0);
     fill(&error_log);
@@ -181,7 +187,7 @@ fn a_thousand_bad_requests_with_full_logs_keep_no_good_one_waiting() {
 fn a_full_stderr_does_not_keep_a_start_from_failing_nor_the_end_from_coming() {
     let site = site("unread_stderr_at_start");
     site.set("app.module", "'no_such_module'");
-    let (read, write) = std::io::pipe().expect("a pipe can be made");
+    let (read, write) = pipe();
     fill(&write);
     let master = site.launch(with_stream(2, &write));
     assert!(wait_within(AT_ONCE, || master.exited()).is_some_and(|status| status.code() != Some(0)));

@@ -28,11 +28,7 @@ pub const OPEN_WITHIN: Duration = Duration::from_secs(10);
 
 /// Everything that the loop has done by a thread.
 pub enum Chore {
-    ReadConfiguration {
-        source: Source,
-        context: ProcessContext,
-        fixed: Option<Fixed>,
-    },
+    ReadConfiguration(Box<Reading>),
     /// Those of a new generation.
     OpenLogs {
         error: Named<LogTarget>,
@@ -43,6 +39,13 @@ pub enum Chore {
         error: Option<Named<LogTarget>>,
         access: Vec<(GenerationId, Named<AccessTarget>)>,
     },
+}
+
+/// What the configuration is read from.
+pub struct Reading {
+    pub source: Source,
+    pub context: ProcessContext,
+    pub fixed: Option<Fixed>,
 }
 
 pub enum Done {
@@ -65,7 +68,7 @@ impl Chores {
 
     pub fn give(&mut self, chore: Chore, now: Instant) -> ChoreId {
         let (what, within) = match &chore {
-            Chore::ReadConfiguration { .. } => ("reading the configuration", CONFIGURATION_WITHIN),
+            Chore::ReadConfiguration(_) => ("reading the configuration", CONFIGURATION_WITHIN),
             Chore::OpenLogs { .. } => ("opening the logs", OPEN_WITHIN),
             Chore::ReopenLogs { .. } => ("opening the logs again", OPEN_WITHIN),
         };
@@ -92,7 +95,8 @@ impl AsRawFd for Chores {
 impl Chore {
     fn carry_out(self) -> Done {
         match self {
-            Chore::ReadConfiguration { source, context, fixed } => {
+            Chore::ReadConfiguration(reading) => {
+                let Reading { source, context, fixed } = *reading;
                 Done::Configuration(Box::new(config::read(&source, &context, fixed.as_ref())))
             }
             Chore::OpenLogs { error, access } => Done::Logs(logs::open(&error, access.as_ref())),

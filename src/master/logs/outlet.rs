@@ -114,14 +114,14 @@ mod tests {
 
     #[test]
     fn a_full_pipe_is_no_reason_to_wait_and_its_flags_stay() {
-        let (read, write) = io::pipe().unwrap();
+        let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
         let before = nix::fcntl::fcntl(&write, nix::fcntl::FcntlArg::F_GETFL).unwrap();
-        let outlet = Outlet::new(write.into());
+        let outlet = Outlet::new(write);
         let bytes = fill(&outlet);
         assert!(bytes >= PIPE_BYTES_AT_ONCE, "{bytes}");
         assert_eq!(nix::fcntl::fcntl(outlet.as_fd(), nix::fcntl::FcntlArg::F_GETFL).unwrap(), before);
         let mut text = vec![0; bytes];
-        { read }.read_exact(&mut text).unwrap();
+        std::fs::File::from(read).read_exact(&mut text).unwrap();
         assert_eq!(outlet.put(b"again").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 

@@ -319,14 +319,22 @@ pub fn write_within(fd: OwnedFd, text: &[u8], within: Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{PipeReader, Read};
+    use std::fs::File;
+    use std::io::Read;
+
+    use nix::fcntl::OFlag;
 
     const SMALL: Limits = Limits { lines: 8, bytes: 64 * 1024 };
     const LONG: Duration = Duration::from_secs(10);
 
-    fn pipe() -> (PipeReader, Arc<Outlet>) {
-        let (read, write) = io::pipe().unwrap();
-        (read, Arc::new(Outlet::new(write.into())))
+    fn ends() -> (File, OwnedFd) {
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
+        (read.into(), write)
+    }
+
+    fn pipe() -> (File, Arc<Outlet>) {
+        let (read, write) = ends();
+        (read, Arc::new(Outlet::new(write)))
     }
 
     fn fill(outlet: &Outlet) -> usize {
@@ -338,7 +346,7 @@ mod tests {
     }
 
     /// All that a pipe holds when its writing ends are gone.
-    fn text(mut read: PipeReader) -> String {
+    fn text(mut read: File) -> String {
         let mut text = String::new();
         read.read_to_string(&mut text).unwrap();
         text
@@ -472,11 +480,11 @@ mod tests {
 
     #[test]
     fn last_words_to_a_full_pipe_take_their_time_and_no_more() {
-        let (mut read, write) = io::pipe().unwrap();
-        let filled = fill(&Outlet::new(write.try_clone().unwrap().into()));
-        write_within(write.try_clone().unwrap().into(), b"lost\n", Duration::from_millis(20));
+        let (mut read, write) = ends();
+        let filled = fill(&Outlet::new(write.try_clone().unwrap()));
+        write_within(write.try_clone().unwrap(), b"lost\n", Duration::from_millis(20));
         read.read_exact(&mut vec![0; filled]).unwrap();
-        write_within(write.into(), b"said\n", LONG);
+        write_within(write, b"said\n", LONG);
         assert_eq!(text(read), "said\n");
     }
 }

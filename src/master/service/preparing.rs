@@ -8,7 +8,7 @@ use forkmaster_wire::message::GenerationId;
 
 use super::prepare::refusal;
 use super::Service;
-use crate::chores::{Chore, ChoreId, Done, NotDone, Reopened};
+use crate::chores::{Chore, ChoreId, Done, NotDone, Reading, Reopened};
 use crate::config::settings::LogTarget;
 use crate::config::Loaded;
 use crate::exit_code::ExitCode;
@@ -109,12 +109,9 @@ impl Service {
     fn read_configuration(&mut self, shared: &mut Shared) {
         let Some(askers) = self.preparing.next.take() else { return };
         let began = shared.clock.now();
-        let chore = Chore::ReadConfiguration {
-            source: self.source.clone(),
-            context: shared.context.clone(),
-            fixed: self.fixed.clone(),
-        };
-        shared.chores.give(chore, began);
+        let reading =
+            Reading { source: self.source.clone(), context: shared.context.clone(), fixed: self.fixed.clone() };
+        shared.chores.give(Chore::ReadConfiguration(Box::new(reading)), began);
         (self.preparing.step, self.preparing.askers) = (Step::Reading { began }, askers);
     }
 
