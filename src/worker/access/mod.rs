@@ -58,9 +58,13 @@ struct State {
 impl AccessLog {
     /// Starts the writing thread; signals are blocked by the caller.
     pub fn start(fd: RawFd, format: AccessFormat, origin: Origin) -> io::Result<AccessLog> {
-        let shared = Arc::new(Shared { state: Mutex::default(), bell: Condvar::new(), ended: Condvar::new() });
+        // Buffers have their usual size from the start: growing to it would cost the first requests allocations, and pages
+        // that nobody touched cost nothing.
+        let state = Mutex::new(State { records: Vec::with_capacity(BATCH_BYTES), ..State::default() });
+        let shared = Arc::new(Shared { state, bell: Condvar::new(), ended: Condvar::new() });
         let wanted = wanted(&format);
-        let writer = Writer { fd, lines: Lines::new(format, origin), out: Vec::new(), torn: false, lost: 0 };
+        let out = Vec::with_capacity(BATCH_BYTES + LINE_BYTES_MAX);
+        let writer = Writer { fd, lines: Lines::new(format, origin), out, torn: false, lost: 0 };
         let theirs = Arc::clone(&shared);
         thread::Builder::new().name("fm-access".into()).spawn(move || theirs.write(writer))?;
         Ok(AccessLog { shared, wanted })
