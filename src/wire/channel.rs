@@ -170,10 +170,11 @@ const SCM_PIDFD: libc::c_int = 4;
 const CONTROL_BYTES: usize = 2048;
 
 #[derive(Default)]
-struct Ancillary {
-    fds: Vec<OwnedFd>,
+pub(crate) struct Ancillary {
+    pub fds: Vec<OwnedFd>,
     sender: Option<Sender>,
-    truncated: bool,
+    /// Descriptors were lost.
+    pub truncated: bool,
 }
 
 /// Has the kernel refuse file descriptors that are sent to this Unix socket, or to one that is accepted from it: their
@@ -195,7 +196,7 @@ fn set_flag(socket: &impl AsFd, option: libc::c_int, value: libc::c_int) -> io::
 }
 
 /// recvmsg(2) by hand, since nix knows no SCM_PIDFD and would leak that descriptor.
-fn receive_packet(fd: &OwnedFd, packet: &mut [u8]) -> io::Result<(usize, Ancillary)> {
+pub(crate) fn receive_packet(fd: &OwnedFd, packet: &mut [u8]) -> io::Result<(usize, Ancillary)> {
     /// cmsg(3) wants the alignment of a `cmsghdr`.
     #[repr(align(8))]
     struct Control([u8; CONTROL_BYTES]);

@@ -4,6 +4,7 @@
 //! build; `WIRE_HASH` makes sure of it.
 
 pub mod channel;
+pub mod handoff;
 pub mod inherit;
 mod large;
 pub mod message;
@@ -20,6 +21,7 @@ pub const WIRE_HASH: u64 = fnv1a(
     concat!(
         include_str!("lib.rs"),
         include_str!("channel.rs"),
+        include_str!("handoff/message.rs"),
         include_str!("inherit.rs"),
         include_str!("large.rs"),
         include_str!("message.rs"),
