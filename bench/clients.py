@@ -2,6 +2,7 @@
 
 import dataclasses
 import heapq
+import random
 import select
 import socket
 import time
@@ -68,12 +69,45 @@ class Client:
 
     def __init__(self, port, path="/", keep_alive=True, pause_s=0.0):
         self.port, self.keep_alive, self.pause_s = port, keep_alive, pause_s
-        connection = "" if keep_alive else "Connection: close\r\n"
-        self.request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{connection}\r\n".encode()
+        self.request = self._request(path)
         self.socket, self.read = None, b""
         # None while it pauses.
         self.begun = None
         self.latencies, self.errors = [], 0
+
+    def _request(self, path):
+        connection = "" if self.keep_alive else "Connection: close\r\n"
+        return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{connection}\r\n".encode()
+
+    def next_request(self):
+        return self.request
+
+    def next_pause_s(self):
+        return self.pause_s
+
+    def answered(self, latency_s):
+        self.latencies.append(latency_s)
+
+
+class RandomClient(Client):
+    """Pauses of random length, exponential with the given mean, and now and then a slow request. The same seed asks the
+    same of every server. Only the latencies of fast requests are kept."""
+
+    def __init__(self, port, seed, pause_s, slow_share, keep_alive=True):
+        super().__init__(port, "/", keep_alive, pause_s)
+        self.random, self.slow_share = random.Random(seed), slow_share
+        self.slow_request, self.is_slow = self._request("/slow"), False
+
+    def next_request(self):
+        self.is_slow = self.random.random() < self.slow_share
+        return self.slow_request if self.is_slow else self.request
+
+    def next_pause_s(self):
+        return self.random.expovariate(1 / self.pause_s)
+
+    def answered(self, latency_s):
+        if not self.is_slow:
+            self.latencies.append(latency_s)
 
 
 class Crowd:
@@ -101,7 +135,7 @@ class Crowd:
         for client in self.clients:
             if client.begun is not None:
                 # Who still waits counts with the time of that: a client that is never served must not be forgotten.
-                client.latencies.append(time.monotonic() - client.begun)
+                client.answered(time.monotonic() - client.begun)
             self._close(client)
         self.poll.close()
 
@@ -113,7 +147,7 @@ class Crowd:
                 client.socket = socket.create_connection(("127.0.0.1", client.port), TIMEOUT_S)
                 self.by_descriptor[client.socket.fileno()] = n
                 self.poll.register(client.socket, select.EPOLLIN)
-            client.socket.sendall(client.request)
+            client.socket.sendall(client.next_request())
         except OSError:
             self._fail(n)
 
@@ -128,7 +162,7 @@ class Crowd:
             # Closed by the server in a pause, as it may.
             self._close(client)
         elif client.read.endswith(HELLO):
-            client.latencies.append(time.monotonic() - client.begun)
+            client.answered(time.monotonic() - client.begun)
             if not client.keep_alive or b"connection: close" in client.read.lower():
                 self._close(client)
             self._pause(n)
@@ -142,7 +176,7 @@ class Crowd:
 
     def _pause(self, n):
         self.clients[n].begun = None
-        heapq.heappush(self.queue, (time.monotonic() + self.clients[n].pause_s, n))
+        heapq.heappush(self.queue, (time.monotonic() + self.clients[n].next_pause_s(), n))
 
     def _close(self, client):
         if client.socket is not None:

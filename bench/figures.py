@@ -66,6 +66,26 @@ MIXED = (
     Column("per_second", "fast requests", per_second),
     Column("error_share", "errors", percent),
 )
+RANDOM_SLOW = (
+    Column("p99_s", "p99 of fast requests", ms),
+    Column("p50_s", "p50", ms),
+    Column("to_ideal", "p99 / ideal shared queue", times),
+    Column("ideal_p99_s", "its p99", ms),
+    Column("per_second", "fast requests", per_second),
+    Column("error_share", "errors", percent),
+)
+HERD = (
+    Column("cpu_us", "CPU a connection", us),
+    Column("switches", "context switches", times),
+    Column("p50_s", "p50", ms),
+    Column("p99_s", "p99", ms),
+)
+ALTERNATING = (
+    Column("to_both", "throughput / mean of both kinds", times),
+    Column("per_second", "throughput", per_second),
+    Column("waiting", "where it only waits", per_second),
+    Column("computing", "where it only computes", per_second),
+)
 BALANCE = (
     Column("most_to_least", "busiest / idlest worker", times),
     Column("most_share", "share of the busiest", percent),
@@ -91,6 +111,9 @@ THROUGHPUT = (
 KINDS = {
     "throughput": Kind(THROUGHPUT, more_is_better=True),
     "mixed": Kind(MIXED),
+    "random slow": Kind(RANDOM_SLOW),
+    "herd": Kind(HERD),
+    "alternating": Kind(ALTERNATING, more_is_better=True),
     "balance": Kind(BALANCE),
     "ticker": Kind(TICKER),
     "idle": Kind(IDLE),
@@ -131,6 +154,9 @@ class Result:
 
     def highest(self, server, key):
         return self.servers.get(server, {}).get(key, {}).get("high")
+
+    def lowest(self, server, key):
+        return self.servers.get(server, {}).get(key, {}).get("low")
 
     def ordered(self):
         """Servers with the best first; floor and the application alone above them."""

@@ -8,6 +8,7 @@ import tempfile
 import time
 
 import clients
+import ideal
 import machine
 from process import pss_bytes
 from wrk import Failed, post_script, wrk
@@ -20,6 +21,9 @@ WORKERS_DEADLINE_S = 3
 IDLE_CONNECTIONS = 10_000
 SLOW_CLIENTS, FAST_CLIENTS = 3, 24
 BALANCE_CLIENTS = 32
+RANDOM_CLIENTS, SLOW_S = 24, 0.2
+# Connections one after the other to workers that are idle otherwise.
+HERD_CONNECTIONS, HERD_PAUSE_S = 400, 0.005
 
 
 def throughput(server, scenario, connections, seconds):
@@ -63,6 +67,63 @@ def mixed(server, scenario, connections, seconds):
         "slow_p50_s": clients.percentile([latency for client in slow for latency in client.latencies], 0.50),
         "error_share": sum(client.errors for client in slow + fast) / len(latencies),
     }
+
+
+def random_slow(server, scenario, connections, seconds):
+    """Latency of fast requests where any keep-alive connection may ask for something slow, now and then."""
+    wrk(server.port, 2 * WARM_UP_S, RANDOM_CLIENTS, close=True)
+    crowd = [
+        clients.RandomClient(server.port, seed, scenario.pause_s, scenario.slow_share) for seed in range(RANDOM_CLIENTS)
+    ]
+    clients.Crowd(crowd).run(seconds)
+    latencies = [latency for client in crowd for latency in client.latencies]
+    if not latencies:
+        raise Failed("no fast request was answered")
+    p50_s, p99_s = clients.percentile(latencies, 0.50), clients.percentile(latencies, 0.99)
+    at_best_s = ideal.shared_queue_p99_s(
+        RANDOM_CLIENTS, scenario.workers * scenario.threads, scenario.pause_s, scenario.slow_share, SLOW_S, p50_s
+    )
+    return {
+        "p99_s": p99_s,
+        "p50_s": p50_s,
+        "to_ideal": p99_s / at_best_s,
+        "ideal_p99_s": at_best_s,
+        "per_second": len(latencies) / seconds,
+        "error_share": sum(client.errors for client in crowd) / len(latencies),
+    }
+
+
+def herd(server, scenario, connections, seconds):
+    """What a connection costs where all workers are idle: processor time and context switches."""
+    for _ in range(4 * scenario.workers):
+        clients.ask(server.port)
+    time.sleep(REST_S)
+    cpu, switches = server.cpu(), server.switches()
+    latencies = []
+    for _ in range(HERD_CONNECTIONS):
+        begun = time.monotonic()
+        clients.ask(server.port)
+        latencies.append(time.monotonic() - begun)
+        time.sleep(HERD_PAUSE_S)
+    return {
+        "cpu_us": server.cpu().since(cpu) / HERD_CONNECTIONS * 1e6,
+        "switches": (server.switches() - switches) / HERD_CONNECTIONS,
+        "p50_s": clients.percentile(latencies, 0.50),
+        "p99_s": clients.percentile(latencies, 0.99),
+    }
+
+
+def alternating(server, scenario, connections, seconds):
+    """An application that waits for a second and computes for a second, beside what it has with only one of the two."""
+
+    def per_second(path, seconds):
+        return wrk(server.port, seconds, connections, path=path).per_second
+
+    wrk(server.port, WARM_UP_S, connections)
+    waiting, computing = per_second("/wait", seconds), per_second("/compute", seconds)
+    # Each of the two kinds has half of the time, if these are whole pairs of seconds.
+    both = per_second("/", 2 * max(round(seconds), 1))
+    return {"to_both": both / ((waiting + computing) / 2), "per_second": both, "waiting": waiting, "computing": computing}
 
 
 def ticker(server, scenario, connections, seconds):
@@ -176,6 +237,9 @@ def python_alone(scenario, seconds):
 KINDS = {
     "throughput": throughput,
     "mixed": mixed,
+    "random slow": random_slow,
+    "herd": herd,
+    "alternating": alternating,
     "ticker": ticker,
     "balance": balance,
     "idle": idle,

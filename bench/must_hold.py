@@ -80,18 +80,32 @@ def _to_floor(result, results):
     return ours and floor and (ours / floor, "floor")
 
 
-def _variant_to_plain(name):
+def _variant_to_plain(name, key="per_second"):
     def figure(result, results):
-        variant, plain = result.median(f"{OURS}, {name}", "per_second"), result.median(OURS, "per_second")
+        variant, plain = result.median(f"{OURS}, {name}", key), result.median(OURS, key)
         return variant and plain and (variant / plain, OURS)
 
     return figure
 
 
-def _to_scenario(other):
+def _to_scenario(other, key="per_second"):
     def figure(result, results):
-        ours, theirs = result.median(OURS, "per_second"), other in results and results[other].median(OURS, "per_second")
+        ours, theirs = result.median(OURS, key), other in results and results[other].median(OURS, key)
         return ours and theirs and (ours / theirs, other)
+
+    return figure
+
+
+def _worst_to_worst_peer(result, results):
+    """Our slowest process beside the slowest one of the peer that is best by its median."""
+    best, ours = result.best_peer("per_second", True), result.lowest(OURS, "per_second")
+    return best and ours and (ours / result.lowest(best[0], "per_second"), f"{best[0]}'s slowest")
+
+
+def _to_peer(peer, key):
+    def figure(result, results):
+        ours, theirs = result.median(OURS, key), result.median(peer, key)
+        return ours and theirs and (ours / theirs, peer)
 
     return figure
 
@@ -147,8 +161,35 @@ BOUNDS = [
     Bound("throughput, with / without access log", CLOSE, _variant_to_plain("access log"), 0.90, at_least=True),
     Bound("throughput, 2,000 connections / 32", f"{HELLO} 2000 connections", _to_scenario(HELLO), 0.90, at_least=True),
     Bound("p99 / best peer's", f"{HELLO} 2000 connections", _to_best_peer("p99_s", False, serving_all=True), 1.00),
-    Bound(THROUGHPUT, "flask json", _json, 1.00, at_least=True),
-    Bound(THROUGHPUT, "django json", _json, 1.00, at_least=True),
+    Bound("throughput / 1 worker's", f"{CLOSE} 4 workers", _to_scenario(CLOSE), 0.95, at_least=True),
+    Bound("p50 / 1 worker's", f"{CLOSE} 4 workers", _to_scenario(CLOSE, "p50_s"), 1.10),
+    Bound(
+        "throughput / 1 worker's",
+        f"{CLOSE} 4 workers 128 connections",
+        _to_scenario(f"{CLOSE} 128 connections"),
+        0.95,
+        at_least=True,
+    ),
+    Bound(
+        "p50 / 1 worker's", f"{CLOSE} 4 workers 128 connections", _to_scenario(f"{CLOSE} 128 connections", "p50_s"), 1.10
+    ),
+    *(
+        bound
+        for scenario in ("flask json", "django json")
+        for bound in (
+            Bound(THROUGHPUT, scenario, _json, 1.05, at_least=True),
+            Bound("slowest process / best peer's slowest", scenario, _worst_to_worst_peer, 0.90, at_least=True),
+            Bound("throughput, 4 threads / 1 thread", scenario, _variant_to_plain("4 threads"), 0.95, at_least=True),
+            Bound("p99, 4 threads / 1 thread", scenario, _variant_to_plain("4 threads", "p99_s"), 1.30),
+        )
+    ),
+    Bound("throughput / ideal", "wait 2 ms, compute 300 us in 8 threads", _to_ideal, 0.95, at_least=True),
+    Bound("throughput / mean of both kinds", "waits and computes in turn", _plain("to_both"), 0.90, at_least=True),
+    Bound("p99 of fast requests", "0.3 % slow, pauses of 20 ms", _plain("p99_s"), 0.010, show=ms),
+    Bound("p99 / Gunicorn sync's", "0.3 % slow, pauses of 20 ms", _to_peer("gunicorn-sync", "p99_s"), 2.0),
+    Bound("p99 / ideal shared queue's", "0.3 % slow, pauses of 5 ms", _plain("to_ideal"), 1.5),
+    Bound("CPU a connection / 1 worker's", "64 idle workers", _to_scenario("1 idle worker", "cpu_us"), 1.5),
+    Bound("context switches / 1 worker's", "64 idle workers", _to_scenario("1 idle worker", "switches"), 1.5),
     Bound(THROUGHPUT, "post 200 kB", _to_best_peer(), 1.00, at_least=True),
     Bound(THROUGHPUT, "post 50 MB", _to_best_peer(), 1.00, at_least=True),
     Bound(THROUGHPUT, "download 5 MB", _to_best_peer(), 1.00, at_least=True),

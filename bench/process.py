@@ -9,6 +9,7 @@ import tempfile
 import time
 
 import machine
+import nginx
 from clients import ask
 from servers import APPS, COMMANDS
 
@@ -43,6 +44,12 @@ class Server:
             )
         self._wait_for_an_answer(begun + START_DEADLINE_S)
         self.first_answer_s = time.monotonic() - begun
+        self.nginx = None
+        if setup.nginx:
+            # From here on the port is the one that clients come to.
+            behind, self.port = self.port, _free_port()
+            self.nginx = nginx.start(setup.nginx, self.port, behind, self.directory)
+            self._wait_for_an_answer(time.monotonic() + START_DEADLINE_S)
 
     def _wait_for_an_answer(self, deadline):
         while time.monotonic() < deadline and self.process.poll() is None:
@@ -98,11 +105,23 @@ class Server:
     def cpu(self):
         return Cpu(self.pids())
 
+    def switches(self):
+        """Context switches of all its threads until now, voluntary and not: proc_pid_status(5)."""
+        found = 0
+        for pid in self.pids():
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{thread}/status") as status:
+                    found += sum(int(line.split()[1]) for line in status if "ctxt_switches:" in line)
+        return found
+
     def pss_bytes(self):
         return sum(map(pss_bytes, self.pids()))
 
     def stop(self):
         # Stopped first, so that it starts no worker that would be missed.
+        if getattr(self, "nginx", None):
+            self.nginx.terminate()
+            self.nginx.wait()
         self._kill(self.process.pid, signal.SIGSTOP)
         for pid in self.pids():
             self._kill(pid, signal.SIGKILL)

@@ -33,7 +33,9 @@ class Rounds:
         self.absent = {connections: {} for connections in scenario.connections}
         self.failures = {connections: {} for connections in scenario.connections}
         self.contenders = []
-        setup = Setup(scenario.app, scenario.workers, scenario.threads, scenario.close, scenario.preload)
+        setup = Setup(
+            scenario.app, scenario.workers, scenario.threads, scenario.close, scenario.preload, scenario.nginx
+        )
         some, others = scenario.connections[:1], scenario.connections[1:]
         for server in servers:
             if server == "floor" and not scenario.floor:

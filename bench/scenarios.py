@@ -10,7 +10,7 @@ AS_DEPLOYED = {"defaults": {"defaults": True}, "access log": {"access_log": True
 @dataclasses.dataclass(frozen=True)
 class Scenario:
     name: str
-    # throughput, mixed, ticker, balance, idle, memory, start, reload, respawn: kinds.py
+    # throughput, mixed, random slow, herd, alternating, ticker, balance, idle, memory, start, reload, respawn: kinds.py
     kind: str = "throughput"
     app: str = "hello:application"
     # Each server is started once and measured with these in turn. Only the first is for the slow peers.
@@ -25,6 +25,10 @@ class Scenario:
     longer: int = 1
     # A pause of the clients between requests, where they are ours.
     pause_s: float = 0.0
+    # The share of slow requests among theirs.
+    slow_share: float = 0.0
+    # nginx in front, with one connection a request to the server ("close"), or connections that it keeps ("keep-alive").
+    nginx: str = ""
     # Whether the floor, which only says hello, is a limit here.
     floor: bool = False
     slow_peers: bool = False
@@ -60,7 +64,7 @@ SCENARIOS = [
     ),
     Scenario(
         "hello close",
-        connections=(32, 1, 256, 2000),
+        connections=(32, 1, 128, 256, 2000),
         close=True,
         floor=True,
         slow_peers=True,
@@ -68,8 +72,13 @@ SCENARIOS = [
     ),
     Scenario("hello 2 workers", workers=2),
     Scenario("hello 4 workers", workers=4),
-    Scenario("flask json", app="flask_json:application", python_alone=True, router=True),
-    Scenario("django json", app=DJANGO, python_alone=True, router=True, tells_closed=True),
+    Scenario("hello close 4 workers", connections=(32, 128), workers=4, close=True),
+    Scenario("hello behind nginx", nginx="close", close=True),
+    Scenario("hello behind nginx that keeps connections", nginx="keep-alive"),
+    Scenario("flask json", app="flask_json:application", python_alone=True, router=True, variants=FOUR_THREADS),
+    Scenario(
+        "django json", app=DJANGO, python_alone=True, router=True, tells_closed=True, variants=FOUR_THREADS
+    ),
     Scenario("download 64 kB", app="large:body_64k"),
     Scenario("download 5 MB", app="large:body_5m", connections=(8,)),
     Scenario("file_wrapper 5 MB", app="large:file_5m", connections=(8,)),
@@ -86,6 +95,37 @@ SCENARIOS = [
         router=True,
         ideal_per_second=8 / 0.005,
     ),
+    Scenario(
+        "wait 2 ms, compute 300 us in 8 threads",
+        app="sleeper:database",
+        threads=8,
+        longer=2,
+        # The interpreter's lock lets one thread compute at a time.
+        ideal_per_second=1 / 0.0003,
+    ),
+    Scenario("waits and computes in turn", kind="alternating", app="sleeper:alternating", threads=8, longer=2),
+    Scenario(
+        "0.3 % slow, pauses of 20 ms",
+        kind="random slow",
+        app="sleeper:mixed",
+        workers=4,
+        pause_s=0.020,
+        slow_share=0.003,
+        longer=8,
+        slow_peers=True,
+    ),
+    Scenario(
+        "0.3 % slow, pauses of 5 ms",
+        kind="random slow",
+        app="sleeper:mixed",
+        workers=4,
+        pause_s=0.005,
+        slow_share=0.003,
+        longer=8,
+        slow_peers=True,
+    ),
+    Scenario("1 idle worker", kind="herd", close=True, slow_peers=True),
+    Scenario("64 idle workers", kind="herd", close=True, workers=64, slow_peers=True),
     Scenario(
         "mixed keep-alive",
         kind="mixed",

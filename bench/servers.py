@@ -22,6 +22,8 @@ class Setup:
     # Load with one connection a request: uWSGI has a protocol for each kind.
     close: bool = False
     preload: bool = False
+    # In front, as in Scenario.
+    nginx: str = ""
     # forkmaster's variants.
     defaults: bool = False
     access_log: bool = False

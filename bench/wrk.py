@@ -38,11 +38,11 @@ def _seconds(text):
     return float(value) * {"us": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}[unit]
 
 
-def wrk(port, seconds, connections, close=False, script=None):
+def wrk(port, seconds, connections, close=False, script=None, path="/"):
     command = ["wrk", "-t1", f"-c{connections}", "-d600s", "--latency", "--timeout", "30s"]
     command += ["-s", script] if script else []
     command += ["-H", "Connection: close"] if close else []
-    command += [f"http://127.0.0.1:{port}/"]
+    command += [f"http://127.0.0.1:{port}{path}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         process.wait(seconds)
