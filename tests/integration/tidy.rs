@@ -31,7 +31,7 @@ const WAITS: [&str; 7] = ["std::fs", "OpenOptions", "getpw", "getgr", "User::fro
 const MAY_WAIT: [(&str, &str); 14] = [
     ("chores/", "its threads are for that"),
     ("config/", "called by chores, and by verbs"),
-    ("files.rs", "called by chores, and before the loop"),
+    ("files/", "called by chores, and before the loop"),
     ("logs/", "the log has a thread of its own; stderr's descriptor is copied"),
     ("pidfile.rs", "before the loop"),
     ("verbs/", "a process of their own"),
