@@ -22,7 +22,7 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use crate::supervisor::worker::Exit;
 
-/// For kernels without pidfds only.
+/// For what no descriptor tells.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// Whose process it is.
@@ -57,6 +57,14 @@ struct Child {
     /// None where pidfd_open(2) is forbidden or missing (Linux before 5.3). The pid does as well then, since nobody but
     /// `reap` can free it while the child is in the books.
     pidfd: Option<OwnedFd>,
+}
+
+/// Who is still there after the sweep.
+pub struct Swept {
+    /// SIGKILL did not end them.
+    pub undying: Vec<i32>,
+    /// The application started them.
+    pub others: Vec<i32>,
 }
 
 /// pid -> who.
@@ -162,9 +170,9 @@ impl Children {
     }
 
     /// The end: kills and reaps what is left in the books, and then whoever else still holds `held`, which only processes
-    /// of this service have: a middle process that hung in a fork handler, a child that C code forked. Returns the pids
-    /// of other children, which the application left behind: those are not ours to end.
-    pub fn sweep(&mut self, held: &OwnedFd, deadline: Instant) -> Vec<i32> {
+    /// of this service have: a middle process that hung in a fork handler, a child that C code forked. Other children were
+    /// left behind by the application: those are not ours to end.
+    pub fn sweep(&mut self, held: &OwnedFd, deadline: Instant) -> Swept {
         let name = link_of("self", held.as_raw_fd());
         loop {
             self.kill_all();
@@ -172,10 +180,11 @@ impl Children {
             while let Some(pid) = Children::ended() {
                 self.reap(pid);
             }
+            let unknown = own_children().into_iter().filter(|pid| !self.0.contains_key(pid));
             let (ours, others): (Vec<i32>, Vec<i32>) =
-                own_children().into_iter().partition(|pid| name.is_some() && holds(*pid, name.as_deref()));
+                unknown.partition(|pid| name.is_some() && holds(*pid, name.as_deref()));
             if ours.is_empty() || Instant::now() >= deadline {
-                return others;
+                return Swept { undying: self.0.keys().copied().chain(ours).collect(), others };
             }
             for pid in ours {
                 log::warn!("pid={pid} holds what belongs to the service: killed");
@@ -195,13 +204,19 @@ impl Children {
             let left = if polled.is_empty() { left.min(LOOK_AGAIN_AFTER) } else { left };
             // An error (EINTR) only means to look earlier.
             let _ = poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
-            if self.reap(pid).is_none() && Instant::now() >= deadline {
+            if self.reap(pid).is_some() {
+                continue;
+            }
+            if Instant::now() >= deadline {
                 return;
             }
             // Reaped by somebody else: a worker whose middle process has not exited yet is not our child.
             if !is_own_child(pid) {
                 self.0.remove(&pid);
+                continue;
             }
+            // Ended, and not ours to reap while a debugger has it (ptrace(2)): its pidfd stays readable.
+            let _ = poll(&mut [], PollTimeout::try_from(LOOK_AGAIN_AFTER.min(left)).unwrap_or(PollTimeout::ZERO));
         }
     }
 }
@@ -226,13 +241,16 @@ impl fmt::Display for FalseClaim {
     }
 }
 
-/// Children of this process, the unreaped ones too: the fourth field of proc_pid_stat(5), behind the name in parentheses.
+/// Children of this process that have not ended: the third field (no Z) and the fourth one of proc_pid_stat(5), behind
+/// the name in parentheses.
 fn own_children() -> Vec<i32> {
     let own = std::process::id().to_string();
     let is_child = |pid: &i32| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let behind_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-        behind_name.split_ascii_whitespace().nth(1) == Some(own.as_str())
+        let mut fields = behind_name.split_ascii_whitespace();
+        let (state, parent) = (fields.next(), fields.next());
+        state != Some("Z") && parent == Some(own.as_str())
     };
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_child).collect()

@@ -121,7 +121,11 @@ impl Master {
     /// Nothing that holds a listener outlives the master: the next start would find the address in use.
     fn sweep(&mut self) {
         let deadline = Instant::now() + SWEPT_WITHIN;
-        for pid in self.shared.children.sweep(&self.shared.lifeline.0, deadline) {
+        let swept = self.shared.children.sweep(&self.shared.lifeline.0, deadline);
+        for pid in swept.undying {
+            log::error!("pid={pid} is still there after SIGKILL: the kernel itself holds it, or a debugger");
+        }
+        for pid in swept.others {
             log::info!("pid={pid} was started by the application and lives on");
         }
     }

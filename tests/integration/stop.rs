@@ -1,13 +1,16 @@
 //! The end. TERM finishes what runs, a second TERM does not wait, and a master that was killed leaves nothing.
 
 use std::net::TcpListener;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::harness::client::{self, head, Address, Connection, Failure};
 use crate::harness::load::Load;
+use crate::harness::machine::Machine;
 use crate::harness::master::Master;
+use crate::harness::process;
 use crate::harness::site::Site;
 use crate::harness::{for_each_preload, wait_for, wait_within};
 
@@ -284,4 +287,28 @@ fn atexit_runs_and_threads_are_joined_when_a_worker_drains() {
         let said = master.stdout();
         (said.contains("atexit ran") && said.contains("thread ended")).then_some(())
     });
+}
+
+/// A process that a debugger holds cannot be reaped, as one in the kernel's own hands cannot. The stop ends without it
+/// and says what it is.
+#[test]
+fn a_worker_that_does_not_die_is_named_as_such() {
+    let site = Site::with_releases("undying", 1);
+    site.set("server.workers", "1").set("server.graceful_timeout", "'1s'");
+    let master = site.start();
+    let worker = master.wait_serving()[0].pid;
+    let strace = Machine::get().program("strace");
+    let mut command = Command::new(strace);
+    command.args(["-f", "-o", "/dev/null", "-p", &worker.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut tracer = command.spawn().expect("strace starts");
+    wait_for("strace", || process::status_field(worker, "TracerPid:").filter(|pid| pid != "0"));
+    let tracer_pid = nix::unistd::Pid::from_raw(tracer.id() as i32);
+    nix::sys::signal::kill(tracer_pid, Signal::SIGSTOP).expect("it is our child");
+    master.term();
+    assert_eq!(master.wait_exit().code(), Some(0));
+    master.wait_log(&format!("ERROR pid={worker} is still there after SIGKILL: "));
+    assert!(master.log_lines("was started by the application").is_empty(), "{}", master.log());
+    tracer.kill().expect("it is our child");
+    tracer.wait().expect("it ends");
+    master.assert_nothing_left();
 }
