@@ -84,7 +84,10 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
     let (error, access) = logs::names(settings);
     let open = move || logs::open(&error, access.as_ref());
     let opened = match chores::at_start(&mut signals, "opening the logs", OPEN_WITHIN, open) {
-        Ok(Ok(opened)) => opened,
+        Ok(Ok(mut opened)) => {
+            opened.keep();
+            opened
+        }
         Ok(Err(error)) => {
             logs::say(&format!("forkmaster: {error}"));
             return error.exit_code().into();

@@ -349,9 +349,12 @@ impl Master {
             Action::OpenListeners { generation } => return Some(service.open_listeners(generation, shared)),
             Action::MeasureRoom { generation } => return Some(Event::Room { generation, room: room::measure() }),
             Action::Commit { generation, close } => service.commit(generation, &close, shared),
-            Action::AbandonListeners { generation: _, close } => service.close_listeners(&close, shared),
+            Action::Abandon { generation, close } => {
+                service.close_listeners(&close, shared);
+                service.abandon_logs(generation, shared);
+            }
             Action::CloseAllListeners => shared.listeners.close_all(),
-            Action::Forget { generation } => drop(service.generations.remove(&generation)),
+            Action::Forget { generation } => service.forget(generation, shared),
             Action::Concluded(reload) => service.last_reload = Some(reload),
             Action::Answer { ask, outcome } => {
                 let client = ClientId(ask.0);

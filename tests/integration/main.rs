@@ -40,6 +40,8 @@ mod logs;
 mod pin;
 // What a proxy says of its clients, nginx and HAProxy themselves.
 mod proxies;
+// A reload that is refused changes nothing.
+mod refused;
 // A reload loses nothing.
 mod reload;
 // How new workers take over, and what is left over of the old ones.

@@ -2,6 +2,7 @@
 //! on; the start, which has no loop yet, waits for it and for a signal to stop.
 
 mod pool;
+mod removals;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -15,11 +16,13 @@ use crate::config::problem::Problems;
 use crate::config::process_context::ProcessContext;
 use crate::config::settings::{AccessTarget, LogTarget};
 use crate::config::{self, Loaded, Source};
+use crate::files::Made;
 use crate::logs::{self, AccessLog, ErrorLog, Named, NotOpened, Opened};
 use crate::signals::Signals;
 
 use pool::Pool;
 pub use pool::{ChoreId, NotDone};
+use removals::Removals;
 
 /// A directory service that does not answer in this time will not do so in another (nss_ldap's own limit is 30 s).
 pub const CONFIGURATION_WITHIN: Duration = Duration::from_secs(30);
@@ -39,6 +42,8 @@ pub enum Chore {
         error: Option<Named<LogTarget>>,
         access: Vec<(GenerationId, Named<AccessTarget>)>,
     },
+    /// What a reload that was refused has made.
+    Remove(Vec<Made>),
 }
 
 /// What the configuration is read from.
@@ -52,6 +57,7 @@ pub enum Done {
     Configuration(Box<Result<Loaded, Problems>>),
     Logs(Result<Opened, NotOpened>),
     Reopened(Reopened),
+    Removed,
 }
 
 pub struct Reopened {
@@ -59,11 +65,14 @@ pub struct Reopened {
     pub access: Vec<(GenerationId, io::Result<AccessLog>)>,
 }
 
-pub struct Chores(Pool<Done>);
+pub struct Chores {
+    pool: Pool<Done>,
+    removals: Removals,
+}
 
 impl Chores {
     pub fn new() -> io::Result<Chores> {
-        Pool::new().map(Chores)
+        Ok(Chores { pool: Pool::new()?, removals: Removals::default() })
     }
 
     pub fn give(&mut self, chore: Chore, now: Instant) -> ChoreId {
@@ -71,39 +80,58 @@ impl Chores {
             Chore::ReadConfiguration(_) => ("reading the configuration", CONFIGURATION_WITHIN),
             Chore::OpenLogs { .. } => ("opening the logs", OPEN_WITHIN),
             Chore::ReopenLogs { .. } => ("opening the logs again", OPEN_WITHIN),
+            Chore::Remove(_) => ("removing new logs", OPEN_WITHIN),
         };
-        self.0.give(what, within, now, move || chore.carry_out())
+        let chore = match chore {
+            Chore::Remove(made) => {
+                self.removals.add(made);
+                Chore::Remove(Vec::new())
+            }
+            Chore::ReadConfiguration(_) | Chore::OpenLogs { .. } | Chore::ReopenLogs { .. } => chore,
+        };
+        let removals = self.removals.clone();
+        self.pool.give(what, within, now, move || chore.carry_out(&removals))
     }
 
     /// The next result, or what was given up; to be called until there is none.
     pub fn done(&mut self, now: Instant) -> Option<(ChoreId, Result<Done, NotDone>)> {
-        self.0.done(now)
+        self.pool.done(now)
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.0.next_deadline()
+        self.pool.next_deadline()
     }
 }
 
 /// Readable when something is done.
 impl AsRawFd for Chores {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
+        self.pool.as_fd().as_raw_fd()
     }
 }
 
 impl Chore {
-    fn carry_out(self) -> Done {
+    fn carry_out(self, removals: &Removals) -> Done {
         match self {
             Chore::ReadConfiguration(reading) => {
                 let Reading { source, context, fixed } = *reading;
                 Done::Configuration(Box::new(config::read(&source, &context, fixed.as_ref())))
             }
-            Chore::OpenLogs { error, access } => Done::Logs(logs::open(&error, access.as_ref())),
-            Chore::ReopenLogs { error, access } => Done::Reopened(Reopened {
-                error: error.map(|named| ErrorLog::open(&named)),
-                access: access.into_iter().map(|(id, named)| (id, AccessLog::open(&named))).collect(),
-            }),
+            Chore::OpenLogs { error, access } => {
+                removals.carry_out();
+                Done::Logs(logs::open(&error, access.as_ref()))
+            }
+            Chore::ReopenLogs { error, access } => {
+                removals.carry_out();
+                Done::Reopened(Reopened {
+                    error: error.map(|named| ErrorLog::open(&named)),
+                    access: access.into_iter().map(|(id, named)| (id, AccessLog::open(&named))).collect(),
+                })
+            }
+            Chore::Remove(_) => {
+                removals.carry_out();
+                Done::Removed
+            }
         }
     }
 }

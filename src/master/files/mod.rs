@@ -28,8 +28,11 @@ use nix::unistd::{geteuid, Uid, User};
 
 use crate::progress;
 
+mod made;
 #[cfg(test)]
 mod tests;
+
+pub use made::{Made, Node};
 
 /// As the kernel has it (path_resolution(7)).
 const LINKS_MAX: u32 = 40;
@@ -53,6 +56,9 @@ pub struct Appended {
     pub file: OwnedFd,
     /// The reading end of a FIFO: while it is open, writing waits for no other reader and fails without none.
     pub reader: Option<OwnedFd>,
+    /// It was not there before.
+    pub made: Option<Made>,
+    pub node: Node,
 }
 
 /// A pid file and where it lies.
@@ -67,10 +73,13 @@ pub struct PidPlace {
 pub fn append(path: &Path, application: Option<&Rights>) -> io::Result<Appended> {
     progress::note(format!("opening {}", path.display()));
     if let Some(stream) = standard_stream(path)? {
-        return Ok(Appended { file: stream, reader: None });
+        let node = node(&fstat(&stream)?);
+        return Ok(Appended { file: stream, reader: None, made: None, node });
     }
-    let found = open(path, Purpose::Append, application)?;
-    Ok(Appended { file: found.file, reader: found.reader })
+    let Found { file, reader, made, directory, name, .. } = open(path, Purpose::Append, application)?;
+    let node = node(&fstat(&file)?);
+    let made = made.map(|MadeBy(rights)| Made::new(directory, name, rights, node));
+    Ok(Appended { file, reader, made, node })
 }
 
 /// Opens a file to read it, and says where it really lies. Whether it is a regular file is for the caller to judge.
@@ -107,16 +116,20 @@ enum Purpose {
 struct Found {
     file: OwnedFd,
     reader: Option<OwnedFd>,
+    made: Option<MadeBy>,
     directory: OwnedFd,
     /// The directory's path, without links.
     place: PathBuf,
     name: OsString,
 }
 
+/// The file was not there before; made with the process's own rights, or with those.
+struct MadeBy(Option<Rights>);
+
 fn open(path: &Path, purpose: Purpose, application: Option<&Rights>) -> io::Result<Found> {
     let root = geteuid().is_root();
     let walk = || {
-        let mut walk = Walk { application, switches: root, acting: geteuid().as_raw(), given_up_at: None };
+        let mut walk = Walk { application, switches: root, acting: geteuid().as_raw(), taken: None, given_up_at: None };
         walk.open(path, purpose).map_err(|error| walk.explain(error))
     };
     if !root {
@@ -134,6 +147,8 @@ struct Walk<'a> {
     switches: bool,
     /// The user whose rights count now.
     acting: u32,
+    /// Whose rights were taken last.
+    taken: Option<Rights>,
     /// Where root's rights were given up.
     given_up_at: Option<PathBuf>,
 }
@@ -150,7 +165,10 @@ impl Walk<'_> {
             let entry = match openat(&directory, part.as_os_str(), flags, Mode::empty()) {
                 Ok(entry) => entry,
                 Err(Errno::ENOENT) if last && purpose != Purpose::Read => match create(&directory, &part, purpose) {
-                    Ok(file) => return Ok(Found { file, reader: None, directory, place, name: part }),
+                    Ok(file) => {
+                        let made = Some(MadeBy(self.taken.take()));
+                        return Ok(Found { file, reader: None, made, directory, place, name: part });
+                    }
                     Err(Errno::EEXIST) if tries < TRIES_MAX => {
                         tries += 1;
                         parts.push_front(part);
@@ -189,7 +207,9 @@ impl Walk<'_> {
                 _ => {
                     self.check_last(&stat, purpose)?;
                     match open_entry(&directory, &part, &stat, purpose)? {
-                        Some((file, reader)) => return Ok(Found { file, reader, directory, place, name: part }),
+                        Some((file, reader)) => {
+                            return Ok(Found { file, reader, made: None, directory, place, name: part });
+                        }
                         None if tries < TRIES_MAX => {
                             tries += 1;
                             parts.push_front(part);
@@ -227,6 +247,7 @@ impl Walk<'_> {
             return Ok(());
         }
         self.acting = rights.uid;
+        self.taken = Some(rights);
         self.given_up_at.get_or_insert_with(|| place.to_owned());
         Ok(())
     }
@@ -336,8 +357,7 @@ fn open_entry(
         match openat(directory, name, flags | always, Mode::empty()) {
             Ok(file) => {
                 let stat = fstat(&file)?;
-                let same = (stat.st_dev, stat.st_ino) == (looked_at.st_dev, looked_at.st_ino);
-                Ok(same.then_some(file))
+                Ok((node(&stat) == node(looked_at)).then_some(file))
             }
             Err(Errno::ENOENT | Errno::ELOOP) => Ok(None),
             Err(errno) => Err(errno.into()),
@@ -401,6 +421,10 @@ fn wait_as_others_do(file: &OwnedFd) -> io::Result<()> {
     let flags = OFlag::from_bits_truncate(fcntl(file, FcntlArg::F_GETFL)?);
     fcntl(file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
     Ok(())
+}
+
+fn node(stat: &FileStat) -> Node {
+    (stat.st_dev, stat.st_ino)
 }
 
 fn kind(stat: &FileStat) -> SFlag {

@@ -46,6 +46,7 @@ impl Place {
 
 fn say(log: Appended, text: &str) {
     std::fs::File::from(log.file).write_all(text.as_bytes()).unwrap();
+    log.made.into_iter().for_each(Made::keep);
 }
 
 fn refusal<T>(result: io::Result<T>) -> (io::ErrorKind, String) {
@@ -136,9 +137,9 @@ fn a_directory_that_the_applications_group_may_write_to_is_the_applications() {
     std::fs::create_dir(place.path("shared")).unwrap();
     chown(place.path("shared"), Some(0), Some(NOBODY)).unwrap();
     std::fs::set_permissions(place.path("shared"), std::fs::Permissions::from_mode(0o775)).unwrap();
-    append(&place.path("shared/a.log"), Some(&nobody())).unwrap();
+    say(append(&place.path("shared/a.log"), Some(&nobody())).unwrap(), "");
     assert_eq!(place.path("shared/a.log").metadata().unwrap().uid(), NOBODY);
-    append(&place.path("shared/b.log"), None).unwrap();
+    say(append(&place.path("shared/b.log"), None).unwrap(), "");
     assert_eq!(place.path("shared/b.log").metadata().unwrap().uid(), 0);
 }
 
@@ -187,4 +188,32 @@ fn a_read_file_says_where_it_really_lies() {
     let mut text = String::new();
     file.read_to_string(&mut text).unwrap();
     assert_eq!((text.as_str(), real), ("text", place.path("releases/1/app.toml")));
+}
+
+#[test]
+fn a_log_that_was_made_and_is_not_kept_is_removed_while_it_is_empty() {
+    let place = Place::new();
+    // Made with root's rights, and with those of the directory's owner.
+    for name in ["a.log", "app/a.log"] {
+        let path = place.path(name);
+        let made = || append(&path, Some(&nobody())).unwrap().made.expect("it was not there");
+        drop(made());
+        assert!(!path.exists(), "{name}");
+        made().keep();
+        assert!(append(&path, None).unwrap().made.is_none(), "it was there");
+        std::fs::remove_file(&path).unwrap();
+        // Somebody has written to it.
+        let not_empty = made();
+        std::fs::write(&path, "line\n").unwrap();
+        drop(not_empty);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "line\n");
+        std::fs::remove_file(&path).unwrap();
+        // Another file has its name.
+        let moved = made();
+        std::fs::rename(&path, place.path("moved")).unwrap();
+        std::fs::write(&path, "").unwrap();
+        drop(moved);
+        assert!(path.exists() && place.path("moved").exists());
+        std::fs::remove_file(&path).unwrap();
+    }
 }

@@ -17,7 +17,7 @@ use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::config::settings::{AccessTarget, Identity, LogTarget, Settings};
 use crate::exit_code::ExitCode;
-use crate::files::{self, Rights};
+use crate::files::{self, Appended, Made, Node, Rights};
 
 use outlet::Outlet;
 use writer::Writer;
@@ -38,6 +38,9 @@ pub struct ErrorLog {
     outlet: Arc<Outlet>,
     /// A FIFO's (`files::Appended`).
     _reader: Option<OwnedFd>,
+    /// None: it is to stay, or was there before.
+    pub made: Option<Made>,
+    pub node: Option<Node>,
 }
 
 /// What is opened again by its name, and with whose rights where it is the application's.
@@ -49,14 +52,17 @@ pub struct Named<T> {
 
 impl ErrorLog {
     pub fn open(named: &Named<LogTarget>) -> io::Result<ErrorLog> {
-        let (file, reader) = match &named.target {
-            LogTarget::Stderr => (io::stderr().as_fd().try_clone_to_owned()?, None),
-            LogTarget::File(path) => {
-                let opened = files::append(path, named.application.as_ref())?;
-                (opened.file, opened.reader)
+        let (named, stderr) = (named.clone(), io::stderr());
+        Ok(match &named.target {
+            LogTarget::Stderr => {
+                let outlet = Arc::new(Outlet::new(stderr.as_fd().try_clone_to_owned()?));
+                ErrorLog { named, outlet, _reader: None, made: None, node: None }
             }
-        };
-        Ok(ErrorLog { named: named.clone(), outlet: Arc::new(Outlet::new(file)), _reader: reader })
+            LogTarget::File(path) => {
+                let Appended { file, reader, made, node } = files::append(path, named.application.as_ref())?;
+                ErrorLog { named, outlet: Arc::new(Outlet::new(file)), _reader: reader, made, node: Some(node) }
+            }
+        })
     }
 }
 
@@ -65,6 +71,15 @@ pub struct Opened {
     /// None: it stays as it is.
     pub error: Option<ErrorLog>,
     pub access: Option<AccessLog>,
+}
+
+impl Opened {
+    /// Files that were made for it are to stay, whatever comes.
+    pub fn keep(&mut self) {
+        let error = self.error.as_mut().and_then(|log| log.made.take());
+        let access = self.access.as_mut().and_then(|log| log.made.take());
+        error.into_iter().chain(access).for_each(Made::keep);
+    }
 }
 
 /// A log that cannot be opened: the one rule for both is that there is no such generation.
@@ -127,6 +142,11 @@ impl LogFile {
     pub fn turn_to(&self, log: ErrorLog) {
         self.writer.turn_to(Arc::clone(&log.outlet));
         *self.lock() = Arc::new(log);
+    }
+
+    /// Device and inode of the file, where it is one.
+    pub fn node(&self) -> Option<Node> {
+        self.lock().node
     }
 
     /// What a reopening opens.
@@ -193,18 +213,24 @@ pub struct AccessLog {
     fd: OwnedFd,
     /// A FIFO's (`files::Appended`).
     _reader: Option<OwnedFd>,
+    /// None: it is to stay, or was there before.
+    pub made: Option<Made>,
+    pub node: Option<Node>,
 }
 
 impl AccessLog {
     pub fn open(named: &Named<AccessTarget>) -> io::Result<AccessLog> {
-        let (fd, reader) = match &named.target {
-            AccessTarget::Stdout => (io::stdout().as_fd().try_clone_to_owned()?, None),
-            AccessTarget::File(path) => {
-                let opened = files::append(path, named.application.as_ref())?;
-                (opened.file, opened.reader)
+        let named = named.clone();
+        Ok(match &named.target {
+            AccessTarget::Stdout => {
+                let fd = io::stdout().as_fd().try_clone_to_owned()?;
+                AccessLog { named, fd, _reader: None, made: None, node: None }
             }
-        };
-        Ok(AccessLog { named: named.clone(), fd, _reader: reader })
+            AccessTarget::File(path) => {
+                let Appended { file, reader, made, node } = files::append(path, named.application.as_ref())?;
+                AccessLog { named, fd: file, _reader: reader, made, node: Some(node) }
+            }
+        })
     }
 }
 

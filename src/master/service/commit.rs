@@ -9,6 +9,7 @@ use crate::shared::Shared;
 impl Service {
     pub fn commit(&mut self, generation: GenerationId, close: &[ListenerId], shared: &mut Shared) {
         self.commit_listeners(generation, close, shared);
+        self.keep_logs(generation);
         let Some(processes) = self.generations.get_mut(&generation) else { return };
         let error_log = processes.error_log.take();
         let handed_out = error_log.is_some();
@@ -16,6 +17,7 @@ impl Service {
             shared.log.turn_to(error_log);
         }
         shared.log.set_level(processes.settings.log.level);
+        self.written = Some(processes.written.clone());
         let took = shared.clock.now().saturating_duration_since(processes.began).as_millis();
         log::info!("generation gen={generation} committed after={took}ms");
         if handed_out {

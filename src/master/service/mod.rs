@@ -6,6 +6,7 @@ pub mod deaths;
 pub mod dumps;
 pub mod heirs;
 pub mod inbox;
+mod made_logs;
 pub mod oom;
 pub mod prepare;
 pub mod preparing;
@@ -44,7 +45,7 @@ pub struct Service {
     pub last_reload: Option<Reload>,
     /// What a reload cannot change; None until the first start.
     pub fixed: Option<Fixed>,
-    /// The settings of the latest generation as written, for what the next one changes.
+    /// The settings of the generation that serves as written, for what the next one changes.
     pub written: Option<Vec<Effective>>,
     pub totals: Totals,
     preparing: Preparing,

@@ -35,8 +35,13 @@ impl Service {
             in_place = app.release == before.release && app.interpreter.venv == before.interpreter.venv;
         }
         let server = &settings.server;
-        let listeners =
-            shared.listeners.bind(&server.bind).map_err(|error| refusal(error.to_string(), error.exit_code()))?;
+        let listeners = match shared.listeners.bind(&server.bind) {
+            Ok(listeners) => listeners,
+            Err(error) => {
+                self.give_back_all(logs, shared);
+                return Err(refusal(error.to_string(), error.exit_code()));
+            }
+        };
         self.last_generation += 1;
         let generation = GenerationId(self.last_generation);
         let app = &settings.app;
@@ -58,13 +63,18 @@ impl Service {
         let unknown = |listener: &&ListenerId| !self.supervisor.knows_listener(**listener);
         let bound: Vec<ListenerId> = listeners.iter().filter(unknown).copied().collect();
         let began = shared.clock.now();
-        let mut processes = GenerationProcesses::new(settings, listeners, in_place, began).map_err(|error| {
-            self.close_listeners(&bound, shared);
-            refusal(format!("no scoreboard: {error}"), ExitCode::of(&error))
-        })?;
+        let written = loaded.effective;
+        let processes = GenerationProcesses::new(settings, written, listeners, in_place, began);
+        let mut processes = match processes {
+            Ok(processes) => processes,
+            Err(error) => {
+                self.close_listeners(&bound, shared);
+                self.give_back_all(logs, shared);
+                return Err(refusal(format!("no scoreboard: {error}"), ExitCode::of(&error)));
+            }
+        };
         (processes.error_log, processes.access) = (logs.error, logs.access);
         let plan = processes.plan();
-        self.written = Some(loaded.effective);
         self.generations.insert(generation, processes);
         if mutant::is(Mutant::KillOldFirst) {
             self.kill_all_workers(shared);

@@ -13,6 +13,7 @@ use crate::config::settings::LogTarget;
 use crate::config::Loaded;
 use crate::exit_code::ExitCode;
 use crate::facts::outcome::Refusal;
+use crate::files::Made;
 use crate::logs::{self, Opened};
 use crate::shared::Shared;
 use crate::supervisor::asks::AskId;
@@ -22,10 +23,14 @@ use crate::supervisor::Event;
 #[derive(Default)]
 pub struct Preparing {
     step: Step,
+    /// What the step waits for.
+    chore: Option<ChoreId>,
     /// Those whom the present round answers. A signal asks as well, and waits for nothing.
     askers: Vec<AskId>,
     /// Those who asked since it began; None: nobody did.
     next: Option<Vec<AskId>>,
+    /// Files that are to be removed, unless the logs that are being opened are the same ones.
+    pub held_back: Vec<Made>,
 }
 
 #[derive(Default)]
@@ -39,6 +44,12 @@ enum Step {
         began: Instant,
         loaded: Box<Loaded>,
     },
+}
+
+impl Preparing {
+    pub fn opens_logs(&self) -> bool {
+        matches!(self.step, Step::OpeningLogs { .. })
+    }
 }
 
 /// The reopening of all logs at USR1.
@@ -63,7 +74,7 @@ impl Service {
 
     /// USR1.
     pub fn ask_to_reopen_logs(&mut self, shared: &mut Shared) {
-        let opening = matches!(self.preparing.step, Step::OpeningLogs { .. });
+        let opening = self.preparing.opens_logs();
         self.reopening.after_round |= opening;
         self.reopening.at_commit |= opening || self.generations.values().any(|processes| processes.error_log.is_some());
         if self.reopening.chore.is_some() {
@@ -91,6 +102,7 @@ impl Service {
                 Err(problems) => self.refuse(refusal(problems.to_string(), problems.exit_code()), shared),
             },
             Ok(Done::Logs(opened)) => self.on_logs(opened, shared),
+            Ok(Done::Removed) => None,
             Ok(Done::Reopened(reopened)) => {
                 self.on_reopened(reopened, shared);
                 self.end_reopening(shared);
@@ -101,7 +113,13 @@ impl Service {
                 self.end_reopening(shared);
                 None
             }
-            Err(NotDone(reason)) => self.refuse(refusal(reason, ExitCode::InUse), shared),
+            Err(NotDone(reason)) if self.preparing.chore == Some(id) => {
+                self.refuse(refusal(reason, ExitCode::InUse), shared)
+            }
+            Err(NotDone(sentence)) => {
+                log::warn!("{sentence}");
+                None
+            }
         }
     }
 
@@ -111,14 +129,16 @@ impl Service {
         let began = shared.clock.now();
         let reading =
             Reading { source: self.source.clone(), context: shared.context.clone(), fixed: self.fixed.clone() };
-        shared.chores.give(Chore::ReadConfiguration(Box::new(reading)), began);
+        let chore = shared.chores.give(Chore::ReadConfiguration(Box::new(reading)), began);
+        self.preparing.chore = Some(chore);
         (self.preparing.step, self.preparing.askers) = (Step::Reading { began }, askers);
     }
 
     fn open_logs(&mut self, loaded: Loaded, shared: &mut Shared) {
         let Step::Reading { began } = self.preparing.step else { return };
         let (error, access) = logs::names(&loaded.settings);
-        shared.chores.give(Chore::OpenLogs { error, access }, shared.clock.now());
+        let chore = Chore::OpenLogs { error, access };
+        self.preparing.chore = Some(shared.chores.give(chore, shared.clock.now()));
         self.preparing.step = Step::OpeningLogs { began, loaded: Box::new(loaded) };
     }
 
@@ -147,6 +167,8 @@ impl Service {
         shared: &mut Shared,
     ) -> Event {
         let askers = std::mem::take(&mut self.preparing.askers);
+        let held_back = std::mem::take(&mut self.preparing.held_back);
+        self.give_back(held_back, shared);
         self.read_configuration(shared);
         if std::mem::take(&mut self.reopening.after_round) {
             self.ask_to_reopen_logs(shared);
@@ -154,10 +176,11 @@ impl Service {
         Event::Configured { askers, began, result }
     }
 
-    fn on_reopened(&mut self, reopened: Reopened, shared: &Shared) {
+    fn on_reopened(&mut self, reopened: Reopened, shared: &mut Shared) {
         match reopened.error {
             None => {}
-            Some(Ok(error_log)) => {
+            Some(Ok(mut error_log)) => {
+                error_log.made.take().into_iter().for_each(Made::keep);
                 shared.log.turn_to(error_log);
                 log::info!("log reopened");
             }
@@ -165,8 +188,14 @@ impl Service {
         }
         for (generation, access) in reopened.access {
             match (access, self.generations.get_mut(&generation)) {
-                (Ok(access), Some(processes)) => processes.access = Some(access),
-                (Ok(_), None) => {}
+                (Ok(mut access), Some(processes)) => {
+                    if self.supervisor.has_committed(generation) {
+                        access.made.take().into_iter().for_each(Made::keep);
+                    }
+                    let before = processes.access.replace(access);
+                    self.give_back(before.and_then(|log| log.made), shared);
+                }
+                (Ok(access), None) => self.give_back(access.made, shared),
                 (Err(error), _) => log::error!("access log cannot be reopened: {error}"),
             }
         }

@@ -10,6 +10,7 @@ use forkmaster_wire::scoreboard::Scoreboard;
 use mio::Token;
 
 use crate::config::settings::{Settings, Surge};
+use crate::config::Effective;
 use crate::listeners::Access;
 use crate::logs::{AccessLog, ErrorLog};
 use crate::supervisor::generation::{Plan, Surge as PlanSurge};
@@ -19,6 +20,8 @@ const SPARE_CELLS: u32 = 64;
 
 pub struct GenerationProcesses {
     pub settings: Settings,
+    /// The settings as written.
+    pub written: Vec<Effective>,
     /// The predecessor's release and venv: its code on disk is not pinned.
     pub in_place: bool,
     pub listeners: Vec<ListenerId>,
@@ -59,6 +62,7 @@ pub struct WorkerProcess {
 impl GenerationProcesses {
     pub fn new(
         settings: Settings,
+        written: Vec<Effective>,
         listeners: Vec<ListenerId>,
         in_place: bool,
         now: Instant,
@@ -69,6 +73,7 @@ impl GenerationProcesses {
         let access = None;
         Ok(GenerationProcesses {
             settings,
+            written,
             in_place,
             listeners,
             template: None,

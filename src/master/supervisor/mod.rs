@@ -176,8 +176,8 @@ pub enum Action {
         generation: GenerationId,
         close: Vec<ListenerId>,
     },
-    /// Undo what the generation's listeners have changed.
-    AbandonListeners {
+    /// Undo what the generation has changed: listeners that only it has are closed, log files that it has made go.
+    Abandon {
         generation: GenerationId,
         close: Vec<ListenerId>,
     },
@@ -286,6 +286,11 @@ impl Supervisor {
     #[cfg(test)]
     pub fn generation(&self, id: GenerationId) -> Option<&Generation> {
         self.generations.iter().find(|generation| generation.id == id)
+    }
+
+    /// The generation serves, or did so once.
+    pub fn has_committed(&self, id: GenerationId) -> bool {
+        self.generations.iter().any(|known| known.id == id && matches!(known.state, State::Serving | State::Draining))
     }
 
     /// Bound for a generation that it knows, and not closed.

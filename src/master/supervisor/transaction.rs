@@ -54,7 +54,7 @@ impl Supervisor {
         if self.phase != Phase::Running {
             self.conclude(id, began, End::Stopped, now);
             let close = self.take_unused_listeners();
-            self.actions.push(Action::AbandonListeners { generation: id, close });
+            self.actions.push(Action::Abandon { generation: id, close });
             self.actions.push(Action::Forget { generation: id });
             return;
         }
@@ -102,7 +102,7 @@ impl Supervisor {
         self.change_generation(at, State::Abandoned);
         self.stop_template(at, now);
         let close = self.take_unused_listeners();
-        self.actions.push(Action::AbandonListeners { generation: id, close });
+        self.actions.push(Action::Abandon { generation: id, close });
         for worker in self.generations[at].workers.clone() {
             match worker.state {
                 WorkerState::Starting { .. } => self.kill(at, worker.id, now),

@@ -108,7 +108,7 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
     let deadline = Instant::now() + settings.server.boot_timeout;
     let library = Library::embed()?;
     let (lifeline, _held) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?;
-    let processes = GenerationProcesses::new(settings.clone(), Vec::new(), false, Clock::new().now())?;
+    let processes = GenerationProcesses::new(settings.clone(), Vec::new(), Vec::new(), false, Clock::new().now())?;
     let (ours, theirs) = Channel::pair()?;
     ours.prove_senders()?;
     ours.send(&ToTemplate::Boot(Box::new(processes.boot(GENERATION))), &[io::stderr().as_fd()])?;

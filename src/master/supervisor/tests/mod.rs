@@ -477,7 +477,7 @@ impl World {
             }
             Action::Exit { code } => self.exit = Some(code),
             Action::AskStacks { worker, .. } => self.soon(worker, WorkerEvent::Stacks),
-            Action::Commit { generation, close } | Action::AbandonListeners { generation, close } => {
+            Action::Commit { generation, close } | Action::Abandon { generation, close } => {
                 self.closed.push((generation, close));
             }
             Action::Configure { asker } => self.configure.push_back(asker),
