@@ -12,6 +12,7 @@ use crate::config::process_context::ProcessContext;
 use crate::config::settings::ControlSocket;
 use crate::config::{Loaded, Source as ConfigSource};
 use crate::doors::control::{Accepted, ClientId, Control, Waiting};
+use crate::doors::notify::Notify;
 use crate::doors::protocol::{Proving, Refused, Reply, Request, Scaled, Stopping};
 use crate::facts::outcome::{Outcome, Refusal};
 use crate::logs::{AccessLog, LogFile, Opened};
@@ -42,6 +43,7 @@ pub struct Master {
     service: Service,
     signals: Signals,
     control: Option<Control>,
+    notify: Notify,
     accept_at: Option<Instant>,
     /// Children may have ended that were not reaped yet.
     reap_again: bool,
@@ -59,8 +61,9 @@ impl Master {
         let shared = Shared::new(context, log)?;
         signals.register(shared.sources.registry(), SIGNALS)?;
         let service = Service::new(source, shared.clock.now());
+        let notify = Notify::open(&shared.context.environment);
         let mut master =
-            Master { shared, service, signals, control: None, accept_at: None, reap_again: false, exit: None };
+            Master { shared, service, signals, control: None, notify, accept_at: None, reap_again: false, exit: None };
         master.control = Control::open(socket, master.shared.sources.registry())?;
         Ok(master)
     }
@@ -76,6 +79,7 @@ impl Master {
     /// Runs until the supervisor says with which code to exit.
     pub fn run(&mut self) -> i32 {
         loop {
+            self.tell_manager();
             if let Some(code) = self.exit {
                 self.sweep();
                 return code;
@@ -130,10 +134,16 @@ impl Master {
         }
     }
 
+    /// Tells the service manager how the service stands.
+    fn tell_manager(&mut self) {
+        self.notify.observe(&self.service.standing(), self.shared.clock.now());
+    }
+
     fn wake_at(&self) -> Instant {
         let idle = self.control.as_ref().and_then(Control::next_deadline);
         let chores = self.shared.chores.next_deadline();
-        self.accept_at.into_iter().chain(idle).chain(chores).fold(self.service.wake_at(), Instant::min)
+        let notify = self.notify.next_deadline(self.shared.clock.now());
+        self.accept_at.into_iter().chain(idle).chain(chores).chain(notify).fold(self.service.wake_at(), Instant::min)
     }
 
     // --- what happens -----------------------------------------------------------------------------------------
@@ -301,7 +311,10 @@ impl Master {
     fn carry_out(&mut self, action: Action) -> Option<Event> {
         let (service, shared) = (&mut self.service, &mut self.shared);
         match action {
-            Action::Configure { asker } => service.configure(asker, shared),
+            Action::Configure { asker } => {
+                service.configure(asker, shared);
+                self.tell_manager();
+            }
             Action::StartTemplate { generation } => {
                 if let Err(refusal) = service.start_template(generation, shared) {
                     let event = TemplateEvent::Exited(Exit::NeverBorn(refusal));
@@ -355,7 +368,10 @@ impl Master {
             }
             Action::CloseAllListeners => shared.listeners.close_all(),
             Action::Forget { generation } => service.forget(generation, shared),
-            Action::Concluded(reload) => service.last_reload = Some(reload),
+            Action::Concluded(reload) => {
+                service.last_reload = Some(reload);
+                self.tell_manager();
+            }
             Action::Answer { ask, outcome } => {
                 let client = ClientId(ask.0);
                 self.answer(client, reply(&outcome));

@@ -10,6 +10,7 @@ use nix::fcntl::OFlag;
 use crate::children::Children;
 use crate::chores::Chores;
 use crate::clock::Clock;
+use crate::config::passed;
 use crate::config::process_context::ProcessContext;
 use crate::library::Library;
 use crate::listeners::Listeners;
@@ -33,13 +34,14 @@ impl Shared {
     pub fn new(context: ProcessContext, log: LogFile) -> io::Result<Shared> {
         let (sources, chores) = (Sources::new()?, Chores::new()?);
         sources.registry().register(&mut SourceFd(&chores.as_raw_fd()), CHORES, Interest::READABLE)?;
+        let passed = passed::sockets(&context.environment, std::process::id());
         Ok(Shared {
             context,
             sources,
             chores,
             clock: Clock::new(),
             children: Children::adopt_orphans()?,
-            listeners: Listeners::new(),
+            listeners: Listeners::new(passed),
             log,
             library: Library::embed()?,
             lifeline: nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?,

@@ -50,6 +50,8 @@ mod rolling;
 mod serving;
 // The configuration file: what is refused and with which words.
 mod settings;
+// What a service manager is told, and what it passes.
+mod supervised;
 // Signals to the master, its workers and its terminal.
 mod signals;
 // Slow and hostile clients cost nothing.
@@ -58,6 +60,7 @@ mod slow;
 mod stop;
 // Deploys while processes are killed at random.
 mod storm;
+
 // The rules of the house that a program can check.
 mod tidy;
 // Logs that nobody reads, look-ups that hang, files that the application has a hand in: nothing of it stops the master.

@@ -1,4 +1,5 @@
-//! Addresses to listen on, as written and shown: `127.0.0.1:8000`, `[::1]:8000`, `unix:/run/shop.sock`, `fd://3`;
+//! Addresses to listen on, as written and shown: `127.0.0.1:8000`, `[::1]:8000`, `unix:/run/shop.sock`, `fd://3`,
+//! `systemd:http`;
 //! and which of them cannot be had together.
 
 use std::fmt;
@@ -23,10 +24,8 @@ impl Bind {
             let fd = number.parse::<u16>().map_err(|_| "not a file descriptor; write \"fd://3\"".to_owned())?;
             return Ok(Bind::Fd(i32::from(fd)));
         }
-        if text.starts_with("systemd:") {
-            return Err("sockets by systemd name come with a later version; until then write \"fd://3\" for the \
-                        first socket that systemd passes"
-                .to_owned());
+        if let Some(name) = text.strip_prefix("systemd:") {
+            return parse_systemd(name);
         }
         if text.starts_with('/') {
             return Err(format!("a Unix socket is written \"unix:{text}\""));
@@ -46,7 +45,8 @@ impl Bind {
             }
             (Bind::Unix(one), Bind::Unix(two)) => one == two,
             (Bind::Fd(one), Bind::Fd(two)) => one == two,
-            (Bind::Inet(_) | Bind::Unix(_) | Bind::Fd(_), _) => false,
+            (Bind::Systemd(one), Bind::Systemd(two)) => one == two,
+            (Bind::Inet(_) | Bind::Unix(_) | Bind::Fd(_) | Bind::Systemd(_), _) => false,
         }
     }
 }
@@ -57,8 +57,20 @@ impl fmt::Display for Bind {
             Bind::Inet(address) => address.fmt(f),
             Bind::Unix(path) => write!(f, "unix:{}", path.display()),
             Bind::Fd(fd) => write!(f, "fd://{fd}"),
+            Bind::Systemd(name) => write!(f, "systemd:{name}"),
         }
     }
+}
+
+/// systemd.socket(5), FileDescriptorName=: no control characters and no colon.
+fn parse_systemd(name: &str) -> Result<Bind, String> {
+    if name.is_empty() {
+        return Err("a name is missing; write the FileDescriptorName= of the .socket unit, \"systemd:http\"".to_owned());
+    }
+    if name.contains(':') || name.chars().any(char::is_control) {
+        return Err("a FileDescriptorName= has no colon and no control character".to_owned());
+    }
+    Ok(Bind::Systemd(name.to_owned()))
 }
 
 fn parse_unix(path: &str, base: &Path) -> Result<Bind, String> {
@@ -98,7 +110,7 @@ fn parse_inet(text: &str) -> Result<SocketAddr, String> {
         return Err(format!("a port is missing; write \"{}\"", SocketAddr::new(ip, 8000)));
     }
     let Some((host, port)) = text.rsplit_once(':') else {
-        return Err("not an address; write HOST:PORT, [v6]:PORT, unix:PATH or fd://N".to_owned());
+        return Err("not an address; write HOST:PORT, [v6]:PORT, unix:PATH, fd://N or systemd:NAME".to_owned());
     };
     let Ok(port) = port.parse::<u16>() else {
         return Err(format!("`{port}` is not a port between 0 and 65535"));
@@ -124,7 +136,7 @@ mod tests {
 
     #[test]
     fn every_form_is_shown_as_it_was_written() {
-        for text in ["127.0.0.1:8000", "0.0.0.0:0", "[::1]:8000", "unix:/run/shop.sock", "fd://3"] {
+        for text in ["127.0.0.1:8000", "0.0.0.0:0", "[::1]:8000", "unix:/run/shop.sock", "fd://3", "systemd:http"] {
             assert_eq!(bind(text).unwrap().to_string(), text);
         }
         assert_eq!(bind("unix:run/./a.sock").unwrap().to_string(), "unix:/etc/shop/run/a.sock");
@@ -151,7 +163,8 @@ mod tests {
             ("unix:@a", "abstract"),
             ("fd://x", "fd://3"),
             ("fd://-1", "fd://3"),
-            ("systemd:web", "later version"),
+            ("systemd:", "systemd:http"),
+            ("systemd:a:b", "no colon"),
             ("", "missing"),
             ("nonsense", "HOST:PORT"),
         ];
@@ -168,7 +181,7 @@ mod tests {
         assert!(overlap("127.0.0.1:80", "0.0.0.0:80"));
         assert!(overlap("[::]:80", "[::1]:80"));
         assert!(overlap("unix:/a", "unix:/a"));
-        assert!(overlap("fd://3", "fd://3"));
+        assert!(overlap("fd://3", "fd://3") && overlap("systemd:a", "systemd:a"));
         assert!(!overlap("127.0.0.1:80", "127.0.0.2:80"));
         assert!(!overlap("127.0.0.1:80", "0.0.0.0:81"));
         assert!(!overlap("0.0.0.0:80", "[::]:80"));

@@ -205,8 +205,9 @@ pub const KEYS: &[KeySpec] = &[
         "A file of `NAME=value` lines, with `#` comments, quotes and `export`; nothing is expanded in it. Relative to \
          the configuration file's real directory."),
 
-    row("server", "bind", Kind::List("HOST:PORT, [v6]:PORT, unix:PATH or fd://N"), List(&["127.0.0.1:8000"]), Commit,
-        "Addresses to listen on. The variable PORT stands for `0.0.0.0:PORT` where nothing else is said. Socket paths \
+    row("server", "bind", Kind::List("HOST:PORT, [v6]:PORT, unix:PATH, fd://N or systemd:NAME"), List(&["127.0.0.1:8000"]), Commit,
+        "Addresses to listen on. `systemd:NAME` is the socket that systemd passes under that name; where nothing \
+         else is said, all that it passes are used, and else the variable PORT stands for `0.0.0.0:PORT`. Socket paths \
          are relative to the configuration file by name, so that they stay where they are when a symlink flips.")
         .option("--bind").gunicorn(&["bind"])
         .uwsgi(&["socket", "http", "http-socket", "http11-socket", "uwsgi-socket", "shared-socket"]),
@@ -268,11 +269,12 @@ pub const KEYS: &[KeySpec] = &[
          not cut requests of threaded workers; this one does.")
         .gunicorn(&["timeout"]).uwsgi(&["harakiri"]),
     row("server", "graceful_timeout", Kind::Duration, Text("25s"), Generation,
-        "At a stop: how long running requests may take to finish. Below the 30 s after which Kubernetes kills; docker \
-         stop gives 10 s unless told otherwise.")
+        "At a stop: how long everything may take, from the TERM on, `shutdown_delay` included. Below the 30 s after \
+         which Kubernetes kills; docker stop gives 10 s unless told otherwise.")
         .uwsgi(&["reload-mercy", "worker-reload-mercy"]),
     row("server", "shutdown_delay", Kind::Duration, Text("0s"), Generation,
-        "At a stop: how long all goes on as before, so that a load balancer can notice."),
+        "At a stop: how long all goes on as before, so that a load balancer can notice. Less than `graceful_timeout`, of \
+         which it is a part."),
     row("server", "temp_dir", Kind::Own("path, or \"auto\""), Text("auto"), Generation,
         "Directory of temporary files for large bodies. `\"auto\"`: the first writable one of `$TMPDIR`, /var/tmp and \
          /tmp.")

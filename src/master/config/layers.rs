@@ -1,5 +1,5 @@
 //! Where values come from, highest first: command line, FORKMASTER_* variables, file, the variables that platforms
-//! set (PORT, WEB_CONCURRENCY, FORWARDED_ALLOW_IPS). What is in none of them has its default from `keys`. And how
+//! set (PORT, WEB_CONCURRENCY, FORWARDED_ALLOW_IPS, LISTEN_FDS). What is in none of them has its default from `keys`. And how
 //! `${NAME}` is expanded in what the file says.
 
 use std::collections::BTreeMap;
@@ -9,6 +9,7 @@ use super::environment::{self, Environment};
 use super::file::{File, Value, Written};
 use super::hints;
 use super::keys::{Key, KEYS};
+use super::passed;
 use super::{Origin, Source};
 
 /// A value as written, and where.
@@ -130,7 +131,15 @@ fn platform_variables(environment: &Environment) -> BTreeMap<Key, Entry> {
         let text = text.filter(|text| !text.is_empty())?;
         Some((key, Entry { value: Value::Loose(text), origin: Origin::Variable(name.to_owned()) }))
     };
-    platform.into_iter().filter_map(entry).collect()
+    let mut layer: BTreeMap<Key, Entry> = platform.into_iter().filter_map(entry).collect();
+    // As Gunicorn does: a unit that has a socket means it.
+    let passed = passed::sockets(environment, std::process::id());
+    if !passed.is_empty() {
+        let address = |name: &str| Written { line: 0, value: Value::Text(format!("systemd:{name}")) };
+        let value = Value::List(passed::names(&passed).into_iter().map(address).collect());
+        layer.insert(("server", "bind"), Entry { value, origin: Origin::Variable("LISTEN_FDS".to_owned()) });
+    }
+    layer
 }
 
 /// What the file says, with its variables in it.

@@ -19,6 +19,7 @@ mod identity;
 mod interpreter;
 mod keys;
 mod layers;
+pub mod passed;
 mod probe;
 pub mod problem;
 pub mod process_context;

@@ -18,6 +18,7 @@ use super::file::{quoted, Value, Written};
 use super::identity::{find_group, find_user, run_as};
 use super::interpreter;
 use super::keys::WORKERS_MAX;
+use super::passed;
 use super::problem::{Problem, Problems};
 use super::process_context::ProcessContext;
 use super::proxies;
@@ -158,6 +159,13 @@ impl Resolver<'_> {
             );
             self.refuse(("server", "max_processes"), &reason);
         }
+        let (graceful_timeout, shutdown_delay): (Duration, Duration) =
+            (self.get("server", "graceful_timeout"), self.get("server", "shutdown_delay"));
+        if !shutdown_delay.is_zero() && shutdown_delay >= graceful_timeout {
+            let reason = "it is part of graceful_timeout, which counts from the TERM; write less, or a longer \
+                          graceful_timeout";
+            self.refuse(("server", "shutdown_delay"), reason);
+        }
         let base = self.place.named.clone();
         let proxy_protocol = self.get_with(
             "http",
@@ -182,8 +190,8 @@ impl Resolver<'_> {
             boot_timeout: self.get("server", "boot_timeout"),
             request_timeout: self.get("server", "request_timeout"),
             request_timeouts: self.request_timeouts(),
-            graceful_timeout: self.get("server", "graceful_timeout"),
-            shutdown_delay: self.get("server", "shutdown_delay"),
+            graceful_timeout,
+            shutdown_delay,
             proxy_protocol,
         }
     }
@@ -209,7 +217,26 @@ impl Resolver<'_> {
         for clash in clashes {
             self.refuse(("server", "bind"), &clash);
         }
+        self.warn_of_unused_sockets(&bind);
         bind
+    }
+
+    /// Clients of a socket that systemd listens on and nobody accepts from wait for ever.
+    fn warn_of_unused_sockets(&mut self, bind: &[Bind]) {
+        for passed in passed::sockets(&self.context.environment, std::process::id()) {
+            let is_used = |bind: &Bind| match bind {
+                Bind::Fd(fd) => *fd == passed.fd,
+                Bind::Systemd(name) => *name == passed.name,
+                Bind::Inet(_) | Bind::Unix(_) => false,
+            };
+            if !bind.iter().any(is_used) {
+                let passed::Passed { name, fd } = passed;
+                self.warnings.push(format!(
+                    "systemd passed the socket {name} (descriptor {fd}), which [server] bind does not name; write \
+                     \"systemd:{name}\", or take it out of the unit"
+                ));
+            }
+        }
     }
 
     fn temp_dirs(&mut self) -> Vec<PathBuf> {

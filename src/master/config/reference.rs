@@ -14,7 +14,7 @@ const INTRODUCTION: &str = "\
 
 Settings stand in a TOML file, `forkmaster -c app.toml`. A setting has its value from the first of these that has one: the
 command line, a variable `FORKMASTER_SECTION__KEY` (two underscores; `FORKMASTER_NAME` at the top of the file), the file, the
-variables `PORT`, `WEB_CONCURRENCY` and `FORWARDED_ALLOW_IPS`, the default.
+variables `PORT`, `WEB_CONCURRENCY`, `FORWARDED_ALLOW_IPS` and `LISTEN_FDS`, the default.
 
 - Durations and sizes have units: `\"1m30s\"`, `\"500ms\"`; `\"8MiB\"`, `\"8MB\"`, `\"8192B\"`. A bare number is refused.
 - In strings `${NAME}` stands for a variable of the start environment or of `[app] env_file`, `${NAME:-default}` for that or

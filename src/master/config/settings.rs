@@ -88,7 +88,8 @@ pub enum Bind {
     Unix(PathBuf),
     /// A listening socket that the supervisor handed over.
     Fd(i32),
-    // `systemd:NAME` comes with a later version; until then it is refused with that sentence.
+    /// All sockets that systemd passed under this name.
+    Systemd(String),
 }
 
 /// Mode and owner of Unix socket files.

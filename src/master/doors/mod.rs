@@ -3,6 +3,7 @@
 pub mod closer;
 pub mod conn;
 pub mod control;
+pub mod notify;
 pub mod peer;
 pub mod protocol;
 pub mod socket_file;

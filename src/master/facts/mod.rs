@@ -3,3 +3,4 @@
 pub mod note;
 pub mod outcome;
 pub mod snapshot;
+pub mod standing;

@@ -58,14 +58,14 @@ pub(super) fn explain(bind: &Bind, error: &io::Error) -> ListenError {
             );
             (fix, ListenErrorClass::InUse)
         }
-        (Some(Errno::EADDRINUSE), Bind::Unix(_) | Bind::Fd(_)) => {
+        (Some(Errno::EADDRINUSE), Bind::Unix(_) | Bind::Fd(_) | Bind::Systemd(_)) => {
             ("stop what listens there, or choose another path".to_owned(), ListenErrorClass::InUse)
         }
         (Some(Errno::EACCES | Errno::EPERM), Bind::Inet(_)) => {
             let fix = "ports below 1024 need root, CAP_NET_BIND_SERVICE, or a socket handed over as fd://N";
             (fix.to_owned(), ListenErrorClass::Permission)
         }
-        (Some(Errno::EACCES | Errno::EPERM), Bind::Unix(_) | Bind::Fd(_)) => {
+        (Some(Errno::EACCES | Errno::EPERM), Bind::Unix(_) | Bind::Fd(_) | Bind::Systemd(_)) => {
             let fix = "the directory must be writable, and only root can give the socket to others";
             (fix.to_owned(), ListenErrorClass::Permission)
         }

@@ -9,9 +9,42 @@ use socket2::{Domain, Socket, Type};
 
 use super::error::{explain, refused};
 use super::{ListenError, ListenErrorClass, Listener, ListenerState};
+use crate::config::passed::{self, Passed};
 use crate::config::settings::Bind;
 
 pub(super) const FIX: &str = "hand over a listening stream socket under that number";
+
+/// All that systemd passed under this name.
+pub(super) fn passed_under(passed: &[Passed], bind: &Bind, name: &str) -> Result<Vec<Listener>, ListenError> {
+    let named: Vec<_> = passed.iter().filter(|passed| passed.name == name).collect();
+    if named.is_empty() {
+        let (reason, fix) = match &passed::names(passed)[..] {
+            [] => (
+                "no socket was passed (LISTEN_FDS is not set for this process)".to_owned(),
+                "start the .socket unit, and this service by it".to_owned(),
+            ),
+            names => {
+                let names = names.iter().map(|name| format!("\"systemd:{name}\"")).collect::<Vec<_>>().join(", ");
+                (
+                    format!("no socket of this name was passed; there is {names}"),
+                    "write one of these, or set \
+                    FileDescriptorName= in the .socket unit"
+                        .to_owned(),
+                )
+            }
+        };
+        return Err(refused(bind, &reason, &fix, ListenErrorClass::Configuration));
+    }
+    named.into_iter().map(|passed| adopt(bind, passed.fd)).collect()
+}
+
+/// Nobody but the master has a use for them, named or not.
+pub(super) fn keep_from_children(passed: &[Passed]) {
+    for passed in passed {
+        // SAFETY: fcntl with a number that may not be open: it then fails with EBADF and nothing else.
+        let _ = unsafe { libc::fcntl(passed.fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+}
 
 /// Takes a copy; the original stays open (a later reload may want it again) and never gets into a child. It is not
 /// unlinked, its options stay: others hold the same open file description.

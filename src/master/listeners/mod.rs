@@ -24,6 +24,7 @@ use socket2::Socket;
 
 pub use error::{ListenError, ListenErrorClass};
 
+use crate::config::passed::Passed;
 use crate::config::settings::{Bind, SocketFile};
 use error::{explain, refused};
 use unix::{node_of, set_access, Placed, Temporary};
@@ -31,6 +32,8 @@ use unix::{node_of, set_access, Placed, Temporary};
 /// All listeners there are. A generation knows its own by their numbers.
 #[derive(Debug)]
 pub struct Listeners {
+    /// What the service manager has passed: open from the start to the end.
+    passed: Vec<Passed>,
     listeners: BTreeMap<ListenerId, Listener>,
     id_next: u32,
 }
@@ -66,8 +69,9 @@ enum ListenerState {
 }
 
 impl Listeners {
-    pub fn new() -> Listeners {
-        Listeners { listeners: BTreeMap::new(), id_next: 1 }
+    pub fn new(passed: Vec<Passed>) -> Listeners {
+        inherited::keep_from_children(&passed);
+        Listeners { passed, listeners: BTreeMap::new(), id_next: 1 }
     }
 
     /// Binds what is new, keeps what is there already under the same address; the numbers come in the order of the
@@ -76,18 +80,21 @@ impl Listeners {
         let mut ids = Vec::new();
         let mut new = Vec::new();
         for bind in binds {
-            let known = self.listeners.iter().find(|(_, listener)| listener.bind == *bind);
-            if let Some((id, _)) = known {
-                ids.push(*id);
+            let of_this = self.listeners.iter().filter(|(_, listener)| listener.bind == *bind);
+            let known: Vec<ListenerId> = of_this.map(|(id, _)| *id).collect();
+            if !known.is_empty() {
+                ids.extend(known);
                 continue;
             }
             match self.bind_one(bind, &new) {
-                Ok(listener) => {
-                    let id = ListenerId(self.id_next);
-                    self.id_next += 1;
-                    self.listeners.insert(id, listener);
-                    ids.push(id);
-                    new.push(id);
+                Ok(listeners) => {
+                    for listener in listeners {
+                        let id = ListenerId(self.id_next);
+                        self.id_next += 1;
+                        self.listeners.insert(id, listener);
+                        ids.push(id);
+                        new.push(id);
+                    }
                 }
                 Err(error) => {
                     self.close(&new);
@@ -156,7 +163,8 @@ impl Listeners {
 
     /// `new` were bound for the same generation. What another one has bound and not opened is in nobody's way: either
     /// that generation is superseded by this one, or the kernel refuses when the second of the two begins to listen.
-    fn bind_one(&self, bind: &Bind, new: &[ListenerId]) -> Result<Listener, ListenError> {
+    /// systemd may pass several sockets under one name: they are one address.
+    fn bind_one(&self, bind: &Bind, new: &[ListenerId]) -> Result<Vec<Listener>, ListenError> {
         let mut overlapping = self.listeners.iter().filter(|(_, listener)| listener.bind.overlaps(bind));
         let counts = |(id, listener): &(&ListenerId, &Listener)| listener.listens() || new.contains(id);
         if let Some((id, own)) = overlapping.find(counts) {
@@ -168,23 +176,18 @@ impl Listeners {
             return Err(refused(bind, &reason, fix, ListenErrorClass::Configuration));
         }
         match bind {
-            Bind::Inet(address) => tcp::bind(bind, *address),
-            Bind::Unix(path) => unix::bind(bind, path),
+            Bind::Inet(address) => Ok(vec![tcp::bind(bind, *address)?]),
+            Bind::Unix(path) => Ok(vec![unix::bind(bind, path)?]),
             Bind::Fd(fd) => {
                 let taken = self.listeners.values().any(|listener| listener.socket.as_raw_fd() == *fd);
                 if taken {
                     let reason = "it is not one that was handed over";
                     return Err(refused(bind, reason, inherited::FIX, ListenErrorClass::Configuration));
                 }
-                inherited::adopt(bind, *fd)
+                Ok(vec![inherited::adopt(bind, *fd)?])
             }
+            Bind::Systemd(name) => inherited::passed_under(&self.passed, bind, name),
         }
-    }
-}
-
-impl Default for Listeners {
-    fn default() -> Self {
-        Listeners::new()
     }
 }
 

@@ -65,7 +65,7 @@ fn talks(listeners: &Listeners, id: ListenerId, mut client: impl Write) {
 #[test]
 fn inet_listeners_listen_only_once_they_are_opened() {
     for text in ["127.0.0.1:0", "[::1]:0"] {
-        let mut listeners = Listeners::new();
+        let mut listeners = Listeners::new(Vec::new());
         let ids = take(&mut listeners, &[inet(text)]).unwrap();
         let id = ids[0];
         let bound = address(&listeners, id);
@@ -100,7 +100,7 @@ fn refuses(address: SocketAddr) {
 
 #[test]
 fn a_reload_keeps_what_is_shared_and_closes_what_no_one_uses() {
-    let mut listeners = Listeners::new();
+    let mut listeners = Listeners::new(Vec::new());
     let first = serve(&mut listeners, &[inet("127.0.0.1:0"), inet("[::1]:0")]);
     let kept = address(&listeners, first[0]);
     let gone = address(&listeners, first[1]);
@@ -122,7 +122,7 @@ fn a_plan_that_fails_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = Bind::Inet(other.local_addr().unwrap());
-    let mut listeners = Listeners::new();
+    let mut listeners = Listeners::new(Vec::new());
     let first = serve(&mut listeners, &[inet("127.0.0.1:0")]);
     let unix = Bind::Unix(directory.path().join("a.sock"));
     let error = take(&mut listeners, &[unix, inet("127.0.0.1:0"), taken.clone()]).unwrap_err();
@@ -136,7 +136,7 @@ fn a_plan_that_fails_changes_nothing() {
 
 #[test]
 fn a_port_that_is_taken_between_plan_and_open_is_reported() {
-    let mut listeners = Listeners::new();
+    let mut listeners = Listeners::new(Vec::new());
     let ids = take(&mut listeners, &[inet("127.0.0.1:0")]).unwrap();
     let rival = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     rival.set_reuse_address(true).unwrap();
@@ -147,7 +147,7 @@ fn a_port_that_is_taken_between_plan_and_open_is_reported() {
 
 #[test]
 fn an_address_that_overlaps_a_served_one_is_refused_with_that_sentence() {
-    let mut listeners = Listeners::new();
+    let mut listeners = Listeners::new(Vec::new());
     let first = serve(&mut listeners, &[inet("127.0.0.1:0")]);
     let port = address(&listeners, first[0]).port();
     let again = serve(&mut listeners, &[inet("127.0.0.1:0"), inet(&format!("[::1]:{port}"))]);
@@ -159,7 +159,7 @@ fn an_address_that_overlaps_a_served_one_is_refused_with_that_sentence() {
 /// An operator corrects an address while the reload with the wrong one is still being proved.
 #[test]
 fn an_address_that_nobody_serves_yet_is_in_nobodys_way() {
-    let mut listeners = Listeners::new();
+    let mut listeners = Listeners::new(Vec::new());
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let wrong = take(&mut listeners, &[inet(&format!("0.0.0.0:{port}"))]).unwrap();
     let right = take(&mut listeners, &[inet(&format!("127.0.0.1:{port}"))]).unwrap();
@@ -176,7 +176,7 @@ fn an_address_that_nobody_serves_yet_is_in_nobodys_way() {
 
 #[test]
 fn ports_in_time_wait_can_be_bound_again() {
-    let mut listeners = Listeners::new();
+    let mut listeners = Listeners::new(Vec::new());
     let ids = serve(&mut listeners, &[inet("127.0.0.1:0")]);
     let bound = address(&listeners, ids[0]);
     let client = TcpStream::connect(bound).unwrap();
@@ -190,7 +190,7 @@ fn ports_in_time_wait_can_be_bound_again() {
 
 #[test]
 fn other_addresses_and_ports_below_1024_have_their_own_words() {
-    let error = take(&mut Listeners::new(), &[inet("192.0.2.1:0")]).unwrap_err();
+    let error = take(&mut Listeners::new(Vec::new()), &[inet("192.0.2.1:0")]).unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::Configuration);
     assert!(error.fix.contains("ip address"), "{error}");
     let error = explain(&inet("0.0.0.0:80"), &Errno::EACCES.into());
@@ -203,7 +203,7 @@ fn a_unix_socket_appears_in_its_place_when_opened_and_goes_when_closed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("shop.sock");
     let bind = Bind::Unix(path.clone());
-    let mut listeners = Listeners::new();
+    let mut listeners = Listeners::new(Vec::new());
     let socket_file = SocketFile { mode: 0o640, uid: Some(65534), gid: Some(12345) };
     let ids = listeners.bind(std::slice::from_ref(&bind)).unwrap();
     assert!(!path.exists());
@@ -230,7 +230,7 @@ fn a_unix_socket_appears_in_its_place_when_opened_and_goes_when_closed() {
 #[test]
 fn an_abandoned_unix_socket_leaves_nothing_behind() {
     let directory = tempfile::tempdir().unwrap();
-    let mut listeners = Listeners::new();
+    let mut listeners = Listeners::new(Vec::new());
     take(&mut listeners, &[Bind::Unix(directory.path().join("a.sock"))]).unwrap();
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     close_but(&mut listeners, &[]);
@@ -239,7 +239,7 @@ fn an_abandoned_unix_socket_leaves_nothing_behind() {
 
 #[test]
 fn two_plans_may_share_what_one_of_them_bound() {
-    let mut listeners = Listeners::new();
+    let mut listeners = Listeners::new(Vec::new());
     let one = take(&mut listeners, &[inet("127.0.0.1:0")]).unwrap();
     let two = take(&mut listeners, &[inet("127.0.0.1:0")]).unwrap();
     assert_eq!(one, two);
@@ -254,12 +254,12 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let path = directory.path().join("a.sock");
     let bind = [Bind::Unix(path.clone())];
     drop(UnixListener::bind(&path).unwrap());
-    serve(&mut Listeners::new(), &bind);
+    serve(&mut Listeners::new(Vec::new()), &bind);
     assert!(!path.exists());
 
     let live = UnixListener::bind(&path).unwrap();
     let before = node_of(&path).unwrap();
-    let error = take(&mut Listeners::new(), &bind).unwrap_err();
+    let error = take(&mut Listeners::new(Vec::new()), &bind).unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::InUse);
     assert!(error.reason.contains("another process listens"), "{error}");
     // Its backlog full: connect says EAGAIN.
@@ -273,13 +273,13 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         }
         assert!(clients.len() < 64);
     }
-    assert_eq!(take(&mut Listeners::new(), &bind).unwrap_err().class, ListenErrorClass::InUse);
+    assert_eq!(take(&mut Listeners::new(Vec::new()), &bind).unwrap_err().class, ListenErrorClass::InUse);
     assert_eq!(node_of(&path).unwrap(), before);
     drop((live, clients));
 
     std::fs::remove_file(&path).unwrap();
     let _datagram = UnixDatagram::bind(&path).unwrap();
-    assert_eq!(take(&mut Listeners::new(), &bind).unwrap_err().class, ListenErrorClass::InUse);
+    assert_eq!(take(&mut Listeners::new(Vec::new()), &bind).unwrap_err().class, ListenErrorClass::InUse);
 }
 
 #[test]
@@ -287,14 +287,14 @@ fn a_file_that_is_no_socket_and_a_missing_directory_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a.sock");
     std::fs::write(&path, "precious").unwrap();
-    let error = take(&mut Listeners::new(), &[Bind::Unix(path.clone())]).unwrap_err();
+    let error = take(&mut Listeners::new(Vec::new()), &[Bind::Unix(path.clone())]).unwrap_err();
     assert!(error.exit_code() == ExitCode::Configuration && error.reason.contains("not a socket"), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
-    let error = take(&mut Listeners::new(), &[Bind::Unix(directory.path().join("none/a.sock"))]).unwrap_err();
+    let error = take(&mut Listeners::new(Vec::new()), &[Bind::Unix(directory.path().join("none/a.sock"))]).unwrap_err();
     assert!(error.reason.contains("there is no directory") && error.fix.contains("RuntimeDirectory"), "{error}");
     let long = directory.path().join("d".repeat(SUN_PATH_BYTES_MAX - directory.path().as_os_str().len() - 3));
     std::fs::create_dir(&long).unwrap();
-    let error = take(&mut Listeners::new(), &[Bind::Unix(long.join("a"))]).unwrap_err();
+    let error = take(&mut Listeners::new(Vec::new()), &[Bind::Unix(long.join("a"))]).unwrap_err();
     assert!(error.fix.contains("shorter"), "{error}");
 }
 
@@ -302,7 +302,7 @@ fn a_file_that_is_no_socket_and_a_missing_directory_are_refused() {
 fn a_socket_file_that_is_no_longer_ours_is_not_unlinked() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a.sock");
-    let mut listeners = Listeners::new();
+    let mut listeners = Listeners::new(Vec::new());
     serve(&mut listeners, &[Bind::Unix(path.clone())]);
     // Its file kept by another name, so that the inode cannot be used again.
     std::fs::rename(&path, directory.path().join("moved")).unwrap();
@@ -315,7 +315,7 @@ fn a_socket_file_that_is_no_longer_ours_is_not_unlinked() {
 fn a_place_that_was_taken_since_the_plan_is_respected() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a.sock");
-    let mut listeners = Listeners::new();
+    let mut listeners = Listeners::new(Vec::new());
     let ids = take(&mut listeners, &[Bind::Unix(path.clone())]).unwrap();
     let _rival = UnixListener::bind(&path).unwrap();
     assert_eq!(listeners.open(&ids, &access(file(0o660))).unwrap_err().class, ListenErrorClass::InUse);
@@ -326,7 +326,7 @@ fn a_place_that_was_taken_since_the_plan_is_respected() {
 #[test]
 fn access_is_set_on_the_file_that_was_bound_and_no_other() {
     let directory = tempfile::tempdir().unwrap();
-    let mut listeners = Listeners::new();
+    let mut listeners = Listeners::new(Vec::new());
     let ids = take(&mut listeners, &[Bind::Unix(directory.path().join("a.sock"))]).unwrap();
     let victim = directory.path().join("victim");
     std::fs::write(&victim, "").unwrap();
@@ -344,7 +344,7 @@ fn an_inherited_socket_is_used_as_it_is() {
     let original = TcpListener::bind("127.0.0.1:0").unwrap();
     let bound = original.local_addr().unwrap();
     let bind = [Bind::Fd(original.as_raw_fd())];
-    let mut listeners = Listeners::new();
+    let mut listeners = Listeners::new(Vec::new());
     let ids = serve(&mut listeners, &bind);
     let id = ids[0];
     assert_eq!(name(&listeners, id), format!("fd://{} ({bound})", original.as_raw_fd()));
@@ -367,7 +367,7 @@ fn an_inherited_unix_socket_is_never_unlinked() {
     let path = directory.path().join("a.sock");
     let original = UnixListener::bind(&path).unwrap();
     let mode = path.metadata().unwrap().mode();
-    let mut listeners = Listeners::new();
+    let mut listeners = Listeners::new(Vec::new());
     let ids = listeners.bind(&[Bind::Fd(original.as_raw_fd())]).unwrap();
     listeners.open(&ids, &access(file(0o660))).unwrap();
     assert_eq!(path.metadata().unwrap().mode(), mode);
@@ -377,7 +377,7 @@ fn an_inherited_unix_socket_is_never_unlinked() {
 
 #[test]
 fn descriptors_that_are_no_listening_stream_sockets_are_refused() {
-    let refusal = |fd: i32| take(&mut Listeners::new(), &[Bind::Fd(fd)]).unwrap_err();
+    let refusal = |fd: i32| take(&mut Listeners::new(Vec::new()), &[Bind::Fd(fd)]).unwrap_err();
     assert!(refusal(9999).reason.contains("no such file descriptor"));
     let file = tempfile::tempfile().unwrap();
     assert!(refusal(file.as_raw_fd()).reason.contains("not a socket"));
@@ -391,8 +391,27 @@ fn descriptors_that_are_no_listening_stream_sockets_are_refused() {
 }
 
 #[test]
+fn all_sockets_of_a_name_are_one_address() {
+    let sockets: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let names = ["http", "admin", "http"].iter();
+    let passed = names.zip(&sockets).map(|(name, socket)| Passed { name: (*name).to_owned(), fd: socket.as_raw_fd() });
+    let mut listeners = Listeners::new(passed.collect());
+    let http = Bind::Systemd("http".to_owned());
+    let ids = take(&mut listeners, &[http.clone(), Bind::Systemd("admin".to_owned())]).unwrap();
+    assert_eq!(ids.len(), 3);
+    for (id, socket) in ids.iter().zip([&sockets[0], &sockets[2], &sockets[1]]) {
+        talks(&listeners, *id, TcpStream::connect(socket.local_addr().unwrap()).unwrap());
+    }
+    assert_eq!(take(&mut listeners, &[http]).unwrap(), ids[..2]);
+    let missing = take(&mut listeners, &[Bind::Systemd("web".to_owned())]).unwrap_err();
+    assert!(missing.reason.contains("there is \"systemd:http\", \"systemd:admin\""), "{missing}");
+    let nothing = take(&mut Listeners::new(Vec::new()), &[Bind::Systemd("web".to_owned())]).unwrap_err();
+    assert!(nothing.exit_code() == ExitCode::Configuration && nothing.reason.contains("no socket was passed"));
+}
+
+#[test]
 fn a_backlog_above_the_kernels_is_a_warning() {
-    let mut listeners = Listeners::new();
+    let mut listeners = Listeners::new(Vec::new());
     let backlog = |backlog| Access { backlog, socket_file: file(0o660) };
     assert!(listeners.open(&[], &backlog(i32::MAX as u32)).unwrap()[0].contains("net.core.somaxconn"));
     assert!(listeners.open(&[], &backlog(1)).unwrap().is_empty());

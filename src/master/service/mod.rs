@@ -14,6 +14,7 @@ pub mod processes;
 pub mod python;
 pub mod room;
 pub mod snapshot;
+pub mod standing;
 pub mod start;
 pub mod tell;
 pub mod watch;
@@ -42,6 +43,8 @@ pub struct Service {
     pub generations: BTreeMap<GenerationId, GenerationProcesses>,
     pub workers: BTreeMap<WorkerId, WorkerProcess>,
     pub last_generation: u32,
+    /// How often a reload was asked for.
+    pub reloads: u64,
     pub last_reload: Option<Reload>,
     /// What a reload cannot change; None until the first start.
     pub fixed: Option<Fixed>,
@@ -65,6 +68,7 @@ impl Service {
             generations: BTreeMap::new(),
             workers: BTreeMap::new(),
             last_generation: 0,
+            reloads: 0,
             last_reload: None,
             fixed: None,
             written: None,

@@ -66,10 +66,16 @@ pub struct Reopening {
 impl Service {
     /// A reload is wanted.
     pub fn configure(&mut self, asker: Option<AskId>, shared: &mut Shared) {
+        self.reloads += 1;
         self.preparing.next.get_or_insert_default().extend(asker);
         if matches!(self.preparing.step, Step::Idle) {
             self.read_configuration(shared);
         }
+    }
+
+    /// A reload has no generation yet.
+    pub fn is_preparing(&self) -> bool {
+        !matches!(self.preparing.step, Step::Idle)
     }
 
     /// USR1.

@@ -206,6 +206,8 @@ pub enum Phase {
     /// TERM was taken; workers go on accepting while load balancers notice.
     Delaying {
         until: Instant,
+        /// `graceful_timeout` counts from TERM.
+        deadline: Instant,
     },
     /// Listeners are closed, workers finish.
     Stopping {
@@ -272,7 +274,7 @@ impl Supervisor {
     pub fn next_deadline(&self) -> Option<Instant> {
         let phase = match self.phase {
             Phase::Running | Phase::Ended => None,
-            Phase::Delaying { until } => Some(until),
+            Phase::Delaying { until, .. } => Some(until),
             Phase::Stopping { deadline } => Some(deadline),
             Phase::Ending { give_up, .. } => Some(give_up),
         };
@@ -308,8 +310,13 @@ impl Supervisor {
         self.generations.iter().find(|generation| generation.state == State::Serving)
     }
 
+    /// Nobody has told it to stop, and the first start has not failed.
+    pub fn is_running(&self) -> bool {
+        self.phase == Phase::Running
+    }
+
     /// Proving or rolling.
-    fn in_transaction(&self) -> Option<&Generation> {
+    pub fn in_transaction(&self) -> Option<&Generation> {
         self.generations.iter().find(|generation| matches!(generation.state, State::Proving | State::Rolling { .. }))
     }
 
@@ -342,10 +349,7 @@ impl Supervisor {
                 self.bound_leftovers(now);
                 self.make_room(now);
             }
-            Phase::Delaying { until } if now >= until => {
-                let graceful = self.serving().map_or(Duration::ZERO, |generation| generation.plan.graceful_timeout);
-                self.stop_workers(now, graceful);
-            }
+            Phase::Delaying { until, deadline } if now >= until => self.stop_workers(now, deadline),
             Phase::Delaying { .. } => {
                 self.fix_slots();
                 self.fill(now);

@@ -34,15 +34,15 @@ impl Supervisor {
         if let Some(id) = self.in_transaction().map(|generation| generation.id) {
             self.abandon(id, End::Stopped, now);
         }
+        let deadline = now + graceful.max(delay);
         if delay.is_zero() {
-            self.stop_workers(now, graceful);
+            self.stop_workers(now, deadline);
         } else {
-            self.phase = Phase::Delaying { until: now + delay };
+            self.phase = Phase::Delaying { until: now + delay, deadline };
         }
     }
 
-    pub(super) fn stop_workers(&mut self, now: Instant, graceful: Duration) {
-        let deadline = now + graceful;
+    pub(super) fn stop_workers(&mut self, now: Instant, deadline: Instant) {
         self.phase = Phase::Stopping { deadline };
         self.actions.push(Action::CloseAllListeners);
         for at in 0..self.generations.len() {

@@ -147,7 +147,7 @@ socket = "run/control.sock"
 fn all_problems_come_at_once_with_line_value_reason_and_fix() {
     let deploy = Deploy::new();
     let text = "wrokers = 1\n[app]\nmodule = \"shop/wsgi.py\"\npreload = \"auto\"\nvenv = \"gone\"\npython = \"/usr/bin/python3\"\n\
-                [server]\ngraceful_timout = \"1s\"\ngraceful_timeout = 30\nworkers = \"4\"\nbind = [\n\"127.0.0.1:80\",\n\"systemd:web\",\n\"0.0.0.0:80\"]\n\
+                [server]\ngraceful_timout = \"1s\"\ngraceful_timeout = 30\nworkers = \"4\"\nbind = [\n\"127.0.0.1:80\",\n\"systemd:\",\n\"0.0.0.0:80\"]\n\
                 [reload]\nmax_surge = 0\n[env]\nA = 1\n";
     let expected = [
         "10 problems:",
@@ -158,8 +158,8 @@ fn all_problems_come_at_once_with_line_value_reason_and_fix() {
         "app.toml:8: [server] graceful_timout: unknown key; did you mean `graceful_timeout`?",
         "app.toml:9: [server] graceful_timeout = 30: a duration needs a unit; write \"30s\"",
         "app.toml:10: [server] workers = \"4\": a number is needed; write 4, without quotes, or \"auto\"",
-        "app.toml:11: [server] bind = [\"127.0.0.1:80\", \"systemd:web\", \"0.0.0.0:80\"]: 127.0.0.1:80 and 0.0.0.0:80 overlap: the kernel gives only one of them the port; keep the wider one",
-        "app.toml:13: [server] bind = \"systemd:web\": sockets by systemd name come with a later version; until then write \"fd://3\" for the first socket that systemd passes",
+        "app.toml:11: [server] bind = [\"127.0.0.1:80\", \"systemd:\", \"0.0.0.0:80\"]: 127.0.0.1:80 and 0.0.0.0:80 overlap: the kernel gives only one of them the port; keep the wider one",
+        "app.toml:13: [server] bind = \"systemd:\": a name is missing; write the FileDescriptorName= of the .socket unit, \"systemd:http\"",
         "app.toml:16: [reload] max_surge = 0: max_unavailable is 0 too, so no worker could ever be replaced; set one of them to 1",
         "app.toml:18: [env] A = 1: a variable is a string; write \"1\"",
     ];

@@ -69,6 +69,19 @@ fn the_shutdown_delay_goes_on_accepting_and_a_second_term_ends_it() {
     assert_eq!((world.exit, world.kills.len()), (Some(0), 2));
 }
 
+/// A service manager's own limit counts from its TERM as well.
+#[test]
+fn the_shutdown_delay_is_part_of_the_graceful_timeout() {
+    let delayed = Plan { shutdown_delay: Duration::from_secs(10), ..plan(1) };
+    let mut world = World::serving(delayed);
+    world.behaviour.insert(GenerationId(1), Behaviour::DrainsForEver);
+    world.ask(Ask::Stop);
+    world.pass(Duration::from_secs(24));
+    assert_eq!(world.exit, None);
+    world.pass(Duration::from_secs(2));
+    assert_eq!((world.exit, world.kills.len()), (Some(0), 1));
+}
+
 #[test]
 fn a_hup_after_term_changes_nothing() {
     let mut world = World::serving(Plan { shutdown_delay: MINUTE, ..plan(1) });
