@@ -61,6 +61,8 @@ mod stop;
 // Deploys while processes are killed at random.
 mod storm;
 
+// systemd itself, as PID 1.
+mod systemd;
 // The rules of the house that a program can check.
 mod tidy;
 // Logs that nobody reads, look-ups that hang, files that the application has a hand in: nothing of it stops the master.
