@@ -26,13 +26,29 @@ impl Library {
             Err(Errno::EINVAL) => memfd_create(c"forkmaster-worker", flags),
             made => made,
         };
-        let mut file = File::from(fd.map_err(io::Error::from)?);
+        let mut file = File::from(fd.map_err(forbidden)?);
         file.write_all(BYTES)?;
         let_go(BYTES);
         let fd = OwnedFd::from(file);
         let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(io::Error::from)?;
         Ok(Library(fd))
+    }
+}
+
+/// There is no other place that a Python could load the library from without leaving a file behind.
+fn forbidden(errno: Errno) -> io::Error {
+    let error = io::Error::from(errno);
+    match errno {
+        Errno::EPERM | Errno::ENOSYS => io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!(
+                "memfd_create(2) is forbidden ({}), by a seccomp filter: allow it; systemd's \
+                 SystemCallFilter=@system-service does",
+                errno.desc()
+            ),
+        ),
+        _other => error,
     }
 }
 

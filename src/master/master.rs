@@ -354,7 +354,11 @@ impl Master {
             Action::Kill { worker } => service.kill(worker, shared),
             Action::AskStacks { worker } => service.ask_stacks(worker, shared),
             Action::SignalStacks { worker } => service.signal_stacks(worker, shared),
-            Action::LogStacks { worker } => service.log_stacks(worker),
+            Action::LookAtBoot { worker } => service.look_at_boot(worker),
+            Action::LogStacks { worker } => {
+                let event = service.log_stacks(worker)?;
+                return Some(Event::Worker { worker, event });
+            }
             Action::CheckStuck { worker, stuck } => {
                 let event = service.check_stuck(worker, stuck, shared)?;
                 return Some(Event::Worker { worker, event });

@@ -161,6 +161,8 @@ pub struct Boot {
     /// Modules that must import before the release counts as proved.
     pub imports: Vec<String>,
     pub probe: Option<Probe>,
+    /// Requests at every boot, before `Ready`; their answers decide nothing.
+    pub warmup: Vec<Probe>,
     pub threads: u32,
     /// Configured workers (for `wsgi.multiprocess`).
     pub workers: u32,

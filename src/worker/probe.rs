@@ -1,11 +1,13 @@
-//! The probe: one request through the application before it serves clients. It proves what an import cannot
-//! (settings, templates, a database that answers), and warms the process up.
+//! Requests through the application before it serves clients: the probe, which proves what an import cannot (settings,
+//! templates, a database that answers), and those of `warmup`, which fill caches and prove nothing.
 
+use std::fmt::Display;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use forkmaster_http::serve::{BadResponse, Local, Peer, Version};
-use forkmaster_wire::message::{Failure, Probe, ProofStep};
+use forkmaster_wire::message::{Boot, Failure, Probe, ProofStep};
 use pyo3::prelude::*;
 use pyo3::types::{PyAny, PyBytes};
 
@@ -14,6 +16,9 @@ use crate::wsgi::capi::Capi;
 use crate::wsgi::environ::{Builder, Common, Request, Scheme};
 use crate::wsgi::input::Input;
 use crate::wsgi::response::{close, listed, start, Answer};
+
+/// What the configuration writes where no host is set.
+const DEFAULT_HOST: &str = "localhost";
 
 /// How much of a refused answer's body is kept for the details: an error page in plain text says why.
 const BODY_BYTES_KEPT: usize = 4 * 1024;
@@ -40,11 +45,67 @@ pub fn run(py: Python<'_>, application: &Bound<'_, PyAny>, common: Arc<Common>, 
     if code.is_some_and(accepted) {
         return Ok(());
     }
-    let place = record.location.map(|location| format!(" to {location}")).unwrap_or_default();
+    let place = record.location.as_ref().map(|location| format!(" to {location}")).unwrap_or_default();
     let body = String::from_utf8_lossy(&record.body);
     // A page for browsers tells an operator nothing.
     let details = Some(body.trim()).filter(|body| !body.starts_with('<')).unwrap_or_default();
-    Err(failure(ProofStep::Probe, format!("{line} answered {status}{place}"), details))
+    let cure = cure(probe, code.unwrap_or_default(), record.location.as_deref());
+    let cure = cure.map(|cure| format!("; {cure}")).unwrap_or_default();
+    Err(failure(ProofStep::Probe, format!("{line} answered {status}{place}{cure}"), details))
+}
+
+/// Two answers of frameworks say less of the application than of the probe: to a Host that is not allowed, and to a
+/// request without TLS.
+fn cure(probe: &Probe, code: u16, location: Option<&str>) -> Option<String> {
+    let write = |host: &str, scheme: &str| {
+        let scheme = if scheme == "http" { String::new() } else { format!(", scheme = \"{scheme}\"") };
+        format!("write probe = {{ path = \"{}\", host = \"{host}\"{scheme} }}", probe.path)
+    };
+    match (code, location) {
+        (301 | 302 | 303 | 307 | 308, Some(location)) => {
+            let to_https = location.strip_prefix("https://").filter(|_| probe.scheme == "http");
+            Some(match to_https {
+                Some(rest) => {
+                    // A redirect names the host that the application knows itself by, or only repeats ours.
+                    let host = rest.split('/').next().filter(|host| !host.is_empty()).unwrap_or(&probe.host);
+                    format!("the probe came by http: {}", write(host, "https"))
+                }
+                None => "a redirect proves nothing: probe what it leads to".to_owned(),
+            })
+        }
+        (400 | 421, _) if probe.host == DEFAULT_HOST => Some(format!(
+            "its Host was {DEFAULT_HOST}: where the application checks that (Django's ALLOWED_HOSTS), {}",
+            write("shop.example", &probe.scheme)
+        )),
+        (400 | 421, _) => Some(format!("its Host was {}: the application may not allow that", probe.host)),
+        (_, _) => None,
+    }
+}
+
+/// Whose requests `warm_up` tells of, and how loudly.
+pub struct Told<'a> {
+    pub name: &'a dyn Display,
+    pub level: log::Level,
+}
+
+/// Fills what the first requests would fill. An answer is an answer, whatever its status; only what raised is worth a
+/// warning, since the release is proved already.
+pub fn warm_up(py: Python<'_>, application: &Bound<'_, PyAny>, common: &Arc<Common>, boot: &Boot, who: &Told<'_>) {
+    for probe in &boot.warmup {
+        let began = Instant::now();
+        let outcome = request(py, application, Arc::clone(common), probe);
+        let took = began.elapsed().as_millis();
+        match outcome.map(|record| record.status) {
+            Ok(Some(status)) => {
+                log::log!(who.level, "{}: warmup GET {} answered {status} after={took}ms", who.name, probe.path)
+            }
+            Ok(None) => log::warn!("{}: warmup GET {} was answered without start_response", who.name, probe.path),
+            Err(error) => {
+                let raised = summary(py, &error);
+                log::warn!("{}: warmup GET {} raised {raised} after={took}ms", who.name, probe.path)
+            }
+        }
+    }
 }
 
 fn request(py: Python<'_>, application: &Bound<'_, PyAny>, common: Arc<Common>, probe: &Probe) -> PyResult<Record> {

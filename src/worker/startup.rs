@@ -47,8 +47,7 @@ pub fn enter_release(py: Python<'_>, boot: &Boot) -> Result<(), Failure> {
 /// Everything but the probe, which may open connections that forks must not share: it runs in a worker.
 pub fn import<'py>(py: Python<'py>, boot: &Boot) -> Result<Bound<'py, PyAny>, Failure> {
     const DOING: &str = "while it was imported";
-    let application = application::load(py, &boot.application)
-        .map_err(|error| from_exception(py, ProofStep::Import, DOING, &error))?;
+    let application = application::load(py, boot)?;
     for module in &boot.imports {
         py.import(module.as_str()).map_err(|error| from_exception(py, ProofStep::Imports, DOING, &error))?;
     }

@@ -69,3 +69,5 @@ mod tidy;
 mod unwaiting;
 // PEP 3333 in every form.
 mod wsgi;
+// What a newcomer does wrong, and what is said to it.
+mod wrong_starts;

@@ -28,7 +28,7 @@ const PURE: [&str; 5] = ["std::fs", "std::net", "libc::", "Instant::now", "Syste
 
 /// What may wait for a disk, for NSS or for whoever reads stderr, and the places of the master where it may stand.
 const WAITS: [&str; 7] = ["std::fs", "OpenOptions", "getpw", "getgr", "User::from", "stderr()", "eprint"];
-const MAY_WAIT: [(&str, &str); 14] = [
+const MAY_WAIT: [(&str, &str); 16] = [
     ("chores/", "its threads are for that"),
     ("config/", "called by chores, and by verbs"),
     ("files/", "called by chores, and before the loop"),
@@ -40,6 +40,8 @@ const MAY_WAIT: [(&str, &str); 14] = [
     ("doors/socket_file.rs", "before the loop"),
     ("doors/peer.rs", "/proc only"),
     ("children.rs", "/proc only"),
+    ("service/dumps.rs", "/proc only"),
+    ("service/not_started.rs", "/proc, and directories that an exec(2) has just waited for"),
     ("service/oom.rs", "/proc and /sys only"),
     ("service/room.rs", "/proc and /sys only"),
     ("service/watch.rs", "/proc only"),

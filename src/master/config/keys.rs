@@ -201,6 +201,10 @@ pub const KEYS: &[KeySpec] = &[
         "A request that the application must answer before a release counts as proved: `\"/healthz\"`, or `{ path = \
          \"/healthz\", host = \"shop.example\", scheme = \"https\", status = [200] }`. Any 2xx is good unless `status` \
          says otherwise. Frameworks that check the host need `host`, and redirects to https need `scheme`."),
+    row("app", "warmup", Kind::List("paths"), List(&[]), Generation,
+        "Requests that each worker answers before it serves, at every boot: `[\"/\", \"/search?q=a\"]`. They fill caches, \
+         connections and lazy imports; their times are logged, and their answers refuse nothing: that is `probe`'s, \
+         whose host and scheme they have."),
     row("app", "env_file", Kind::Own("path"), Words("none"), Generation,
         "A file of `NAME=value` lines, with `#` comments, quotes and `export`; nothing is expanded in it. Relative to \
          the configuration file's real directory."),

@@ -92,6 +92,8 @@ fn our_variables(environment: &Environment, warnings: &mut Vec<String>) -> BTree
                 let entry = Entry { value: Value::Loose(text.to_owned()), origin: Origin::Variable(name.to_owned()) };
                 layer.insert(spec.at(), entry);
             }
+            // What Docker's links and Kubernetes set for a service that is called forkmaster.
+            (None, _) if of_a_service(name, value.to_str().unwrap_or_default()) => {}
             // Read by the build, not by the program.
             (None, _) if name == "FORKMASTER_WORKER_LIB" => {}
             (None, _) => {
@@ -122,7 +124,13 @@ fn platform_variables(environment: &Environment) -> BTreeMap<Key, Entry> {
         (
             ("server", "bind"),
             "PORT",
-            variable("PORT").map(|port| if port.is_empty() { port } else { format!("0.0.0.0:{port}") }),
+            variable("PORT").filter(|port| !is_a_services_address(port)).map(|port| {
+                if port.is_empty() {
+                    port
+                } else {
+                    format!("0.0.0.0:{port}")
+                }
+            }),
         ),
         (("server", "workers"), "WEB_CONCURRENCY", variable("WEB_CONCURRENCY")),
         (("http", "forwarded_allow_ips"), "FORWARDED_ALLOW_IPS", variable("FORWARDED_ALLOW_IPS")),
@@ -140,6 +148,17 @@ fn platform_variables(environment: &Environment) -> BTreeMap<Key, Entry> {
         layer.insert(("server", "bind"), Entry { value, origin: Origin::Variable("LISTEN_FDS".to_owned()) });
     }
     layer
+}
+
+/// `FORKMASTER_SERVICE_HOST`, `FORKMASTER_SERVICE_PORT_HTTP`, `FORKMASTER_PORT_8000_TCP_ADDR`, `FORKMASTER_PORT`.
+fn of_a_service(name: &str, value: &str) -> bool {
+    let prefixes = ["FORKMASTER_SERVICE_HOST", "FORKMASTER_SERVICE_PORT", "FORKMASTER_PORT_"];
+    prefixes.iter().any(|prefix| name.starts_with(prefix)) || is_a_services_address(value)
+}
+
+/// `tcp://10.0.0.1:8000`: Kubernetes sets `NAME_PORT` so for each service, and `PORT` where a prefix is stripped.
+fn is_a_services_address(text: &str) -> bool {
+    ["tcp://", "udp://", "sctp://"].iter().any(|scheme| text.starts_with(scheme))
 }
 
 /// What the file says, with its variables in it.

@@ -12,6 +12,7 @@ mod address;
 mod callable;
 pub mod change;
 mod control_places;
+pub mod discovery;
 pub mod environment;
 mod file;
 pub mod hints;
@@ -29,6 +30,7 @@ pub mod reference;
 mod release;
 mod resolver;
 pub mod settings;
+pub mod starter;
 pub mod units;
 mod values;
 

@@ -1,4 +1,4 @@
-//! `[app] probe`: a request that proves a release, as a path or as a table.
+//! `[app] probe`, a request that proves a release, as a path or as a table; and `[app] warmup`, paths of the same kind.
 
 use forkmaster_wire::message::Probe;
 
@@ -7,8 +7,7 @@ use super::values::{integer, string};
 
 /// `"/healthz"` or `{ path = "/healthz", host = "shop.example", scheme = "https", status = [200] }`.
 pub fn parse(value: &Value) -> Result<Probe, String> {
-    let mut probe =
-        Probe { path: String::new(), host: "localhost".to_owned(), scheme: "http".to_owned(), status: Vec::new() };
+    let mut probe = plain(String::new());
     let Value::Table(entries) = value else {
         probe.path = string(value).map_err(|reason| format!("{reason}; write \"/healthz\""))?.to_owned();
         return check(probe);
@@ -30,6 +29,15 @@ pub fn parse(value: &Value) -> Result<Probe, String> {
         }
     }
     check(probe)
+}
+
+/// A path of `[app] warmup`.
+pub fn parse_warmup(text: &str) -> Result<Probe, String> {
+    check(plain(text.to_owned()))
+}
+
+fn plain(path: String) -> Probe {
+    Probe { path, host: "localhost".to_owned(), scheme: "http".to_owned(), status: Vec::new() }
 }
 
 pub fn show(probe: &Probe) -> String {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use forkmaster_wire::message::Application;
 
 use super::callable::{check_module, parse_application, show_application};
+use super::discovery;
 use super::environment::{self, BadLine, Environment, MISLEAD_THE_INTERPRETER};
 use super::file::{self, quoted, Value, Written};
 use super::interpreter;
@@ -52,11 +53,11 @@ impl Resolver<'_> {
     pub fn app(&mut self, identity: Option<&Identity>) -> App {
         let parse = |value: &Value| string(value).and_then(parse_application);
         let application = self.optional("app", "module", parse, |application| quoted(&show_application(application)));
-        if self.height(("app", "module")).is_none() {
-            let reason = "missing; write module = \"shop.wsgi:application\", or name it on the command line";
-            self.missing(("app", "module"), reason);
-        }
         let release = self.release();
+        let application = match self.height(("app", "module")) {
+            Some(_) => application,
+            None => self.application_found(release.as_deref()),
+        };
         let environment = self.environment();
         let interpreter = self.interpreter(release.as_deref(), &environment);
         let preload = self.get_with("app", "preload", parse_preload, bool::to_string);
@@ -76,6 +77,12 @@ impl Resolver<'_> {
         let imports =
             self.list("app", "imports", |text| check_module(text).map(|()| text.to_owned()), |name| quoted(name));
         let probe = self.optional("app", "probe", probe::parse, probe::show);
+        let mut warmup = self.list("app", "warmup", probe::parse_warmup, |request| quoted(&request.path));
+        if let Some(probe) = &probe {
+            for request in &mut warmup {
+                (request.host, request.scheme) = (probe.host.clone(), probe.scheme.clone());
+            }
+        }
         let release = base;
         let environment = self.complete(environment, &release, interpreter.as_ref(), identity);
         // Placeholders are only ever seen beside a problem, which keeps them from being returned.
@@ -83,7 +90,20 @@ impl Resolver<'_> {
             application.unwrap_or(Application { module: String::new(), attributes: Vec::new(), call: None });
         let interpreter =
             interpreter.unwrap_or(Interpreter { executable: PathBuf::new(), venv: None, chosen_by: "default" });
-        App { application, release, interpreter, preload, pythonpath, imports, probe, environment }
+        App { application, release, interpreter, preload, pythonpath, imports, probe, warmup, environment }
+    }
+
+    /// Where none is set.
+    fn application_found(&mut self, release: Option<&Path>) -> Option<Application> {
+        let key = ("app", "module");
+        let Some(found) = release.and_then(discovery::find) else {
+            let reason = "missing; write module = \"shop.wsgi:application\", or name it on the command line";
+            self.missing(key, reason);
+            return None;
+        };
+        let application = parse_application(&found.module).ok()?;
+        self.note(key, quoted(&show_application(&application)), Origin::Found(found.how));
+        Some(application)
     }
 
     fn release(&mut self) -> Option<PathBuf> {

@@ -34,6 +34,8 @@ pub struct App {
     pub pythonpath: Vec<PathBuf>,
     pub imports: Vec<String>,
     pub probe: Option<Probe>,
+    /// As the probe asks: its host and its scheme.
+    pub warmup: Vec<Probe>,
     /// The whole environment of the generation's processes: start environment without the supervisor's protocol
     /// variables, then env_file, then `[env]`, then VIRTUAL_ENV, PATH, PWD and the user's HOME, USER, LOGNAME.
     pub environment: Vec<(OsString, OsString)>,

@@ -94,6 +94,10 @@ pub enum Note {
         generation: GenerationId,
         limit_s: f64,
     },
+    TemplateStillLoads {
+        generation: GenerationId,
+        after_s: f64,
+    },
     TemplateBroken {
         generation: GenerationId,
         reason: String,
@@ -141,6 +145,10 @@ pub enum Note {
     Due {
         worker: WorkerName,
         why: &'static str,
+    },
+    StillBoots {
+        worker: WorkerName,
+        after_s: f64,
     },
     DidNotServe {
         worker: WorkerName,
@@ -202,6 +210,8 @@ impl Note {
             | Note::Scaled { .. }
             | Note::Stopping => Level::Info,
             Note::ReloadIgnored
+            | Note::StillBoots { .. }
+            | Note::TemplateStillLoads { .. }
             | Note::NoWayBack { .. }
             | Note::DidNotConfirm { .. }
             | Note::NotFinished { .. }
@@ -300,6 +310,9 @@ impl fmt::Display for Note {
             Note::TemplateLate { generation, limit_s } => {
                 write!(f, "template gen={generation} not loaded within boot_timeout ({limit_s:.1}s): killed")
             }
+            Note::TemplateStillLoads { generation, after_s } => {
+                write!(f, "template gen={generation} still loads after {after_s:.0}s; its stacks follow")
+            }
             Note::TemplateBroken { generation, reason } => {
                 write!(f, "template gen={generation} is broken: {reason}; killed")
             }
@@ -330,6 +343,9 @@ impl fmt::Display for Note {
                 refusal.details_below()
             ),
             Note::Due { worker, why } => write!(f, "{worker} reached {why}: replacing it"),
+            Note::StillBoots { worker, after_s } => {
+                write!(f, "{worker} still imports or proves the application after {after_s:.0}s; its stacks follow")
+            }
             Note::DidNotServe { worker } => write!(f, "{worker} did not begin to serve: killed"),
             Note::DidNotConfirm { worker } => write!(f, "{worker} did not confirm that it stopped accepting"),
             Note::NotFinished { worker } => write!(f, "{worker} has not finished in time: killed"),

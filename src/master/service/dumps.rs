@@ -32,14 +32,25 @@ impl Service {
     }
 
     /// A template has no pipe for it: faulthandler writes to its error log, also while a fork handler holds the GIL.
+    /// A template that does not catch the signal yet, since Python itself still starts, would die of it.
     pub fn dump_template(&self, generation: GenerationId, shared: &Shared) {
-        shared.children.signal(Who::Template(generation), libc::SIGRTMIN() + 3);
+        let template = self.generations.get(&generation).and_then(|processes| processes.template.as_ref());
+        let signal = libc::SIGRTMIN() + 3;
+        if template.is_some_and(|template| catches(template.pid, signal)) {
+            shared.children.signal(Who::Template(generation), signal);
+        }
     }
 
-    /// Logs what faulthandler has written.
-    pub fn log_stacks(&mut self, id: WorkerId) {
-        if let Some(worker) = self.workers.get_mut(&id) {
-            log_stacks(worker);
+    /// Logs what faulthandler has written, and says it.
+    pub fn log_stacks(&mut self, id: WorkerId) -> Option<WorkerEvent> {
+        log_stacks(self.workers.get_mut(&id)?).map(|text| WorkerEvent::Stacks { text })
+    }
+
+    /// Asks a worker for its stacks that has done nothing wrong but take long.
+    pub fn look_at_boot(&mut self, id: WorkerId) {
+        self.last_stacks += 1;
+        if let Some(worker) = self.workers.get(&id) {
+            worker.tell(&ToWorker::Stacks { id: self.last_stacks });
         }
     }
 
@@ -83,10 +94,20 @@ impl Service {
     }
 }
 
-/// Logs what faulthandler has written.
-pub fn log_stacks(worker: &mut WorkerProcess) {
+/// Logs what faulthandler has written. None: nothing.
+pub fn log_stacks(worker: &mut WorkerProcess) -> Option<String> {
     let text = std::mem::take(&mut worker.stacks_text);
-    if !text.is_empty() {
-        log::warn!("{} Python stacks, from faulthandler:\n{}", name(worker), String::from_utf8_lossy(&text).trim_end());
+    if text.is_empty() {
+        return None;
     }
+    let text = String::from_utf8_lossy(&text).trim_end().to_owned();
+    log::warn!("{} Python stacks, from faulthandler:\n{text}", name(worker));
+    Some(text)
+}
+
+/// Whether a process has a handler for the signal: `SigCgt` of proc_pid_status(5), a mask in hexadecimal digits.
+fn catches(pid: i32, signal: i32) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }

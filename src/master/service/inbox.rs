@@ -244,7 +244,7 @@ impl Service {
             FromWorker::Leaving { reason } => WorkerEvent::Leaving { reason },
             FromWorker::Stacks { id: _, text } => {
                 log::warn!("{} Python stacks:\n{text}", name(worker));
-                WorkerEvent::Stacks
+                WorkerEvent::Stacks { text }
             }
         })
     }
@@ -259,7 +259,8 @@ impl Service {
     pub fn forget_worker(&mut self, id: WorkerId, shared: &mut Shared) {
         self.read_stacks(id, shared);
         let Some(mut worker) = self.workers.remove(&id) else { return };
-        log_stacks(&mut worker);
+        // Nobody waits for it any more.
+        let _logged = log_stacks(&mut worker);
         shared.sources.remove(worker.token, &worker.channel);
         shared.sources.remove(worker.stacks_token, &worker.stacks);
         if let Some(generation) = self.generations.get_mut(&worker.generation) {

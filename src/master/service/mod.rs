@@ -7,6 +7,7 @@ pub mod dumps;
 pub mod heirs;
 pub mod inbox;
 mod made_logs;
+pub mod not_started;
 pub mod oom;
 pub mod prepare;
 pub mod preparing;

@@ -151,6 +151,7 @@ impl GenerationProcesses {
             preload: app.preload,
             imports: app.imports.clone(),
             probe: app.probe.clone(),
+            warmup: app.warmup.clone(),
             threads: server.threads,
             workers: server.workers,
             http: http.clone(),

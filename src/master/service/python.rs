@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use forkmaster_wire::channel::Channel;
 use forkmaster_wire::inherit::{Inherited, BOOTSTRAP};
 
+use super::not_started::NotStarted;
 use crate::config::settings::Identity;
 
 /// What a template is started with.
@@ -27,20 +28,22 @@ pub struct Start<'a> {
 
 /// Forks and executes; returns when the exec has succeeded or failed. Called from the master's main thread only: the
 /// parent-death signal is sent when the *thread* ends that forked (prctl(2)).
-pub fn template(start: Start<'_>) -> io::Result<i32> {
+pub fn template(start: Start<'_>) -> Result<i32, NotStarted> {
     let inherited = Inherited {
         channel: start.channel.as_raw_fd(),
         library: start.library.as_raw_fd(),
         lifeline: start.lifeline.as_raw_fd(),
     };
-    let release = start.directory.clone();
+    let (release, executable, identity) = (start.directory.clone(), start.executable.clone(), start.identity.clone());
+    let failed = |error: io::Error| NotStarted::of(error, executable.clone(), identity.as_ref());
     let mut command = Command::new(&start.executable);
     command.arg("-c").arg(BOOTSTRAP).arg(inherited.to_string());
     command.env_clear().envs(start.environment).stdin(Stdio::null());
     let child = Prepared {
         fds: inherited.all(),
         // Allocating is not allowed after the fork.
-        directory: std::ffi::CString::new(start.directory.into_os_string().into_encoded_bytes())?,
+        directory: std::ffi::CString::new(start.directory.into_os_string().into_encoded_bytes())
+            .map_err(|error| failed(error.into()))?,
         groups: start.identity.as_ref().map(|identity| identity.groups.clone()),
         ids: start.identity.as_ref().map(|identity| (identity.uid, identity.gid)),
         umask: start.umask,
@@ -51,7 +54,7 @@ pub fn template(start: Start<'_>) -> io::Result<i32> {
     // nothing.
     unsafe { command.pre_exec(move || child.enter()) };
     // The standard library's Child does not kill on drop; the pid is reaped in `reap`.
-    let child: Child = command.spawn().map_err(|error| without_release(error, &release))?;
+    let child: Child = command.spawn().map_err(|error| failed(without_release(error, &release)))?;
     Ok(child.id() as i32)
 }
 

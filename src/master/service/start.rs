@@ -46,8 +46,10 @@ impl Service {
             library: shared.library.as_fd(),
             lifeline: shared.lifeline.0.as_fd(),
         });
-        let pid = started
-            .map_err(|error| failure(format!("{} cannot be started: {error}", app.interpreter.executable.display())))?;
+        let pid = started.map_err(|not_started| Refusal {
+            exit_code: not_started.exit_code(),
+            ..failure(not_started.to_string())
+        })?;
         let who = Who::Template(generation);
         if let Err(claim) = shared.children.claim(who, Proof::OwnChild { pid }) {
             return Err(failure(format!("the books are wrong: {claim}")));

@@ -39,16 +39,22 @@ impl Dump {
 impl Supervisor {
     /// Asks a stuck worker for its stacks.
     pub(super) fn ask_stacks(&mut self, at: usize, id: WorkerId, now: Instant) {
+        self.actions.push(Action::AskStacks { worker: id });
+        self.await_stacks(at, id, now);
+    }
+
+    /// It was asked for its stacks: where it does not answer, faulthandler does.
+    pub(super) fn await_stacks(&mut self, at: usize, id: WorkerId, now: Instant) {
         if let Some(worker) = self.generations[at].worker_mut(id) {
             worker.dump = Dump::Asked { answer_by: now + STACKS_WITHIN };
-            self.actions.push(Action::AskStacks { worker: id });
         }
     }
 
     /// It has answered; the hands have logged what it said.
-    pub(super) fn on_stacks(&mut self, at: usize, id: WorkerId) {
+    pub(super) fn on_stacks(&mut self, at: usize, id: WorkerId, text: String) {
         if let Some(worker) = self.generations[at].worker_mut(id) {
             worker.dump = Dump::None;
+            worker.stacks = text;
         }
     }
 

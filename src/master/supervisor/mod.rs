@@ -151,6 +151,10 @@ pub enum Action {
     AskStacks {
         worker: WorkerId,
     },
+    /// A worker boots for long: ask for the Python stacks of all threads.
+    LookAtBoot {
+        worker: WorkerId,
+    },
     /// There was no answer: have faulthandler write them, by a signal.
     SignalStacks {
         worker: WorkerId,

@@ -108,16 +108,17 @@ impl Supervisor {
                 | S::Finishing { .. }
                 | S::Exiting { .. }
                 | S::Killed { .. },
-                Event::Stacks,
-            ) => self.on_stacks(at, id),
+                Event::Stacks { text },
+            ) => self.on_stacks(at, id, text),
 
             // Usually it is dying; the exit status, which says more, follows at once. Without a pid there is nobody
             // whose exit could follow, and the hands say so.
-            (S::Starting { deadline }, Event::ChannelLost) => {
-                self.change(at, id, S::Starting { deadline: deadline.min(now + EXIT_WITHIN) }, now);
+            (S::Starting { deadline, .. }, Event::ChannelLost) => {
+                let deadline = deadline.min(now + EXIT_WITHIN);
+                self.change(at, id, S::Starting { deadline, look_at: None }, now);
             }
             (S::Ready, Event::ChannelLost) => {
-                self.change(at, id, S::Starting { deadline: now + EXIT_WITHIN }, now);
+                self.change(at, id, S::Starting { deadline: now + EXIT_WITHIN, look_at: None }, now);
             }
             (S::Opening { .. } | S::Serving { .. }, Event::ChannelLost) => {
                 self.slot_lost(at, &before, now);

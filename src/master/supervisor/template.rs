@@ -5,6 +5,7 @@
 //! |---|---|---|---|
 //! | Starting | loaded | Ready | |
 //! | Starting | failed | Stopping | refused while proving; else a line |
+//! | Starting | loads for long | Starting | its stacks, by signal |
 //! | Starting | deadline | Killed | refused while proving; else it starts again |
 //! | Ready | told to fork | Forking | at most 64 at a time, so that the messages fit into its channel |
 //! | Forking | a worker was born | Ready, or Forking with a new deadline | |
@@ -23,7 +24,7 @@ use forkmaster_wire::message::GenerationId;
 
 use super::dump::STACKS_WITHIN;
 use super::generation::State;
-use super::worker::Exit;
+use super::worker::{next_look, Exit};
 use super::{Action, Phase, Supervisor, EXIT_WITHIN, KILLED_WITHIN};
 use crate::facts::note::Note;
 use crate::facts::outcome::Refusal;
@@ -40,8 +41,11 @@ const STOP_WITHIN: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Template {
+    /// A load that takes long is looked at on the way.
     Starting {
+        began: Instant,
         deadline: Instant,
+        look_at: Option<Instant>,
     },
     /// It can fork. `since` marks this life of it.
     Ready {
@@ -93,6 +97,12 @@ pub enum Event {
 }
 
 impl Template {
+    /// It is being executed, and has so long to load.
+    pub fn starting(now: Instant, boot_timeout: Duration) -> Template {
+        let deadline = now + boot_timeout;
+        Template::Starting { began: now, deadline, look_at: next_look(now, now, deadline) }
+    }
+
     /// The word for log lines and `status`.
     pub fn word(&self) -> &'static str {
         match self {
@@ -110,7 +120,10 @@ impl Template {
 
     pub fn deadline(&self) -> Option<Instant> {
         match *self {
-            Template::Starting { deadline } | Template::Forking { deadline, .. } => Some(deadline),
+            Template::Starting { deadline, look_at, .. } => {
+                Some(look_at.map_or(deadline, |look_at| look_at.min(deadline)))
+            }
+            Template::Forking { deadline, .. } => Some(deadline),
             Template::Backoff { until } => Some(until),
             Template::Dumping { kill_at, .. } | Template::Stopping { kill_at } | Template::Lost { kill_at } => {
                 Some(kill_at)
@@ -205,8 +218,9 @@ impl Supervisor {
                 | T::Gone,
                 Event::Exited(exit),
             ) => self.on_template_exit(at, exit, now),
-            (T::Starting { deadline }, Event::ChannelLost) => {
-                self.change_template(at, T::Starting { deadline: deadline.min(now + EXIT_WITHIN) }, None);
+            (T::Starting { began, deadline, .. }, Event::ChannelLost) => {
+                let deadline = deadline.min(now + EXIT_WITHIN);
+                self.change_template(at, T::Starting { began, deadline, look_at: None }, None);
             }
             (T::Ready { .. } | T::Forking { .. } | T::Dumping { .. }, Event::ChannelLost) => {
                 self.change_template(at, T::Lost { kill_at: now + EXIT_WITHIN }, None);
@@ -287,12 +301,19 @@ impl Supervisor {
             return;
         }
         match generation.template.clone() {
+            Template::Starting { began, deadline, .. } if deadline > now => {
+                let after_s = now.saturating_duration_since(began).as_secs_f64();
+                self.note(Note::TemplateStillLoads { generation: id, after_s });
+                self.actions.push(Action::DumpTemplate { generation: id });
+                let look_at = next_look(began, now, deadline);
+                self.change_template(at, Template::Starting { began, deadline, look_at }, None);
+            }
             Template::Starting { .. } => {
                 let limit_s = generation.plan.boot_timeout.as_secs_f64();
                 self.kill_template(at, now);
                 self.note(Note::TemplateLate { generation: id, limit_s });
                 if proving {
-                    let reason = format!("not loaded within boot_timeout ({limit_s:.1}s)");
+                    let reason = format!("not loaded within boot_timeout ({limit_s:.1}s); its stacks are in the log");
                     self.refuse(id, Refusal::new(reason), now);
                 }
             }
@@ -308,8 +329,8 @@ impl Supervisor {
                 }
             }
             Template::Backoff { .. } => {
-                let deadline = now + generation.plan.boot_timeout;
-                self.change_template(at, Template::Starting { deadline }, None);
+                let starting = Template::starting(now, generation.plan.boot_timeout);
+                self.change_template(at, starting, None);
                 self.actions.push(Action::StartTemplate { generation: id });
             }
             Template::Stopping { .. } | Template::Lost { .. } => self.kill_template(at, now),

@@ -59,7 +59,7 @@ impl Supervisor {
             return;
         }
         let current = self.in_transaction().map(|generation| generation.id);
-        let template = Template::Starting { deadline: now + plan.boot_timeout };
+        let template = Template::starting(now, plan.boot_timeout);
         // It is there before the current one is abandoned: what both have bound stays open.
         self.generations.push(Generation {
             id,

@@ -5,6 +5,7 @@
 //! |---|---|---|---|
 //! | - | a slot is vacant | Starting | the template is told to fork; the deadline is set before the fork |
 //! | Starting | ready | Ready | where its generation serves it is told to serve at once |
+//! | Starting | boots for long | Starting | its stacks are asked for, and stand in the refusal |
 //! | Starting | failed, leaves | Exiting | the slot rests and gets another; refused while proving |
 //! | Starting | deadline | Killed | as above |
 //! | Ready | its turn | Opening | told to serve |
@@ -50,6 +51,8 @@ pub struct Worker {
     /// When the template was told to fork it.
     pub born: Instant,
     pub dump: Dump,
+    /// Its Python stacks when they were last asked for; empty where they never were.
+    pub stacks: String,
     /// Memory that it shares with nobody, as it said itself when it had booted.
     pub private_bytes: u64,
 }
@@ -57,7 +60,8 @@ pub struct Worker {
 #[derive(Clone, Debug, PartialEq)]
 pub enum State {
     /// The template was told to fork it; it boots. The deadline was set before the fork.
-    Starting { deadline: Instant },
+    /// A boot that takes long is looked at on the way.
+    Starting { deadline: Instant, look_at: Option<Instant> },
     /// Booted and paused: it waits to be told to serve.
     Ready,
     /// Told to serve; not yet heard that it accepts.
@@ -124,8 +128,10 @@ pub enum Event {
     },
     /// The answer to `Action::CheckStuck` where the stuck request has ended after all.
     Unstuck,
-    /// The answer to `Action::AskStacks`.
-    Stacks,
+    /// The answer to `Action::AskStacks` and `Action::LookAtBoot`, and what faulthandler has written.
+    Stacks {
+        text: String,
+    },
     /// Its channel is closed, or could not be made.
     ChannelLost,
     /// Reaped.
@@ -186,7 +192,8 @@ impl Worker {
 
     fn state_deadline(&self, max_lifetime: Option<Duration>) -> Option<Instant> {
         match self.state {
-            State::Starting { deadline } | State::Opening { deadline } | State::Draining { deadline } => Some(deadline),
+            State::Starting { deadline, look_at } => Some(look_at.map_or(deadline, |look_at| look_at.min(deadline))),
+            State::Opening { deadline } | State::Draining { deadline } => Some(deadline),
             State::Closing { heard_by, deadline } => Some(heard_by.min(deadline)),
             // Its stacks are waited for, since they are the reason why.
             State::Terminating { check_at, deadline, .. } => match self.dump {
@@ -291,11 +298,12 @@ impl Supervisor {
         }
         self.last_worker += 1;
         let id = WorkerId(self.last_worker);
-        let state = State::Starting { deadline: now + generation.plan.boot_timeout };
+        let deadline = now + generation.plan.boot_timeout;
+        let state = State::Starting { deadline, look_at: next_look(now, now, deadline) };
         let prove = !generation.slot_mut(slot).proved;
         let max_requests = max_requests(generation.plan.max_requests, generation.plan.max_requests_jitter, id);
-        let (pid, dump, private_bytes) = (None, Dump::None, 0);
-        generation.workers.push(Worker { id, slot, pid, state, since: now, born: now, dump, private_bytes });
+        let (pid, dump, stacks, private_bytes) = (None, Dump::None, String::new(), 0);
+        generation.workers.push(Worker { id, slot, pid, state, since: now, born: now, dump, stacks, private_bytes });
         let generation = generation.id;
         self.actions.push(Action::Spawn { generation, slot, worker: id, prove, max_requests });
         self.watch_forks(at, false, now);
@@ -347,11 +355,19 @@ impl Supervisor {
         }
         let name = self.generations[at].name(&worker);
         match worker.state {
+            State::Starting { deadline, .. } if deadline > now => {
+                let after_s = now.saturating_duration_since(worker.born).as_secs_f64();
+                self.note(Note::StillBoots { worker: name, after_s });
+                self.actions.push(Action::LookAtBoot { worker: id });
+                self.await_stacks(at, id, now);
+                let look_at = next_look(worker.born, now, deadline);
+                self.change(at, id, State::Starting { deadline, look_at }, now);
+            }
             State::Starting { .. } => {
                 let limit = boot_timeout.as_secs_f64();
                 self.kill(at, id, now);
                 let reason = format!("the worker was not ready within boot_timeout ({limit:.1}s)");
-                self.boot_failed(at, name, Refusal::new(reason), now);
+                self.boot_failed(at, name, Refusal { details: worker.stacks, ..Refusal::new(reason) }, now);
             }
             State::Opening { .. } => {
                 self.note(Note::DidNotServe { worker: name });
@@ -385,6 +401,19 @@ impl Supervisor {
     }
 }
 
+/// A boot that takes longer than this may hang: who started it wants to know where.
+const LOOK_AFTER: Duration = Duration::from_secs(10);
+
+/// Before a boot is given up it is looked at again, early enough for an answer and for faulthandler after it.
+const LAST_LOOK_BEFORE: Duration = Duration::from_secs(2);
+
+/// When a boot is looked at next: after a while, and shortly before its end.
+pub(super) fn next_look(born: Instant, now: Instant, deadline: Instant) -> Option<Instant> {
+    let limit = deadline.saturating_duration_since(born);
+    let last = deadline - LAST_LOOK_BEFORE.min(limit / 2);
+    [born + LOOK_AFTER, last].into_iter().filter(|look| *look > now && *look <= last).min()
+}
+
 /// `max_requests` with its jitter, spread evenly by the worker's number, so that workers that started together do
 /// not end together.
 fn max_requests(max: u64, jitter: u64, worker: WorkerId) -> Option<u64> {
@@ -400,6 +429,22 @@ fn max_requests(max: u64, jitter: u64, worker: WorkerId) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_boot_is_looked_at_on_the_way_and_before_its_end() {
+        let born = Instant::now();
+        let looks = |limit: u64| {
+            let deadline = born + Duration::from_secs(limit);
+            let first = next_look(born, born, deadline);
+            let second = first.and_then(|now| next_look(born, now, deadline));
+            let third = second.and_then(|now| next_look(born, now, deadline));
+            [first, second, third].map(|look| look.map(|look| look.duration_since(born).as_millis()))
+        };
+        assert_eq!(looks(60), [Some(10_000), Some(58_000), None]);
+        assert_eq!(looks(12), [Some(10_000), None, None]);
+        assert_eq!(looks(11), [Some(9_000), None, None]);
+        assert_eq!(looks(2), [Some(1_000), None, None]);
+    }
 
     #[test]
     fn workers_that_started_together_do_not_end_together() {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use forkmaster_wire::channel::{Channel, Received, Sender};
 use forkmaster_wire::message::{
-    Failure, FromTemplate, FromWorker, GenerationId, SlotIndex, Spawn, ToTemplate, WorkerId,
+    Failure, FromTemplate, FromWorker, GenerationId, SlotIndex, Spawn, ToTemplate, ToWorker, WorkerId,
 };
 use nix::fcntl::OFlag;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -19,12 +19,16 @@ use crate::config::settings::Settings;
 use crate::config::{self, Source};
 use crate::exit_code::ExitCode;
 use crate::library::Library;
+use crate::service::not_started::NotStarted;
 use crate::service::processes::GenerationProcesses;
 use crate::service::python;
 use crate::verbs::output;
 
 /// Killed processes are gone within this, unless the kernel itself hangs.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
+
+/// A worker that hangs is asked where, so long before the end.
+const STACKS_WITHIN: Duration = Duration::from_secs(1);
 
 const GENERATION: GenerationId = GenerationId(0);
 const WORKER: WorkerId = WorkerId(1);
@@ -33,8 +37,19 @@ const WORKER: WorkerId = WorkerId(1);
 enum Refused {
     Failure(Failure),
     Died(&'static str),
-    TooLate(Duration),
+    /// With the worker's Python stacks, if it said them.
+    TooLate {
+        limit: Duration,
+        stacks: String,
+    },
     System(io::Error),
+    NotStarted(NotStarted),
+}
+
+impl From<NotStarted> for Refused {
+    fn from(not_started: NotStarted) -> Self {
+        Refused::NotStarted(not_started)
+    }
 }
 
 impl From<io::Error> for Refused {
@@ -92,11 +107,15 @@ fn tell(proved: Result<String, Refused>, began: Instant) -> ExitCode {
         Err(Refused::Died(what)) => {
             output::complain(format_args!("the application does not boot: {what} died without a word"));
         }
-        Err(Refused::TooLate(limit)) => {
+        Err(Refused::TooLate { limit, stacks }) => {
             let limit = limit.as_secs_f64();
             output::complain(format_args!(
                 "the application does not boot: not ready within boot_timeout ({limit:.1}s)"
             ));
+            output::quote(&stacks);
+        }
+        Err(Refused::NotStarted(not_started)) => {
+            output::complain(format_args!("the application does not boot: {not_started}"));
         }
         Err(Refused::System(error)) => output::complain(format_args!("the check itself failed: {error}")),
     }
@@ -126,8 +145,10 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
     children.claim(Who::Template(GENERATION), Proof::OwnChild { pid: template }).map_err(not_believed)?;
     drop(theirs);
     let mut python = String::new();
+    let too_late = |stacks| Refused::TooLate { limit: settings.server.boot_timeout, stacks };
     loop {
-        match next(&ours, deadline, settings)?.map(|(message, _)| message) {
+        let Next::Message(message, _) = next(&ours, deadline)? else { return Err(too_late(String::new())) };
+        match message {
             None => return Err(Refused::Died("the interpreter")),
             Some(FromTemplate::Hello(hello)) => python = hello.version,
             Some(FromTemplate::Loaded(_)) => break,
@@ -149,9 +170,18 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
     };
     ours.send(&ToTemplate::Spawn(spawn), &[theirs.as_fd(), processes.board.as_fd(), stacks_write.as_fd()])?;
     drop(theirs);
+    // Early enough for an answer.
+    let mut look_at = Some(deadline - STACKS_WITHIN.min(settings.server.boot_timeout / 2));
+    let mut stacks = String::new();
     loop {
-        let Some((message, sender)) = next(&ours_worker, deadline, settings)? else {
-            return Err(Refused::Died("the worker"));
+        let (message, sender) = match next(&ours_worker, look_at.unwrap_or(deadline))? {
+            Next::Message(Some(message), sender) => (message, sender),
+            Next::Message(None, _) => return Err(Refused::Died("the worker")),
+            Next::Late if look_at.take().is_some() => {
+                ours_worker.send(&ToWorker::Stacks { id: 1 }, &[])?;
+                continue;
+            }
+            Next::Late => return Err(too_late(stacks)),
         };
         match message {
             FromWorker::Hello { .. } => {
@@ -162,11 +192,8 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
             FromWorker::Ready { .. } => return Ok(python),
             FromWorker::Failed(failure) => return Err(Refused::Failure(failure)),
             FromWorker::Leaving { .. } => return Err(Refused::Died("the worker")),
-            FromWorker::Drained { .. }
-            | FromWorker::Serving
-            | FromWorker::Draining
-            | FromWorker::RequestsServed
-            | FromWorker::Stacks { .. } => {}
+            FromWorker::Drained { .. } | FromWorker::Serving | FromWorker::Draining | FromWorker::RequestsServed => {}
+            FromWorker::Stacks { text, .. } => stacks = text,
         }
     }
 }
@@ -175,16 +202,18 @@ fn not_believed(claim: FalseClaim) -> Refused {
     Refused::System(io::Error::other(claim.to_string()))
 }
 
-/// The next message and who sent it; None at end-of-file.
-fn next<M: serde::de::DeserializeOwned>(
-    channel: &Channel,
-    deadline: Instant,
-    settings: &Settings,
-) -> Result<Option<(M, Option<Sender>)>, Refused> {
+enum Next<M> {
+    /// And who sent it; None at end-of-file.
+    Message(Option<M>, Option<Sender>),
+    /// Nothing came until the deadline.
+    Late,
+}
+
+fn next<M: serde::de::DeserializeOwned>(channel: &Channel, deadline: Instant) -> Result<Next<M>, Refused> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(Refused::TooLate(settings.server.boot_timeout));
+            return Ok(Next::Late);
         }
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         match poll(&mut [PollFd::new(channel.as_fd(), PollFlags::POLLIN)], timeout) {
@@ -192,9 +221,9 @@ fn next<M: serde::de::DeserializeOwned>(
             Err(error) => return Err(io::Error::from(error).into()),
         }
         match channel.receive_from(false)? {
-            (Received::Message(message, _), sender) => return Ok(Some((message, sender))),
+            (Received::Message(message, _), sender) => return Ok(Next::Message(Some(message), sender)),
             (Received::Empty, _) => {}
-            (Received::Eof, _) => return Ok(None),
+            (Received::Eof, _) => return Ok(Next::Message(None, None)),
         }
     }
 }

@@ -28,6 +28,7 @@ pub enum Command {
     Check { source: Source, boot: bool },
     ConfigShow(Source),
     ConfigReference,
+    ConfigInit(ConfigFile),
     Status { client: Client, json: bool },
     List { json: bool },
     Health { client: Client, probe: HealthProbe },
@@ -98,6 +99,11 @@ pub fn parse(
             Ok(Command::Check { source: place.source(run)?, boot })
         }
         Verb::Config { verb: ConfigVerb::Reference } => Ok(Command::ConfigReference),
+        Verb::Config { verb: ConfigVerb::Init } => {
+            place.client_options_unused()?;
+            let path = place.config.clone().unwrap_or_else(|| PathBuf::from(FILE_DEFAULT));
+            Ok(Command::ConfigInit(place.file(&path)))
+        }
         Verb::Config { verb: ConfigVerb::Show(options) } => {
             place.client_options_unused()?;
             place.source(*options).map(Command::ConfigShow)
@@ -245,6 +251,8 @@ enum ConfigVerb {
     Show(Box<RunOptions>),
     /// Print what can be set, as Markdown
     Reference,
+    /// Write a commented ./app.toml, or the file of -c, for the application beside it
+    Init,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -286,7 +294,13 @@ impl Place<'_> {
         let file = match (&self.config, &options.module) {
             (Some(path), _) => Some(self.file(path)),
             (None, Some(_)) => None,
-            (None, None) => Some(self.file_default().ok_or_else(nothing_to_serve)?),
+            (None, None) => match (self.file_default(), options.release.as_deref()) {
+                (Some(file), _) => Some(file),
+                (None, release) => {
+                    let directory = self.context.absolute(Path::new(release.unwrap_or(".")));
+                    config::discovery::find(&directory).map(|_found| None).ok_or_else(nothing_to_serve)?
+                }
+            },
         };
         let absolute = |path: Option<String>| {
             path.map(|path| self.context.absolute(Path::new(&path)).to_string_lossy().into_owned())
@@ -358,9 +372,10 @@ fn exit_codes() -> String {
 }
 
 fn nothing_to_serve() -> clap::Error {
-    let text = "nothing to serve: there is no ./app.toml\n\
-                forkmaster shop.wsgi      serves the module shop.wsgi of this directory\n\
-                forkmaster -c FILE        serves what a configuration file says";
+    let text =
+        "nothing to serve: there is no ./app.toml, and no application in wsgi.py, app.py, main.py or manage.py\n\
+                forkmaster shop.wsgi:app  serves `app` of the module shop.wsgi of this directory\n\
+                forkmaster -c FILE        serves what a configuration file says; `forkmaster config init` writes one";
     error(ErrorKind::MissingRequiredArgument, text.to_owned())
 }
 
@@ -492,7 +507,7 @@ mod tests {
             ("start", "forkmaster -c app.toml"),
             ("up", "forkmaster -c app.toml"),
             ("logs", "[log] error"),
-            ("init", "config show"),
+            ("init", "forkmaster config init"),
             ("lst", "did you mean `list`?"),
             ("status --socket @forkmaster/0/shop", "forkmaster list"),
             ("-t status", "after the verb"),

@@ -6,6 +6,7 @@ pub mod check;
 pub mod client;
 pub mod command_line;
 pub mod find;
+pub mod init;
 pub mod list;
 pub mod output;
 pub mod show;

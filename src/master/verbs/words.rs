@@ -55,7 +55,7 @@ const VERBS_OF_OTHERS: [(&str, &str); 8] = [
     ("down", "`forkmaster stop` stops the service"),
     ("logs", "the log goes to stderr, or where `[log] error` says; `forkmaster config show` tells"),
     ("tail", "the log goes to stderr, or where `[log] error` says; `forkmaster config show` tells"),
-    ("init", "a file needs only `[app] module`; `forkmaster config show` prints all settings with their values"),
+    ("init", "`forkmaster config init` writes a commented app.toml for the application of this directory"),
 ];
 
 /// What Gunicorn, uWSGI and others call an option is answered with what it is here, not with what looks similar.

@@ -25,12 +25,15 @@ fn layers_in_their_order() {
     deploy.set("FORKMASTER_APP__PRELOAD", "true");
     deploy.set("FORKMASTER_NAME", "shop");
     deploy.set("FORKMASTER_SERVER__THREADS", "");
+    // A service of Kubernetes that has our name says nothing to us.
     deploy.set("FORKMASTER_PORT", "tcp://10.0.0.1:80");
+    deploy.set("FORKMASTER_PORT_80_TCP_PROTO", "tcp");
+    deploy.set("FORKMASTER_SERVICE_HOST", "10.0.0.1");
     deploy.set("FORKMASTER_WORKERS", "9");
     let loaded = deploy.read(&text).unwrap();
     assert_eq!((loaded.settings.server.workers, loaded.settings.server.bind.len()), (5, 2));
     assert!(loaded.settings.app.preload && loaded.settings.name == "shop");
-    let ignored = "ignored, since no setting is called so: FORKMASTER_PORT, FORKMASTER_WORKERS (did you mean \
+    let ignored = "ignored, since no setting is called so: FORKMASTER_WORKERS (did you mean \
                    FORKMASTER_SERVER__WORKERS?)";
     assert_eq!(loaded.warnings, [ignored]);
     deploy.overrides.workers = Some("6".to_owned());

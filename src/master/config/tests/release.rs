@@ -3,6 +3,45 @@
 use super::*;
 
 #[test]
+fn what_init_writes_is_good_also_with_every_line_in_use() {
+    let deploy = Deploy::new();
+    std::fs::write(deploy.path("releases/1/app.py"), "app = 1\n").unwrap();
+    let found = discovery::find(&deploy.path("releases/1"));
+    let text = starter::text(found.as_ref());
+    assert!(text.contains("# The application; found in app.py.\nmodule = \"app:app\"\n"), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
+    assert_eq!(deploy.read(&text).unwrap().settings.server.workers, 1);
+    // A setting is the last line of its paragraph.
+    let lines: Vec<&str> = text.lines().collect();
+    let next = lines.iter().skip(1).chain(&[""]);
+    let in_use =
+        lines.iter().zip(next).map(|(line, next)| if next.is_empty() { line.trim_start_matches("# ") } else { line });
+    let in_use: Vec<&str> = in_use.skip_while(|line| !line.is_empty()).collect();
+    let loaded = deploy.read(&in_use.join("\n")).unwrap();
+    assert_eq!((loaded.settings.server.workers, loaded.settings.server.threads), (3, 4));
+    // Without an application it is good as well, and says what to change.
+    assert!(starter::text(None).contains("None was found here"));
+    deploy.read(&starter::text(None)).unwrap();
+}
+
+#[test]
+fn an_application_that_nobody_named_is_found_in_the_release() {
+    let deploy = Deploy::new();
+    assert_eq!(deploy.refused("")[0].split(": missing").next(), Some("app.toml: [app] module"));
+    std::fs::write(deploy.path("releases/1/wsgi.py"), "from shop import app as application\n").unwrap();
+    let loaded = deploy.read("[server]\nworkers = 2\n").unwrap();
+    assert_eq!(loaded.settings.app.application.attributes, ["application"]);
+    let shown = loaded.show();
+    let line = shown.lines().find(|line| line.starts_with("module")).unwrap().to_owned();
+    assert_eq!(
+        line.split_whitespace().collect::<Vec<_>>().join(" "),
+        "module = \"wsgi:application\" # found in wsgi.py"
+    );
+    // What is written counts, also where it is wrong.
+    assert!(deploy.refused("[app]\nmodule = \"shop:\"\n")[0].contains("[app] module"));
+}
+
+#[test]
 fn a_venv_that_was_configured_is_never_replaced_by_another_python() {
     let mut deploy = Deploy::new();
     let refused = deploy.refused("[app]\nmodule = \"a\"\nvenv = \"gone\"\n");

@@ -476,7 +476,9 @@ impl World {
                 self.notes.push(note);
             }
             Action::Exit { code } => self.exit = Some(code),
-            Action::AskStacks { worker, .. } => self.soon(worker, WorkerEvent::Stacks),
+            Action::AskStacks { worker } | Action::LookAtBoot { worker } => {
+                self.soon(worker, WorkerEvent::Stacks { text: format!("stacks of {worker}") })
+            }
             Action::Commit { generation, close } | Action::Abandon { generation, close } => {
                 self.closed.push((generation, close));
             }
