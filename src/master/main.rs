@@ -48,7 +48,8 @@ fn main() {
         Command::List { json } => list::list(json),
         Command::Status { client, json } => client::status(&client, &context, json),
         Command::Health { client, probe } => client::health(&client, &context, probe),
-        Command::Reload { client, waiting } => client::reload(&client, &context, waiting),
+        Command::Reload { client, force, waiting } => client::reload(&client, &context, force, waiting),
+        Command::Rollback { client, to, waiting } => client::rollback(&client, &context, to, waiting),
         Command::WaitReady { client, timeout } => client::wait_ready(&client, &context, timeout),
         Command::Stop { client, now, waiting } => client::stop(&client, &context, now, waiting),
     };

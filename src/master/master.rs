@@ -21,7 +21,7 @@ use crate::service::{room, EventQueue, Service};
 use crate::shared::Shared;
 use crate::signals::Signals;
 use crate::sources::{Source, CHORES, CONTROL, SIGNALS};
-use crate::supervisor::asks::{Ask, AskId};
+use crate::supervisor::asks::{Ask, AskId, Deploy};
 use crate::supervisor::template::Event as TemplateEvent;
 use crate::supervisor::worker::{Event as WorkerEvent, Exit};
 use crate::supervisor::{Action, Event};
@@ -177,7 +177,10 @@ impl Master {
             self.tell(Event::Ask { asker: None, ask: Ask::Scale { by: taken.scale } });
         }
         if taken.reload {
-            self.tell(Event::Ask { asker: None, ask: Ask::Reload { wait: false } });
+            self.tell(Event::Ask {
+                asker: None,
+                ask: Ask::Reload { deploy: Deploy::OnDisk { force: false }, wait: false },
+            });
         }
         for _ in 0..taken.terms {
             self.tell(Event::Ask { asker: None, ask: Ask::Stop });
@@ -258,7 +261,10 @@ impl Master {
                 let snapshot = self.service.snapshot(&self.shared);
                 self.answer(client, Reply::Status(Box::new(snapshot)));
             }
-            Request::Reload { wait } => self.ask(client, Ask::Reload { wait }),
+            Request::Reload { wait, force } => {
+                self.ask(client, Ask::Reload { deploy: Deploy::OnDisk { force }, wait });
+            }
+            Request::Rollback { wait, to } => self.ask(client, Ask::Reload { deploy: Deploy::Back { to }, wait }),
             Request::WaitReady => self.ask(client, Ask::Ready),
             Request::Scale { by } => self.ask(client, Ask::Scale { by }),
             Request::Stop { now } => self.ask(client, if now { Ask::StopNow } else { Ask::Stop }),
@@ -311,8 +317,8 @@ impl Master {
     fn carry_out(&mut self, action: Action) -> Option<Event> {
         let (service, shared) = (&mut self.service, &mut self.shared);
         match action {
-            Action::Configure { asker } => {
-                service.configure(asker, shared);
+            Action::Configure { asker, deploy } => {
+                service.configure(asker, deploy, shared);
                 self.tell_manager();
             }
             Action::StartTemplate { generation } => {

@@ -45,6 +45,7 @@ mod refused;
 // A reload loses nothing.
 mod reload;
 // How new workers take over, and what is left over of the old ones.
+mod rollback;
 mod rolling;
 // Frameworks, clients and threads.
 mod serving;

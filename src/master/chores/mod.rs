@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use forkmaster_wire::message::GenerationId;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
+use crate::config::again::{self, Barred};
 use crate::config::change::Fixed;
 use crate::config::problem::Problems;
 use crate::config::process_context::ProcessContext;
@@ -32,6 +33,8 @@ pub const OPEN_WITHIN: Duration = Duration::from_secs(10);
 /// Everything that the loop has done by a thread.
 pub enum Chore {
     ReadConfiguration(Box<Reading>),
+    /// Whether what an earlier generation was made of is still there.
+    FindAgain(Box<Result<Loaded, Problems>>),
     /// Those of a new generation.
     OpenLogs {
         error: Named<LogTarget>,
@@ -51,6 +54,8 @@ pub struct Reading {
     pub source: Source,
     pub context: ProcessContext,
     pub fixed: Option<Fixed>,
+    /// A release that it must not lead to.
+    pub barred: Option<Barred>,
 }
 
 pub enum Done {
@@ -78,6 +83,7 @@ impl Chores {
     pub fn give(&mut self, chore: Chore, now: Instant) -> ChoreId {
         let (what, within) = match &chore {
             Chore::ReadConfiguration(_) => ("reading the configuration", CONFIGURATION_WITHIN),
+            Chore::FindAgain(_) => ("looking for the earlier release", CONFIGURATION_WITHIN),
             Chore::OpenLogs { .. } => ("opening the logs", OPEN_WITHIN),
             Chore::ReopenLogs { .. } => ("opening the logs again", OPEN_WITHIN),
             Chore::Remove(_) => ("removing new logs", OPEN_WITHIN),
@@ -87,7 +93,9 @@ impl Chores {
                 self.removals.add(made);
                 Chore::Remove(Vec::new())
             }
-            Chore::ReadConfiguration(_) | Chore::OpenLogs { .. } | Chore::ReopenLogs { .. } => chore,
+            Chore::ReadConfiguration(_) | Chore::FindAgain(_) | Chore::OpenLogs { .. } | Chore::ReopenLogs { .. } => {
+                chore
+            }
         };
         let removals = self.removals.clone();
         self.pool.give(what, within, now, move || chore.carry_out(&removals))
@@ -114,9 +122,12 @@ impl Chore {
     fn carry_out(self, removals: &Removals) -> Done {
         match self {
             Chore::ReadConfiguration(reading) => {
-                let Reading { source, context, fixed } = *reading;
-                Done::Configuration(Box::new(config::read(&source, &context, fixed.as_ref())))
+                let Reading { source, context, fixed, barred } = *reading;
+                let read = config::read(&source, &context, fixed.as_ref());
+                let allowed = |loaded| again::check_barred(loaded, barred.as_ref());
+                Done::Configuration(Box::new(read.and_then(allowed)))
             }
+            Chore::FindAgain(found) => Done::Configuration(Box::new(found.and_then(again::still_there))),
             Chore::OpenLogs { error, access } => {
                 removals.carry_out();
                 Done::Logs(logs::open(&error, access.as_ref()))

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 mod access_format;
 mod address;
+pub mod again;
 mod callable;
 pub mod change;
 mod control_places;

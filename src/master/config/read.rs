@@ -298,7 +298,7 @@ impl Resolver<'_> {
             let reason = "max_unavailable is 0 too, so no worker could ever be replaced; set one of them to 1";
             self.refuse(("reload", "max_surge"), reason);
         }
-        // It keeps the previous release's template for `rollback`, and comes with that verb.
+        // It keeps the previous release's template, so that a rollback needs no import.
         let none = |value: &Value| match string(value)? {
             "0s" => Ok(()),
             _ => Err(format!("anything but \"0s\" {LATER}; write \"0s\" or remove the line")),

@@ -53,7 +53,7 @@ impl Resolver<'_> {
     pub fn app(&mut self, identity: Option<&Identity>) -> App {
         let parse = |value: &Value| string(value).and_then(parse_application);
         let application = self.optional("app", "module", parse, |application| quoted(&show_application(application)));
-        let release = self.release();
+        let (release_named, release) = self.release().unzip();
         let application = match self.height(("app", "module")) {
             Some(_) => application,
             None => self.application_found(release.as_deref()),
@@ -84,13 +84,25 @@ impl Resolver<'_> {
             }
         }
         let release = base;
+        let release_named = release_named.unwrap_or_else(|| release.clone());
         let environment = self.complete(environment, &release, interpreter.as_ref(), identity);
         // Placeholders are only ever seen beside a problem, which keeps them from being returned.
         let application =
             application.unwrap_or(Application { module: String::new(), attributes: Vec::new(), call: None });
         let interpreter =
             interpreter.unwrap_or(Interpreter { executable: PathBuf::new(), venv: None, chosen_by: "default" });
-        App { application, release, interpreter, preload, pythonpath, imports, probe, warmup, environment }
+        App {
+            application,
+            release,
+            release_named,
+            interpreter,
+            preload,
+            pythonpath,
+            imports,
+            probe,
+            warmup,
+            environment,
+        }
     }
 
     /// Where none is set.
@@ -106,11 +118,15 @@ impl Resolver<'_> {
         Some(application)
     }
 
-    fn release(&mut self) -> Option<PathBuf> {
+    /// As written, and its real directory.
+    fn release(&mut self) -> Option<(PathBuf, PathBuf)> {
         let key = ("app", "release");
-        let (path, value, origin) = match self.entry(key) {
+        let (named, path, value, origin) = match self.entry(key) {
             Some(Entry { value, origin }) => match string(&value) {
-                Ok(text) => (absolute(&self.place.real, Path::new(text)), value, origin),
+                Ok(text) => {
+                    let text = Path::new(text);
+                    (absolute(&self.place.named, text), absolute(&self.place.real, text), value, origin)
+                }
                 Err(reason) => {
                     self.problem(key, &value, &origin, &reason);
                     return None;
@@ -118,13 +134,13 @@ impl Resolver<'_> {
             },
             None => {
                 let value = Value::Text(self.place.real.to_string_lossy().into_owned());
-                (self.place.real.clone(), value, Origin::Default)
+                (self.place.named.clone(), self.place.real.clone(), value, Origin::Default)
             }
         };
         match interpreter::real_directory(&path, "directory") {
             Ok(real) => {
                 self.note(key, quoted_path(&real), origin);
-                Some(real)
+                Some((named, real))
             }
             Err(reason) => {
                 self.problem(key, &value, &origin, &reason);

@@ -28,6 +28,8 @@ pub struct App {
     pub application: Application,
     /// The real directory: no symlink is left in it.
     pub release: PathBuf,
+    /// As it was written, made absolute: often a symlink, which deploys change.
+    pub release_named: PathBuf,
     pub interpreter: Interpreter,
     pub preload: bool,
     /// Absolute.

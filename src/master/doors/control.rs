@@ -279,7 +279,7 @@ mod tests {
         let (mut client, id) = door.connect();
         client.write_all(b"{\"command\":\"reload\",\"wait\":true}\n").unwrap();
         door.ready(id);
-        assert_eq!(door.control.next_request(id), Some(Ok(Request::Reload { wait: true })));
+        assert_eq!(door.control.next_request(id), Some(Ok(Request::Reload { wait: true, force: false })));
         assert_eq!(door.control.next_request(id), None);
         door.answer(id);
         let mut answer = String::new();

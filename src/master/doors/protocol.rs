@@ -21,6 +21,16 @@ pub enum Request {
     Reload {
         #[serde(default = "yes")]
         wait: bool,
+        /// Also what was rolled back from.
+        #[serde(default)]
+        force: bool,
+    },
+    /// A new generation as an earlier one was, the one before this one where none is named; answered like a reload.
+    Rollback {
+        #[serde(default = "yes")]
+        wait: bool,
+        #[serde(default)]
+        to: Option<GenerationId>,
     },
     /// Answered when a worker serves.
     WaitReady,
@@ -40,7 +50,7 @@ fn yes() -> bool {
 }
 
 /// The words that `command` may be.
-const COMMANDS: [&str; 5] = ["status", "reload", "wait_ready", "scale", "stop"];
+const COMMANDS: [&str; 6] = ["status", "reload", "rollback", "wait_ready", "scale", "stop"];
 
 /// What a master answers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -178,7 +188,8 @@ mod tests {
     fn a_request_is_read_back() {
         let requests = [
             Request::Status,
-            Request::Reload { wait: false },
+            Request::Reload { wait: false, force: true },
+            Request::Rollback { wait: true, to: Some(GenerationId(41)) },
             Request::WaitReady,
             Request::Scale { by: -1 },
             Request::Stop { now: true },
@@ -195,13 +206,14 @@ mod tests {
     fn requests_of_older_and_newer_clients_are_understood() {
         let cases = [
             // 0.1.0 before the version travelled.
-            (r#"{"command":"reload","wait":true}"#, Request::Reload { wait: true }),
+            (r#"{"command":"reload","wait":true}"#, Request::Reload { wait: true, force: false }),
             (r#"{"command":"status"}"#, Request::Status),
-            (r#"{"v":1,"command":"reload","wait":false}"#, Request::Reload { wait: false }),
+            (r#"{"v":1,"command":"reload","wait":false}"#, Request::Reload { wait: false, force: false }),
+            (r#"{"v":1,"command":"rollback"}"#, Request::Rollback { wait: true, to: None }),
             (r#"{"v":1,"command":"wait_ready"}"#, Request::WaitReady),
             // Later ones: a field more, or one that has become optional.
             (r#"{"v":1,"command":"status","requests":true}"#, Request::Status),
-            (r#"{"v":1,"command":"reload","canary":{"workers":1}}"#, Request::Reload { wait: true }),
+            (r#"{"v":1,"command":"reload","canary":{"workers":1}}"#, Request::Reload { wait: true, force: false }),
             (r#"{"v":1,"command":"stop","who":"deploy"}"#, Request::Stop { now: false }),
         ];
         for (line, request) in cases {

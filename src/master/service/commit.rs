@@ -4,6 +4,7 @@
 use forkmaster_wire::message::{GenerationId, ListenerId};
 
 use super::Service;
+use crate::config::Loaded;
 use crate::shared::Shared;
 
 impl Service {
@@ -17,7 +18,9 @@ impl Service {
             shared.log.turn_to(error_log);
         }
         shared.log.set_level(processes.settings.log.level);
-        self.written = Some(processes.written.clone());
+        let (settings, effective) = (processes.settings.clone(), processes.written.clone());
+        let loaded = Loaded { settings, warnings: Vec::new(), effective };
+        self.earlier.committed(generation, loaded, processes.back);
         let took = shared.clock.now().saturating_duration_since(processes.began).as_millis();
         log::info!("generation gen={generation} committed after={took}ms");
         if handed_out {

@@ -4,6 +4,7 @@
 pub mod commit;
 pub mod deaths;
 pub mod dumps;
+mod earlier;
 pub mod heirs;
 pub mod inbox;
 mod made_logs;
@@ -26,10 +27,11 @@ use std::time::Instant;
 use forkmaster_wire::message::{GenerationId, WorkerId};
 
 use crate::config::change::Fixed;
-use crate::config::{Effective, Source as ConfigSource};
+use crate::config::Source as ConfigSource;
 use crate::facts::outcome::Reload;
 use crate::supervisor::{Event, Supervisor};
 
+use earlier::Earlier;
 use oom::OomKills;
 use preparing::{Preparing, Reopening};
 use processes::{GenerationProcesses, WorkerProcess};
@@ -49,9 +51,8 @@ pub struct Service {
     pub last_reload: Option<Reload>,
     /// What a reload cannot change; None until the first start.
     pub fixed: Option<Fixed>,
-    /// The settings of the generation that serves as written, for what the next one changes.
-    pub written: Option<Vec<Effective>>,
     pub totals: Totals,
+    earlier: Earlier,
     preparing: Preparing,
     reopening: Reopening,
     oom: OomKills,
@@ -72,8 +73,8 @@ impl Service {
             reloads: 0,
             last_reload: None,
             fixed: None,
-            written: None,
             totals: Totals::default(),
+            earlier: Earlier::default(),
             preparing: Preparing::default(),
             reopening: Reopening::default(),
             oom: OomKills::watch(),

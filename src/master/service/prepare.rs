@@ -32,7 +32,7 @@ impl Service {
         let mut in_place = false;
         if let Some(predecessor) = predecessor {
             let (app, before) = (&settings.app, &predecessor.settings.app);
-            in_place = app.release == before.release && app.interpreter.venv == before.interpreter.venv;
+            in_place = config::again::in_place(app, before);
         }
         let server = &settings.server;
         let listeners = match shared.listeners.bind(&server.bind) {
@@ -50,10 +50,13 @@ impl Service {
             app.release.display(),
             app.interpreter.executable.display()
         );
+        if let Some(back) = self.preparing.back() {
+            log::info!("generation gen={generation} is made as gen={back} was");
+        }
         if in_place && !app.preload {
             log::info!("generation gen={generation} in place: code on disk is not pinned; preload = true pins it");
         }
-        if let Some(before) = &self.written {
+        if let Some(before) = self.earlier.written() {
             let changes = config::change::diff(before, &loaded.effective);
             let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
             if !changes.is_empty() {
@@ -74,6 +77,7 @@ impl Service {
             }
         };
         (processes.error_log, processes.access) = (logs.error, logs.access);
+        processes.back = self.preparing.back();
         let plan = processes.plan();
         self.generations.insert(generation, processes);
         if mutant::is(Mutant::KillOldFirst) {

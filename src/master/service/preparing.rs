@@ -1,7 +1,9 @@
-//! The course of a reload before it has a generation: the configuration is read, then the logs are opened, both by
-//! chores, while the loop goes on. A HUP that comes meanwhile asks for one more round after this one, since the files
-//! may have changed behind the reader. A late chore refuses the reload with the name of what hung.
+//! The course of a reload before it has a generation: the configuration is read, or for a rollback the earlier release is
+//! looked for; then the logs are opened. Chores do all this while the loop goes on. A HUP that comes meanwhile asks for one
+//! more round after this one, since the files may have changed behind the reader. A late chore refuses the reload with the
+//! name of what hung.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use forkmaster_wire::message::GenerationId;
@@ -9,6 +11,7 @@ use forkmaster_wire::message::GenerationId;
 use super::prepare::refusal;
 use super::Service;
 use crate::chores::{Chore, ChoreId, Done, NotDone, Reading, Reopened};
+use crate::config::problem::Problems;
 use crate::config::settings::LogTarget;
 use crate::config::Loaded;
 use crate::exit_code::ExitCode;
@@ -16,7 +19,7 @@ use crate::facts::outcome::Refusal;
 use crate::files::Made;
 use crate::logs::{self, Opened};
 use crate::shared::Shared;
-use crate::supervisor::asks::AskId;
+use crate::supervisor::asks::{AskId, Deploy};
 use crate::supervisor::generation::Plan;
 use crate::supervisor::Event;
 
@@ -27,10 +30,18 @@ pub struct Preparing {
     chore: Option<ChoreId>,
     /// Those whom the present round answers. A signal asks as well, and waits for nothing.
     askers: Vec<AskId>,
-    /// Those who asked since it began; None: nobody did.
-    next: Option<Vec<AskId>>,
+    /// The earlier generation that the present round goes back to.
+    back: Option<GenerationId>,
+    /// What was asked for since it began.
+    next: VecDeque<Round>,
     /// Files that are to be removed, unless the logs that are being opened are the same ones.
     pub held_back: Vec<Made>,
+}
+
+/// What one generation is made of, for all who asked for the same in a row.
+struct Round {
+    deploy: Deploy,
+    askers: Vec<AskId>,
 }
 
 #[derive(Default)]
@@ -50,6 +61,11 @@ impl Preparing {
     pub fn opens_logs(&self) -> bool {
         matches!(self.step, Step::OpeningLogs { .. })
     }
+
+    /// The earlier generation that the present round goes back to.
+    pub fn back(&self) -> Option<GenerationId> {
+        self.back
+    }
 }
 
 /// The reopening of all logs at USR1.
@@ -64,12 +80,15 @@ pub struct Reopening {
 }
 
 impl Service {
-    /// A reload is wanted.
-    pub fn configure(&mut self, asker: Option<AskId>, shared: &mut Shared) {
+    /// A new generation is wanted.
+    pub fn configure(&mut self, asker: Option<AskId>, deploy: Deploy, shared: &mut Shared) {
         self.reloads += 1;
-        self.preparing.next.get_or_insert_default().extend(asker);
+        match self.preparing.next.back_mut() {
+            Some(round) if round.deploy == deploy => round.askers.extend(asker),
+            Some(_) | None => self.preparing.next.push_back(Round { deploy, askers: asker.into_iter().collect() }),
+        }
         if matches!(self.preparing.step, Step::Idle) {
-            self.read_configuration(shared);
+            self.begin_round(shared);
         }
     }
 
@@ -129,14 +148,25 @@ impl Service {
         }
     }
 
-    /// Begins a round for all who have asked until now.
-    fn read_configuration(&mut self, shared: &mut Shared) {
-        let Some(askers) = self.preparing.next.take() else { return };
+    /// Begins the next round, if somebody has asked for one.
+    fn begin_round(&mut self, shared: &mut Shared) {
+        let Some(Round { deploy, askers }) = self.preparing.next.pop_front() else { return };
         let began = shared.clock.now();
-        let reading =
-            Reading { source: self.source.clone(), context: shared.context.clone(), fixed: self.fixed.clone() };
-        let chore = shared.chores.give(Chore::ReadConfiguration(Box::new(reading)), began);
-        self.preparing.chore = Some(chore);
+        self.preparing.back = None;
+        let chore = match deploy {
+            Deploy::OnDisk { force } => Chore::ReadConfiguration(Box::new(Reading {
+                source: self.source.clone(),
+                context: shared.context.clone(),
+                fixed: self.fixed.clone(),
+                barred: self.earlier.barred().filter(|_| !force).cloned(),
+            })),
+            Deploy::Back { to } => {
+                let found = self.earlier.find(to).map_err(Problems::from);
+                self.preparing.back = found.as_ref().ok().map(|(generation, _)| *generation);
+                Chore::FindAgain(Box::new(found.map(|(_, loaded)| loaded)))
+            }
+        };
+        self.preparing.chore = Some(shared.chores.give(chore, began));
         (self.preparing.step, self.preparing.askers) = (Step::Reading { began }, askers);
     }
 
@@ -175,7 +205,7 @@ impl Service {
         let askers = std::mem::take(&mut self.preparing.askers);
         let held_back = std::mem::take(&mut self.preparing.held_back);
         self.give_back(held_back, shared);
-        self.read_configuration(shared);
+        self.begin_round(shared);
         if std::mem::take(&mut self.reopening.after_round) {
             self.ask_to_reopen_logs(shared);
         }

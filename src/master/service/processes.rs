@@ -24,6 +24,8 @@ pub struct GenerationProcesses {
     pub written: Vec<Effective>,
     /// The predecessor's release and venv: its code on disk is not pinned.
     pub in_place: bool,
+    /// The earlier generation that it was made of, if a rollback made it.
+    pub back: Option<GenerationId>,
     pub listeners: Vec<ListenerId>,
     pub template: Option<TemplateProcess>,
     /// The interpreter as the first template found itself; a restarted one must be the same.
@@ -75,6 +77,7 @@ impl GenerationProcesses {
             settings,
             written,
             in_place,
+            back: None,
             listeners,
             template: None,
             interpreter: None,

@@ -16,9 +16,8 @@ pub struct AskId(pub u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// Make it as on disk now. Answered when the new generation has committed or was refused; without `wait` as soon
-    /// as it has a number.
-    Reload { wait: bool },
+    /// A new generation. Answered when it has committed or was refused; without `wait` as soon as it has a number.
+    Reload { deploy: Deploy, wait: bool },
     /// Answered when a worker serves.
     Ready,
     /// So many workers more or fewer; survives reloads.
@@ -27,6 +26,15 @@ pub enum Ask {
     Stop,
     /// Exit at once.
     StopNow,
+}
+
+/// What a new generation is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deploy {
+    /// What the configuration leads to now. `force`: also what was rolled back from.
+    OnDisk { force: bool },
+    /// The pinned directories and the settings of a generation that has served. None: of the one before this one.
+    Back { to: Option<GenerationId> },
 }
 
 /// An ask that has no answer yet. Each kind is bounded by something that has a deadline.
@@ -53,9 +61,9 @@ impl Supervisor {
                 self.note(Note::ReloadIgnored);
                 self.answer(asker, Outcome::Refused(Refusal::stopping()));
             }
-            Ask::Reload { wait } => {
+            Ask::Reload { deploy, wait } => {
                 self.wait(asker, On::Configuration { wait });
-                self.actions.push(Action::Configure { asker });
+                self.actions.push(Action::Configure { asker, deploy });
             }
             Ask::Ready if self.phase != Phase::Running => self.answer(asker, Outcome::Refused(Refusal::stopping())),
             // Answered by `answer_ready`, perhaps at once.

@@ -33,7 +33,7 @@ use forkmaster_wire::message::{GenerationId, ListenerId, SlotIndex, WorkerId};
 
 use crate::facts::note::Note;
 use crate::facts::outcome::{Outcome, Refusal, Reload};
-use asks::{Ask, AskId, Waiting};
+use asks::{Ask, AskId, Deploy, Waiting};
 use generation::{Generation, Plan, State, Step};
 use pace::Room;
 use target::Target;
@@ -97,9 +97,11 @@ pub enum Event {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Read the configuration and bind what is new, within a time of its own; `Event::Configured` tells the result.
+    /// Find out what the new generation is made of and bind what is new, within a time of its own; `Event::Configured`
+    /// tells the result.
     Configure {
         asker: Option<AskId>,
+        deploy: Deploy,
     },
     StartTemplate {
         generation: GenerationId,

@@ -4,6 +4,7 @@
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use forkmaster_wire::message::GenerationId;
 use serde::de::IgnoredAny;
 
 use super::ask::{ask, read, wait_for_end, NoAnswer};
@@ -83,17 +84,32 @@ pub fn health(client: &Client, context: &ProcessContext, probe: HealthProbe) -> 
     }
 }
 
-pub fn reload(client: &Client, context: &ProcessContext, waiting: Waiting) -> ExitCode {
+pub fn reload(client: &Client, context: &ProcessContext, force: bool, waiting: Waiting) -> ExitCode {
+    deploy(client, context, "reload", |wait| Request::Reload { wait, force }, waiting)
+}
+
+pub fn rollback(client: &Client, context: &ProcessContext, to: Option<GenerationId>, waiting: Waiting) -> ExitCode {
+    deploy(client, context, "rollback", |wait| Request::Rollback { wait, to }, waiting)
+}
+
+/// Asks for a new generation and tells its outcome.
+fn deploy(
+    client: &Client,
+    context: &ProcessContext,
+    verb: &str,
+    request: impl Fn(bool) -> Request,
+    waiting: Waiting,
+) -> ExitCode {
     let mut stream = match connect(client, context) {
         Ok(stream) => stream,
         Err(code) => return code,
     };
     let outcome = match waiting {
-        Waiting::No => ask(&mut stream, &Request::Reload { wait: false }, Some(ANSWER_WITHIN)).and_then(|line| {
+        Waiting::No => ask(&mut stream, &request(false), Some(ANSWER_WITHIN)).and_then(|line| {
             let proving: Proving = read(&line)?;
             Ok(format!("generation {} is being proved\n", proving.generation))
         }),
-        Waiting::Until(timeout) => ask(&mut stream, &Request::Reload { wait: true }, timeout).and_then(|line| {
+        Waiting::Until(timeout) => ask(&mut stream, &request(true), timeout).and_then(|line| {
             let last: LastReload = read(&line)?;
             let generation = last.generation.map_or_else(|| "?".to_owned(), |generation| generation.to_string());
             Ok(format!("generation {generation} serves, after {:.2} s\n", last.took_s))
@@ -105,10 +121,10 @@ pub fn reload(client: &Client, context: &ProcessContext, waiting: Waiting) -> Ex
             ExitCode::Done
         }
         Err(NoAnswer::Late) => {
-            output::complain("no outcome within the time given; the reload goes on");
+            output::complain(format_args!("no outcome within the time given; the {verb} goes on"));
             ExitCode::Timeout
         }
-        Err(no_answer @ (NoAnswer::Refused(_) | NoAnswer::Ended)) => told("reload refused", no_answer),
+        Err(no_answer @ (NoAnswer::Refused(_) | NoAnswer::Ended)) => told(&format!("{verb} refused"), no_answer),
     }
 }
 

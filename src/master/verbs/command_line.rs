@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use forkmaster_wire::message::GenerationId;
 
 use crate::config::process_context::ProcessContext;
 use crate::config::settings::Bind;
@@ -32,7 +33,8 @@ pub enum Command {
     Status { client: Client, json: bool },
     List { json: bool },
     Health { client: Client, probe: HealthProbe },
-    Reload { client: Client, waiting: Waiting },
+    Reload { client: Client, force: bool, waiting: Waiting },
+    Rollback { client: Client, to: Option<GenerationId>, waiting: Waiting },
     WaitReady { client: Client, timeout: Option<Duration> },
     Stop { client: Client, now: bool, waiting: Waiting },
 }
@@ -114,7 +116,12 @@ pub fn parse(
             let probe = if live { HealthProbe::Live } else { HealthProbe::Ready };
             Ok(Command::Health { client: place.client()?, probe })
         }
-        Verb::Reload(options) => Ok(Command::Reload { client: place.client()?, waiting: options.waiting() }),
+        Verb::Reload { force, waiting } => {
+            Ok(Command::Reload { client: place.client()?, force, waiting: waiting.waiting() })
+        }
+        Verb::Rollback { to, waiting } => {
+            Ok(Command::Rollback { client: place.client()?, to: to.map(GenerationId), waiting: waiting.waiting() })
+        }
         Verb::Wait { state: State::Ready, timeout } => Ok(Command::WaitReady { client: place.client()?, timeout }),
         Verb::Stop { now, waiting } => Ok(Command::Stop { client: place.client()?, now, waiting: waiting.waiting() }),
     }
@@ -225,7 +232,21 @@ enum Verb {
         ready: bool,
     },
     /// Deploy what is on disk now; exit 0 when it serves, 1 with the reason when it was refused
-    Reload(WaitOptions),
+    Reload {
+        /// Also the release that was rolled back from
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        waiting: WaitOptions,
+    },
+    /// Deploy again what served before: its directories, its Python and its settings, as they were pinned
+    Rollback {
+        /// The generation to go back to [default: the one that served before this one]
+        #[arg(long, value_name = "GEN")]
+        to: Option<u32>,
+        #[command(flatten)]
+        waiting: WaitOptions,
+    },
     /// Wait for a state of the master, also of one that is not there yet
     Wait {
         #[arg(value_name = "STATE")]
@@ -450,16 +471,19 @@ mod tests {
         assert_eq!(line("-c a.toml health --live").unwrap(), healthy(HealthProbe::Live));
         assert!(line("-c a.toml health --live --ready").is_err());
         let forever = Waiting::Until(None);
-        assert_eq!(line("reload -c a.toml").unwrap(), Command::Reload { client: client(), waiting: forever });
+        assert_eq!(
+            line("reload -c a.toml").unwrap(),
+            Command::Reload { client: client(), force: false, waiting: forever }
+        );
         let seconds = Some(Duration::from_secs(90));
         let until = Waiting::Until(seconds);
         assert_eq!(
             line("-c a.toml reload --timeout 1m30s").unwrap(),
-            Command::Reload { client: client(), waiting: until }
+            Command::Reload { client: client(), force: false, waiting: until }
         );
         assert_eq!(
             line("-c a.toml reload --no-wait").unwrap(),
-            Command::Reload { client: client(), waiting: Waiting::No }
+            Command::Reload { client: client(), force: false, waiting: Waiting::No }
         );
         assert_eq!(
             line("-c a.toml wait ready --timeout 90s").unwrap(),
@@ -502,7 +526,6 @@ mod tests {
     fn bad_arguments_exit_2_and_say_why() {
         let cases = [
             ("relaod", "did you mean `reload`?"),
-            ("rollback", "later version"),
             ("restart", "`forkmaster reload` deploys"),
             ("start", "forkmaster -c app.toml"),
             ("up", "forkmaster -c app.toml"),

@@ -24,7 +24,7 @@ const VERBS: [&str; 13] = [
 ];
 
 /// No module may be taken for one of them now, or the day they exist would change what a command does.
-const VERBS_TO_COME: [&str; 16] = [
+const VERBS_TO_COME: [&str; 15] = [
     "completions",
     "convert",
     "ctl",
@@ -38,7 +38,6 @@ const VERBS_TO_COME: [&str; 16] = [
     "reopen-logs",
     "report",
     "resume",
-    "rollback",
     "scale",
     "upgrade",
 ];

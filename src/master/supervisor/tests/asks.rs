@@ -43,21 +43,21 @@ impl World {
 #[test]
 fn a_reload_is_answered_once_with_how_it_ended() {
     let mut world = World::serving(plan(1));
-    world.client(1, Ask::Reload { wait: true });
+    world.client(1, Ask::Reload { deploy: ON_DISK, wait: true });
     world.configured(plan(1), Behaviour::WorkersHang);
     world.run();
     assert!(world.answers.is_empty());
-    world.client(2, Ask::Reload { wait: true });
+    world.client(2, Ask::Reload { deploy: ON_DISK, wait: true });
     let third = world.configured(plan(1), Behaviour::WorkersFail);
     assert_eq!(world.ends(1), Vec::<&End>::new(), "the answer is on its way");
     world.run();
     assert_eq!(world.ends(1), [&End::Superseded { by: third }]);
     assert!(matches!(world.ends(2)[..], [End::Refused(refusal)] if refusal.reason == "ImportError: no"));
-    world.client(3, Ask::Reload { wait: true });
+    world.client(3, Ask::Reload { deploy: ON_DISK, wait: true });
     world.configured(plan(1), Behaviour::Healthy);
     world.run();
     assert_eq!(world.ends(3), [&End::Committed]);
-    world.client(4, Ask::Reload { wait: true });
+    world.client(4, Ask::Reload { deploy: ON_DISK, wait: true });
     world.configured(plan(1), Behaviour::WorkersHang);
     world.run();
     world.ask(Ask::Stop);
@@ -69,7 +69,7 @@ fn a_reload_is_answered_once_with_how_it_ended() {
 #[test]
 fn a_configuration_that_is_refused_changes_nothing_and_says_why() {
     let mut world = World::serving(plan(1));
-    world.client(1, Ask::Reload { wait: true });
+    world.client(1, Ask::Reload { deploy: ON_DISK, wait: true });
     let asker = world.configure.pop_front().unwrap();
     world.event(Event::Configured {
         askers: asker.into_iter().collect(),
@@ -88,7 +88,7 @@ fn those_who_asked_meanwhile_have_one_generation() {
     let mut world = World::serving(plan(1));
     let waits = [(1, true), (2, false), (3, true)];
     for (number, wait) in waits {
-        world.client(number, Ask::Reload { wait });
+        world.client(number, Ask::Reload { deploy: ON_DISK, wait });
     }
     world.configure.clear();
     let generation = GenerationId(2);
@@ -99,8 +99,8 @@ fn those_who_asked_meanwhile_have_one_generation() {
     world.run();
     assert_eq!((world.ends(1), world.ends(3)), (vec![&End::Committed], vec![&End::Committed]));
     assert!(world.answers.contains(&(AskId(2), Outcome::Begun { generation })));
-    world.client(1, Ask::Reload { wait: true });
-    world.client(3, Ask::Reload { wait: true });
+    world.client(1, Ask::Reload { deploy: ON_DISK, wait: true });
+    world.client(3, Ask::Reload { deploy: ON_DISK, wait: true });
     world.configure.clear();
     let result = Err(Refusal::new("workers: not a number"));
     world.event(Event::Configured { askers, began: world.now, result });
@@ -111,7 +111,7 @@ fn those_who_asked_meanwhile_have_one_generation() {
 #[test]
 fn whoever_does_not_wait_hears_the_number_at_once() {
     let mut world = World::serving(plan(1));
-    world.client(1, Ask::Reload { wait: false });
+    world.client(1, Ask::Reload { deploy: ON_DISK, wait: false });
     let generation = world.configured(plan(1), Behaviour::WorkersHang);
     world.run();
     assert_eq!(world.answers, [(AskId(1), Outcome::Begun { generation })]);
@@ -135,12 +135,12 @@ fn whoever_waits_for_readiness_hears_of_the_stop() {
     let mut world = World::new();
     world.reload(plan(1), Behaviour::WorkersHang);
     world.client(1, Ask::Ready);
-    world.client(2, Ask::Reload { wait: true });
+    world.client(2, Ask::Reload { deploy: ON_DISK, wait: true });
     world.ask(Ask::Stop);
     world.run();
     let refused = Outcome::Refused(Refusal::stopping());
     assert_eq!(world.answers, [(AskId(1), refused.clone()), (AskId(2), refused.clone())]);
-    world.client(3, Ask::Reload { wait: true });
+    world.client(3, Ask::Reload { deploy: ON_DISK, wait: true });
     assert_eq!(world.answers.last(), Some(&(AskId(3), refused)));
 }
 

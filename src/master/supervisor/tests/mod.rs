@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::{GenerationId, ListenerId, WorkerId};
 
-use super::asks::{Ask, AskId};
+use super::asks::{Ask, AskId, Deploy};
 use super::backoff;
 use super::generation::{Generation, Plan, State, Surge};
 use super::pace::{Boot, Room};
@@ -24,6 +24,8 @@ use super::{Action, Event, Phase, Supervisor, TemplateEvent};
 use crate::exit_code::ExitCode;
 use crate::facts::note::Note;
 use crate::facts::outcome::{End, Outcome, Refusal};
+
+const ON_DISK: Deploy = Deploy::OnDisk { force: false };
 
 /// How the processes of a generation behave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -482,7 +484,7 @@ impl World {
             Action::Commit { generation, close } | Action::Abandon { generation, close } => {
                 self.closed.push((generation, close));
             }
-            Action::Configure { asker } => self.configure.push_back(asker),
+            Action::Configure { asker, .. } => self.configure.push_back(asker),
             Action::GiveUpTemplate { generation } => {
                 self.templates.remove(&generation);
             }

@@ -64,8 +64,12 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                 (8, _, Some(template)) => world.template_event(template, TemplateEvent::ChannelLost),
                 (10, _, _) => {
                     asked += 1;
-                    let asks =
-                        [Ask::Reload { wait: true }, Ask::Reload { wait: false }, Ask::Ready, Ask::Scale { by: 1 }];
+                    let asks = [
+                        Ask::Reload { deploy: ON_DISK, wait: true },
+                        Ask::Reload { deploy: ON_DISK, wait: false },
+                        Ask::Ready,
+                        Ask::Scale { by: 1 },
+                    ];
                     world.event(Event::Ask { asker: Some(AskId(asked)), ask: asks[dice.roll(4)] });
                 }
                 (11, Some(worker), _) => {

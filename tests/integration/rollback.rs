@@ -1,0 +1,119 @@
+//! Going back: what served before serves again, from its own directories, with its own Python and settings, whatever the
+//! symlink and the configuration say meanwhile; and nothing brings back by itself what was rolled back from.
+
+use std::fs;
+use std::process::Command;
+
+use crate::harness::for_each_preload;
+use crate::harness::load::Load;
+use crate::harness::master::Master;
+use crate::harness::site::Site;
+
+/// Goes back, and says which generation serves now.
+#[track_caller]
+fn roll_back(master: &Master, args: &[&str]) -> String {
+    let output = master.cli(&[&["rollback"], args].concat());
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
+    output.stdout.split_whitespace().nth(1).expect("`generation N serves`").to_owned()
+}
+
+#[track_caller]
+fn refused(master: &Master, args: &[&str], why: &str) {
+    let output = master.cli(args);
+    let told = format!("forkmaster: {} refused: {why}\n", args[0]);
+    assert_eq!((output.code, output.stderr.as_str()), (Some(1), told.as_str()));
+}
+
+/// Release 2 with three workers instead of two, after release 1.
+fn second_release_serves(site: &Site) -> Master {
+    let master = site.start();
+    site.flip("2");
+    site.set("server.workers", "3");
+    master.reload();
+    assert_eq!(master.get("/info").json()["dep"], "2");
+    master
+}
+
+#[test]
+fn what_served_before_serves_again_and_no_request_is_lost() {
+    for_each_preload(|preload| {
+        let site = Site::with_releases(&format!("rollback_preload_{preload}"), 2);
+        site.set("app.preload", preload).set("server.workers", "2");
+        let master = second_release_serves(&site);
+        let load = Load::on(&master.address()).closing(2).keeping(2).start();
+        for (generation, release, workers) in [("3", "1", 2), ("4", "2", 3), ("5", "1", 2)] {
+            load.wait_answers(20);
+            assert_eq!(roll_back(&master, &[]), generation, "the one before, which may be the one rolled back from");
+            let info = master.get("/info").json();
+            assert_eq!((info["release"].as_str(), info["dep"].as_str()), (Some(release), Some(release)));
+            assert_eq!(master.wait_settled().workers.len(), workers, "its settings are back, too");
+        }
+        load.stop().assert_no_failures();
+        assert_eq!(roll_back(&master, &["--to", "2"]), "6");
+        assert_eq!(master.get("/info").json()["dep"], "2");
+    });
+}
+
+#[test]
+fn a_reload_does_not_bring_back_what_was_rolled_back_from() {
+    let site = Site::with_releases("rollback_barred", 3);
+    let master = second_release_serves(&site);
+    assert_eq!(roll_back(&master, &[]), "3");
+    let (real, current) = (|name: &str| site.release_path(name).canonicalize().unwrap(), site.path().join("current"));
+    let line = format!("ln -sfn {} {}", real("1").display(), current.display());
+    let why = format!(
+        "{}: generation 3 was made to get rid of it, and `release` still leads there; point it back with `{line}`, or at a \
+         new release, or deploy it again with `forkmaster reload --force`",
+        real("2").display()
+    );
+    refused(&master, &["reload"], &why);
+    // As logrotate and certbot do.
+    let mark = master.mark();
+    master.hup();
+    master.wait_log_after(mark, "ln -sfn");
+    assert_eq!(master.get("/").text(), "1");
+    // The line is right.
+    assert!(Command::new("sh").args(["-c", &line]).status().expect("sh is there").success());
+    master.reload();
+    assert_eq!(master.get("/").text(), "1");
+    // After a reload nothing is barred any more.
+    site.flip("2");
+    master.reload();
+    assert_eq!(roll_back(&master, &["--to", "1"]), "6");
+    let output = master.cli(&["reload", "--force"]);
+    assert_eq!((output.code, master.get("/").text().as_str()), (Some(0), "2"), "{}", output.stderr);
+    assert_eq!(roll_back(&master, &[]), "8");
+    site.flip("3");
+    master.reload();
+    assert_eq!(master.get("/").text(), "3", "a new release needs no force");
+}
+
+#[test]
+fn a_rollback_that_cannot_be_is_refused_with_the_reason() {
+    let site = Site::with_releases("rollback_refused", 3);
+    let master = site.start();
+    refused(&master, &["rollback"], "rollback: no generation has served before generation 1");
+    refused(&master, &["rollback", "--to", "1"], "rollback: generation 1 serves already");
+    master.reload();
+    let release = |name: &str| site.release_path(name).canonicalize().unwrap();
+    let why = format!(
+        "rollback: generation 1 had the same directory as generation 2, which serves ({}): the deploy was in place, and the \
+         code before it is gone; give each release a directory of its own",
+        release("1").display()
+    );
+    refused(&master, &["rollback"], &why);
+    site.flip("2");
+    master.reload();
+    refused(
+        &master,
+        &["rollback", "--to", "9"],
+        "rollback: generation 9 is not one that has served before; these are: 1, 2",
+    );
+    let gone = release("1");
+    fs::rename(&gone, site.path().join("elsewhere")).expect("a release can be moved away");
+    let output = master.cli(&["rollback"]);
+    assert_eq!(output.code, Some(1));
+    let missing = format!("{}: it is gone, and the release cannot run without it", gone.display());
+    assert!(output.stderr.contains(&missing), "{}", output.stderr);
+    assert_eq!(master.get("/").text(), "2", "a refused rollback changes nothing");
+}
