@@ -2,14 +2,13 @@
 //! missing, the memory that was short.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
+use crate::harness::cgroup::Cgroup;
 use crate::harness::client::head;
 use crate::harness::machine::{can_mount, not_tested};
-use crate::harness::master::Launch;
 use crate::harness::site::Site;
 
 #[test]
@@ -68,9 +67,7 @@ fn a_worker_that_the_kernel_kills_for_want_of_memory_is_named_so() {
     let Some(cgroup) = Cgroup::with_limit(&site, 256 << 20) else {
         return not_tested("it needs a memory cgroup that can be made");
     };
-    let join = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", cgroup.0.display());
-    let through = ["sh", "-c", &join, "sh"].iter().map(|word| (*word).to_string()).collect();
-    let master = site.launch(Launch { through, ..Launch::default() });
+    let master = site.launch(cgroup.launch());
     let worker = master.wait_serving().remove(0);
     // A kill that is nobody's want of memory first.
     kill(Pid::from_raw(worker.pid), Signal::SIGKILL).expect("a serving worker is there");
@@ -85,35 +82,4 @@ fn a_worker_that_the_kernel_kills_for_want_of_memory_is_named_so() {
     master.wait_serving();
     assert_eq!(master.get("/").text(), "1");
     master.stop();
-}
-
-/// A cgroup below this process's own, removed with the test.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn with_limit(site: &Site, bytes: u64) -> Option<Cgroup> {
-        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-        let path = |start: &str| own.lines().find_map(|line| line.split_once(start).map(|(_, path)| path.to_string()));
-        let (root, limits) = match path(":memory:") {
-            Some(path) => {
-                (format!("/sys/fs/cgroup/memory{path}"), ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"])
-            }
-            None => (format!("/sys/fs/cgroup{}", path("0::")?), ["memory.max", "memory.swap.max"]),
-        };
-        let name = site.path().file_name()?.to_str()?.to_string();
-        let cgroup = Cgroup(Path::new(&root).join(name));
-        fs::create_dir(&cgroup.0).ok()?;
-        fs::write(cgroup.0.join(limits[0]), bytes.to_string()).ok()?;
-        // Where there is swap; v2's file is about swap alone.
-        let swap = if limits[1] == "memory.swap.max" { 0 } else { bytes };
-        let _ = fs::write(cgroup.0.join(limits[1]), swap.to_string());
-        Some(cgroup)
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        // Only an empty one can be removed, and its last process may be ending.
-        let _ = crate::harness::wait_within(std::time::Duration::from_secs(5), || fs::remove_dir(&self.0).ok());
-    }
 }

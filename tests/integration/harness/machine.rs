@@ -21,6 +21,8 @@ pub struct Machine {
     pub pythons: Vec<Python>,
     default: String,
     venvs: Vec<(String, PathBuf)>,
+    /// Virtualenvs with Flask and an agent, each of the newest Python that there are wheels for.
+    agents: Vec<(String, PathBuf)>,
     programs: Vec<(String, PathBuf)>,
 }
 
@@ -50,6 +52,7 @@ impl Machine {
                 }
                 ["default", minor] => machine.default = minor.to_string(),
                 ["venv", name, path] => machine.venvs.push((name.to_string(), found(path)?)),
+                ["agent", name, path] => machine.agents.push((name.to_string(), found(path)?)),
                 ["program", name, path] => machine.programs.push((name.to_string(), found(path)?)),
                 _ => return Err(format!("{}: cannot read the line {line:?}", path.display())),
             }
@@ -103,6 +106,11 @@ impl Machine {
     pub fn venv(&self, name: &str) -> &Path {
         let found = self.venvs.iter().find(|(known, _)| known == name);
         &found.unwrap_or_else(|| panic!("the virtualenv {name} is missing: run `tests/run`")).1
+    }
+
+    /// A virtualenv with an agent. None: `tests/run` could not install it here, and has listed why.
+    pub fn agent(&self, name: &str) -> Option<&Path> {
+        self.agents.iter().find(|(known, _)| known == name).map(|(_, path)| path.as_path())
     }
 
     /// A program: `nginx` or `curl`.

@@ -13,6 +13,7 @@
 //! Nothing here sleeps to hope: `wait_for` looks for a fact until a deadline. A test that fails prints the
 //! configuration, the logs, the commands that it ran, the last answer, `status --json` and the processes.
 
+pub mod cgroup;
 pub mod client;
 mod journal;
 pub mod load;
