@@ -2,6 +2,8 @@
 
 mod harness;
 
+// Agents that instrument an application by themselves.
+mod agents;
 // A worker that cannot answer is not alive, whatever its loop does.
 mod alive;
 // A bad release cannot take the service down.
