@@ -212,6 +212,12 @@ impl Head {
         outcome
     }
 
+    /// The memory of a head that was cleared.
+    pub fn memory(&mut self) -> &mut Vec<u8> {
+        debug_assert!(self.bytes.is_empty(), "somebody needs it");
+        &mut self.bytes
+    }
+
     /// Large heads (many cookies) are given back to the allocator.
     pub fn shrink(&mut self, bytes_max: usize) {
         if self.bytes.capacity() > bytes_max {

@@ -203,9 +203,14 @@ impl Response {
         let bytes = body.as_bytes();
         let whole = bytes.len() <= self.facts.response_buffer;
         let exchange = self.live()?;
-        if whole && !exchange.head_sent() {
+        if whole && !exchange.head_sent() && exchange.has_room_for(bytes.len()) {
             self.latest = exchange.write_all_held(bytes, &|| Box::new(PyBytesRef::new(body)), last);
             return Ok(self.latest != Written::Gone);
+        }
+        if whole && !exchange.head_sent() && !bytes.is_empty() {
+            let (taken, written) = exchange.write_some_of(bytes, Some(bytes.len() as u64));
+            self.latest = written;
+            return self.send(py, &bytes[taken..]);
         }
         self.send(py, bytes)
     }

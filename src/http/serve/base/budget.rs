@@ -19,6 +19,11 @@ impl Budget {
         self.bytes_max.saturating_sub(self.used.load(Ordering::Relaxed))
     }
 
+    #[cfg(test)]
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
     pub fn charge(self: &Arc<Budget>) -> Charge {
         Charge { budget: Arc::clone(self), bytes: 0 }
     }
@@ -38,6 +43,11 @@ pub struct Charge {
 impl Charge {
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// What the budget still has for whoever comes first.
+    pub fn left(&self) -> u64 {
+        self.budget.left()
     }
 
     /// Takes more; false if the sum would exceed the budget.

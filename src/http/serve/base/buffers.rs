@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::settings::{BODY_BUFFERS_KEPT, BODY_BUFFER_BYTES_MAX, BUFFERS_KEPT, BUFFER_KEPT_BYTES};
+use super::settings::{BODY_BUFFERS_KEPT, BODY_BUFFER_BYTES_MAX, BUFFERS_KEPT, BUFFER_IDLE_BYTES, BUFFER_KEPT_BYTES};
 
 #[derive(Debug, Default)]
 pub struct Buffers {
@@ -47,6 +47,21 @@ impl InputBuffers {
             buffer.clear();
             buffer.shrink_to(BUFFER_KEPT_BYTES);
             self.0.push(buffer);
+        }
+    }
+
+    /// Of a connection that becomes idle: nothing in it is needed any more.
+    pub fn keep_large(&mut self, buffer: &mut Vec<u8>, was_large: &mut bool) {
+        if buffer.capacity() > BUFFER_IDLE_BYTES {
+            self.keep(std::mem::take(buffer));
+            *was_large = true;
+        }
+    }
+
+    /// For a connection whose last one was large, and was kept here.
+    pub fn lend(&mut self, buffer: &mut Vec<u8>, was_large: &mut bool) {
+        if std::mem::take(was_large) {
+            *buffer = self.take();
         }
     }
 }

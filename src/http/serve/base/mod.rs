@@ -7,4 +7,5 @@ pub mod names;
 pub mod observers;
 pub mod pace;
 pub mod settings;
+pub mod share;
 pub mod sync;

@@ -51,6 +51,10 @@ pub const SEGMENT_BYTES: usize = 64 * 1024;
 /// A buffer of a connection that grew beyond this is given back after the request.
 pub const BUFFER_KEPT_BYTES: usize = 16 * 1024;
 
+/// What a buffer of a connection may have while that is idle: small bodies and heads of answers need no more, and the same
+/// one serves the next request. Larger ones go to whoever reads next.
+pub const BUFFER_IDLE_BYTES: usize = 1024;
+
 /// Such buffers that are kept for the connections that read next: those of a batch of events, and then some.
 pub const BUFFERS_KEPT: usize = 256;
 
@@ -64,8 +68,13 @@ pub const READ_HEAD_BYTES: usize = 4 * 1024;
 /// The smallest read while a body comes.
 pub const READ_BODY_BYTES: usize = 64 * 1024;
 
-/// One connection's share of a turn of the loop, so that a fast upload or download does not starve the others.
-pub const TURN_BYTES_MAX: usize = 1024 * 1024;
+/// One connection's share of a turn of the loop, so that a fast upload or download does not starve the others: as much as
+/// a socket usually has at a time.
+pub const SHARE_BYTES_MAX: usize = 256 * 1024;
+
+/// What all connections together may move in a turn: a small request waits for no more than that, however many large
+/// ones there are. A millisecond or less where memory takes it, some where a disk does.
+pub const TURN_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// Connections taken in a turn, each with its first request answered before the next is taken, before the ones that are
 /// open get their turn.

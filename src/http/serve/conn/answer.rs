@@ -58,6 +58,14 @@ impl Answer {
         }
     }
 
+    /// The head is out, and it is the whole answer (RFC 9110 section 9.3.2 and 15.3.5).
+    pub fn has_no_content(&self) -> bool {
+        match self.framing {
+            Some(Framing::None) => true,
+            Some(Framing::Length(_) | Framing::Chunked | Framing::UntilClose) | None => false,
+        }
+    }
+
     /// Nothing more will be sent, and the connection lives on.
     pub fn is_complete(&self) -> bool {
         let complete = match self.framing {

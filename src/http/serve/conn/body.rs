@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::proto::refusal::{self, Refusal};
 use crate::serve::base::budget::Charge;
-use crate::serve::base::buffers::Buffers;
+use crate::serve::base::buffers::{Buffers, InputBuffers};
 use crate::serve::base::settings::{BUFFER_KEPT_BYTES, GATHER_BYTES, READ_BODY_BYTES};
 use crate::serve::io::spool::{Failed, Spool};
 
@@ -23,6 +23,8 @@ pub struct RequestBody {
     buffers: Arc<Buffers>,
     file: Option<Spool>,
     length: u64,
+    /// The last body's memory was large, and others have it now.
+    was_large: bool,
 }
 
 impl RequestBody {
@@ -35,6 +37,7 @@ impl RequestBody {
             buffers: Arc::clone(&rules.buffers),
             file: None,
             length: 0,
+            was_large: false,
         }
     }
 
@@ -50,6 +53,20 @@ impl RequestBody {
 
     pub fn memory(&self) -> &[u8] {
         &self.memory
+    }
+
+    /// Memory for a body, in place of that of the last one where that was large.
+    pub fn lend(&mut self, inputs: &mut InputBuffers) {
+        inputs.lend(&mut self.memory, &mut self.was_large);
+    }
+
+    pub fn keep_large(&mut self, inputs: &mut InputBuffers) {
+        inputs.keep_large(&mut self.memory, &mut self.was_large);
+    }
+
+    #[cfg(test)]
+    pub fn kept_bytes(&self) -> usize {
+        self.memory.capacity()
     }
 
     /// A body that lies in memory, to be kept by whoever takes it.

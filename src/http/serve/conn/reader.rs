@@ -14,7 +14,7 @@ use crate::serve::base::address::{Local, Peer};
 use crate::serve::base::buffers::InputBuffers;
 use crate::serve::base::names::{Blocking, TimerKind};
 use crate::serve::base::pace::Window;
-use crate::serve::base::settings::{BUFFER_KEPT_BYTES, READ_BODY_BYTES, READ_HEAD_BYTES, TURN_BYTES_MAX};
+use crate::serve::base::settings::{BUFFER_KEPT_BYTES, READ_BODY_BYTES, READ_HEAD_BYTES};
 use crate::serve::io::socket;
 
 use super::request::Request;
@@ -116,12 +116,14 @@ impl Reader {
     /// The client's bytes are no longer of interest; gives the buffers back.
     pub fn forget(&mut self, request: &mut Request, inputs: &mut InputBuffers) {
         inputs.keep(request.end());
+        request.keep_large(inputs);
         inputs.keep(std::mem::take(&mut self.input));
         self.begin();
     }
 
     /// Ten thousand idle connections need not hold a buffer each.
-    pub fn keep_buffer(&mut self, inputs: &mut InputBuffers) {
+    pub fn keep_buffers(&mut self, request: &mut Request, inputs: &mut InputBuffers) {
+        request.keep_large(inputs);
         if self.input.is_empty() {
             inputs.keep(std::mem::take(&mut self.input));
         }
@@ -156,21 +158,23 @@ impl Reader {
         i64::try_from(self.received).unwrap_or(i64::MAX)
     }
 
-    /// Reads and parses until a request is complete or the socket is empty. Where blocking is forbidden a body is left for
-    /// later, where it did not come with its head.
+    /// Reads and parses until a request is complete, the socket is empty, or the share of the turn is used up. Where
+    /// blocking is forbidden a body is left for later, where it did not come with its head.
     pub fn receive(
         &mut self,
         request: &mut Request,
         rules: &Rules,
         inputs: &mut InputBuffers,
         blocking: Blocking,
+        share: usize,
     ) -> Received {
         if self.input.capacity() == 0 {
             self.input = inputs.take();
         }
-        let mut share = TURN_BYTES_MAX;
+        // Heads come first: a turn whose bytes are used up still looks for them.
+        let mut share = if self.is_in_body() { share } else { share.max(1) };
         loop {
-            match self.parse(request, rules) {
+            match self.parse(request, rules, inputs) {
                 Ok(true) => {
                     self.hand_out(request, inputs);
                     return Received::Complete;
@@ -243,7 +247,7 @@ impl Reader {
     }
 
     /// Goes on with what was read; true when the request is complete.
-    fn parse(&mut self, request: &mut Request, rules: &Rules) -> Result<bool, Refusal> {
+    fn parse(&mut self, request: &mut Request, rules: &Rules, inputs: &mut InputBuffers) -> Result<bool, Refusal> {
         if let ReadPhase::Proxy { version, trusted } = self.phase {
             if !self.parse_proxy(request, version, trusted)? {
                 return Ok(false);
@@ -257,6 +261,14 @@ impl Reader {
             request.head.read(&self.input, start, end, &rules.limits)?;
             self.head_end = end;
             self.begin_body(request, rules)?;
+            let is_small = match self.phase {
+                ReadPhase::Length { left } => left <= BUFFER_KEPT_BYTES as u64,
+                ReadPhase::Chunked(_) => true,
+                ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::Complete => false,
+            };
+            if is_small {
+                request.body.lend(inputs);
+            }
         }
         let mut rest = &self.input[self.head_end..];
         match &mut self.phase {
@@ -352,7 +364,7 @@ impl Reader {
             bytes.truncate(self.head_end);
         }
         self.head_end = 0;
-        request.complete(bytes);
+        request.complete(bytes, inputs);
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::proto::head::Head;
 use crate::serve::base::address::{Local, Peer};
+use crate::serve::base::buffers::InputBuffers;
 use crate::serve::base::names::Token;
 
 use super::answer::Answer;
@@ -27,6 +28,8 @@ pub struct Request {
     bytes: Vec<u8>,
     pub body: RequestBody,
     pub answer: Answer,
+    /// The last answer's head was large, and others have its memory now.
+    head_was_large: bool,
     /// When the request was complete.
     pub ready_at: Instant,
 }
@@ -43,6 +46,7 @@ impl Request {
             bytes: Vec::new(),
             body: RequestBody::new(rules),
             answer: Answer::default(),
+            head_was_large: false,
             ready_at: now,
         }
     }
@@ -55,8 +59,9 @@ impl Request {
         self.secure = false;
     }
 
-    pub fn complete(&mut self, head: Vec<u8>) {
+    pub fn complete(&mut self, head: Vec<u8>, inputs: &mut InputBuffers) {
         self.bytes = head;
+        inputs.lend(self.answer.head.memory(), &mut self.head_was_large);
     }
 
     pub fn is_complete(&self) -> bool {
@@ -70,6 +75,17 @@ impl Request {
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
         bytes
+    }
+
+    /// The connection is idle, or nobody has it: large memory is for those that are not.
+    pub fn keep_large(&mut self, inputs: &mut InputBuffers) {
+        inputs.keep_large(self.answer.head.memory(), &mut self.head_was_large);
+        self.body.keep_large(inputs);
+    }
+
+    #[cfg(test)]
+    pub fn kept_bytes(&mut self) -> usize {
+        self.bytes.capacity() + self.answer.head.memory().capacity() + self.body.kept_bytes()
     }
 
     pub fn method(&self) -> &[u8] {

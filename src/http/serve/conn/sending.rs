@@ -3,10 +3,11 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
+use crate::serve::base::settings::SHARE_BYTES_MAX;
 use crate::serve::io::socket;
 
-pub fn send_some(fd: RawFd, file: &impl AsFd, offset: &mut u64, left: &mut u64) -> io::Result<usize> {
-    let sent = socket::send_file(fd, file.as_fd(), offset, *left)?;
+pub fn send_some(fd: RawFd, file: &impl AsFd, offset: &mut u64, left: &mut u64, share: usize) -> io::Result<usize> {
+    let sent = socket::send_file(fd, file.as_fd(), offset, (*left).min(share as u64))?;
     *left -= sent as u64;
     Ok(sent)
 }
@@ -24,7 +25,7 @@ pub fn send_head_and_file(
         *head = &head[sent..];
     }
     while *left > 0 {
-        if send_some(fd, file, offset, left)? == 0 {
+        if send_some(fd, file, offset, left, SHARE_BYTES_MAX)? == 0 {
             return Ok(());
         }
     }

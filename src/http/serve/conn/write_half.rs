@@ -11,7 +11,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::serve::base::budget::Charge;
-use crate::serve::base::settings::{RESPONSE_MEMORY_BYTES_MAX, SEGMENT_BYTES};
+use crate::serve::base::settings::{RESPONSE_MEMORY_BYTES_MAX, SEGMENT_BYTES, SHARE_BYTES_MAX};
 use crate::serve::io::socket;
 use crate::serve::io::spool::TempFiles;
 
@@ -136,7 +136,7 @@ impl WriteHalf {
     /// afterwards finds that the leader has changed. Loop side.
     pub fn drain_deferred(&self) -> Option<Drained> {
         let queue = self.lock();
-        queue.deferred.then(|| self.drain_locked(queue))
+        queue.deferred.then(|| self.drain_locked(queue, SHARE_BYTES_MAX).0)
     }
 
     /// Sends `head` and then the file's bytes, as far as the socket takes them, and queues the rest. App side;
@@ -174,9 +174,13 @@ impl WriteHalf {
         Sent::Queued { is_new, full: queue.room(temp) == 0 }
     }
 
-    /// How many bytes a queue that is not empty may still take.
+    /// How many bytes may be given now, without more lying in the queue than may.
     pub fn room(&self, temp: &TempFiles) -> u64 {
-        self.lock().room(temp)
+        if self.is_queued() {
+            self.lock().room(temp)
+        } else {
+            self.lock().first_room(temp)
+        }
     }
 
     /// Waits until there is room for more than a little, so that not every piece waits, or the client has gone.
@@ -212,21 +216,23 @@ impl WriteHalf {
         self.lock().heard += 1;
     }
 
-    /// Sends queued bytes until the socket is full. Loop side.
-    pub fn drain(&self) -> Drained {
-        self.drain_locked(self.lock())
+    /// Sends queued bytes until the socket is full or the share used up. Loop side.
+    pub fn drain(&self, share: usize) -> (Drained, usize) {
+        self.drain_locked(self.lock(), share)
     }
 
-    fn drain_locked(&self, mut queue: MutexGuard<'_, WriteQueue>) -> Drained {
+    /// And how many bytes went out.
+    fn drain_locked(&self, mut queue: MutexGuard<'_, WriteQueue>, share: usize) -> (Drained, usize) {
         queue.deferred = false;
         let before = queue.drained;
-        let outcome = queue.drain(self.fd());
-        let progress = queue.drained != before;
+        let outcome = queue.drain(self.fd(), share);
+        let sent = usize::try_from(queue.drained - before).unwrap_or(usize::MAX);
+        let progress = sent > 0;
         if progress || outcome == Progress::Empty {
             queue.heard += 1;
             self.room.notify_all();
         }
-        match outcome {
+        let drained = match outcome {
             Progress::Empty => {
                 queue.watched = false;
                 queue.spool_failed = false;
@@ -236,7 +242,8 @@ impl WriteHalf {
             Progress::Blocked => Drained::Blocked { progress },
             Progress::Again => Drained::Again,
             Progress::Broken => Drained::Broken,
-        }
+        };
+        (drained, sent)
     }
 }
 

@@ -7,7 +7,7 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use crate::serve::base::budget::Charge;
 use crate::serve::base::settings::{
-    DEFERRED_ANSWER_BYTES_MAX, RESPONSE_MEMORY_BYTES_MAX, SEGMENT_BYTES, TURN_BYTES_MAX,
+    DEFERRED_ANSWER_BYTES_MAX, RESPONSE_MEMORY_BYTES_MAX, SEGMENT_BYTES, SHARE_BYTES_MAX,
 };
 use crate::serve::io::spool::{Failed, Spool, TempFiles};
 
@@ -26,6 +26,9 @@ pub enum Progress {
 pub trait Piece: Send + std::fmt::Debug {
     fn bytes(&self) -> &[u8];
 }
+
+/// An object of which less than one part in so many is left is copied and let go of.
+const HELD_PART: usize = 4;
 
 /// Makes a hold on bytes whose owner would otherwise let them go.
 pub type Hold<'a> = &'a dyn Fn() -> Box<dyn Piece>;
@@ -129,13 +132,20 @@ impl WriteQueue {
     pub fn room(&self, temp: &TempFiles) -> u64 {
         let spool = self.spool.as_ref().map_or(0, Spool::length);
         let left = self.bytes_max.saturating_sub(self.memory.bytes() + spool);
-        let memory = self.memory_bytes_max(temp).saturating_sub(self.memory.bytes());
+        let memory = self.memory_bytes_max(temp).saturating_sub(self.memory.bytes()).min(self.memory.left());
         let files = if self.spool_failed { 0 } else { temp.left() };
         left.min(memory + files)
     }
 
+    /// How much a first piece may have, of which the socket takes some at once: at least one segment, so that an answer goes
+    /// on where nothing is left for queues.
+    pub fn first_room(&self, temp: &TempFiles) -> u64 {
+        self.room(temp).max(SEGMENT_BYTES as u64)
+    }
+
     /// Takes all of the bytes: to memory while that is within the bounds, then to the file, and if that fails to
-    /// memory all the same, because they must not be lost; whoever asks `room` first never gets there.
+    /// memory all the same, because they must not be lost. Whoever asks for room first gets there with one segment at
+    /// most.
     pub fn push(&mut self, bytes: &[u8], temp: &TempFiles) {
         if bytes.is_empty() {
             return;
@@ -152,10 +162,11 @@ impl WriteQueue {
         }
     }
 
-    /// Keeps the application's own bytes from `at` to `end` instead of a copy. False: the memory of all answers is used up.
+    /// Keeps the application's own bytes from `at` to `end` instead of a copy. False: a copy is better, since little of them
+    /// is left, or the memory of all answers is used up.
     pub fn push_held(&mut self, hold: Hold<'_>, at: usize, end: usize) -> bool {
-        // Whoever gave it has the memory in any case; it counts all the same, so that slow clients have a bound.
-        let has_room = self.memory.grow((end - at) as u64);
+        // All of the object lives as long as a byte of it is wanted, so all of it counts.
+        let has_room = (end - at) >= end / HELD_PART && self.memory.grow(end as u64);
         if has_room {
             self.segments.push_back(Segment::Held { piece: hold(), at, end });
         }
@@ -240,8 +251,8 @@ impl WriteQueue {
         spool.append(bytes).map(|()| offset)
     }
 
-    pub fn drain(&mut self, fd: RawFd) -> Progress {
-        let mut share = TURN_BYTES_MAX;
+    /// Sends up to `share` bytes, or a little more.
+    pub fn drain(&mut self, fd: RawFd, mut share: usize) -> Progress {
         loop {
             let Some(segment) = self.segments.front_mut() else { return Progress::Empty };
             if share == 0 {
@@ -251,13 +262,13 @@ impl WriteQueue {
                 Segment::Memory { bytes, at } => send_parts(fd, &[&bytes[*at..]], false).inspect(|sent| *at += sent),
                 Segment::Held { piece, at, end } => {
                     let rest = &piece.bytes()[*at..*end];
-                    send_parts(fd, &[&rest[..rest.len().min(TURN_BYTES_MAX)]], false).inspect(|sent| *at += sent)
+                    send_parts(fd, &[&rest[..rest.len().min(SHARE_BYTES_MAX)]], false).inspect(|sent| *at += sent)
                 }
                 Segment::Spooled { offset, left } => match &self.spool {
-                    Some(spool) => send_some(fd, spool, offset, left),
+                    Some(spool) => send_some(fd, spool, offset, left, share),
                     None => return Progress::Broken,
                 },
-                Segment::File { file, offset, left } => send_some(fd, file, offset, left),
+                Segment::File { file, offset, left } => send_some(fd, file, offset, left, share),
             };
             let sent = match outcome {
                 Ok(sent) => sent,
@@ -272,8 +283,11 @@ impl WriteQueue {
                     *at == bytes.len()
                 }
                 Segment::Held { at, end, .. } => {
-                    self.memory.release(sent as u64);
-                    at == end
+                    let ended = at == end;
+                    if ended {
+                        self.memory.release(*end as u64);
+                    }
+                    ended
                 }
                 Segment::Spooled { left, .. } => {
                     self.spooled -= sent as u64;

@@ -6,7 +6,7 @@ use crate::proto::refusal::Refusal;
 use crate::proto::response::Asked;
 use crate::proto::Version;
 use crate::serve::base::names::TimerKind;
-use crate::serve::base::settings::{LINGER, LINGER_SILENCE, READ_BODY_BYTES, TURN_BYTES_MAX};
+use crate::serve::base::settings::{LINGER, LINGER_SILENCE, READ_BODY_BYTES};
 use crate::serve::conn::answer::After;
 use crate::serve::conn::request::Request;
 use crate::serve::conn::write_half::Sent;
@@ -89,7 +89,8 @@ impl EventLoop {
     pub(super) fn discard(&mut self, request: Box<Request>, since: Instant) {
         let token = request.token;
         self.scratch.reserve(READ_BODY_BYTES);
-        let mut share = TURN_BYTES_MAX;
+        let whole = self.share();
+        let mut share = whole;
         // A process that winds up does not wait for clients that do not look at their answer.
         let patience = if self.mode.is_ending() { LINGER_SILENCE } else { LINGER };
         loop {
@@ -104,7 +105,8 @@ impl EventLoop {
                 Ok(_) | Err(_) => return self.close(request),
             }
         }
-        if share < TURN_BYTES_MAX {
+        self.spend(whole - share);
+        if share < whole {
             self.timers.set(token.index, TimerKind::Linger, self.now + LINGER_SILENCE);
         }
         self.table.slot(token.index).state = SlotState::Lingering(request, since);

@@ -3,38 +3,29 @@
 //! more than the send does, and more than a small request; a few sends in a row wake it once, with warm caches.
 //!
 //! The answer lies in its connection's queue (`write_queue`), where whoever runs the loop finds it: no answer waits longer
-//! than until the monitor takes over, whatever the application does meanwhile.
+//! than until the monitor looks, whatever the application does meanwhile (`run/monitor.rs`). Whether it pays at all is
+//! decided by what requests take (`run/app_times.rs`).
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::serve::base::names::Token;
 use crate::serve::base::settings::{FLUSH_ANSWERS_MAX, FLUSH_DELAY_MAX};
-
-/// A request that takes longer gains nothing worth the wait.
-const SLOW: Duration = Duration::from_micros(200);
-
-/// For so long after a slow request answers go out at once: the next may be as slow.
-const COOLDOWN: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub struct FlushBatch {
     tokens: VecDeque<Token>,
     /// When the first one joined.
     since: Instant,
-    /// When requests were last seen to be slow.
-    slow: Option<Instant>,
 }
 
 impl FlushBatch {
     pub fn new(now: Instant) -> FlushBatch {
-        FlushBatch { tokens: VecDeque::with_capacity(FLUSH_ANSWERS_MAX), since: now, slow: None }
+        FlushBatch { tokens: VecDeque::with_capacity(FLUSH_ANSWERS_MAX), since: now }
     }
 
-    /// Whether the answer to a request that begins now may wait for others.
-    pub fn may_defer(&self, now: Instant) -> bool {
-        let calm = self.slow.is_none_or(|slow| now.saturating_duration_since(slow) >= COOLDOWN);
-        calm && self.tokens.len() < FLUSH_ANSWERS_MAX
+    pub fn is_full(&self) -> bool {
+        self.tokens.len() == FLUSH_ANSWERS_MAX
     }
 
     /// From now on this connection's queue is sent with the batch, if there is anything in it.
@@ -54,17 +45,14 @@ impl FlushBatch {
     }
 
     pub fn is_due(&self, now: Instant) -> bool {
-        self.tokens.len() == FLUSH_ANSWERS_MAX || now.saturating_duration_since(self.since) >= FLUSH_DELAY_MAX
+        self.is_full() || now.saturating_duration_since(self.since) >= FLUSH_DELAY_MAX
+    }
+
+    pub fn len(&self) -> usize {
+        self.tokens.len()
     }
 
     pub fn next(&mut self) -> Option<Token> {
         self.tokens.pop_front()
-    }
-
-    /// A request took so long.
-    pub fn record(&mut self, time: Duration, now: Instant) {
-        if time > SLOW {
-            self.slow = Some(now);
-        }
     }
 }

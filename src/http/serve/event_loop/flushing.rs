@@ -1,8 +1,6 @@
 //! Answers that go out together, and queues that go out when the socket takes them.
 
-use std::time::Duration;
-
-use crate::serve::base::names::{TimerKind, Token};
+use crate::serve::base::names::{Blocking, TimerKind, Token};
 use crate::serve::base::pace::{Pace, Window};
 use crate::serve::conn::request::Request;
 use crate::serve::conn::write_half::Drained;
@@ -12,38 +10,60 @@ use super::table::SlotState;
 use super::EventLoop;
 
 impl EventLoop {
-    /// The leader enters the application with this request: whether its answer may wait for others.
-    pub(super) fn defer_answer(&mut self, request: &mut Request) {
-        if self.has_more() && self.flush_batch.may_defer(self.now) {
-            self.flush_batch.push(request.token, self.now);
-            request.answer.may_defer = true;
-        }
+    /// Whether more requests are there, so that an answer would not wait alone, and there is room for one that waits.
+    pub(super) fn may_defer(&self) -> bool {
+        self.has_more() && !self.flush_batch.is_full()
     }
 
-    /// The monitor has taken over.
-    pub(super) fn monitor_took_over(&mut self) {
-        self.flush_batch.record(Duration::MAX, self.now);
+    /// The leader enters the application with this request, whose answer may wait for others.
+    pub(super) fn defer_answer(&mut self, request: &mut Request) {
+        self.flush_batch.push(request.token, self.now);
+        request.answer.may_defer = true;
+    }
+
+    pub(super) fn holds_answers(&self) -> bool {
+        !self.flush_batch.is_empty()
     }
 
     /// Sends the answers that wait for others.
     pub(super) fn flush(&mut self) {
         self.follows = true;
         while let Some(token) = self.flush_batch.next() {
-            if self.table.current(token).is_none() {
-                continue;
-            }
-            match self.table.write_half(token.index).drain_deferred() {
-                // It went out at once, or is queued as too large: then the loop is told, and has its time for it.
-                None => {}
-                Some(Drained::Empty) => self.flushed(token, false),
-                Some(Drained::Broken) => {
-                    self.table.write_half(token.index).mark_gone();
-                    self.flushed(token, true);
-                }
-                Some(Drained::Blocked { .. } | Drained::Again) => self.watch_queue(token),
+            self.flush_answer(token);
+        }
+        self.follows = false;
+    }
+
+    /// The same while the application is at one of the requests, whose answer comes later.
+    pub(super) fn flush_early(&mut self) {
+        // The leader will want to be back soon.
+        self.blocking = Blocking::Forbidden;
+        self.follows = true;
+        for _ in 0..self.flush_batch.len() {
+            let Some(token) = self.flush_batch.next() else { break };
+            if !self.flush_answer(token) && self.table.is_dispatched(token) {
+                self.flush_batch.push(token, self.now);
             }
         }
         self.follows = false;
+    }
+
+    /// False: nothing waits. It went out at once, it is still to come, or it is queued as too large: then the loop is told,
+    /// and has its time for it.
+    fn flush_answer(&mut self, token: Token) -> bool {
+        if self.table.current(token).is_none() {
+            return false;
+        }
+        let Some(drained) = self.table.write_half(token.index).drain_deferred() else { return false };
+        match drained {
+            Drained::Empty => self.flushed(token, false),
+            Drained::Broken => {
+                self.table.write_half(token.index).mark_gone();
+                self.flushed(token, true);
+            }
+            Drained::Blocked { .. } | Drained::Again => self.watch_queue(token),
+        }
+        true
     }
 
     /// Bytes lie in the queue: send them when the socket takes them, and count the time.
@@ -60,7 +80,9 @@ impl EventLoop {
 
     pub(super) fn drain(&mut self, token: Token) {
         let index = token.index;
-        match self.table.write_half(index).drain() {
+        let (drained, sent) = self.table.write_half(index).drain(self.share());
+        self.spend(sent);
+        match drained {
             Drained::Blocked { progress: false } => {}
             Drained::Blocked { progress: true } => {
                 let timeout = self.shared.rules.settings.write_timeout;

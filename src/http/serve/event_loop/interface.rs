@@ -35,14 +35,20 @@ pub trait Loop {
     /// The time of the latest fetch, or of the latest answer.
     fn now(&self) -> Instant;
 
+    /// Whether more requests are there, so that an answer would not wait alone.
+    fn may_defer(&self) -> bool;
+
     /// The leader enters the application with this request, whose answer may wait for others.
     fn defer_answer(&mut self, request: &mut Self::Request);
+
+    /// Answers wait for others, or may before long.
+    fn holds_answers(&self) -> bool;
 
     /// Sends the answers that wait for each other.
     fn flush(&mut self);
 
-    /// The monitor has taken over.
-    fn monitor_took_over(&mut self);
+    /// The same while an app thread that leads is in the application.
+    fn flush_early(&mut self);
 }
 
 /// What threads that do not lead have of the loop.
@@ -51,6 +57,9 @@ pub trait Doors<R> {
 
     /// The loop shall look at what there is before it sleeps again.
     fn wake(&self);
+
+    /// A thread has come back from the application, whoever still has the request.
+    fn complete(&self);
 
     /// This process is a forked child, and serves nobody.
     fn is_forgotten(&self) -> bool;
@@ -72,16 +81,24 @@ impl Loop for EventLoop {
         EventLoop::now(self)
     }
 
+    fn may_defer(&self) -> bool {
+        EventLoop::may_defer(self)
+    }
+
     fn defer_answer(&mut self, request: &mut Box<Request>) {
         EventLoop::defer_answer(self, request);
+    }
+
+    fn holds_answers(&self) -> bool {
+        EventLoop::holds_answers(self)
     }
 
     fn flush(&mut self) {
         EventLoop::flush(self);
     }
 
-    fn monitor_took_over(&mut self) {
-        EventLoop::monitor_took_over(self);
+    fn flush_early(&mut self) {
+        EventLoop::flush_early(self);
     }
 }
 
@@ -92,6 +109,10 @@ impl Doors<Box<Request>> for Shared {
 
     fn wake(&self) {
         self.mailbox.wake();
+    }
+
+    fn complete(&self) {
+        Shared::complete(self);
     }
 
     fn is_forgotten(&self) -> bool {

@@ -31,6 +31,7 @@ use crate::proto::refusal::Refusal;
 use crate::serve::base::buffers::InputBuffers;
 use crate::serve::base::names::{Blocking, Token};
 use crate::serve::base::observers::{Metrics, Reports};
+use crate::serve::base::settings::TURN_BYTES_MAX;
 use crate::serve::conn::request::Request;
 use crate::serve::io::epoll::{Epoll, Interest};
 
@@ -74,6 +75,8 @@ pub struct EventLoop {
     signalled: bool,
     /// Events can no longer be waited for.
     broken: bool,
+    /// What may still be moved in this turn.
+    turn_left: usize,
     /// Connections whose share of the last turn was used up.
     runnable: Vec<Token>,
     /// For what is read and dropped; has no bytes.
@@ -120,6 +123,7 @@ impl EventLoop {
             blocking: Blocking::Allowed,
             signalled: false,
             broken: false,
+            turn_left: TURN_BYTES_MAX,
             runnable: Vec::with_capacity(connections),
             batch: Vec::with_capacity(connections),
             dispatched: 0,
@@ -134,15 +138,24 @@ impl EventLoop {
         self.epoll.add(wakeup, Token::SIGNAL, Interest::Read)
     }
 
+    #[cfg(test)]
+    pub fn open_connections(&self) -> usize {
+        self.table.open()
+    }
+
+    #[cfg(test)]
+    pub fn kept_bytes(&mut self) -> (usize, usize) {
+        self.table.kept_bytes()
+    }
+
     /// The time of the latest fetch, or of the latest answer.
     pub fn now(&self) -> Instant {
         self.now
     }
 
     /// An answered connection comes back from whoever runs the loop.
-    pub fn take_back(&mut self, request: Box<Request>, now: Instant, took: Duration) {
+    pub fn take_back(&mut self, request: Box<Request>, now: Instant) {
         self.now = now;
-        self.flush_batch.record(took, now);
         self.blocking = Blocking::Forbidden;
         self.follows = true;
         self.settle(request);

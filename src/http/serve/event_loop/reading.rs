@@ -3,7 +3,7 @@
 use crate::proto::refusal;
 use crate::serve::base::names::{TimerKind, Token};
 use crate::serve::base::pace::{Pace, Window};
-use crate::serve::base::settings::{LINGER_SILENCE, TURN_FOLLOWERS_MAX};
+use crate::serve::base::settings::{LINGER_SILENCE, READ_BODY_BYTES, TURN_FOLLOWERS_MAX};
 use crate::serve::conn::reader::Received;
 use crate::serve::conn::request::Request;
 use crate::serve::io::epoll::Interest;
@@ -17,6 +17,12 @@ impl EventLoop {
         // Draining may have closed it.
         let Some(slot) = self.table.current(token) else { return };
         match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
+            // Requests first, bulk last.
+            SlotState::Waiting(request) if slot.reader.is_in_body() => {
+                slot.reader.wake(half_closed);
+                slot.state = SlotState::Waiting(request);
+                self.run_again(token);
+            }
             SlotState::Waiting(request) => {
                 slot.reader.wake(half_closed);
                 self.receive(request);
@@ -33,8 +39,21 @@ impl EventLoop {
 
     /// Reads on; the connection's next state follows from what came.
     pub(super) fn receive(&mut self, mut request: Box<Request>) {
+        let received = self.read(&mut request, self.share());
+        self.go_on(request, received);
+    }
+
+    fn read(&mut self, request: &mut Request, share: usize) -> Received {
         let reader = &mut self.table.slot(request.token.index).reader;
-        match reader.receive(&mut request, &self.shared.rules, &mut self.inputs, self.blocking) {
+        let before = reader.received();
+        let received = reader.receive(request, &self.shared.rules, &mut self.inputs, self.blocking, share);
+        let bytes = reader.received() - before;
+        self.spend(usize::try_from(bytes).unwrap_or(usize::MAX));
+        received
+    }
+
+    fn go_on(&mut self, mut request: Box<Request>, received: Received) {
+        match received {
             Received::Waiting(kind) => self.wait_for(request, kind),
             Received::Again(kind) => {
                 self.run_again(request.token);
@@ -65,7 +84,7 @@ impl EventLoop {
         }
     }
 
-    pub(super) fn wait_for(&mut self, request: Box<Request>, kind: TimerKind) {
+    pub(super) fn wait_for(&mut self, mut request: Box<Request>, kind: TimerKind) {
         let index = request.token.index;
         let settings = &self.shared.rules.settings;
         let timeout = match kind {
@@ -91,7 +110,7 @@ impl EventLoop {
             self.timers.set(index, kind, self.now + timeout);
         }
         if kind == TimerKind::Keepalive {
-            self.table.slot(index).reader.keep_buffer(&mut self.inputs);
+            self.table.slot(index).reader.keep_buffers(&mut request, &mut self.inputs);
         }
         let token = request.token;
         self.table.slot(index).state = SlotState::Waiting(request);
@@ -122,15 +141,40 @@ impl EventLoop {
         }
     }
 
+    /// The client's time is over by the clock. What counts is what it has sent: where the loop, or the whole process, did
+    /// not run for a while, that lies in the kernel.
+    fn read_or_end(&mut self, mut request: Box<Request>, kind: TimerKind) {
+        let index = request.token.index;
+        let reader = &mut self.table.slot(index).reader;
+        reader.wake(false);
+        let before = reader.received();
+        // A little in any case: whether anything came must not depend on what others have moved in this turn.
+        let received = self.read(&mut request, self.share().max(READ_BODY_BYTES));
+        let came = self.table.slot(index).reader.received() > before;
+        match (received, kind) {
+            // Its time is counted from its first byte, however many come in the end.
+            (Received::Waiting(TimerKind::Header) | Received::Again(TimerKind::Header), TimerKind::Header) => {
+                self.refuse(request, refusal::HEAD_SLOW);
+            }
+            (Received::Waiting(_) | Received::Again(_), TimerKind::Keepalive) if !came => {
+                // Silently: balancers' checks and browsers' spare connections send nothing.
+                self.close(request);
+            }
+            (Received::Waiting(_) | Received::Again(_), TimerKind::Body) if !came => {
+                self.refuse(request, refusal::BODY_SLOW);
+            }
+            (received, _) => self.go_on(request, received),
+        }
+    }
+
     pub(super) fn expire(&mut self) {
         while let Some((index, kind)) = self.timers.expired(self.now) {
             let slot = self.table.slot(index);
             let state = std::mem::replace(&mut slot.state, SlotState::Dispatched);
             match (kind, state) {
-                // Silently: balancers' checks and browsers' spare connections send nothing.
-                (TimerKind::Keepalive, SlotState::Waiting(request)) => self.close(request),
-                (TimerKind::Header, SlotState::Waiting(request)) => self.refuse(request, refusal::HEAD_SLOW),
-                (TimerKind::Body, SlotState::Waiting(request)) => self.refuse(request, refusal::BODY_SLOW),
+                (TimerKind::Keepalive | TimerKind::Header | TimerKind::Body, SlotState::Waiting(request)) => {
+                    self.read_or_end(request, kind);
+                }
                 (TimerKind::Linger, SlotState::Lingering(request, _)) => self.close(request),
                 // Nothing was sent for so long; still the client may take what lies in the socket, which can be
                 // megabytes before there is room for more.

@@ -20,7 +20,7 @@ pub struct Shared {
     pub copies: Copies,
     /// Every answer from now on says `Connection: close`.
     closing: AtomicBool,
-    /// Requests that the app side has given back since the start.
+    /// Requests of which app threads have come back since the start.
     completed: AtomicU64,
 }
 
@@ -42,7 +42,8 @@ impl Shared {
         }
     }
 
-    /// An app thread has answered a request.
+    /// An app thread is free again. It does not matter who still has its request: another thread of the application may write
+    /// to a slow client for hours.
     pub fn complete(&self) {
         self.completed.fetch_add(1, Ordering::Release);
     }

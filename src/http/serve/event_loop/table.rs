@@ -96,6 +96,12 @@ impl Table {
         (slot.token == token && !matches!(slot.state, SlotState::Free(_))).then_some(slot)
     }
 
+    /// Its request is in the run queue, or with an app thread.
+    pub fn is_dispatched(&self, token: Token) -> bool {
+        let slot = self.slots.get(token.index as usize).filter(|slot| slot.token == token);
+        slot.is_some_and(|slot| matches!(slot.state, SlotState::Dispatched))
+    }
+
     /// Whether an event of this connection may mean many bytes or a disk.
     pub fn is_heavy(&self, token: Token) -> bool {
         let slot = self.slots.get(token.index as usize).filter(|slot| slot.token == token);
@@ -105,6 +111,16 @@ impl Table {
             SlotState::Dispatched | SlotState::Flushing(_) | SlotState::Lingering(..) => true,
             SlotState::Free(_) => false,
         })
+    }
+
+    /// What the requests of connections that are idle or have ended have of memory, and how many there are.
+    #[cfg(test)]
+    pub fn kept_bytes(&mut self) -> (usize, usize) {
+        let requests = self.slots.iter_mut().filter_map(|slot| match &mut slot.state {
+            SlotState::Waiting(request) | SlotState::Free(Some(request)) => Some(request.kept_bytes()),
+            SlotState::Free(None) | SlotState::Dispatched | SlotState::Flushing(_) | SlotState::Lingering(..) => None,
+        });
+        requests.fold((0, 0), |(bytes, count), more| (bytes + more, count + 1))
     }
 
     /// Takes a free slot and the buffers that lie in it. Its state is `Dispatched` until the caller sets another.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::proto::refusal;
 use crate::serve::base::names::{Blocking, Token};
-use crate::serve::base::settings::HEARTBEAT;
+use crate::serve::base::settings::{HEARTBEAT, TURN_BYTES_MAX};
 use crate::serve::conn::request::Request;
 use crate::serve::io::epoll::Event;
 
@@ -112,6 +112,7 @@ impl EventLoop {
         self.metrics.heartbeat();
         self.listeners.admission.begin_turn();
         self.followed = 0;
+        self.turn_left = TURN_BYTES_MAX;
         self.phase = TurnPhase::Events;
         interrupted
     }

@@ -1,6 +1,7 @@
 //! The kernel, one system call or one descriptor at a time. Knows no HTTP.
 
 pub mod copies;
+pub mod cpu;
 pub mod epoll;
 pub mod parker;
 pub mod socket;

@@ -83,7 +83,7 @@ pub fn discard(fd: RawFd, scratch: &mut [MaybeUninit<u8>]) -> io::Result<usize> 
 /// SIGPIPE blocked or ignored: sendfile has no MSG_NOSIGNAL.
 pub fn send_file(socket: RawFd, file: BorrowedFd<'_>, offset: &mut u64, bytes_max: u64) -> io::Result<usize> {
     let Ok(mut position) = libc::off_t::try_from(*offset) else { return Err(io::ErrorKind::InvalidInput.into()) };
-    let count = usize::try_from(bytes_max).unwrap_or(usize::MAX).min(crate::serve::base::settings::TURN_BYTES_MAX);
+    let count = usize::try_from(bytes_max).unwrap_or(usize::MAX);
     loop {
         // SAFETY: both descriptors are open, and `position` outlives the call.
         match check(unsafe { libc::sendfile(socket, file.as_raw_fd(), &mut position, count) }) {

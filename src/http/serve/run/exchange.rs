@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::proto::Version;
 use crate::serve::base::address::{Local, Peer};
 use crate::serve::base::names::Token;
-use crate::serve::base::settings::BUFFER_KEPT_BYTES;
+use crate::serve::base::settings::{BUFFER_KEPT_BYTES, SEGMENT_BYTES};
 use crate::serve::conn::answering::{Delivery, End, Fault, Part};
 use crate::serve::conn::request::Request;
 use crate::serve::conn::write_half::Sent;
@@ -17,7 +17,9 @@ use crate::serve::conn::write_queue::Hold;
 use crate::serve::event_loop::mailbox::Notice;
 use crate::serve::event_loop::shared::Shared;
 use crate::serve::event_loop::EventLoop;
+use crate::serve::io::cpu::Measure;
 
+use super::app_times::Times;
 use super::follower::Taken;
 use super::leader::{Leader, Lease};
 
@@ -37,7 +39,8 @@ pub enum Written {
     Done,
     /// Buffered, and the buffers are full: call `wait_for_room`, without the interpreter's lock, before the next.
     Full,
-    /// The client is gone; further bytes are dropped. Not an error of the application.
+    /// Nobody wants further bytes, and they are dropped: the client is gone, or the answer has no content (HEAD, 204, 304)
+    /// and its head is out. Not an error of the application.
     Gone,
 }
 
@@ -54,12 +57,18 @@ pub struct Exchange {
     /// None: given back to the loop.
     request: Option<Box<Request>>,
     begun: Instant,
+    clocked: Option<Instant>,
+    /// What sending has taken, where the clock is read for it.
+    sending: Duration,
+    measure: Option<Measure>,
+    from_loop: bool,
 }
 
 impl Exchange {
     pub fn new(leader: Arc<Leader<EventLoop>>, taken: Taken<Box<Request>>) -> Exchange {
-        let Taken { request, lease, begun } = taken;
-        Exchange { leader, lease, request: Some(request), begun }
+        let Taken { request, lease, begun, clocked, measure, from_loop } = taken;
+        let sending = Duration::ZERO;
+        Exchange { leader, lease, request: Some(request), begun, clocked, sending, measure, from_loop }
     }
 
     fn shared(&self) -> &Shared {
@@ -193,20 +202,24 @@ impl Exchange {
     /// As `write`, but takes no more of the piece than the buffers have room for and says how many bytes it
     /// took. `Full` with less than the whole: `wait_for_room`, then write the rest.
     pub fn write_some(&mut self, piece: &[u8]) -> (usize, Written) {
+        self.write_some_of(piece, None)
+    }
+
+    /// As `write_some`, for the first piece of a body whose length is known.
+    pub fn write_some_of(&mut self, piece: &[u8], whole: Option<u64>) -> (usize, Written) {
         if self.shared().is_forgotten() {
             return (0, Written::Gone);
         }
         let request = self.request();
-        let room = if request.write_half.is_queued() {
-            request.write_half.room(&self.shared().rules.temp)
-        } else {
-            self.shared().rules.settings.response_buffer
-        };
+        let room = request.write_half.room(&self.shared().rules.temp);
         let taken = piece.len().min(usize::try_from(room).unwrap_or(usize::MAX));
         if taken == 0 && !piece.is_empty() {
             return (0, if self.gone() { Written::Gone } else { Written::Full });
         }
-        let written = self.write(&piece[..taken]);
+        let written = match whole {
+            Some(whole) if !self.head_sent() => self.send(Part { whole: Some(whole), ..Part::new(&piece[..taken]) }),
+            Some(_) | None => self.write(&piece[..taken]),
+        };
         match written {
             Written::Done if taken < piece.len() => (taken, Written::Full),
             Written::Done | Written::Full | Written::Gone => (taken, written),
@@ -221,6 +234,14 @@ impl Exchange {
         self.send(Part { whole: Some(body.len() as u64), ..Part::new(body) })
     }
 
+    /// Whether a body of this length can be given at once: what the client does not take of it finds a place. Else it is to
+    /// be given by `write_some_of`.
+    pub fn has_room_for(&self, length: usize) -> bool {
+        let rules = &self.shared().rules;
+        let length = length as u64;
+        length <= SEGMENT_BYTES as u64 || length <= rules.memory.left() || length <= rules.temp.left()
+    }
+
     /// As `write_all`, before anything was sent, for a body that somebody else owns: what the socket does not take is not
     /// copied but held. `last`: `finish` follows at once. Where the connection ends with this answer, the kernel then
     /// waits for that, so that the client gets all of it in one packet.
@@ -229,6 +250,16 @@ impl Exchange {
     }
 
     fn send(&mut self, part: Part<'_>) -> Written {
+        if self.clocked.is_none() {
+            return self.deliver(part);
+        }
+        let begun = Instant::now();
+        let written = self.deliver(part);
+        self.sending += begun.elapsed();
+        written
+    }
+
+    fn deliver(&mut self, part: Part<'_>) -> Written {
         let Exchange { leader, request, lease, .. } = self;
         let shared = leader.doors();
         if shared.is_forgotten() {
@@ -239,10 +270,14 @@ impl Exchange {
         request.answer.may_defer &= lease.is_some();
         match request.send(part, &shared.rules.temp, shared.is_closing()) {
             Delivery::Unstarted => Written::Done,
-            Delivery::Deferred(Sent::Queued { .. }) if lease.is_some_and(|lease| leader.is_kept(lease)) => {
+            Delivery::Deferred(Sent::Queued { .. }) if lease.is_some_and(|lease| leader.keeps_answer(lease)) => {
                 Written::Done
             }
-            Delivery::Deferred(sent) | Delivery::Sent(sent) => written(shared, request.token, sent),
+            Delivery::Deferred(sent) | Delivery::Sent(sent) => match written(shared, request.token, sent) {
+                // Or an application that never ends would go on for ever, and nothing that is sent could meet a reset.
+                Written::Done | Written::Full if request.answer.has_no_content() => Written::Gone,
+                written => written,
+            },
         }
     }
 
@@ -383,17 +418,29 @@ impl Exchange {
     fn end(&mut self, end: End, now: Instant, took: Duration) {
         let Some(mut request) = self.request.take() else { return };
         request.decide_after(end);
-        self.leader.record(took);
         let shared = self.leader.doors();
-        shared.complete();
         match self.lease.take().and_then(|lease| self.leader.exit_app(lease)) {
             Some(mut guard) => {
-                guard.event_loop().take_back(request, now, took);
+                // Only now: what measuring costs must not keep the leader in the application for longer.
+                self.record(now, took);
+                guard.event_loop().take_back(request, now);
                 // The thread has its own copy of the lease.
                 let _ = guard.yield_loop();
             }
-            None => shared.mailbox.notify(Notice::Returned(request)),
+            None => {
+                shared.mailbox.notify(Notice::Returned(request));
+                self.record(now, took);
+            }
         }
+    }
+
+    fn record(&self, now: Instant, took: Duration) {
+        // The loop's clock is that of the answer before, and what measuring costs lies between.
+        let took = self.measure.map_or(took, |measure| measure.took(now).min(took));
+        let inside = self.clocked.map(|clocked| now.saturating_duration_since(clocked).saturating_sub(self.sending));
+        let waited = self.measure.map(|measure| measure.waited(now).saturating_sub(self.sending));
+        let (begun, from_loop) = (self.begun, self.from_loop);
+        self.leader.times().record(Times { begun, ended: now, took, inside, waited, from_loop });
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 use crate::serve::base::names::Blocking;
 use crate::serve::event_loop::interface::{Doors, Loop, Step};
 use crate::serve::event_loop::run_queue::Waited;
+use crate::serve::io::cpu::Measure;
 
 use super::leader::{Leader, LeaderGuard, Lease};
 
@@ -16,6 +17,11 @@ pub struct Taken<R> {
     pub lease: Option<Lease>,
     /// When the thread took it.
     pub begun: Instant,
+    /// When it began by a clock that was read for it; None: the time of its sends need not be known.
+    pub clocked: Option<Instant>,
+    /// None: it is not measured.
+    pub measure: Option<Measure>,
+    pub from_loop: bool,
 }
 
 /// What ended a wait.
@@ -32,6 +38,8 @@ pub struct Follower<L: Loop> {
     index: usize,
     /// The way back to the loop, where this thread was the last to lead.
     lease: Option<Lease>,
+    /// It was in the application with a request.
+    busy: bool,
 }
 
 enum LoopEvent<R> {
@@ -42,7 +50,7 @@ enum LoopEvent<R> {
 
 impl<L: Loop> Follower<L> {
     pub fn new(leader: Arc<Leader<L>>, index: usize) -> Follower<L> {
-        Follower { leader, index, lease: None }
+        Follower { leader, index, lease: None, busy: false }
     }
 
     pub fn leader(&self) -> &Arc<Leader<L>> {
@@ -51,18 +59,28 @@ impl<L: Loop> Follower<L> {
 
     /// A request that is ready now. Never waits.
     pub fn poll(&mut self) -> Option<Taken<L::Request>> {
+        self.come_back();
+        let taken = self.try_take();
+        self.busy = taken.is_some();
+        taken
+    }
+
+    fn come_back(&mut self) {
+        if std::mem::take(&mut self.busy) {
+            self.leader.doors().complete();
+        }
+    }
+
+    fn try_take(&mut self) -> Option<Taken<L::Request>> {
         let Follower { leader, lease, .. } = self;
         if leader.doors().is_forgotten() {
             return None;
         }
-        let guard = lease.take().and_then(|lease| leader.exit_app(lease));
-        if let Some(request) = leader.doors().run_queue().take() {
-            *lease = guard.and_then(|mut guard| {
-                guard.event_loop().flush();
-                guard.enter_app()
-            });
-            return Some(from_queue(*lease, request));
-        }
+        let guard = come_back_to_loop(leader, lease).or_else(|| leader.reclaim());
+        let guard = match take_queued(leader, lease, guard) {
+            Ok(taken) => return Some(taken),
+            Err(guard) => guard,
+        };
         let mut guard = guard?;
         match guard.event_loop().step(Blocking::Forbidden) {
             Step::Request(request) => Some(from_loop(lease, guard, request)),
@@ -79,16 +97,27 @@ impl<L: Loop> Follower<L> {
 
     /// Waits for a request.
     pub fn wait(&mut self) -> Event<L::Request> {
-        let Follower { leader, index, lease } = self;
+        self.come_back();
+        let event = self.await_event();
+        self.busy = matches!(event, Event::Request(_));
+        event
+    }
+
+    fn await_event(&mut self) -> Event<L::Request> {
+        let Follower { leader, index, lease, .. } = self;
         let run_queue = leader.doors().run_queue();
         loop {
             if leader.doors().is_forgotten() {
                 return Event::Done;
             }
-            let guard = lease.take().and_then(|lease| leader.exit_app(lease)).or_else(|| leader.acquire());
+            let guard = come_back_to_loop(leader, lease).or_else(|| leader.acquire());
+            let guard = match take_queued(leader, lease, guard) {
+                Ok(taken) => return Event::Request(taken),
+                Err(guard) => guard,
+            };
             let Some(mut guard) = guard else {
-                match run_queue.wait(*index, || leader.may_lead()) {
-                    Waited::Request(request) => return Event::Request(from_queue(None, request)),
+                match run_queue.wait(*index, || leader.may_lead(*lease)) {
+                    Waited::Request(request) => return Event::Request(from_queue(leader, None, request)),
                     Waited::Signal => return Event::Signal,
                     Waited::Leader => continue,
                     Waited::Done => return Event::Done,
@@ -108,6 +137,30 @@ impl<L: Loop> Follower<L> {
             }
         }
     }
+}
+
+/// A lease that is not good may become so again, while the thread has no other.
+fn come_back_to_loop<'a, L: Loop>(leader: &'a Leader<L>, lease: &mut Option<Lease>) -> Option<LeaderGuard<'a, L>> {
+    let guard = leader.exit_app((*lease)?)?;
+    *lease = None;
+    Some(guard)
+}
+
+/// The next request of the queue, in which only a leader puts one: whoever leads now has to look there first, or a request
+/// would wait there until somebody else comes. Else the guard.
+fn take_queued<'a, L: Loop>(
+    leader: &'a Leader<L>,
+    lease: &mut Option<Lease>,
+    guard: Option<LeaderGuard<'a, L>>,
+) -> Result<Taken<L::Request>, Option<LeaderGuard<'a, L>>> {
+    let Some(request) = leader.doors().run_queue().take() else { return Err(guard) };
+    let entered = guard.and_then(|mut guard| {
+        guard.event_loop().flush();
+        guard.enter_app()
+    });
+    // An older one may become good again.
+    *lease = entered.or(*lease);
+    Ok(from_queue(leader, entered, request))
 }
 
 /// Runs the loop, as an app thread without the interpreter's lock, until there is something for it to do.
@@ -132,11 +185,17 @@ fn from_loop<L: Loop>(
     mut request: L::Request,
 ) -> Taken<L::Request> {
     let begun = guard.event_loop().now();
+    let times = guard.leader().times();
+    let measure = times.measures().then(Measure::begin);
+    let clocked = times.looks_closer().then(Instant::now);
     *lease = guard.enter_app_with(&mut request);
-    Taken { request, lease: *lease, begun }
+    Taken { request, lease: *lease, begun, clocked, measure, from_loop: true }
 }
 
 /// A request that waited in the run queue.
-fn from_queue<R>(lease: Option<Lease>, request: R) -> Taken<R> {
-    Taken { request, lease, begun: Instant::now() }
+fn from_queue<L: Loop>(leader: &Leader<L>, lease: Option<Lease>, request: L::Request) -> Taken<L::Request> {
+    let measure = leader.times().measures().then(Measure::begin);
+    let begun = Instant::now();
+    let clocked = leader.times().looks_closer().then_some(begun);
+    Taken { request, lease, begun, clocked, measure, from_loop: false }
 }

@@ -8,8 +8,9 @@
 //!
 //! - `Loop` -> `App` (the leader enters the application, or anything else outside the loop), `App` -> `Loop` (it is back,
 //!   and nobody has taken over): one atomic operation each, no system call.
-//! - `App` -> `Monitor`: the monitor thread saw the same epoch for a whole tick.
-//! - `Loop`, `App`, `Monitor` -> `Free`: given up, for the monitor (the application is slow, or waits for the loop's own
+//! - `App` -> `Monitor`: the monitor thread saw the same epoch for a whole tick. Or it sends the answers that wait for others,
+//!   in a moment, and puts the same word back: the lease is good again.
+//! - `Loop`, `App`, `Monitor` -> `Free`: given up, for the monitor (the application waits for something, or for the loop's own
 //!   work) or for an app thread that has nothing else to do. `Free` -> `Loop` or `Monitor`: whoever is first.
 //! - any -> `Ended`: drained.
 //!
@@ -19,27 +20,11 @@
 use std::cell::UnsafeCell;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use crate::serve::base::sync::{AtomicBool, AtomicU64, Thread, ThreadMark};
 use crate::serve::event_loop::interface::{Doors, Loop};
 
-/// From this on, on average, an application is slow: then the monitor keeps the loop and hands requests to app threads,
-/// two switches of threads for each, which matters little to requests that take so long.
-const SLOW_ALONE: Duration = Duration::from_millis(1);
-
-/// With several app threads it is slow earlier: it may be waiting for a database, and then others could run.
-const SLOW_TOGETHER: Duration = Duration::from_micros(200);
-
-/// From this on, on average, a client has dealt with an answer and sleeps before the next one is there.
-const CLIENT_SLEEPS: Duration = Duration::from_micros(10);
-
-/// The average is over about so many of the latest requests.
-const WEIGHT: u64 = 16;
-
-/// A request counts for at most so many times the bound, so that a single long one does not make an application slow
-/// for long.
-const COUNTED_MAX: u64 = 16;
+use super::app_times::AppTimes;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
@@ -99,9 +84,15 @@ pub struct Leader<L: Loop> {
     monitor: OnceLock<Thread>,
     /// The monitor sleeps until it is woken.
     parked: AtomicBool,
-    /// What a request has taken in the application, on average of the latest.
-    mean_ns: AtomicU64,
-    slow_ns: u64,
+    times: AppTimes,
+    /// An answer has been left to wait for others since the monitor last looked.
+    deferring: AtomicBool,
+    /// The monitor looks again within `FLUSH_DELAY_MAX`.
+    watched: AtomicBool,
+    /// Answers wait for others while the leader is in the application.
+    holding: AtomicBool,
+    /// A thread has come back, or is going to wait, while the monitor led.
+    wanted: AtomicBool,
 }
 
 // SAFETY: the loop is reached only through `LeaderGuard`, of which the word allows one at a time.
@@ -117,15 +108,17 @@ pub struct LeaderGuard<'a, L: Loop> {
 
 impl<L: Loop> Leader<L> {
     pub fn new(doors: Arc<L::Doors>, event_loop: L, threads: usize) -> Leader<L> {
-        let slow = if threads == 1 { SLOW_ALONE } else { SLOW_TOGETHER };
         Leader {
             word: AtomicU64::new(Word::new(0, Owner::Free).0),
             event_loop: UnsafeCell::new(Some(event_loop)),
             doors,
             monitor: OnceLock::new(),
             parked: AtomicBool::new(false),
-            mean_ns: AtomicU64::new(0),
-            slow_ns: slow.as_nanos() as u64,
+            times: AppTimes::new(threads),
+            deferring: AtomicBool::new(false),
+            watched: AtomicBool::new(false),
+            holding: AtomicBool::new(false),
+            wanted: AtomicBool::new(false),
         }
     }
 
@@ -148,33 +141,70 @@ impl<L: Loop> Leader<L> {
         back.then_some(LeaderGuard { leader: self, word })
     }
 
-    /// Nobody has taken over yet. Whoever does looks for queued answers: ours was queued before we looked.
-    pub fn is_kept(&self, lease: Lease) -> bool {
-        self.word() == lease.word
+    /// The thread with the lease has left its answer for others to send. True: nobody has taken over yet, and whoever does
+    /// looks for queued answers, of which this was one before we looked.
+    pub fn keeps_answer(&self, lease: Lease) -> bool {
+        let kept = self.word() == lease.word;
+        if kept && !self.is_holding() {
+            self.holding.store(true, Ordering::Relaxed);
+        }
+        kept
     }
 
-    /// Leads if nobody does. Not while the application is slow: then the monitor does.
+    /// Leads if nobody does. Not while the application waits: then the monitor does.
     pub fn acquire(&self) -> Option<LeaderGuard<'_, L>> {
         let word = self.word();
-        if word.owner() != Owner::Free || self.is_slow() {
+        if word.owner() != Owner::Free || self.times.waits() {
             return None;
         }
         let mine = word.next(Owner::Loop);
         self.change(word, mine).then_some(LeaderGuard { leader: self, word: mine })
     }
 
+    /// An app thread is back from the application, and has no lease. Where the monitor leads, it gives the lead up before it
+    /// waits for events again: as long as requests are there no thread would sleep, and without being asked for it the
+    /// monitor would keep the lead, for which each request costs a wait of its own.
+    pub fn reclaim(&self) -> Option<LeaderGuard<'_, L>> {
+        match self.word().owner() {
+            Owner::Free => self.acquire(),
+            Owner::Monitor if !self.times.waits() => {
+                self.wanted.store(true, Ordering::SeqCst);
+                self.doors.wake();
+                None
+            }
+            Owner::Monitor | Owner::Loop | Owner::App | Owner::Ended => None,
+        }
+    }
+
+    /// Whether a thread has asked for the lead since the monitor has it.
+    pub fn was_wanted(&self) -> bool {
+        self.wanted.swap(false, Ordering::SeqCst)
+    }
+
     /// The monitor takes over from whoever the word names, or from nobody.
     pub fn take_over(&self, word: Word) -> Option<LeaderGuard<'_, L>> {
+        // Whoever asked before may have what it wanted by now.
+        self.wanted.store(false, Ordering::SeqCst);
         let mine = word.next(Owner::Monitor);
         self.change(word, mine).then_some(LeaderGuard { leader: self, word: mine })
     }
 
-    /// An app thread has nothing to do. True: nobody leads, and it may; else it will be woken when it may.
-    pub fn may_lead(&self) -> bool {
-        if self.is_slow() {
+    /// An app thread has nothing to do. True: nobody leads, and it may, or its lease is good; else it will be woken when it
+    /// may.
+    pub fn may_lead(&self, lease: Option<Lease>) -> bool {
+        let mut word = self.word();
+        if word.owner() == Owner::Monitor {
+            // It puts a word back before it looks at `wanted`, we the other way round: one of us sees the other.
+            self.wanted.store(true, Ordering::SeqCst);
+            word = self.word();
+        }
+        if lease.is_some_and(|lease| lease.word == word) {
+            return true;
+        }
+        if self.times.waits() {
             return false;
         }
-        match self.word().owner() {
+        match word.owner() {
             Owner::Free => true,
             // It looks for idle threads before it waits for events again.
             Owner::Monitor => {
@@ -185,21 +215,64 @@ impl<L: Loop> Leader<L> {
         }
     }
 
-    /// A request has been in the application for so long. Threads may overwrite each other's figure: it is an estimate.
-    pub fn record(&self, time: Duration) {
-        let ns = (time.as_nanos() as u64).min(self.slow_ns * COUNTED_MAX);
-        let mean = self.mean_ns.load(Ordering::Relaxed);
-        self.mean_ns.store(mean - mean / WEIGHT + ns / WEIGHT, Ordering::Relaxed);
+    pub fn times(&self) -> &AppTimes {
+        &self.times
     }
 
-    pub fn is_slow(&self) -> bool {
-        self.mean_ns.load(Ordering::Relaxed) >= self.slow_ns
+    /// An answer is left for the loop: the monitor looks soon, or is woken to do so.
+    fn note_deferral(&self) {
+        // The monitor stores `watched` before it looks at `deferring`, we the other way round: one of us sees the other.
+        self.deferring.store(true, Ordering::SeqCst);
+        if !self.watched.load(Ordering::SeqCst) {
+            self.wake_monitor();
+        }
+    }
+
+    /// Answers wait while the leader is in the application.
+    pub fn is_holding(&self) -> bool {
+        self.holding.load(Ordering::Relaxed)
+    }
+
+    /// The monitor sends the answers that wait, in the name of whoever has the lease, which is good again afterwards. A
+    /// garbage collection or a neighbour on the processor costs the leader nothing by this: the sends were to be made anyway.
+    pub fn flush_for(&self, word: Word) {
+        let Some(mut guard) = self.take_over(word) else { return };
+        self.holding.store(false, Ordering::Relaxed);
+        guard.event_loop().flush_early();
+        self.word.store(word.0, Ordering::SeqCst);
+        // It found its lease taken, and may sleep by now.
+        if self.was_wanted() {
+            if let Some(guard) = self.take_over(word) {
+                guard.release();
+                self.doors.run_queue().wake_one();
+            }
+        }
+    }
+
+    /// Whether an answer has been left since the monitor last asked.
+    pub fn was_deferring(&self) -> bool {
+        self.deferring.swap(false, Ordering::SeqCst)
+    }
+
+    /// The monitor looks again within `FLUSH_DELAY_MAX`, or not. True: an answer has been left at this moment.
+    pub fn set_watched(&self, watched: bool) -> bool {
+        self.watched.store(watched, Ordering::SeqCst);
+        self.deferring.load(Ordering::SeqCst)
     }
 
     /// The thread with the lease, in the application, is going to wait for the loop's work: the monitor shall take over
     /// now and not a tick later.
     pub fn hand_over(&self, lease: Lease) {
-        if lease.thread == ThreadMark::here() && self.change(lease.word, lease.word.next(Owner::Free)) {
+        if lease.thread != ThreadMark::here() {
+            return;
+        }
+        let free = lease.word.next(Owner::Free);
+        let handed_over = self.change(lease.word, free) || {
+            // The monitor may have it for a moment only.
+            self.wanted.store(true, Ordering::SeqCst);
+            self.change(lease.word, free)
+        };
+        if handed_over {
             self.wake_monitor();
         }
     }
@@ -238,10 +311,14 @@ impl<'a, L: Loop> LeaderGuard<'a, L> {
         event_loop.as_mut().expect("whoever ends the loop leads no more")
     }
 
-    /// Into the application with a request. The way back; none where the application is slow, and the monitor is woken
+    /// Into the application with a request. The way back; none where the application waits, and the monitor is woken
     /// at once.
-    pub fn enter_app(self) -> Option<Lease> {
-        if self.leader.is_slow() {
+    pub fn enter_app(mut self) -> Option<Lease> {
+        let holds = self.event_loop().holds_answers();
+        if self.leader.holding.load(Ordering::Relaxed) != holds {
+            self.leader.holding.store(holds, Ordering::Relaxed);
+        }
+        if self.leader.times.waits() {
             let leader = self.leader;
             self.release();
             leader.wake_monitor();
@@ -252,9 +329,9 @@ impl<'a, L: Loop> LeaderGuard<'a, L> {
 
     /// As `enter_app`, with a request from the loop, whose answer may wait for others.
     pub fn enter_app_with(mut self, request: &mut L::Request) -> Option<Lease> {
-        let mean_ns = self.leader.mean_ns.load(Ordering::Relaxed);
-        if mean_ns >= CLIENT_SLEEPS.as_nanos() as u64 && !self.leader.is_slow() {
+        if self.leader.times.may_defer() && self.event_loop().may_defer() {
             self.event_loop().defer_answer(request);
+            self.leader.note_deferral();
         }
         self.enter_app()
     }

@@ -209,33 +209,6 @@ fn an_answer_without_company_goes_out_at_once() {
     stage.stop();
 }
 
-/// Where requests were slow a moment ago, the next one of the batch may be.
-#[test]
-fn after_a_slow_request_answers_go_out_at_once() {
-    const ROUNDS: usize = 20;
-    let mut stage = Stage::new(4);
-    let first = stage.first_waits();
-    stage.answer_all_but(first);
-    stage.expect_answer(first);
-    let mut at_once = 0;
-    for _ in 0..ROUNDS {
-        stage.ask(0);
-        let mut exchange = stage.next();
-        write(&mut exchange);
-        exchange.finish_at(Instant::now(), Duration::from_millis(1)).expect("valid");
-        stage.expect_answer(0);
-        (0..4).for_each(|index| stage.ask(index));
-        let exchange = stage.next();
-        let first = index_of(&exchange);
-        finish(exchange);
-        at_once += usize::from(stage.has_answer(first));
-        stage.answer_all_but(first);
-        stage.expect_answer(first);
-    }
-    assert!(at_once > ROUNDS / 2, "{at_once} of {ROUNDS}");
-    stage.stop();
-}
-
 /// An answer that is too large to wait is queued where the socket is full, and its client has all of its time.
 #[test]
 fn a_large_answer_in_a_volley_is_not_cut() {

@@ -1,10 +1,12 @@
 //! The server as clients see it.
 
 mod answers;
+mod bounds;
 mod corpus;
 mod drain;
 mod fixture;
 mod flush_batch;
+mod leading;
 mod proxy;
 mod requests;
 mod slow;
