@@ -43,6 +43,7 @@ use pyo3::prelude::*;
 fn _forkmaster(module: &Bound<'_, PyModule>) -> PyResult<()> {
     #[cfg(debug_assertions)]
     module.add_function(wrap_pyfunction!(allocations::allocations, module)?)?;
+    wsgi::input::Input::register(module.py())?;
     module.add_function(wrap_pyfunction!(run, module)?)
 }
 

@@ -1,21 +1,28 @@
 //! `wsgi.input`: the body, which is complete before the application is called. It lies in memory or in an
 //! unlinked temporary file, and reading beyond its end gives `b""`. The object owns what it reads from: an
-//! application may keep it longer than the request lives.
+//! application may keep it longer than the request lives. It has everything that an `io.BufferedIOBase` has, since
+//! applications wrap it as a file (`io.TextIOWrapper`, `csv`, `tarfile`), and it is one by registration.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 
+use pyo3::exceptions::PyValueError;
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList};
+use pyo3::types::{PyBytes, PyList, PyMemoryView, PySlice};
 
-/// How much of a file is looked through at once for the end of a line.
-const LINE_BYTES_STEP: usize = 8 * 1024;
+/// How much of a file is read ahead for lines: a system call for so many bytes, and not for each line.
+const WINDOW_BYTES: usize = 64 * 1024;
+
+/// `read1` without a size gives so much, as Python's buffered files do.
+const READ1_BYTES: isize = 8 * 1024;
 
 #[pyclass(name = "Input", module = "_forkmaster")]
 pub struct Input {
     source: Source,
+    /// May lie beyond the end, as a file's.
     position: u64,
     length: u64,
 }
@@ -24,7 +31,33 @@ enum Source {
     Memory(Py<PyBytes>),
     /// A large one: what is read is copied from here, so the whole is not copied before.
     Buffer(Vec<u8>),
-    File(File),
+    File(File, Window),
+}
+
+/// A stretch of a file, read for the lines in it.
+#[derive(Default)]
+struct Window {
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    /// The bytes from this position on that are here.
+    fn from(&self, position: u64) -> &[u8] {
+        let skipped = position.checked_sub(self.start).and_then(|skipped| usize::try_from(skipped).ok());
+        skipped.and_then(|skipped| self.bytes.get(skipped..)).unwrap_or_default()
+    }
+
+    fn fill(&mut self, file: &File, start: u64, bytes: usize) -> io::Result<()> {
+        // Should the read fail, nothing is here.
+        self.bytes.clear();
+        self.start = start;
+        let mut read = std::mem::take(&mut self.bytes);
+        read.resize(bytes, 0);
+        file.read_exact_at(&mut read, start)?;
+        self.bytes = read;
+        Ok(())
+    }
 }
 
 impl Input {
@@ -46,14 +79,21 @@ impl Input {
                 self.position = 0;
                 Some(std::mem::take(body))
             }
-            Source::Memory(_) | Source::File(_) => None,
+            Source::Memory(_) | Source::File(..) => None,
         }
     }
 
     /// A descriptor of its own for the same file; read at explicit offsets, since the file's own is shared.
     pub fn file(file: BorrowedFd<'_>, length: u64) -> io::Result<Input> {
         let file = File::from(file.try_clone_to_owned()?);
-        Ok(Input { source: Source::File(file), position: 0, length })
+        Ok(Input { source: Source::File(file, Window::default()), position: 0, length })
+    }
+
+    /// `isinstance(environ["wsgi.input"], io.BufferedIOBase)`.
+    pub fn register(py: Python<'_>) -> PyResult<()> {
+        let base = py.import(intern!(py, "io"))?.getattr(intern!(py, "BufferedIOBase"))?;
+        base.call_method1(intern!(py, "register"), (py.get_type::<Input>(),))?;
+        Ok(())
     }
 
     fn remaining(&self) -> usize {
@@ -69,47 +109,81 @@ impl Input {
     }
 
     fn take<'py>(&mut self, py: Python<'py>, bytes: usize) -> PyResult<Bound<'py, PyBytes>> {
-        let start = self.position;
         let piece = match &self.source {
+            _ if bytes == 0 => PyBytes::new(py, b""),
             // The whole body at once is handed out as it is.
-            Source::Memory(body) if start == 0 && bytes as u64 == self.length => body.bind(py).clone(),
-            Source::Memory(body) => {
-                let start = start as usize;
-                PyBytes::new(py, &body.bind(py).as_bytes()[start..start + bytes])
+            Source::Memory(body) if self.position == 0 && bytes as u64 == self.length => body.bind(py).clone(),
+            Source::Memory(_) | Source::Buffer(_) | Source::File(..) => {
+                PyBytes::new_with(py, bytes, |place| self.copy(py, place).map_err(PyErr::from))?
             }
-            Source::Buffer(body) => PyBytes::new(py, &body[start as usize..start as usize + bytes]),
-            Source::File(file) => PyBytes::new_with(py, bytes, |buffer| {
-                py.detach(|| file.read_exact_at(buffer, start)).map_err(PyErr::from)
-            })?,
         };
         self.position += bytes as u64;
         Ok(piece)
     }
 
+    /// Fills `place` from here on; there must be enough. The interpreter's lock is given up where the file is read.
+    fn copy(&self, py: Python<'_>, place: &mut [u8]) -> io::Result<()> {
+        let memory = match &self.source {
+            Source::Memory(body) => body.bind(py).as_bytes(),
+            Source::Buffer(body) => body,
+            Source::File(file, window) => {
+                let here = window.from(self.position);
+                let (begin, rest) = place.split_at_mut(here.len().min(place.len()));
+                begin.copy_from_slice(&here[..begin.len()]);
+                let position = self.position + begin.len() as u64;
+                return if rest.is_empty() { Ok(()) } else { py.detach(|| file.read_exact_at(rest, position)) };
+            }
+        };
+        let start = self.position as usize;
+        place.copy_from_slice(&memory[start..start + place.len()]);
+        Ok(())
+    }
+
     /// The length of the next line with its newline, at most `limit` bytes.
-    fn line_bytes(&self, py: Python<'_>, limit: usize) -> PyResult<usize> {
+    fn line_bytes(&mut self, py: Python<'_>, limit: usize) -> PyResult<usize> {
+        let (start, length) = (self.position, self.length);
         let line_in = |body: &[u8]| {
-            let rest = &body[self.position as usize..][..limit];
+            let rest = &body[start as usize..][..limit];
             find_newline(rest).map_or(limit, |at| at + 1)
         };
-        match &self.source {
+        match &mut self.source {
+            _ if limit == 0 => Ok(0),
             Source::Memory(body) => Ok(line_in(body.bind(py).as_bytes())),
             Source::Buffer(body) => Ok(line_in(body)),
-            Source::File(file) => {
-                let mut buffer = [0; LINE_BYTES_STEP];
+            Source::File(file, window) => {
                 let mut looked = 0;
                 while looked < limit {
-                    let step = &mut buffer[..LINE_BYTES_STEP.min(limit - looked)];
-                    file.read_exact_at(step, self.position + looked as u64)?;
-                    if let Some(at) = find_newline(step) {
+                    let position = start + looked as u64;
+                    if window.from(position).is_empty() {
+                        let bytes = (length - position).min(WINDOW_BYTES as u64) as usize;
+                        py.detach(|| window.fill(file, position, bytes))?;
+                    }
+                    let here = window.from(position);
+                    let here = &here[..here.len().min(limit - looked)];
+                    if let Some(at) = find_newline(here) {
                         return Ok(looked + at + 1);
                     }
-                    looked += step.len();
+                    looked += here.len();
                 }
                 Ok(limit)
             }
         }
     }
+}
+
+/// `readinto`. What an exotic buffer runs of the application is run while nothing is borrowed.
+fn read_into(this: &Bound<'_, Input>, buffer: &Bound<'_, PyAny>) -> PyResult<usize> {
+    let py = this.py();
+    let place = PyMemoryView::from(buffer)?.call_method1(intern!(py, "cast"), (intern!(py, "B"),))?;
+    let room: usize = place.getattr(intern!(py, "nbytes"))?.extract()?;
+    let piece = {
+        let mut input = this.try_borrow_mut()?;
+        let bytes = room.min(input.remaining());
+        input.take(py, bytes)?
+    };
+    let bytes = piece.as_bytes().len();
+    place.set_item(PySlice::new(py, 0, bytes as isize, 1), piece)?;
+    Ok(bytes)
 }
 
 #[pymethods]
@@ -120,9 +194,26 @@ impl Input {
         self.take(py, bytes)
     }
 
+    #[pyo3(signature = (size=-1, /))]
+    fn read1<'py>(&mut self, py: Python<'py>, size: isize) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = self.wanted(Some(if size < 0 { READ1_BYTES } else { size }));
+        self.take(py, bytes)
+    }
+
+    #[pyo3(signature = (buffer, /))]
+    fn readinto(this: &Bound<'_, Self>, buffer: &Bound<'_, PyAny>) -> PyResult<usize> {
+        read_into(this, buffer)
+    }
+
+    #[pyo3(signature = (buffer, /))]
+    fn readinto1(this: &Bound<'_, Self>, buffer: &Bound<'_, PyAny>) -> PyResult<usize> {
+        read_into(this, buffer)
+    }
+
     #[pyo3(signature = (size=None, /))]
     fn readline<'py>(&mut self, py: Python<'py>, size: Option<isize>) -> PyResult<Bound<'py, PyBytes>> {
-        let bytes = self.line_bytes(py, self.wanted(size))?;
+        let limit = self.wanted(size);
+        let bytes = self.line_bytes(py, limit)?;
         self.take(py, bytes)
     }
 
@@ -149,12 +240,94 @@ impl Input {
         Ok((!line.as_bytes().is_empty()).then_some(line))
     }
 
+    /// The body is complete, so an application may go back in it.
+    #[pyo3(signature = (offset, whence=0, /))]
+    fn seek(&mut self, offset: i64, whence: i32) -> PyResult<u64> {
+        let from = match whence {
+            0 if offset < 0 => return Err(PyValueError::new_err(format!("negative seek position {offset}"))),
+            0 => 0,
+            1 => self.position,
+            2 => self.length,
+            _ => return Err(PyValueError::new_err(format!("whence must be 0, 1 or 2, not {whence}"))),
+        };
+        // Before the beginning is the beginning, as for `io.BytesIO`.
+        let position = from.saturating_add_signed(offset);
+        // The empty one is that of many requests.
+        if self.length > 0 {
+            self.position = position;
+        }
+        Ok(position)
+    }
+
+    fn tell(&self) -> u64 {
+        self.position
+    }
+
     fn readable(&self) -> bool {
         true
     }
 
+    fn seekable(&self) -> bool {
+        true
+    }
+
+    fn writable(&self) -> bool {
+        false
+    }
+
+    fn isatty(&self) -> bool {
+        false
+    }
+
+    fn flush(&self) {}
+
     /// Belongs to the server (PEP 3333): an application that closes it changes nothing.
     fn close(&self) {}
+
+    #[getter]
+    fn closed(&self) -> bool {
+        false
+    }
+
+    fn __enter__(this: Bound<'_, Self>) -> Bound<'_, Self> {
+        this
+    }
+
+    #[pyo3(signature = (*_exc_info))]
+    fn __exit__(&self, _exc_info: &Bound<'_, PyAny>) {}
+
+    #[pyo3(signature = (_bytes, /))]
+    fn write(&self, py: Python<'_>, _bytes: &Bound<'_, PyAny>) -> PyResult<()> {
+        Err(unsupported(py, "write"))
+    }
+
+    #[pyo3(signature = (_lines, /))]
+    fn writelines(&self, py: Python<'_>, _lines: &Bound<'_, PyAny>) -> PyResult<()> {
+        Err(unsupported(py, "writelines"))
+    }
+
+    #[pyo3(signature = (_size=None, /))]
+    fn truncate(&self, py: Python<'_>, _size: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        Err(unsupported(py, "truncate"))
+    }
+
+    /// Where the body lies in a file, that is not to be had.
+    fn fileno(&self, py: Python<'_>) -> PyResult<()> {
+        Err(unsupported(py, "fileno"))
+    }
+
+    fn detach(&self, py: Python<'_>) -> PyResult<()> {
+        Err(unsupported(py, "detach"))
+    }
+}
+
+/// As Python's own files say it: an OSError and a ValueError.
+fn unsupported(py: Python<'_>, what: &str) -> PyErr {
+    let kind = py.import(intern!(py, "io")).and_then(|io| io.getattr(intern!(py, "UnsupportedOperation")));
+    match kind.and_then(|kind| kind.call1((what,))) {
+        Ok(error) => PyErr::from_value(error),
+        Err(error) => error,
+    }
 }
 
 fn find_newline(bytes: &[u8]) -> Option<usize> {

@@ -184,11 +184,15 @@ impl Gateway {
     }
 
     /// A large body's memory serves the next one, unless the application has kept a way to it: only we have the environ,
-    /// and only it and we have its input.
+    /// and only we, and the environ where the application has left it there, have its input.
     fn give_body_back(&mut self, py: Python<'_>, exchange: &Exchange, environ: &Bound<'_, PyDict>) {
         let Some(input) = self.input.take() else { return };
         let input = input.bind(py);
-        if references(environ) == 1 && references(input) <= 2 {
+        if references(environ) != 1 {
+            return;
+        }
+        let in_environ = environ.get_item(intern!(py, "wsgi.input")).ok().flatten().is_some_and(|held| held.is(input));
+        if references(input) == 1 + isize::from(in_environ) {
             let buffer = input.try_borrow_mut().ok().and_then(|mut input| input.take_buffer());
             buffer.into_iter().for_each(|buffer| exchange.give_body_back(buffer));
         }
