@@ -92,23 +92,24 @@ fn a_reload_does_not_bring_back_what_was_rolled_back_from() {
 fn a_rollback_that_cannot_be_is_refused_with_the_reason() {
     let site = Site::with_releases("rollback_refused", 3);
     let master = site.start();
-    refused(&master, &["rollback"], "rollback: no generation has served before generation 1");
-    refused(&master, &["rollback", "--to", "1"], "rollback: generation 1 serves already");
+    refused(&master, &["rollback"], "generation 1: it is the first that serves, so there is none to go back to");
+    refused(
+        &master,
+        &["rollback", "--to", "9"],
+        "generation 1: it is the first that serves, so there is none to go back to",
+    );
     master.reload();
     let release = |name: &str| site.release_path(name).canonicalize().unwrap();
     let why = format!(
-        "rollback: generation 1 had the same directory as generation 2, which serves ({}): the deploy was in place, and the \
+        "generation 1: it had the same directory as generation 2, which serves ({}): the deploy was in place, and the \
          code before it is gone; give each release a directory of its own",
         release("1").display()
     );
     refused(&master, &["rollback"], &why);
     site.flip("2");
     master.reload();
-    refused(
-        &master,
-        &["rollback", "--to", "9"],
-        "rollback: generation 9 is not one that has served before; these are: 1, 2",
-    );
+    refused(&master, &["rollback", "--to", "9"], "generation 9: it is not one that has served before; these are: 1, 2");
+    refused(&master, &["rollback", "--to", "3"], "generation 3: it serves already");
     let gone = release("1");
     fs::rename(&gone, site.path().join("elsewhere")).expect("a release can be moved away");
     let output = master.cli(&["rollback"]);

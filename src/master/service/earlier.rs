@@ -50,35 +50,34 @@ impl Earlier {
 
     /// What a rollback goes back to, and what that was made of; or why there is none.
     pub fn find(&self, to: Option<GenerationId>) -> Result<(GenerationId, Loaded), Problem> {
-        let problem = |text: String| Problem::new("rollback", text);
-        let Some((serving, before)) =
-            self.served.iter().collect::<Vec<_>>().split_last().map(|(last, rest)| (*last, rest.to_vec()))
-        else {
-            return Err(problem("no generation has served yet".to_owned()));
+        let problem = |id: GenerationId, text: String| Problem::new(format_args!("generation {id}"), text);
+        let mut served = self.served.iter().rev();
+        let Some(serving) = served.next() else {
+            return Err(Problem::new("rollback", "no generation has served yet"));
+        };
+        let before: Vec<&Served> = served.collect();
+        let Some(latest) = before.first() else {
+            return Err(problem(
+                serving.generation,
+                "it is the first that serves, so there is none to go back to".to_owned(),
+            ));
         };
         let found = match to {
-            None => before.last().copied(),
-            Some(to) if to == serving.generation => return Err(problem(format!("generation {to} serves already"))),
-            Some(to) => before.iter().rev().find(|served| served.generation == to).copied(),
-        };
-        let Some(found) = found else {
-            let numbers: Vec<String> = before.iter().map(|served| served.generation.to_string()).collect();
-            return Err(problem(match (to, numbers.is_empty()) {
-                (_, true) => format!("no generation has served before generation {}", serving.generation),
-                (Some(to), false) => {
-                    format!("generation {to} is not one that has served before; these are: {}", numbers.join(", "))
-                }
-                (None, false) => unreachable!("the last of them was found"),
-            }));
+            None => latest,
+            Some(to) if to == serving.generation => return Err(problem(to, "it serves already".to_owned())),
+            Some(to) => before.iter().find(|served| served.generation == to).ok_or_else(|| {
+                let numbers: Vec<String> = before.iter().rev().map(|served| served.generation.to_string()).collect();
+                problem(to, format!("it is not one that has served before; these are: {}", numbers.join(", ")))
+            })?,
         };
         if in_place(&found.loaded.settings.app, &serving.loaded.settings.app) {
-            return Err(problem(format!(
-                "generation {} had the same directory as generation {}, which serves ({}): the deploy was in place, and \
-                 the code before it is gone; give each release a directory of its own",
-                found.generation,
+            let text = format!(
+                "it had the same directory as generation {}, which serves ({}): the deploy was in place, and the code before \
+                 it is gone; give each release a directory of its own",
                 serving.generation,
                 serving.loaded.settings.app.release.display()
-            )));
+            );
+            return Err(problem(found.generation, text));
         }
         Ok((found.generation, found.loaded.clone()))
     }
