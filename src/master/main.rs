@@ -120,6 +120,10 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
         Ok(master) => master,
         Err(error) => return fail("the master cannot be set up", &error),
     };
+    if let Err(error) = master.open_status(&loaded.settings.status.bind) {
+        logs::say(&format!("forkmaster: [status] bind: {error}"));
+        return error.exit_code().into();
+    }
     if let Err(refused) = master.start(loaded, access) {
         log::error!("{}", refused.reason);
         return refused.exit_code.into();

@@ -8,13 +8,17 @@ use forkmaster_wire::message::{ToTemplate, ToWorker};
 use mio::Token;
 
 use crate::children::{Children, Who};
+use crate::config::passed;
 use crate::config::process_context::ProcessContext;
-use crate::config::settings::ControlSocket;
+use crate::config::settings::{Bind, ControlSocket};
 use crate::config::{Loaded, Source as ConfigSource};
 use crate::doors::control::{Accepted, ClientId, Control, Waiting};
+use crate::doors::metrics;
 use crate::doors::notify::Notify;
 use crate::doors::protocol::{Proving, Refused, Reply, Request, Scaled, Stopping};
+use crate::doors::status::{Answer, Page, StatusDoor};
 use crate::facts::outcome::{Outcome, Refusal};
+use crate::listeners::{ListenError, Listeners};
 use crate::logs::{AccessLog, LogFile, Opened};
 use crate::service::start::SpawnOrder;
 use crate::service::{room, EventQueue, Service};
@@ -44,6 +48,7 @@ pub struct Master {
     signals: Signals,
     control: Option<Control>,
     notify: Notify,
+    status: Option<StatusDoor>,
     accept_at: Option<Instant>,
     /// Children may have ended that were not reaped yet.
     reap_again: bool,
@@ -62,10 +67,26 @@ impl Master {
         signals.register(shared.sources.registry(), SIGNALS)?;
         let service = Service::new(source, shared.clock.now());
         let notify = Notify::open(&shared.context.environment);
-        let mut master =
-            Master { shared, service, signals, control: None, notify, accept_at: None, reap_again: false, exit: None };
+        let mut master = Master {
+            shared,
+            service,
+            signals,
+            control: None,
+            notify,
+            status: None,
+            accept_at: None,
+            reap_again: false,
+            exit: None,
+        };
         master.control = Control::open(socket, master.shared.sources.registry())?;
         Ok(master)
+    }
+
+    /// Listens for probes, which are to hear that the service starts.
+    pub fn open_status(&mut self, binds: &[Bind]) -> Result<(), ListenError> {
+        let passed = passed::sockets(&self.shared.context.environment, std::process::id());
+        self.status = StatusDoor::open(binds, Listeners::new(passed), &mut self.shared.sources)?;
+        Ok(())
     }
 
     /// The first generation.
@@ -84,7 +105,8 @@ impl Master {
                 self.sweep();
                 return code;
             }
-            let pending = self.control.as_ref().is_some_and(Control::has_pending);
+            let asked = self.status.as_ref().is_some_and(|status| !status.asked().is_empty());
+            let pending = asked || self.control.as_ref().is_some_and(Control::has_pending);
             let wait = match self.shared.sources.has_unread() || self.reap_again || pending {
                 true => Duration::ZERO,
                 false => self.wake_at().saturating_duration_since(self.shared.clock.now()),
@@ -118,6 +140,7 @@ impl Master {
             if let Some(control) = &mut self.control {
                 control.expire(self.shared.clock.now());
             }
+            self.serve_status();
             self.notice_who_left();
         }
     }
@@ -143,7 +166,14 @@ impl Master {
         let idle = self.control.as_ref().and_then(Control::next_deadline);
         let chores = self.shared.chores.next_deadline();
         let notify = self.notify.next_deadline(self.shared.clock.now());
-        self.accept_at.into_iter().chain(idle).chain(chores).chain(notify).fold(self.service.wake_at(), Instant::min)
+        let status = self.status.as_ref().and_then(StatusDoor::next_deadline);
+        self.accept_at
+            .into_iter()
+            .chain(idle)
+            .chain(chores)
+            .chain(notify)
+            .chain(status)
+            .fold(self.service.wake_at(), Instant::min)
     }
 
     // --- what happens -----------------------------------------------------------------------------------------
@@ -155,6 +185,7 @@ impl Master {
             Some(Source::Template(generation)) => service.read_template(generation, token, shared, &mut events),
             Some(Source::Worker(worker)) => service.read_worker(worker, shared, &mut events),
             Some(Source::Stacks(worker)) => service.read_stacks(worker, shared),
+            Some(Source::Status) => self.accept_status(),
             Some(Source::Signals | Source::Control | Source::Chores) => {}
             // Or a process's that something earlier in the same batch has closed.
             None => self.on_client(token),
@@ -237,7 +268,40 @@ impl Master {
         };
     }
 
+    fn accept_status(&mut self) {
+        if let Some(status) = &mut self.status {
+            status.accept(&mut self.shared.sources, self.shared.clock.now());
+        }
+    }
+
+    /// Answers probes and scrapers, and closes whose time is over.
+    fn serve_status(&mut self) {
+        let Some(status) = &mut self.status else { return };
+        let now = self.shared.clock.now();
+        status.expire(now);
+        if status.should_accept(now) {
+            status.accept(&mut self.shared.sources, now);
+        }
+        for (client, page) in status.asked() {
+            let answer = match page {
+                Page::Live => Answer::plain(200, "ok\n"),
+                Page::Ready => {
+                    let standing = self.service.standing();
+                    Answer::plain(if standing.ready { 200 } else { 503 }, format!("{standing}\n"))
+                }
+                Page::Metrics => {
+                    let text = metrics::text(&self.service.measures(&self.shared));
+                    Answer { status: 200, content_type: metrics::CONTENT_TYPE, text }
+                }
+            };
+            status.answer(client, &answer, now);
+        }
+    }
+
     fn on_client(&mut self, token: Token) {
+        if let Some(status) = &mut self.status {
+            status.ready(token, self.shared.clock.now());
+        }
         let Some(control) = &mut self.control else { return };
         if let Some(client) = control.client(token) {
             control.ready(client, self.shared.clock.now());
@@ -379,6 +443,9 @@ impl Master {
             Action::CloseAllListeners => shared.listeners.close_all(),
             Action::Forget { generation } => service.forget(generation, shared),
             Action::Concluded(reload) => {
+                if service.last_reload.is_some() {
+                    service.counted.reload(&reload);
+                }
                 service.last_reload = Some(reload);
                 self.tell_manager();
             }
@@ -389,7 +456,10 @@ impl Master {
                     self.wait(client, Waiting::End);
                 }
             }
-            Action::Note(note) => log::log!(note.level(), "{note}"),
+            Action::Note(note) => {
+                service.counted.note(&note);
+                log::log!(note.level(), "{note}");
+            }
             Action::Exit { code } => self.exit = Some(code),
         }
         None

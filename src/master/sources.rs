@@ -16,6 +16,8 @@ pub enum Source {
     Signals,
     Control,
     Chores,
+    /// A listener of `[status] bind`.
+    Status,
     Template(GenerationId),
     Worker(WorkerId),
     /// The pipe that faulthandler writes to.

@@ -5,6 +5,7 @@
 
 pub mod channel;
 pub mod handoff;
+pub mod histogram;
 pub mod inherit;
 mod large;
 pub mod message;

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{fence, AtomicU32, AtomicU64, AtomicU8, Ordering};
 
+use crate::histogram::Histogram;
 use nix::fcntl::{fcntl, FcntlArg, SealFlag};
 use nix::sys::memfd::{memfd_create, MFdFlags};
 use nix::sys::mman::{mmap, mmap_anonymous, munmap, MapFlags, ProtFlags};
@@ -18,8 +19,8 @@ use nix::sys::mman::{mmap, mmap_anonymous, munmap, MapFlags, ProtFlags};
 /// Method and path of a running request, without query: enough to name it in a log line.
 pub const REQUEST_TEXT_BYTES_MAX: usize = 256;
 
-/// Buckets of the latency histogram; bucket i counts requests below 2^i * 0.1 ms, the last one all others.
-pub const LATENCY_BUCKETS: usize = 20;
+/// 1xx to 5xx.
+pub const STATUS_CLASSES: usize = 5;
 
 /// What one process says of itself. Written by its owner, read by the master.
 #[repr(C, align(64))]
@@ -41,7 +42,20 @@ pub struct Cell {
     pub accepting: AtomicU32,
     /// Connections taken, counted on from those of its siblings when it began: for the balance between them only.
     pub taken: AtomicU64,
-    pub latency: [AtomicU64; LATENCY_BUCKETS],
+    /// The answers by the class of their status.
+    pub status: [AtomicU64; STATUS_CLASSES],
+    /// From an app thread's taking the request to the end of its answer: that thread's busy time.
+    pub latency: Histogram,
+    /// How long requests waited for an app thread.
+    pub queued: Histogram,
+}
+
+/// What is counted of a request when it has ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Finished {
+    pub status: u16,
+    pub latency_ns: u64,
+    pub queued_ns: u64,
 }
 
 /// One app thread of a process.
@@ -152,9 +166,9 @@ impl Scoreboard {
         cell.busy.store(0, Ordering::Relaxed);
         cell.accepting.store(0, Ordering::Relaxed);
         cell.taken.store(0, Ordering::Relaxed);
-        for bucket in &cell.latency {
-            bucket.store(0, Ordering::Relaxed);
-        }
+        cell.status.iter().for_each(|class| class.store(0, Ordering::Relaxed));
+        cell.latency.clear();
+        cell.queued.clear();
         for thread in 0..self.threads {
             let thread = self.thread(index, thread);
             thread.started_ns.store(0, Ordering::Relaxed);
@@ -191,11 +205,12 @@ impl Drop for Scoreboard {
 
 impl Cell {
     /// Counts one finished request.
-    pub fn finished(&self, latency_ns: u64) {
+    pub fn finished(&self, finished: Finished) {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let tenths = latency_ns / 100_000;
-        let bucket = (u64::BITS - tenths.leading_zeros()) as usize;
-        self.latency[bucket.min(LATENCY_BUCKETS - 1)].fetch_add(1, Ordering::Relaxed);
+        let class = usize::from(finished.status / 100).clamp(1, STATUS_CLASSES) - 1;
+        self.status[class].fetch_add(1, Ordering::Relaxed);
+        self.latency.record(finished.latency_ns);
+        self.queued.record(finished.queued_ns);
     }
 }
 
@@ -327,10 +342,17 @@ mod tests {
         assert_eq!(master.thread(3, 1).running().unwrap().entered_ns, 0);
         worker.thread(3, 1).end();
         assert_eq!(master.thread(3, 1).running(), None);
-        worker.cell(3).finished(150_000);
-        assert_eq!(master.cell(3).latency[1].load(Ordering::Relaxed), 1);
+        worker.cell(3).finished(Finished { status: 200, latency_ns: 150_000, queued_ns: 0 });
+        assert_eq!(
+            (master.cell(3).latency.read().sum_ns, master.cell(3).status[1].load(Ordering::Relaxed)),
+            (150_000, 1)
+        );
         master.clear(3);
         assert_eq!(worker.cell(3).requests.load(Ordering::Relaxed), 0);
+        assert_eq!(
+            (worker.cell(3).latency.read(), worker.cell(3).status[1].load(Ordering::Relaxed)),
+            Default::default()
+        );
     }
 
     #[test]
@@ -338,7 +360,7 @@ mod tests {
         let master = Scoreboard::create(2, 1).unwrap();
         let child = Scoreboard::open(master.as_fd().try_clone_to_owned().unwrap(), 2, 1).unwrap();
         child.forget_in_child().unwrap();
-        child.cell(1).finished(0);
+        child.cell(1).finished(Finished { status: 200, latency_ns: 0, queued_ns: 0 });
         assert_eq!(master.cell(1).requests.load(Ordering::Relaxed), 0);
         assert_eq!(child.cell(1).requests.load(Ordering::Relaxed), 1);
     }

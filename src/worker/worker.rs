@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use forkmaster_http::serve::{self, AppThread, Exchange, Reports, Server, Wake};
 use forkmaster_wire::message::{Boot, Failure, FromWorker, GenerationId, ProofStep, ProxyProtocol, SlotIndex, Spawn};
-use forkmaster_wire::scoreboard::{Cell, Scoreboard};
+use forkmaster_wire::scoreboard::{Cell, Finished, Scoreboard};
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyDict, PyTuple};
@@ -74,9 +74,9 @@ impl Worker {
         self.cell.busy.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub fn finished(&self, latency: Duration, raised: bool) {
+    pub fn finished(&self, finished: Finished, raised: bool) {
         self.cell.busy.fetch_sub(1, Ordering::Relaxed);
-        self.cell.finished(latency.as_nanos() as u64);
+        self.cell.finished(finished);
         if raised {
             self.cell.errors.fetch_add(1, Ordering::Relaxed);
         }

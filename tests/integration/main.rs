@@ -53,6 +53,8 @@ mod rolling;
 mod serving;
 // The configuration file: what is refused and with which words.
 mod settings;
+// What kubelet and Prometheus ask the master.
+mod probes;
 // What a service manager is told, and what it passes.
 mod supervised;
 // Signals to the master, its workers and its terminal.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::keys::{self, Applies};
-use super::settings::{Control, Identity, Settings};
+use super::settings::{Control, Identity, Settings, Status};
 use super::Effective;
 
 /// Values in a line of the log are cut to this.
@@ -18,6 +18,7 @@ pub struct Fixed {
     pub identity: Option<Identity>,
     pub pidfile: Option<PathBuf>,
     pub control: Control,
+    pub status: Status,
 }
 
 impl Fixed {
@@ -27,6 +28,7 @@ impl Fixed {
             identity: settings.server.identity.clone(),
             pidfile: settings.server.pidfile.clone(),
             control: settings.control.clone(),
+            status: settings.status.clone(),
         }
     }
 
@@ -41,6 +43,7 @@ impl Fixed {
             ("[server] user, group", self.identity != written.identity),
             ("[server] pidfile", self.pidfile != written.pidfile),
             ("[control] socket", control),
+            ("[status] bind", self.status != written.status),
         ];
         let sentence =
             |key: &str| format!("{key} has changed: it takes effect with a restart; the reload goes on without it");

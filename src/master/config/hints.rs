@@ -21,8 +21,9 @@ const OTHER_PROCESSES: &str =
                                that starts it";
 const SYSLOG: &str = "the log goes to stderr or a file, `[log] error`; journald and others take it from there";
 const STRICT: &str = "requests are read strictly, and nothing loosens that; remove the line";
-const STATS: &str = "`forkmaster status --json` has the counters; nothing is sent anywhere";
-const STATSD: &str = "there is no statsd; `forkmaster status --json` has the counters";
+const STATS: &str =
+    "`[status] bind` has them for Prometheus and `forkmaster status --json` for people; nothing is sent anywhere";
+const STATSD: &str = "there is no statsd; `[status] bind` has the counters for Prometheus";
 const FOREGROUND: &str = "forkmaster stays in the foreground; leave the rest to a supervisor and remove the line";
 
 /// Names without a counterpart of one row, as files write them: with underscores. More than one program may have them.

@@ -92,7 +92,7 @@ pub enum Preset {
 }
 
 /// Sections, in the order of the documentation, with what stands in them.
-pub const SECTIONS: [(&str, &str); 7] = [
+pub const SECTIONS: [(&str, &str); 8] = [
     ("app", "The application, and the release in which it lies."),
     (
         "env",
@@ -104,6 +104,7 @@ pub const SECTIONS: [(&str, &str); 7] = [
     ("http", "Connections, requests, and what is believed of proxies."),
     ("log", "What is logged, and where to."),
     ("control", "The socket for `forkmaster status`, `reload`, `stop` and the others."),
+    ("status", "The master's own address for probes and for Prometheus."),
 ];
 
 /// What the kernel takes as a backlog: an int.
@@ -376,6 +377,11 @@ pub const KEYS: &[KeySpec] = &[
          /dev/shm/forkmaster-UID; where none can be had, signals still work. Relative to the configuration \
          file by name.")
         .gunicorn(&["control_socket"]).uwsgi(&["master-fifo"]),
+
+    row("status", "bind", Kind::List("HOST:PORT, [v6]:PORT, unix:PATH, fd://N or systemd:NAME"), List(&[]), Restart,
+        "Where the master answers `/livez` (its loop turns), `/readyz` (a worker serves, and it was not told to stop) and \
+         `/metrics` (for Prometheus). Off by default. It answers whoever can reach it: keep it on a loopback or pod \
+         address."),
 ];
 
 impl Preset {

@@ -25,7 +25,7 @@ use super::proxies;
 use super::resolver::Resolver;
 use super::settings::{
     AccessTarget, Bind, Control, ControlSocket, ControlTarget, Http, Identity, Log, LogTarget, Reload, Server,
-    Settings, SocketFile, Surge,
+    Settings, SocketFile, Status, Surge,
 };
 use super::units::show_duration;
 use super::values::{count, duration_or_none, id_text, path, quoted_path, string};
@@ -72,18 +72,20 @@ impl Resolver<'_> {
         let mut identity = self.run_as();
         let mut pidfile = self.pidfile();
         let mut control = self.control(&name);
+        let mut status = self.status();
         if let Some(fixed) = fixed {
-            let written = Fixed { name, identity, pidfile, control };
+            let written = Fixed { name, identity, pidfile, control, status };
             self.warnings.extend(fixed.differences(&written));
-            Fixed { name, identity, pidfile, control } = fixed.clone();
+            Fixed { name, identity, pidfile, control, status } = fixed.clone();
         }
         let app = self.app(identity.as_ref());
         let socket = self.socket_file(identity.as_ref());
         let server = self.server(identity, socket, pidfile);
+        self.warn_of_unused_sockets(&server, &status);
         let reload = self.reload();
         let http = self.http();
         let log = self.log();
-        Settings { name, app, server, reload, http, log, control }
+        Settings { name, app, server, reload, http, log, control, status }
     }
 
     fn name(&mut self) -> String {
@@ -217,19 +219,18 @@ impl Resolver<'_> {
         for clash in clashes {
             self.refuse(("server", "bind"), &clash);
         }
-        self.warn_of_unused_sockets(&bind);
         bind
     }
 
     /// Clients of a socket that systemd listens on and nobody accepts from wait for ever.
-    fn warn_of_unused_sockets(&mut self, bind: &[Bind]) {
+    fn warn_of_unused_sockets(&mut self, server: &Server, status: &Status) {
         for passed in passed::sockets(&self.context.environment, std::process::id()) {
             let is_used = |bind: &Bind| match bind {
                 Bind::Fd(fd) => *fd == passed.fd,
                 Bind::Systemd(name) => *name == passed.name,
                 Bind::Inet(_) | Bind::Unix(_) => false,
             };
-            if !bind.iter().any(is_used) {
+            if !server.bind.iter().chain(&status.bind).any(is_used) {
                 let passed::Passed { name, fd } = passed;
                 self.warnings.push(format!(
                     "systemd passed the socket {name} (descriptor {fd}), which [server] bind does not name; write \
@@ -418,6 +419,12 @@ impl Resolver<'_> {
             Ok(_) => return,
         };
         self.refuse(key, &reason);
+    }
+
+    fn status(&mut self) -> Status {
+        let base = self.place.named.clone();
+        let show = |bind: &Bind| quoted(&bind.to_string());
+        Status { bind: self.list("status", "bind", |text| Bind::parse(text, &base), show) }
     }
 
     fn control(&mut self, name: &str) -> Control {

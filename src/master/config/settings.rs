@@ -21,6 +21,7 @@ pub struct Settings {
     pub http: Http,
     pub log: Log,
     pub control: Control,
+    pub status: Status,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -159,6 +160,13 @@ pub enum LogTarget {
 pub enum AccessTarget {
     Stdout,
     File(PathBuf),
+}
+
+/// The master's own address for probes and scrapers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Status {
+    /// Empty: off.
+    pub bind: Vec<Bind>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

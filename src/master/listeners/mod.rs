@@ -146,6 +146,19 @@ impl Listeners {
         self.listeners.get(&id).map(|listener| listener.address.as_str())
     }
 
+    /// As bound, all of them.
+    #[cfg(test)]
+    pub fn addresses(&self) -> Vec<String> {
+        self.listeners.values().map(|listener| listener.address.clone()).collect()
+    }
+
+    /// As bound, with the connections that nobody has taken yet and how many the kernel holds. None: a Unix socket, for
+    /// which the kernel tells it to netlink only.
+    pub fn queues(&self, ids: &[ListenerId]) -> Vec<(String, Option<(u32, u32)>)> {
+        let known = ids.iter().filter_map(|id| self.listeners.get(id));
+        known.map(|listener| (listener.address.clone(), tcp::queue(&listener.socket))).collect()
+    }
+
     /// What a worker is told, and the descriptors that travel along, in the same order. Unknown ids are left out.
     /// `proxied` are the addresses whose connections begin with a PROXY header.
     pub fn wire(

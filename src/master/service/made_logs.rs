@@ -44,6 +44,7 @@ impl Service {
 
     /// The generation's last process is gone.
     pub fn forget(&mut self, generation: GenerationId, shared: &mut Shared) {
+        self.counted.forget(generation);
         let Some(processes) = self.generations.remove(&generation) else { return };
         self.give_back_all(Opened { error: processes.error_log, access: processes.access }, shared);
     }

@@ -8,6 +8,7 @@ mod earlier;
 pub mod heirs;
 pub mod inbox;
 mod made_logs;
+pub mod measures;
 pub mod not_started;
 pub mod oom;
 pub mod prepare;
@@ -32,10 +33,10 @@ use crate::facts::outcome::Reload;
 use crate::supervisor::{Event, Supervisor};
 
 use earlier::Earlier;
+use measures::Counted;
 use oom::OomKills;
 use preparing::{Preparing, Reopening};
 use processes::{GenerationProcesses, WorkerProcess};
-use snapshot::Totals;
 
 /// Events on their way to the supervisor, in the order in which they happened.
 pub type EventQueue = VecDeque<Event>;
@@ -51,8 +52,10 @@ pub struct Service {
     pub last_reload: Option<Reload>,
     /// What a reload cannot change; None until the first start.
     pub fixed: Option<Fixed>,
-    pub totals: Totals,
     earlier: Earlier,
+    pub counted: Counted,
+    /// The start.
+    began: Instant,
     preparing: Preparing,
     reopening: Reopening,
     oom: OomKills,
@@ -73,8 +76,9 @@ impl Service {
             reloads: 0,
             last_reload: None,
             fixed: None,
-            totals: Totals::default(),
             earlier: Earlier::default(),
+            counted: Counted::default(),
+            began: now,
             preparing: Preparing::default(),
             reopening: Reopening::default(),
             oom: OomKills::watch(),

@@ -15,31 +15,9 @@ use crate::shared::Shared;
 use crate::supervisor::generation::Generation as GenerationState;
 use crate::supervisor::worker::Worker as WorkerState;
 
-/// What processes that are gone have counted: totals never go back.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Totals {
-    pub requests: u64,
-    pub accepted: u64,
-    pub errors: u64,
-}
-
-impl Totals {
-    pub fn add(&mut self, board: &Scoreboard, cell: u32) {
-        let cell = board.cell(cell);
-        self.requests = self.requests.saturating_add(cell.requests.load(Ordering::Relaxed));
-        self.accepted = self.accepted.saturating_add(cell.accepted.load(Ordering::Relaxed));
-        self.errors = self.errors.saturating_add(cell.errors.load(Ordering::Relaxed));
-    }
-}
-
 impl Service {
     pub fn snapshot(&self, shared: &Shared) -> Snapshot {
-        let mut totals = self.totals;
-        for worker in self.workers.values() {
-            if let Some(processes) = self.generations.get(&worker.generation) {
-                totals.add(&processes.board, worker.cell);
-            }
-        }
+        let totals = self.totals();
         let now = shared.clock.now();
         let generations = self.supervisor.generations().iter();
         Snapshot {

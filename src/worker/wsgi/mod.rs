@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use forkmaster_http::serve::{BadResponse, Body, Exchange};
+use forkmaster_wire::scoreboard::Finished;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -93,22 +94,25 @@ impl Gateway {
     /// the request, not the worker. Returns the time when it had ended.
     pub fn serve(&mut self, py: Python<'_>, exchange: Exchange) -> Instant {
         let begun = exchange.begun();
+        let queued = begun.saturating_duration_since(exchange.ready_at());
         self.progress.got_lock();
         self.worker.begin();
-        let (ended, took, raised) = match self.call(py, exchange) {
-            Ok((ended, took)) => (ended, took, false),
+        let (ended, took, status, raised) = match self.call(py, exchange) {
+            Ok((ended, took, status)) => (ended, took, status, false),
             Err(Raised) => {
                 let now = Instant::now();
-                (now, now.saturating_duration_since(begun), true)
+                // Also where a head was sent before: the client did not get what it says.
+                (now, now.saturating_duration_since(begun), 500, true)
             }
         };
         self.progress.end();
-        self.worker.finished(took, raised);
+        let (latency_ns, queued_ns) = (took.as_nanos() as u64, queued.as_nanos() as u64);
+        self.worker.finished(Finished { status, latency_ns, queued_ns }, raised);
         ended
     }
 
-    /// When it had ended, and how long it took.
-    fn call(&mut self, py: Python<'_>, mut exchange: Exchange) -> Result<(Instant, Duration), Raised> {
+    /// When it had ended, how long it took, and its status.
+    fn call(&mut self, py: Python<'_>, mut exchange: Exchange) -> Result<(Instant, Duration, u16), Raised> {
         let environ = match self.environ(py, &mut exchange) {
             Ok(environ) => environ,
             Err(error) => return Err(self.fail(py, exchange, None, &error)),
@@ -136,7 +140,8 @@ impl Gateway {
                 self.note(&exchange, Some(&environ), Ended::Well);
                 let ended = Instant::now();
                 let took = ended.saturating_duration_since(exchange.begun());
-                exchange.finish_at(ended, took).map(|()| (ended, took)).map_err(|BadResponse(text)| {
+                let (status, _) = exchange.sent();
+                exchange.finish_at(ended, took).map(|()| (ended, took, status)).map_err(|BadResponse(text)| {
                     let line = line_of(&environ).unwrap_or_default();
                     log::error!("{}: bad response to {line}: {text}", self.worker);
                     Raised

@@ -15,7 +15,7 @@ fn a_changed_user_changes_nothing_before_a_restart() {
     let first = deploy.read(&format!("name = \"a\"\n{APP}[server]\nuser = \"nobody\"\n")).unwrap();
     let fixed = Fixed::of(&first.settings);
     let text = format!(
-        "name = \"b\"\n{APP}[server]\nuser = \"daemon\"\npidfile = \"b.pid\"\nworkers = 2\n[control]\nsocket = \"c\"\n"
+        "name = \"b\"\n{APP}[server]\nuser = \"daemon\"\npidfile = \"b.pid\"\nworkers = 2\n[control]\nsocket = \"c\"\n[status]\nbind = [\"127.0.0.1:9\"]\n"
     );
     std::fs::write(deploy.path("current/app.toml"), text).unwrap();
     let second = read(&deploy.source(), &deploy.context, Some(&fixed)).unwrap();
@@ -29,7 +29,7 @@ fn a_changed_user_changes_nothing_before_a_restart() {
     assert_eq!(after.server.workers, 2);
     let sentence =
         |key: &str| format!("{key} has changed: it takes effect with a restart; the reload goes on without it");
-    let keys = ["name", "[server] user, group", "[server] pidfile", "[control] socket"];
+    let keys = ["name", "[server] user, group", "[server] pidfile", "[control] socket", "[status] bind"];
     assert_eq!(second.warnings, keys.map(sentence));
     // Unchanged: no warning, whatever else changes.
     let text = format!("name = \"a\"\n{APP}[server]\nuser = \"nobody\"\nworkers = 3\n");

@@ -6,7 +6,8 @@ use super::*;
 fn defaults_are_those_of_the_documentation() {
     let deploy = Deploy::new();
     let loaded = deploy.read(APP).unwrap();
-    let Settings { name, app, server, reload, http, log, control } = loaded.settings;
+    let Settings { name, app, server, reload, http, log, control, status } = loaded.settings;
+    assert!(status.bind.is_empty());
     assert!(name.starts_with("app-") && name.len() == 12, "{name}");
     assert_eq!(app.release, deploy.path("releases/1"));
     assert_eq!(app.interpreter.executable, deploy.path("releases/1/venv/bin/python"));
@@ -114,6 +115,8 @@ access = "access.log"
 access_format = '%(h)s "%(r)s" 100%%'
 [control]
 socket = "run/control.sock"
+[status]
+bind = ["127.0.0.1:9090"]
 "#;
     let loaded = deploy.read(text).unwrap();
     for (section, key) in keys::KEYS.iter().map(keys::KeySpec::at) {

@@ -1,0 +1,180 @@
+//! `Measures` as Prometheus reads them (text exposition format 0.0.4). Base units, `_total` on counters, slots instead
+//! of pids, no label that clients have a hand in. It only writes text.
+
+use std::fmt::{Display, Write};
+
+use forkmaster_wire::histogram::{upper_micros, Counted};
+
+use crate::facts::measures::{Measures, RELOAD_RESULTS, RESTART_REASONS};
+
+/// Of the answer.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+pub fn text(measures: &Measures) -> String {
+    let mut page = Page::default();
+    let totals = &measures.totals;
+    page.family("forkmaster_build_info", "gauge", "What runs.");
+    page.sample("forkmaster_build_info", &[("version", &measures.version)], 1);
+    page.one(
+        "forkmaster_ready",
+        "gauge",
+        "1: a worker serves, and the master was not told to stop.",
+        flag(measures.ready),
+    );
+    page.one("forkmaster_uptime_seconds", "gauge", "Since the master's start.", measures.uptime_s);
+    page.one("forkmaster_resident_memory_bytes", "gauge", "Of the master.", measures.master_bytes);
+
+    if let Some((generation, workers)) = measures.serving {
+        page.one("forkmaster_generation", "gauge", "The generation that serves.", generation.0);
+        page.one("forkmaster_workers_desired", "gauge", "Workers that it should have.", workers);
+    }
+    page.family("forkmaster_workers", "gauge", "Worker processes by generation and state.");
+    for one in &measures.generations {
+        for (state, count) in &one.workers {
+            page.sample("forkmaster_workers", &[("generation", &one.generation), ("state", state)], count);
+        }
+    }
+    page.family("forkmaster_worker_restarts_total", "counter", "Workers that were replaced, by the reason.");
+    for reason in RESTART_REASONS {
+        let count = measures.tally.restarts.get(reason).copied().unwrap_or(0);
+        page.sample("forkmaster_worker_restarts_total", &[("reason", &reason)], count);
+    }
+    let failed = measures.tally.boots_failed;
+    page.one("forkmaster_worker_boot_failures_total", "counter", "Workers that did not become ready.", failed);
+    page.family("forkmaster_reloads_total", "counter", "Reloads by their result.");
+    for result in RELOAD_RESULTS {
+        let count = measures.tally.reloads.get(result).copied().unwrap_or(0);
+        page.sample("forkmaster_reloads_total", &[("result", &result)], count);
+    }
+    if let Some(ok) = measures.last_reload_ok {
+        page.one(
+            "forkmaster_last_reload_success",
+            "gauge",
+            "1: the last reload, or the start, has committed.",
+            flag(ok),
+        );
+    }
+
+    page.family("forkmaster_requests_total", "counter", "Requests that the application answered, by status class.");
+    for (class, count) in CLASSES.iter().zip(totals.status) {
+        page.sample("forkmaster_requests_total", &[("status", class)], count);
+    }
+    let help = "The same for each generation that still has processes.";
+    page.family("forkmaster_generation_requests_total", "counter", help);
+    for one in &measures.generations {
+        for (class, count) in CLASSES.iter().zip(one.totals.status) {
+            let labels: [(&str, &dyn Display); 2] = [("generation", &one.generation), ("status", class)];
+            page.sample("forkmaster_generation_requests_total", &labels, count);
+        }
+    }
+    let help = "Exceptions that left the application.";
+    page.one("forkmaster_application_errors_total", "counter", help, totals.errors);
+    page.one("forkmaster_accepted_connections_total", "counter", "Connections that workers took.", totals.accepted);
+    let sum = |of: fn(&crate::facts::measures::OfGeneration) -> u64| measures.generations.iter().map(of).sum::<u64>();
+    page.one("forkmaster_connections", "gauge", "Open client connections.", sum(|one| one.connections));
+    page.one("http_server_active_requests", "gauge", "Requests in the application.", sum(|one| one.busy));
+    page.one("forkmaster_threads_busy", "gauge", "App threads in the application.", sum(|one| one.busy));
+    let help = "App threads of the workers that serve.";
+    page.one("forkmaster_threads_max", "gauge", help, measures.threads_max);
+    let help = "What app threads have spent on requests.";
+    page.one("forkmaster_thread_busy_seconds_total", "counter", help, seconds(totals.latency.sum_ns));
+    let help = "From an app thread's taking the request to the end of the answer.";
+    page.histogram("http_server_request_duration_seconds", help, &totals.latency);
+    let help = "From the complete request to an app thread's taking it.";
+    page.histogram("forkmaster_request_queue_seconds", help, &totals.queued);
+
+    page.family("forkmaster_listen_queue", "gauge", "Connections in the kernel that no worker has taken yet.");
+    for listener in &measures.listeners {
+        if let Some((waiting, _)) = listener.queue {
+            page.sample("forkmaster_listen_queue", &[("listener", &listener.address)], waiting);
+        }
+    }
+    page.family("forkmaster_listen_queue_limit", "gauge", "Connections that the kernel holds at most.");
+    for listener in &measures.listeners {
+        if let Some((_, limit)) = listener.queue {
+            page.sample("forkmaster_listen_queue_limit", &[("listener", &listener.address)], limit);
+        }
+    }
+    let help = "Resident memory of the workers in a slot, shared pages included.";
+    page.family("forkmaster_worker_resident_memory_bytes", "gauge", help);
+    for one in &measures.generations {
+        for (slot, bytes) in &one.memory {
+            let labels: [(&str, &dyn Display); 2] = [("generation", &one.generation), ("worker", slot)];
+            page.sample("forkmaster_worker_resident_memory_bytes", &labels, bytes);
+        }
+    }
+    page.text
+}
+
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        self.line(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
+    }
+
+    fn one(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
+        self.family(name, kind, help);
+        self.sample(name, &[], value);
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &dyn Display)], value: impl Display) {
+        let labels: Vec<String> =
+            labels.iter().map(|(label, text)| format!("{label}=\"{}\"", escaped(&text.to_string()))).collect();
+        match labels.is_empty() {
+            true => self.line(format_args!("{name} {value}")),
+            false => self.line(format_args!("{name}{{{}}} {value}", labels.join(","))),
+        }
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, counted: &Counted) {
+        self.family(name, "histogram", help);
+        let mut below: u64 = 0;
+        for (at, count) in counted.buckets.iter().enumerate() {
+            below = below.saturating_add(*count);
+            let bound = upper_micros(at).map_or_else(|| "+Inf".to_owned(), |micros| (micros as f64 / 1e6).to_string());
+            self.sample(&format!("{name}_bucket"), &[("le", &bound)], below);
+        }
+        self.sample(&format!("{name}_sum"), &[], seconds(counted.sum_ns));
+        self.sample(&format!("{name}_count"), &[], below);
+    }
+
+    fn line(&mut self, line: std::fmt::Arguments<'_>) {
+        // Into a String it cannot fail.
+        let _ = writeln!(self.text, "{line}");
+    }
+}
+
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
+
+fn flag(is: bool) -> u8 {
+    u8::from(is)
+}
+
+/// Backslash, quote and line feed, as the format has it.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::measures::OfListener;
+
+    #[test]
+    fn a_page_has_every_reason_and_escapes_what_it_quotes() {
+        let listener = OfListener { address: "unix:/a\"b\\c".to_owned(), queue: Some((3, 4096)) };
+        let text = text(&Measures { listeners: vec![listener], version: "1", ..Measures::default() });
+        assert!(text.contains("forkmaster_worker_restarts_total{reason=\"max_rss\"} 0\n"), "{text}");
+        assert!(text.contains("forkmaster_listen_queue{listener=\"unix:/a\\\"b\\\\c\"} 3\n"), "{text}");
+        assert!(text.contains("http_server_request_duration_seconds_bucket{le=\"0.000064\"} 0\n"), "{text}");
+        assert!(text.contains("http_server_request_duration_seconds_bucket{le=\"+Inf\"} 0\n"), "{text}");
+    }
+}

@@ -1,0 +1,137 @@
+//! Takes the `Measures` of a service for `/metrics`, and keeps what they count: what processes that are gone have
+//! counted, and what happened.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use forkmaster_wire::message::GenerationId;
+use forkmaster_wire::scoreboard::Scoreboard;
+
+use super::watch::resident_bytes;
+use super::Service;
+use crate::facts::measures::{Measures, OfGeneration, OfListener, Tally, Totals};
+use crate::facts::note::Note;
+use crate::facts::outcome::{End, Reload};
+use crate::shared::Shared;
+
+/// What was counted and is not on any scoreboard any more.
+#[derive(Default)]
+pub struct Counted {
+    /// Of all processes that are gone.
+    gone: Totals,
+    /// The same by generation, as long as it has processes.
+    gone_of: BTreeMap<GenerationId, Totals>,
+    /// The highest that was ever shown.
+    shown: Totals,
+    tally: Tally,
+}
+
+impl Counted {
+    /// A process is gone, and its cell will be another's.
+    pub fn fold(&mut self, generation: GenerationId, board: &Scoreboard, cell: u32) {
+        let totals = of_cell(board, cell);
+        self.gone.add(&totals);
+        self.gone_of.entry(generation).or_default().add(&totals);
+    }
+
+    pub fn forget(&mut self, generation: GenerationId) {
+        self.gone_of.remove(&generation);
+    }
+
+    pub fn note(&mut self, note: &Note) {
+        match note {
+            Note::Due { why, .. } => self.tally.restart(why),
+            Note::Worker { to: "terminating", .. } => self.tally.restart("timeout"),
+            Note::WorkerLeaves { .. } => self.tally.restart("leave"),
+            Note::WorkerGone { from: "opening" | "serving" | "exiting", expected: false, cause, .. } => {
+                self.tally.restart(if cause.starts_with("exit code") { "exit" } else { "signal" });
+            }
+            Note::BootFailed { .. } | Note::BootFailedAgain { .. } => self.tally.boots_failed += 1,
+            _other => {}
+        }
+    }
+
+    /// The first start is none.
+    pub fn reload(&mut self, reload: &Reload) {
+        self.tally.reload(reload);
+    }
+}
+
+impl Service {
+    /// What all processes have counted since the start.
+    pub fn totals(&self) -> Totals {
+        let mut totals = self.counted.gone;
+        for worker in self.workers.values() {
+            if let Some(processes) = self.generations.get(&worker.generation) {
+                totals.add(&of_cell(&processes.board, worker.cell));
+            }
+        }
+        totals
+    }
+
+    /// Its counters never go back, whatever an application does to its worker's cell.
+    pub fn measures(&mut self, shared: &Shared) -> Measures {
+        let now = self.totals();
+        self.counted.shown.raise(&now);
+        let totals = self.counted.shown;
+        let serving = self.supervisor.serving();
+        let threads = serving.and_then(|generation| self.generations.get(&generation.id));
+        let listeners = threads.map_or(&[][..], |processes| &processes.listeners);
+        Measures {
+            version: env!("CARGO_PKG_VERSION"),
+            ready: self.supervisor.is_ready(),
+            uptime_s: shared.clock.now().saturating_duration_since(self.began).as_secs_f64(),
+            totals,
+            tally: self.counted.tally.clone(),
+            last_reload_ok: self.last_reload.as_ref().map(|reload| reload.end == End::Committed),
+            serving: serving.map(|generation| (generation.id, self.supervisor.wanted_of(generation))),
+            generations: self.supervisor.generations().iter().filter_map(|one| self.measured(one.id)).collect(),
+            threads_max: serving.zip(threads).map_or(0, |(generation, processes)| {
+                generation.serving() as u64 * u64::from(processes.settings.server.threads)
+            }),
+            listeners: shared
+                .listeners
+                .queues(listeners)
+                .into_iter()
+                .map(|(address, queue)| OfListener { address, queue })
+                .collect(),
+            master_bytes: resident_bytes(std::process::id() as i32).unwrap_or(0),
+        }
+    }
+
+    fn measured(&self, id: GenerationId) -> Option<OfGeneration> {
+        let generation = self.supervisor.generations().iter().find(|generation| generation.id == id)?;
+        let processes = self.generations.get(&id)?;
+        let mut measured = OfGeneration {
+            generation: id,
+            workers: BTreeMap::new(),
+            totals: self.counted.gone_of.get(&id).copied().unwrap_or_default(),
+            busy: 0,
+            connections: 0,
+            memory: BTreeMap::new(),
+        };
+        for worker in &generation.workers {
+            *measured.workers.entry(worker.state.word()).or_default() += 1;
+            let Some(process) = self.workers.get(&worker.id) else { continue };
+            measured.totals.add(&of_cell(&processes.board, process.cell));
+            let cell = processes.board.cell(process.cell);
+            measured.busy += u64::from(cell.busy.load(Ordering::Relaxed).min(processes.board.threads()));
+            measured.connections += u64::from(cell.connections.load(Ordering::Relaxed));
+            let resident = process.pid.and_then(resident_bytes).unwrap_or(0);
+            *measured.memory.entry(worker.slot).or_default() += resident;
+        }
+        Some(measured)
+    }
+}
+
+fn of_cell(board: &Scoreboard, cell: u32) -> Totals {
+    let cell = board.cell(cell);
+    Totals {
+        requests: cell.requests.load(Ordering::Relaxed),
+        accepted: cell.accepted.load(Ordering::Relaxed),
+        errors: cell.errors.load(Ordering::Relaxed),
+        status: std::array::from_fn(|class| cell.status[class].load(Ordering::Relaxed)),
+        latency: cell.latency.read(),
+        queued: cell.queued.read(),
+    }
+}
