@@ -120,6 +120,14 @@ KINDS = {
     "memory": Kind(MEMORY),
     "start": Kind((Column("seconds", "first answer", ms),)),
     "reload": Kind((Column("seconds", "first new answer", ms), Column("failed", "failed requests", count))),
+    "take over": Kind(
+        (
+            Column("seconds", "reload to the end", ms),
+            Column("longest_s", "longest wait for an answer", ms),
+            Column("old_after_new", "old answers after a new one", count),
+            Column("failed", "failed requests", count),
+        )
+    ),
     "respawn": Kind((Column("seconds", "next answer", ms), Column("failed", "failed requests", count))),
 }
 

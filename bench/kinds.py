@@ -10,6 +10,7 @@ import time
 import clients
 import ideal
 import machine
+import takeover
 from process import pss_bytes
 from wrk import Failed, post_script, wrk
 
@@ -194,6 +195,13 @@ def reload(server, scenario, connections, seconds):
     return {"seconds": time.monotonic() - begun, "failed": failed}
 
 
+def take_over(server, scenario, connections, seconds):
+    """A reload of several workers under load."""
+    # All workers are up.
+    time.sleep(WORKERS_DEADLINE_S)
+    return takeover.take_over(server)
+
+
 def respawn(server, scenario, connections, seconds):
     """From kill -9 of the only worker to the next answer."""
     time.sleep(REST_S)
@@ -246,5 +254,6 @@ KINDS = {
     "memory": memory,
     "start": start,
     "reload": reload,
+    "take over": take_over,
     "respawn": respawn,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import machine
-from figures import kib, mib, ms
+from figures import count, kib, mib, ms
 from report import beyond_import, outside_python
 
 OURS = "forkmaster"
@@ -201,6 +201,9 @@ BOUNDS = [
     Bound("next answer", "respawn django preloaded", _plain("seconds"), 0.015, show=ms),
     Bound("first new answer without the import", "reload", _beyond_import, 0.050, show=ms),
     Bound("first new answer without the import", "reload django", _beyond_import, 0.050, show=ms),
+    Bound("reload to commit, imports of 0.5 s", "reload 8 workers", _plain("seconds"), 1.5, show=ms),
+    Bound("longest wait for an answer meanwhile", "reload 8 workers", _plain("longest_s"), 0.020, show=ms),
+    Bound("old answers after a new one", "reload 8 workers", _worst("old_after_new"), 0, show=count),
     Bound("PSS of the master", "4 django workers", _plain("main_bytes"), 4 * 2**20, show=mib),
     Bound("PSS of all processes", "4 django workers preloaded", _plain("pss_bytes"), 60 * 2**20, show=mib),
     Bound("lateness of a tick", "background thread", _worst("late_s"), 0.050, show=ms),

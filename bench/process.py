@@ -30,6 +30,7 @@ class Server:
         self.directory = tempfile.mkdtemp(prefix="forkmaster-bench-")
         self.release("1")
         command = COMMANDS[name](setup, self.port, self.directory)
+        self.binary = command[0]
         with open(os.path.join(self.directory, "log"), "w") as log, machine.as_server(setup.workers):
             begun = time.monotonic()
             self.process = subprocess.Popen(

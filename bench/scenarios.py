@@ -10,7 +10,8 @@ AS_DEPLOYED = {"defaults": {"defaults": True}, "access log": {"access_log": True
 @dataclasses.dataclass(frozen=True)
 class Scenario:
     name: str
-    # throughput, mixed, random slow, herd, alternating, ticker, balance, idle, memory, start, reload, respawn: kinds.py
+    # throughput, mixed, random slow, herd, alternating, ticker, balance, idle, memory, start, reload, take over, respawn:
+    # kinds.py
     kind: str = "throughput"
     app: str = "hello:application"
     # Each server is started once and measured with these in turn. Only the first is for the slow peers.
@@ -159,6 +160,9 @@ SCENARIOS = [
     Scenario("start django", kind="start", app=DJANGO, close=True, python_alone=True, slow_peers=True),
     Scenario("reload", kind="reload", app=INSTANCE, close=True, python_alone=True, slow_peers=True),
     Scenario("reload django", kind="reload", app=INSTANCE_DJANGO, close=True, python_alone=True, slow_peers=True),
+    Scenario(
+        "reload 8 workers", kind="take over", app="instance_sleeps:application", workers=8, close=True, slow_peers=True
+    ),
     Scenario("respawn django", kind="respawn", app=INSTANCE_DJANGO, close=True, python_alone=True, slow_peers=True),
     Scenario(
         "respawn django preloaded", kind="respawn", app=INSTANCE_DJANGO, close=True, preload=True, slow_peers=True

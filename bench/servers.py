@@ -166,7 +166,7 @@ def why_not(name, scenario):
         (name == "uwsgi-router" and not scenario.router, "for small answers on many connections; see uwsgi"),
         (name == "uwsgi" and kind == "idle", "a connection holds a worker; see uwsgi-router"),
         (name == "gunicorn-sync" and kind == "idle", "no keep-alive"),
-        (name in UNATTENDED and kind == "reload", "no reload"),
+        (name in UNATTENDED and kind in ("reload", "take over"), "no reload"),
         (name in UNATTENDED and kind == "respawn", "nobody starts a dead worker again"),
         (name == "granian" and scenario.preload, "no preload"),
         (
