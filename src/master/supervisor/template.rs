@@ -24,13 +24,17 @@ use forkmaster_wire::message::GenerationId;
 
 use super::dump::STACKS_WITHIN;
 use super::generation::State;
-use super::worker::{next_look, Exit};
+use super::worker::{next_look, Exit, State as WorkerState};
 use super::{Action, Phase, Supervisor, EXIT_WITHIN, KILLED_WITHIN};
 use crate::facts::note::Note;
 use crate::facts::outcome::Refusal;
 
 /// A fork is a matter of milliseconds. Whoever forks nothing for so long is stopped, or waits in a fork handler.
 const FORK_WITHIN: Duration = Duration::from_secs(5);
+
+/// Workers that boot take the processors from it. Among 400 of them on two processors its turn comes once a second
+/// (sched(7): a slice is some milliseconds), and a fork takes several turns.
+const FORK_EACH: Duration = Duration::from_millis(50);
 
 /// Messages that lie in a template's channel at most. A Spawn with its descriptors is charged with some 800 bytes, and
 /// 280 of them fill the socket's buffer of 212,992 bytes (socket(7), SO_SNDBUF).
@@ -55,11 +59,13 @@ pub enum Template {
     Forking {
         since: Instant,
         deadline: Instant,
+        limit: Duration,
     },
     /// It does not fork: its stacks are being written.
     Dumping {
         since: Instant,
         kill_at: Instant,
+        limit: Duration,
     },
     /// Its channel is closed: it should be gone in a moment.
     Lost {
@@ -259,14 +265,24 @@ impl Supervisor {
         let was = self.generations[at].template.clone();
         self.change_template(at, Template::Gone, Some(&exit));
         // The signal for its stacks has ended it, too.
-        let hung = matches!(was, Template::Dumping { .. });
-        if hung {
-            self.note(Note::TemplateDoesNotFork { generation: id, limit_s: FORK_WITHIN.as_secs_f64() });
+        let hung = match was {
+            Template::Dumping { limit, .. } => Some(limit),
+            Template::Starting { .. }
+            | Template::Ready { .. }
+            | Template::Forking { .. }
+            | Template::Lost { .. }
+            | Template::Backoff { .. }
+            | Template::Stopping { .. }
+            | Template::Killed { .. }
+            | Template::Gone => None,
+        };
+        if let Some(limit) = hung {
+            self.note(Note::TemplateDoesNotFork { generation: id, limit_s: limit.as_secs_f64() });
         }
         match self.generations[at].state {
             State::Proving => {
                 let died = || exit.refusal("the process died while it booted");
-                self.refuse(id, if hung { does_not_fork() } else { died() }, now);
+                self.refuse(id, hung.map_or_else(died, does_not_fork), now);
             }
             // Its workers live on; it is started again from the pinned release.
             State::Rolling { .. } | State::Serving => {
@@ -317,15 +333,15 @@ impl Supervisor {
                     self.refuse(id, Refusal::new(reason), now);
                 }
             }
-            Template::Forking { since, .. } => {
+            Template::Forking { since, limit, .. } => {
                 self.actions.push(Action::DumpTemplate { generation: id });
-                self.change_template(at, Template::Dumping { since, kill_at: now + STACKS_WITHIN }, None);
+                self.change_template(at, Template::Dumping { since, kill_at: now + STACKS_WITHIN, limit }, None);
             }
-            Template::Dumping { .. } => {
-                self.note(Note::TemplateDoesNotFork { generation: id, limit_s: FORK_WITHIN.as_secs_f64() });
+            Template::Dumping { limit, .. } => {
+                self.note(Note::TemplateDoesNotFork { generation: id, limit_s: limit.as_secs_f64() });
                 self.kill_template(at, now);
                 if proving {
-                    self.refuse(id, does_not_fork(), now);
+                    self.refuse(id, does_not_fork(limit), now);
                 }
             }
             Template::Backoff { .. } => {
@@ -352,7 +368,10 @@ impl Supervisor {
     /// now, or never will be.
     pub(super) fn watch_forks(&mut self, at: usize, birth: bool, now: Instant) {
         let unborn = self.generations[at].unborn();
-        let forking = |since| Template::Forking { since, deadline: now + FORK_WITHIN };
+        let booting = self.generations.iter().flat_map(|generation| &generation.workers);
+        let booting = booting.filter(|worker| matches!(worker.state, WorkerState::Starting { .. })).count();
+        let limit = FORK_WITHIN.max(FORK_EACH * booting as u32);
+        let forking = |since| Template::Forking { since, deadline: now + limit, limit };
         match self.generations[at].template {
             Template::Ready { since } if unborn > 0 => self.change_template(at, forking(since), None),
             Template::Forking { since, .. } | Template::Dumping { since, .. } if unborn == 0 => {
@@ -407,8 +426,8 @@ impl Supervisor {
     }
 }
 
-fn does_not_fork() -> Refusal {
-    let limit_s = FORK_WITHIN.as_secs_f64();
+fn does_not_fork(limit: Duration) -> Refusal {
+    let limit_s = limit.as_secs_f64();
     Refusal::new(format!(
         "the template did not fork for {limit_s:.1}s: it is stopped, or a fork handler of the application waits"
     ))

@@ -185,6 +185,32 @@ fn a_template_that_does_not_fork_any_more_is_killed_and_started_again() {
     assert_eq!((world.accepting(1), world.alive.len(), world.templates.len()), (2, 2, 1));
 }
 
+/// Two hundred boots leave the template little of the processors: it is late, and does not hang.
+#[test]
+fn a_template_among_many_workers_that_boot_has_longer_to_fork() {
+    for (workers, limit) in [(3, 5), (200, 10)] {
+        let mut world = World::new();
+        world.reload(plan(workers), Behaviour::Healthy);
+        let (candidate, last) = (WorkerId(1), WorkerId(u64::from(workers)));
+        loop {
+            // All but the first one boot for long, and the last one is not forked.
+            world.happenings.retain(|happening| match happening {
+                Happening::Worker(worker, WorkerEvent::Ready(_)) => *worker == candidate,
+                Happening::Worker(worker, WorkerEvent::Forked { .. }) => *worker != last,
+                Happening::Worker(..) | Happening::Template(..) => true,
+            });
+            if !world.step() {
+                break;
+            }
+        }
+        let does_not_fork = "template gen=1 does not fork";
+        world.pass(Duration::from_secs(limit) - Duration::from_millis(200));
+        assert!(!world.logged(does_not_fork), "{workers} workers");
+        world.pass(Duration::from_secs(3));
+        assert!(world.logged(does_not_fork), "{workers} workers: {:#?}", world.log.last());
+    }
+}
+
 #[test]
 fn a_seat_that_two_workers_serve_from_after_a_refused_reload_keeps_the_younger_one() {
     for due_again in [false, true] {
