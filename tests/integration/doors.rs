@@ -402,7 +402,7 @@ fn root_finds_a_master_of_whom_the_configuration_names() {
     site.unset("server.user");
     let reload = master.cli(&["reload"]);
     assert_eq!(reload.code, Some(3), "{reload}");
-    assert!(reload.stderr.contains("belongs to uid 65534, who is neither root nor you"), "{reload}");
+    assert!(reload.stderr.contains("belongs to uid 65534, who is neither root nor you, nor the owner or the `user` of the configuration; --socket"), "{reload}");
     nix::unistd::chown(&config, Some(65534.into()), None).expect("root may");
     let reload = master.cli(&["reload"]);
     assert!(reload.ok(), "its owner runs it: {reload}");

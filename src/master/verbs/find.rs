@@ -62,13 +62,31 @@ enum Look {
     },
 }
 
+/// Whose servers may be asked.
+struct Believed {
+    uids: BTreeSet<u32>,
+    /// A configuration has named some of them: its owner, and its `[server] user`.
+    configured: bool,
+}
+
+impl Believed {
+    /// What to do about somebody else.
+    fn but_how(believed: Option<&Believed>) -> &'static str {
+        match believed.is_some_and(|believed| believed.configured) {
+            true => ", nor the owner or the `user` of the configuration; --socket PATH talks to it all the same",
+            false => "; -c FILE or --socket PATH names it",
+        }
+    }
+}
+
 pub fn find(target: &Target) -> Result<Found, NotFound> {
     let target = match target {
         Target::Socket(path) => return at_path(path, None),
         Target::Configured(target) => target,
     };
     let ours = nix::unistd::geteuid().as_raw();
-    let believed: BTreeSet<u32> = target.uids.iter().copied().chain([0, ours]).collect();
+    let uids = target.uids.iter().copied().chain([0, ours]).collect();
+    let believed = Believed { uids, configured: !target.uids.is_empty() };
     match &target.socket {
         ControlSocket::Off => {
             Err(NotFound::because("the control socket is switched off ([control] socket)".to_owned()))
@@ -78,7 +96,7 @@ pub fn find(target: &Target) -> Result<Found, NotFound> {
     }
 }
 
-fn at_path(path: &Path, believed: Option<&BTreeSet<u32>>) -> Result<Found, NotFound> {
+fn at_path(path: &Path, believed: Option<&Believed>) -> Result<Found, NotFound> {
     match look(path, believed, true) {
         Look::Found(found) => Ok(found),
         Look::No(text) => Err(NotFound::because(format!("no running master found; tried\n  {text}"))),
@@ -89,7 +107,7 @@ fn at_path(path: &Path, believed: Option<&BTreeSet<u32>>) -> Result<Found, NotFo
 }
 
 /// Looks everywhere. A service that runs twice under one name is an error: the operator must say which one is meant.
-fn by_name(name: &str, places: &[ControlPlace], believed: &BTreeSet<u32>) -> Result<Found, NotFound> {
+fn by_name(name: &str, places: &[ControlPlace], believed: &Believed) -> Result<Found, NotFound> {
     let mut paths: Vec<PathBuf> = places.iter().map(|place| place.path.clone()).collect();
     let file_name = format!("{name}.sock");
     for path in listed() {
@@ -133,7 +151,7 @@ fn by_name(name: &str, places: &[ControlPlace], believed: &BTreeSet<u32>) -> Res
 
 /// Connects, if whoever serves there is believed. The file's owner is asked before: a stranger's socket is not even
 /// knocked at, for it may let a client wait. None believes everybody.
-fn look(path: &Path, believed: Option<&BTreeSet<u32>>, is_usual: bool) -> Look {
+fn look(path: &Path, believed: Option<&Believed>, is_usual: bool) -> Look {
     let shown = path.display();
     let file = match std::fs::symlink_metadata(path) {
         Ok(file) => file,
@@ -146,10 +164,10 @@ fn look(path: &Path, believed: Option<&BTreeSet<u32>>, is_usual: bool) -> Look {
         Err(error) => return Look::No(format!("{shown}: {}", describe(&error))),
     };
     let stranger = |uid: u32| Look::NotOurs {
-        text: format!("{shown}: belongs to uid {uid}, who is neither root nor you; -c FILE or --socket PATH names it"),
+        text: format!("{shown}: belongs to uid {uid}, who is neither root nor you{}", Believed::but_how(believed)),
         exit_code: ExitCode::NotRunning,
     };
-    let is_believed = |uid: u32| believed.is_none_or(|believed| believed.contains(&uid));
+    let is_believed = |uid: u32| believed.is_none_or(|believed| believed.uids.contains(&uid));
     if file.file_type().is_socket() && !is_believed(file.uid()) {
         return stranger(file.uid());
     }
