@@ -10,6 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn main() {
+    // epoll, pidfd, memfd and subreapers have no counterpart elsewhere.
+    let system = set_by_cargo("CARGO_CFG_TARGET_OS");
+    if system != "linux" {
+        eprintln!(
+            "forkmaster runs on Linux only, and this build is for {system}; use a container or a virtual machine"
+        );
+        std::process::exit(1);
+    }
     // What the library is made of. Without this list a change in it would leave a stale one embedded.
     for source in ["src/worker", "src/wire", "src/http", "Cargo.toml", "Cargo.lock", "build.rs"] {
         println!("cargo:rerun-if-changed={source}");
@@ -52,6 +60,12 @@ fn build() -> PathBuf {
     }
     // The one library serves every CPython from 3.9 on; whatever Python is on this machine says nothing.
     cargo.env("PYO3_NO_PYTHON", "1");
+    // musl's Rust links the C library into everything, but the library is loaded into a Python that has one.
+    if target.contains("musl") {
+        let flags = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+        let separator = if flags.is_empty() { "" } else { "\u{1f}" };
+        cargo.env("CARGO_ENCODED_RUSTFLAGS", format!("{flags}{separator}-Ctarget-feature=-crt-static"));
+    }
     // `cargo clippy` sets its driver as the compiler of the workspace's packages.
     for variable in ["RUSTC_WORKSPACE_WRAPPER", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR"] {
         cargo.env_remove(variable);

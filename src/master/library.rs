@@ -6,9 +6,10 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
+use forkmaster_wire::memfd;
 use nix::errno::Errno;
 use nix::fcntl::{fcntl, FcntlArg, SealFlag};
-use nix::sys::memfd::{memfd_create, MFdFlags};
+use nix::sys::memfd::MFdFlags;
 use nix::sys::mman::{madvise, MmapAdvise};
 use nix::unistd::{sysconf, SysconfVar};
 
@@ -22,8 +23,8 @@ impl Library {
     pub fn embed() -> io::Result<Library> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let no_exec = flags | MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL);
-        let fd = match memfd_create(c"forkmaster-worker", no_exec) {
-            Err(Errno::EINVAL) => memfd_create(c"forkmaster-worker", flags),
+        let fd = match memfd::create(c"forkmaster-worker", no_exec) {
+            Err(Errno::EINVAL) => memfd::create(c"forkmaster-worker", flags),
             made => made,
         };
         let mut file = File::from(fd.map_err(forbidden)?);

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use nix::fcntl::{fcntl, FcntlArg, SealFlag};
-use nix::sys::memfd::{memfd_create, MFdFlags};
+use nix::sys::memfd::MFdFlags;
 
 /// The packet that stands for a message in the memfd beside it: no message is `null`.
 pub const MARK: &[u8] = b"null";
@@ -22,7 +22,7 @@ pub fn seal(message: &[u8]) -> io::Result<OwnedFd> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "message exceeds 64 MiB"));
     }
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let mut file = File::from(memfd_create(c"forkmaster-message", flags).map_err(io::Error::from)?);
+    let mut file = File::from(crate::memfd::create(c"forkmaster-message", flags).map_err(io::Error::from)?);
     file.write_all(message)?;
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
     fcntl(file.as_fd(), FcntlArg::F_ADD_SEALS(seals)).map_err(io::Error::from)?;

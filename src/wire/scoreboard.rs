@@ -13,7 +13,7 @@ use std::sync::atomic::{fence, AtomicU32, AtomicU64, AtomicU8, Ordering};
 
 use crate::histogram::Histogram;
 use nix::fcntl::{fcntl, FcntlArg, SealFlag};
-use nix::sys::memfd::{memfd_create, MFdFlags};
+use nix::sys::memfd::MFdFlags;
 use nix::sys::mman::{mmap, mmap_anonymous, munmap, MapFlags, ProtFlags};
 
 /// Method and path of a running request, without query: enough to name it in a log line.
@@ -108,7 +108,7 @@ impl Scoreboard {
     /// never used cost nothing.
     pub fn create(cells: u32, threads: u32) -> io::Result<Scoreboard> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let fd = memfd_create(c"forkmaster-scoreboard", flags).map_err(io::Error::from)?;
+        let fd = crate::memfd::create(c"forkmaster-scoreboard", flags).map_err(io::Error::from)?;
         let bytes = board_bytes(cells, threads);
         nix::unistd::ftruncate(&fd, bytes.get() as libc::off_t).map_err(io::Error::from)?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;

@@ -108,6 +108,39 @@ fn the_venv_from_which_forkmaster_is_called_runs_the_application() {
     let master = site.launch(Launch { binary: Some(called), ..Launch::default() });
     master.wait_serving();
     assert_eq!(master.get("/info").json()["prefix"], real.to_str().expect("plain characters"));
+    let warnings = master.log().lines().filter(|line| line.contains("does not lie in the release")).count();
+    assert_eq!(warnings, 1, "{}", master.log());
+}
+
+/// The server is a package of each release's venv, and `current` leads to it: a deploy must not run the new code with the
+/// old packages.
+#[test]
+fn a_forkmaster_that_lies_in_the_release_follows_the_flip() {
+    let site = Site::new("own_venv_flips");
+    for number in ["1", "2"] {
+        // Not a name that is looked for.
+        let release = site.build(number).bare().make();
+        make_venv(Machine::get().default_python(), &release.join("env"));
+        fs::copy(crate::harness::master::binary(), release.join("env/bin/forkmaster")).expect("it can be copied");
+    }
+    site.flip("1");
+    let called = site.path().join("current/env/bin/forkmaster");
+    let master = site.launch(Launch { binary: Some(called), ..Launch::default() });
+    master.wait_serving();
+    let prefix = |release: &str| {
+        let real = site.release_path(release).canonicalize().expect("it is there");
+        real.join("env").to_string_lossy().into_owned()
+    };
+    assert_eq!(master.get("/info").json()["prefix"], prefix("1"));
+    site.flip("2");
+    master.reload();
+    assert_eq!(master.get("/info").json()["prefix"], prefix("2"));
+    // The old release is cleaned up, as deploy tools do.
+    master.wait_drained();
+    fs::remove_dir_all(site.release_path("1")).expect("it is our directory");
+    master.reload();
+    assert_eq!(master.get("/info").json()["prefix"], prefix("2"));
+    assert!(!master.log().contains("does not lie in the release"));
 }
 
 #[test]

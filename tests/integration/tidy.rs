@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A part of the sources and the names that must not occur in it, each with the reason.
-const ARROWS: [(&str, &[(&str, &str)]); 5] = [
+const ARROWS: [(&str, &[(&str, &str)]); 6] = [
     ("src/master", &[("pyo3", "the master knows no Python"), ("forkmaster_http", "the master serves no requests")]),
     (
         "src/wire",
@@ -21,6 +21,7 @@ const ARROWS: [(&str, &[(&str, &str)]); 5] = [
         ],
     ),
     ("src/worker", &[("crate::master::", "the worker knows messages, not the master")]),
+    ("src", &[("memfd_create(c", "the C library of manylinux_2_17 has no such function: wire::memfd")]),
 ];
 
 /// The supervisor decides and does nothing.

@@ -264,8 +264,18 @@ impl Resolver<'_> {
             (Some(found), _, _) => found,
             (None, Some(venv), _) => interpreter::from_venv(Path::new(venv), "VIRTUAL_ENV")
                 .map_err(|reason| format!("VIRTUAL_ENV={}: {reason}", venv.to_string_lossy())),
-            (None, None, Some(venv)) => interpreter::from_venv(&venv, "venv of the forkmaster executable")
-                .map_err(|reason| format!("{}: {reason}", venv.display())),
+            (None, None, Some(venv)) => {
+                let found = interpreter::from_venv(&venv, "venv of the forkmaster executable");
+                if found.as_ref().is_ok_and(|found| found.venv.as_ref().is_some_and(|venv| !venv.starts_with(release)))
+                {
+                    self.warnings.push(format!(
+                        "the venv {} runs the release, since forkmaster was called from it, and does not lie in the \
+                         release: a deploy does not change it; write [app] venv if that was not meant",
+                        venv.display()
+                    ));
+                }
+                found.map_err(|reason| format!("{}: {reason}", venv.display()))
+            }
             (None, None, None) => {
                 let found = interpreter::on_path(environment.get(OsStr::new("PATH")).map(OsString::as_os_str));
                 if let (Ok(found), Some(unused)) = (&found, interpreter::venv_of_another_name(release)) {

@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn lines_of_several_writers_never_mix() {
-        let file = nix::sys::memfd::memfd_create(c"access", nix::sys::memfd::MFdFlags::empty()).unwrap();
+        let file = forkmaster_wire::memfd::create(c"access", nix::sys::memfd::MFdFlags::empty()).unwrap();
         let mut file = std::fs::File::from(file);
         nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_APPEND)).unwrap();
         let threads: Vec<_> = (0..4)

@@ -44,7 +44,8 @@ pub fn send(fd: RawFd, parts: &[IoSlice<'_>], more: bool) -> io::Result<usize> {
     let mut message: libc::msghdr = unsafe { zeroed() };
     // IoSlice has the layout of iovec; sendmsg reads it only.
     message.msg_iov = parts.as_ptr().cast::<libc::iovec>().cast_mut();
-    message.msg_iovlen = parts.len();
+    // Of another type in musl.
+    message.msg_iovlen = parts.len() as _;
     loop {
         // SAFETY: the message points to `parts`, which outlive the call.
         match check(unsafe { libc::sendmsg(fd, &message, flags) }) {
