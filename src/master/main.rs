@@ -33,7 +33,7 @@ use master::Master;
 use pidfile::PidFile;
 use signals::Signals;
 use verbs::command_line::Command;
-use verbs::{check, client, command_line, init, list, show};
+use verbs::{check, client, command_line, convert, init, list, show};
 
 fn main() {
     let context = ProcessContext::gather();
@@ -45,6 +45,7 @@ fn main() {
         Command::ConfigShow(source) => show::config(&source, &context),
         Command::ConfigReference => show::reference(),
         Command::ConfigInit(file) => init::run(&file),
+        Command::Convert(order) => convert::run(&order, &context),
         Command::List { json } => list::list(json),
         Command::Status { client, json } => client::status(&client, &context, json),
         Command::Health { client, probe } => client::health(&client, &context, probe),

@@ -12,6 +12,8 @@ mod broken;
 mod configuration;
 // The commands of an operator and the socket they talk through.
 mod control;
+// Configurations of Gunicorn and uWSGI, converted.
+mod convert;
 // What a request costs: allocations, system calls, memory.
 mod cost;
 // Threads, fork handlers and agents, and children of the application.

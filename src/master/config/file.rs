@@ -126,8 +126,7 @@ pub fn foreign(shown: &str) -> Option<String> {
         _toml => return None,
     };
     Some(format!(
-        "a configuration of {of} is {what}, and forkmaster reads TOML; `forkmaster config reference` names what stands \
-         for each of its settings"
+        "a configuration of {of} is {what}, and forkmaster reads TOML: `forkmaster convert {shown}` makes one of it"
     ))
 }
 
@@ -387,7 +386,7 @@ mod tests {
     #[test]
     fn configurations_of_other_servers_are_known_by_their_names() {
         assert!(foreign("deploy/gunicorn.conf.py").is_some_and(|said| said.contains("Gunicorn is a program")));
-        assert!(foreign("uwsgi.ini").is_some_and(|said| said.contains("config reference")));
+        assert!(foreign("uwsgi.ini").is_some_and(|said| said.contains("forkmaster convert uwsgi.ini")));
         assert_eq!((foreign("app.toml"), foreign("app")), (None, None));
     }
 

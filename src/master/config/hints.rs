@@ -120,6 +120,40 @@ fn meant(name: &str) -> Option<Meant> {
     setting("Gunicorn", |spec| spec.gunicorn).or_else(|| setting("uWSGI", |spec| spec.uwsgi))
 }
 
+/// Whose configuration is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    Gunicorn,
+    Uwsgi,
+}
+
+/// What a name of another server's means here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Elsewhere {
+    /// The setting that stands for it, as it is shown.
+    Setting(String),
+    /// There is none; what to do instead.
+    Sentence(&'static str),
+}
+
+/// None: that server has no such name either.
+pub fn elsewhere(server: Server, name: &str) -> Option<Elsewhere> {
+    let own = name.replace('-', "_");
+    match meant(name) {
+        Some(Meant::Sentence(sentence)) => Some(Elsewhere::Sentence(sentence)),
+        Some(Meant::Setting { of, spec }) => {
+            let asked = match server {
+                Server::Gunicorn => "Gunicorn",
+                Server::Uwsgi => "uWSGI",
+            };
+            // A name of ours, too, is a setting there where both mean the same.
+            (of == asked || spec.key == own).then(|| Elsewhere::Setting(spec.shown()))
+        }
+        // The same word for the same thing.
+        None => KEYS.iter().find(|spec| spec.key == own).map(|spec| Elsewhere::Setting(spec.shown())),
+    }
+}
+
 /// What is different from what the other server does under that name.
 fn differs(of: &str, name: &str) -> &'static str {
     match (of, name) {

@@ -36,11 +36,26 @@ pub mod units;
 mod values;
 
 pub use address::SUN_PATH_BYTES_MAX;
-pub use hints::nearest;
+pub use file::quoted;
+pub use hints::{elsewhere, nearest, Elsewhere, Server};
+pub use keys::{rank, shown, Key};
 pub use read::{control, read};
 pub use values::{parse_count, parse_workers};
 
 use settings::Settings;
+
+/// The Python that runs what lies in a directory where nothing is configured: as for a release.
+pub fn python_for(directory: &std::path::Path, context: &process_context::ProcessContext) -> Result<PathBuf, String> {
+    let variable = |name: &str| context.environment.get(std::ffi::OsStr::new(name));
+    let activated = variable("VIRTUAL_ENV").filter(|venv| !venv.is_empty()).map(PathBuf::from);
+    let own = context.executable.as_deref().and_then(interpreter::own_venv);
+    let found = match (interpreter::in_release(directory), activated.or(own)) {
+        (Some(found), _) => found,
+        (None, Some(venv)) => interpreter::from_venv(&venv, "VIRTUAL_ENV"),
+        (None, None) => interpreter::on_path(variable("PATH").map(std::ffi::OsString::as_os_str)),
+    };
+    found.map(|interpreter| interpreter.executable)
+}
 
 /// Where settings come from, besides variables: fixed by the command line for the life of the master.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

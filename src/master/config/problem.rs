@@ -21,6 +21,16 @@ impl Problem {
         Problem { line: None, text: format!("{place}: {text}") }
     }
 
+    pub fn line(&self) -> Option<usize> {
+        self.line
+    }
+
+    /// Without its place and the setting: what is wrong.
+    pub fn reason(&self) -> String {
+        let after_place = self.text.split_once(": ").map_or(self.text.as_str(), |(_, rest)| rest);
+        after_place.split_once(": ").map_or(after_place, |(_, rest)| rest).to_owned()
+    }
+
     pub fn at_line(mut self, line: Option<usize>) -> Problem {
         self.line = line;
         self
@@ -38,6 +48,10 @@ impl Problems {
         } else {
             Err(Problems(problems))
         }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Problem> {
+        self.0.iter()
     }
 
     pub fn exit_code(&self) -> ExitCode {

@@ -43,7 +43,12 @@ impl<'a> Resolver<'a> {
                 let problem = |reason: String| Problems::from(Problem::new(&config.shown, reason));
                 let (text, real) = file::read_text(&config.path).map_err(problem)?;
                 let (file, problems) = match file::parse(&text, &config.shown) {
-                    Ok(parsed) => parsed,
+                    Ok(parsed) if parsed.1.is_empty() => parsed,
+                    Ok(parsed) => match file::foreign(&config.shown) {
+                        // `workers = 4` is a line of TOML as well.
+                        Some(reason) => return Err(problem(reason)),
+                        None => parsed,
+                    },
                     Err(syntax) => {
                         if let Some(reason) = file::foreign(&config.shown) {
                             return Err(problem(reason));

@@ -17,6 +17,7 @@ use crate::config::settings::Bind;
 use crate::config::units::parse_duration;
 use crate::config::{self, ConfigFile, Overrides, Source};
 use crate::exit_code;
+use crate::verbs::convert;
 use crate::verbs::words::{self, error};
 
 /// Read where neither `-c` nor a module says otherwise.
@@ -30,6 +31,7 @@ pub enum Command {
     ConfigShow(Source),
     ConfigReference,
     ConfigInit(ConfigFile),
+    Convert(convert::Order),
     Status { client: Client, json: bool },
     List { json: bool },
     Health { client: Client, probe: HealthProbe },
@@ -109,6 +111,13 @@ pub fn parse(
         Verb::Config { verb: ConfigVerb::Show(options) } => {
             place.client_options_unused()?;
             place.source(*options).map(Command::ConfigShow)
+        }
+        Verb::Convert { file, python, yes, flags } => {
+            place.client_options_unused()?;
+            let to = place.config.clone().unwrap_or_else(|| PathBuf::from(FILE_DEFAULT));
+            let (from, to) = (file.map(|path| place.file(&path)), place.file(&to));
+            let python = python.map(|path| place.context.absolute(&path));
+            Ok(Command::Convert(convert::Order { from, to, flags, python, yes }))
         }
         Verb::Status { json } => Ok(Command::Status { client: place.client()?, json }),
         Verb::List { json } => Ok(Command::List { json }),
@@ -208,6 +217,21 @@ enum Verb {
     Config {
         #[command(subcommand)]
         verb: ConfigVerb,
+    },
+    /// Make a configuration of gunicorn.conf.py, of Gunicorn's flags or of uwsgi.ini: ./app.toml, or the file of -c
+    Convert {
+        /// What to convert; a gunicorn.conf.py is executed
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// The Python that executes it [default: as for a release in its directory]
+        #[arg(long, value_name = "PATH")]
+        python: Option<PathBuf>,
+        /// Execute it also as root
+        #[arg(long)]
+        yes: bool,
+        /// Gunicorn's command line, as in `-- -w 4 shop.wsgi:app`
+        #[arg(last = true, value_name = "FLAGS")]
+        flags: Vec<String>,
     },
     /// What the master and its workers are doing
     Status {

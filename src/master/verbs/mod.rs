@@ -5,6 +5,7 @@ pub mod ask;
 pub mod check;
 pub mod client;
 pub mod command_line;
+pub mod convert;
 pub mod find;
 pub mod init;
 pub mod list;

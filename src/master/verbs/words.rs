@@ -7,12 +7,13 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::config;
 
-const VERBS: [&str; 13] = [
+const VERBS: [&str; 14] = [
     "run",
     "check",
     "validate",
     "configtest",
     "config",
+    "convert",
     "status",
     "list",
     "ps",
@@ -24,9 +25,8 @@ const VERBS: [&str; 13] = [
 ];
 
 /// No module may be taken for one of them now, or the day they exist would change what a command does.
-const VERBS_TO_COME: [&str; 15] = [
+const VERBS_TO_COME: [&str; 14] = [
     "completions",
-    "convert",
     "ctl",
     "dev",
     "dump",
@@ -43,7 +43,7 @@ const VERBS_TO_COME: [&str; 15] = [
 ];
 
 /// Verbs of systemctl, supervisorctl, circusctl, docker and caddy, and what does that here.
-const VERBS_OF_OTHERS: [(&str, &str); 8] = [
+const VERBS_OF_OTHERS: [(&str, &str); 11] = [
     ("restart", "`forkmaster reload` deploys what is on disk without an outage; only a new forkmaster needs a restart"),
     (
         "start",
@@ -54,6 +54,9 @@ const VERBS_OF_OTHERS: [(&str, &str); 8] = [
     ("down", "`forkmaster stop` stops the service"),
     ("logs", "the log goes to stderr, or where `[log] error` says; `forkmaster config show` tells"),
     ("tail", "the log goes to stderr, or where `[log] error` says; `forkmaster config show` tells"),
+    ("migrate", "`forkmaster convert gunicorn.conf.py` makes a configuration of Gunicorn's or uWSGI's"),
+    ("from-gunicorn", "`forkmaster convert gunicorn.conf.py` makes a configuration of Gunicorn's"),
+    ("adapt", "`forkmaster convert gunicorn.conf.py` makes a configuration of Gunicorn's or uWSGI's"),
     ("init", "`forkmaster config init` writes a commented app.toml for the application of this directory"),
 ];
 

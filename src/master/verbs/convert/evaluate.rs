@@ -1,0 +1,167 @@
+//! Executing a Gunicorn configuration, as Gunicorn does, to see what it sets. It runs four times: as it is, with one CPU and
+//! with many, and with marks in place of the variables that it read; so a formula is told from a number, and a variable
+//! from a constant of the machine on which the file happens to be converted.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+const SCRIPT: &str = include_str!("evaluate.py");
+
+/// What is shown of a formula.
+const CPUS: u32 = 4;
+/// `min(2 * cpus + 1, 8)` shows with few, and nobody has so many as the second.
+const OTHER_CPUS: [u32; 2] = [1, 1009];
+
+/// Marks are numbers, since many variables are read as such; a port, too, may have this many digits.
+const FIRST_MARK: u32 = 48_271;
+
+/// What one run says.
+#[derive(Clone, Debug, Default, Deserialize)]
+struct Run {
+    settings: BTreeMap<String, Value>,
+    /// Functions, and whether they only log.
+    hooks: BTreeMap<String, bool>,
+    /// Variables, with the default that the file has for them.
+    reads: BTreeMap<String, Option<String>>,
+    /// The expressions of assignments.
+    sources: BTreeMap<String, String>,
+}
+
+/// What the file means by a setting.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Meant {
+    /// With `${NAME:-default}` where a variable was read.
+    pub value: Value,
+    /// As it was here and now.
+    pub plain: Value,
+    pub made_of: MadeOf,
+    /// The expression, where it stands in the file.
+    pub source: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MadeOf {
+    Constant,
+    /// The number of CPUs is in it.
+    Cpus,
+    /// A variable is in it, as it is.
+    Variables,
+    /// It depends on variables in a way that no setting can.
+    Code,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Evaluated {
+    pub settings: BTreeMap<String, Meant>,
+    pub hooks: BTreeMap<String, bool>,
+}
+
+/// Runs the file by this Python. The error is what Python says.
+pub fn evaluate(python: &Path, file: &Path) -> Result<Evaluated, String> {
+    let as_it_is = run(python, file, CPUS, &BTreeMap::new())?;
+    let others = OTHER_CPUS.map(|cpus| run(python, file, cpus, &BTreeMap::new()).unwrap_or_else(|_| as_it_is.clone()));
+    let marks: BTreeMap<String, String> =
+        as_it_is.reads.keys().zip(FIRST_MARK..).map(|(name, mark)| (name.clone(), mark.to_string())).collect();
+    // A file that does not bear them (a variable that must be "prod") says so by an exception.
+    let marked = run(python, file, CPUS, &marks).unwrap_or_else(|_| as_it_is.clone());
+    // A default that is a formula: its variable stands above the number of CPUs.
+    let mut reads = as_it_is.reads.clone();
+    for (name, default) in &mut reads {
+        if others.iter().any(|run| run.reads.get(name).is_some_and(|other| other != default)) {
+            *default = Some("auto".to_owned());
+        }
+    }
+    let settings = as_it_is.settings.iter().map(|(name, plain)| {
+        let with = |run: &Run| run.settings.get(name).cloned().unwrap_or(Value::Null);
+        let source = as_it_is.sources.get(name).cloned().unwrap_or_default();
+        let is_fixed = others.iter().all(|run| with(run) == *plain);
+        let (value, made_of) = judge(plain, is_fixed, &with(&marked), &marks, &reads);
+        (name.clone(), Meant { value, plain: plain.clone(), made_of, source })
+    });
+    Ok(Evaluated { settings: settings.collect(), hooks: as_it_is.hooks.clone() })
+}
+
+fn judge(
+    value: &Value,
+    is_fixed: bool,
+    marked: &Value,
+    marks: &BTreeMap<String, String>,
+    reads: &BTreeMap<String, Option<String>>,
+) -> (Value, MadeOf) {
+    if marked != value {
+        let (named, complete) = name_marks(marked, marks, reads);
+        return if complete { (named, MadeOf::Variables) } else { (value.clone(), MadeOf::Code) };
+    }
+    let made_of = if is_fixed { MadeOf::Constant } else { MadeOf::Cpus };
+    (value.clone(), made_of)
+}
+
+/// Puts variables in the place of their marks. False: there was none in it.
+fn name_marks(
+    value: &Value,
+    marks: &BTreeMap<String, String>,
+    reads: &BTreeMap<String, Option<String>>,
+) -> (Value, bool) {
+    let named = |text: &str| {
+        let mut named = text.replace('$', "$$");
+        for (name, mark) in marks {
+            let default = reads.get(name).cloned().flatten();
+            let variable = default.map_or(format!("${{{name}}}"), |default| format!("${{{name}:-{default}}}"));
+            named = named.replace(mark.as_str(), &variable);
+        }
+        let found = named != text.replace('$', "$$");
+        (Value::String(named), found)
+    };
+    match value {
+        Value::String(text) => named(text),
+        Value::Number(number) => named(&number.to_string()),
+        Value::Array(items) => {
+            let items: Vec<(Value, bool)> = items.iter().map(|item| name_marks(item, marks, reads)).collect();
+            let found = items.iter().any(|(_, found)| *found);
+            (Value::Array(items.into_iter().map(|(item, _)| item).collect()), found)
+        }
+        Value::Null | Value::Bool(_) | Value::Object(_) => (value.clone(), false),
+    }
+}
+
+fn run(python: &Path, file: &Path, cpus: u32, above: &BTreeMap<String, String>) -> Result<Run, String> {
+    let above = serde_json::to_string(above).map_err(|error| error.to_string())?;
+    let output = Command::new(python)
+        .args(["-c", SCRIPT])
+        .arg(file)
+        .args([cpus.to_string(), above])
+        .current_dir(file.parent().unwrap_or(Path::new("/")))
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("{} cannot be started: {error}", python.display()))?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).trim_end().to_owned());
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| format!("what it sets cannot be read: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_formula_is_told_from_a_number_and_a_variable_from_a_constant() {
+        let marks = BTreeMap::from([("PORT".to_owned(), "48271".to_owned()), ("X".to_owned(), "48272".to_owned())]);
+        let reads = BTreeMap::from([("PORT".to_owned(), Some("8000".to_owned())), ("X".to_owned(), None)]);
+        let judge = |value, other, marked| judge(&value, value == other, &marked, &marks, &reads);
+        assert_eq!(judge(json!(9), json!(9), json!(9)), (json!(9), MadeOf::Constant));
+        assert_eq!(judge(json!(9), json!(2019), json!(9)), (json!(9), MadeOf::Cpus));
+        assert_eq!(judge(json!(8000), json!(8000), json!(48271)), (json!("${PORT:-8000}"), MadeOf::Variables));
+        let (value, made_of) = judge(json!(["a:8000"]), json!(["a:8000"]), json!(["a:48271"]));
+        assert_eq!((value, made_of), (json!(["a:${PORT:-8000}"]), MadeOf::Variables));
+        assert_eq!(judge(json!("b"), json!("b"), json!("48272$")), (json!("${X}$$"), MadeOf::Variables));
+        assert_eq!(judge(json!(3), json!(3), json!(96543)), (json!(3), MadeOf::Code));
+        assert_eq!(judge(json!(true), json!(true), json!(false)), (json!(true), MadeOf::Code));
+    }
+}
