@@ -155,6 +155,10 @@ impl Master {
         for pid in swept.others {
             log::info!("pid={pid} was started by the application and lives on");
         }
+        let left = self.shared.queue.close_all();
+        if left > 0 {
+            log::info!("connections={left} that no worker has taken any more are closed");
+        }
     }
 
     /// Tells the service manager how the service stands.

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use forkmaster_wire::handoff::Queue;
 use mio::unix::SourceFd;
 use mio::Interest;
 use nix::fcntl::OFlag;
@@ -26,6 +27,9 @@ pub struct Shared {
     pub listeners: Listeners,
     pub log: LogFile,
     pub library: Library,
+    /// Workers of all generations give each other connections through it. The master keeps it open, so that what lies there
+    /// is not lost while nobody receives.
+    pub queue: Queue,
     /// Workers and templates hold the read end; its end-of-file tells them that the master is gone.
     pub lifeline: (OwnedFd, OwnedFd),
 }
@@ -44,6 +48,7 @@ impl Shared {
             listeners: Listeners::new(passed),
             log,
             library: Library::embed()?,
+            queue: Queue::create()?,
             lifeline: nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?,
         })
     }

@@ -50,7 +50,8 @@ pub enum ToTemplate {
     /// Fork one worker. There is no answer but the worker's own `Hello`, or `SpawnFailed`. A template forks one worker
     /// after the other, and fork handlers of the application run in it: where neither comes, it hangs in one of them.
     /// File descriptors: the worker's end of its channel, the scoreboard, the write end of
-    /// the pipe for faulthandler's stack dumps, then one per entry of `listeners`.
+    /// the pipe for faulthandler's stack dumps, the sending and the receiving end of the handoff queue, then one per
+    /// entry of `listeners`.
     Spawn(Spawn),
     /// Answered with `Pong` by a template that can fork.
     Ping { id: u64 },
@@ -82,8 +83,8 @@ pub enum FromTemplate {
 pub enum ToWorker {
     /// Begin, or after a Drain begin again, to accept. Answered with `Serving` once listeners are registered.
     Serve,
-    /// Finish what was begun, accept nothing new, then exit 0. Answered with `Draining` once the listeners
-    /// are out of the epoll set. Listeners in `keep` are still accepted from, until `CloseListeners`: the next
+    /// Finish what was begun, accept nothing new, give connections to other workers, then exit 0. Answered with `Draining`
+    /// once the listeners, and all connections that wait for a request, are out of the epoll set. Listeners in `keep` are still accepted from, until `CloseListeners`: the next
     /// generation does not have them, so nobody else would.
     Drain { keep: Vec<ListenerId> },
     /// Accept until EAGAIN, then close these.
@@ -91,7 +92,8 @@ pub enum ToWorker {
     /// The whole service stops: every answer says `Connection: close`, all listeners are accepted until
     /// EAGAIN and closed, idle connections are closed after `idle_ms`, running requests finish; then exit 0.
     Stop { idle_ms: u64 },
-    /// This worker will be killed: take nothing new; requests that no thread has started get 503 and close;
+    /// This worker will be killed: take nothing new; requests that no thread has started go to other workers, or get 503
+    /// and close;
     /// the others may finish; then exit 0.
     Retire,
     /// Answer with `Stacks`: the Python stacks of all threads.
@@ -132,7 +134,7 @@ pub enum FromWorker {
     /// `Spawn::max_requests` is reached; the worker goes on serving until it is told to drain.
     RequestsServed,
     /// The application ended itself (SystemExit or KeyboardInterrupt outside a request, or TERM sent to the
-    /// worker): it stops accepting by itself and drains; the slot needs a new worker.
+    /// worker): it wants to be told to drain; the slot needs a new worker.
     Leaving {
         reason: String,
     },

@@ -7,6 +7,10 @@ pub enum Mutant {
     KillOldFirst,
     /// A draining worker closes idle connections at once instead of answering once more.
     DrainClosesIdle,
+    /// A connection now and then that is given to another worker does not arrive.
+    QueueLoses,
+    /// A connection that is given away stays in the epoll set of its old worker.
+    GivenIsWatched,
 }
 
 #[cfg(debug_assertions)]
@@ -14,6 +18,8 @@ pub fn is(mutant: Mutant) -> bool {
     let name = match mutant {
         Mutant::KillOldFirst => "kill-old-first",
         Mutant::DrainClosesIdle => "drain-closes-idle",
+        Mutant::QueueLoses => "queue-loses",
+        Mutant::GivenIsWatched => "given-is-watched",
     };
     std::env::var_os("FORKMASTER_MUTANT").is_some_and(|wanted| wanted == name)
 }

@@ -42,6 +42,13 @@ pub struct Cell {
     pub accepting: AtomicU32,
     /// Connections taken, counted on from those of its siblings when it began: for the balance between them only.
     pub taken: AtomicU64,
+    /// Connections given to other workers, and taken from them.
+    pub given: AtomicU64,
+    pub adopted: AtomicU64,
+    /// How often the handoff queue was full.
+    pub queue_full: AtomicU64,
+    /// Connections that were lost on their way here.
+    pub unusable: AtomicU64,
     /// The answers by the class of their status.
     pub status: [AtomicU64; STATUS_CLASSES],
     /// From an app thread's taking the request to the end of its answer: that thread's busy time.
@@ -165,7 +172,9 @@ impl Scoreboard {
         cell.connections.store(0, Ordering::Relaxed);
         cell.busy.store(0, Ordering::Relaxed);
         cell.accepting.store(0, Ordering::Relaxed);
-        cell.taken.store(0, Ordering::Relaxed);
+        for count in [&cell.taken, &cell.given, &cell.adopted, &cell.queue_full, &cell.unusable] {
+            count.store(0, Ordering::Relaxed);
+        }
         cell.status.iter().for_each(|class| class.store(0, Ordering::Relaxed));
         cell.latency.clear();
         cell.queued.clear();

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use forkmaster_wire::channel::Channel;
+use forkmaster_wire::handoff::Queue;
 use forkmaster_wire::message::{Boot, FromWorker, ProofStep, Spawn};
 use nix::errno::Errno;
 
@@ -26,6 +27,7 @@ pub struct Birth {
     logs: Logs,
     scoreboard: OwnedFd,
     stacks: OwnedFd,
+    queue: Queue,
     listeners: Vec<OwnedFd>,
 }
 
@@ -43,6 +45,7 @@ pub struct Born {
     pub master: Arc<MasterChannel>,
     pub logs: Logs,
     pub scoreboard: OwnedFd,
+    pub queue: Queue,
     pub listeners: Vec<OwnedFd>,
     /// Descriptors that belong to the worker and not to a child that the application forks.
     pub own: Vec<RawFd>,
@@ -51,20 +54,21 @@ pub struct Born {
 
 impl Birth {
     pub fn new(spawn: Spawn, fds: Vec<OwnedFd>, logs: Logs) -> Result<Birth, String> {
-        let (expected, came) = (3 + spawn.listeners.len(), fds.len());
+        let (expected, came) = (5 + spawn.listeners.len(), fds.len());
         let mut fds = fds.into_iter();
-        match (fds.next(), fds.next(), fds.next()) {
-            (Some(channel), Some(scoreboard), Some(stacks)) if came == expected => {
-                Ok(Birth { spawn, channel: channel.into(), logs, scoreboard, stacks, listeners: fds.collect() })
+        match (fds.next(), fds.next(), fds.next(), fds.next(), fds.next()) {
+            (Some(channel), Some(scoreboard), Some(stacks), Some(sender), Some(receiver)) if came == expected => {
+                let (queue, listeners) = (Queue::from_ends(sender, receiver), fds.collect());
+                Ok(Birth { spawn, channel: channel.into(), logs, scoreboard, stacks, queue, listeners })
             }
-            (_, _, _) => Err(format!("{came} file descriptors came with Spawn, not {expected}")),
+            (_, _, _, _, _) => Err(format!("{came} file descriptors came with Spawn, not {expected}")),
         }
     }
 
     /// The first acts of the new process.
     pub fn begin(self, boot: &Boot, legacy: Legacy) -> Born {
         let since = Instant::now();
-        let Birth { spawn, channel, logs, scoreboard, stacks, listeners } = self;
+        let Birth { spawn, channel, logs, scoreboard, stacks, queue, listeners } = self;
         let Legacy { title, lifeline, stacks: stacks_number } = legacy;
         let who = format!("forkmaster: {} worker gen={} slot={}", boot.name, boot.generation, spawn.slot);
         let master = Arc::new(MasterChannel::new(channel, title, who));
@@ -76,6 +80,7 @@ impl Birth {
             log::error!("stacks will go to the template's place: {error}");
         }
         let mut own = vec![master.as_raw_fd(), lifeline.as_raw_fd(), stacks_number, scoreboard.as_raw_fd()];
+        own.extend(queue.ends().map(|end| end.as_raw_fd()));
         own.extend(logs.access());
         if let Err(error) = control_thread::start(Arc::clone(&master), logs, lifeline) {
             // Untied it would hold the listeners when its master is gone.
@@ -86,6 +91,6 @@ impl Birth {
         if let Err(error) = with_all_blocked(logger::start_thread) {
             log::error!("no thread for the log, which may now hold the worker up: {error}");
         }
-        Born { spawn, master, logs, scoreboard, listeners, own, since }
+        Born { spawn, master, logs, scoreboard, queue, listeners, own, since }
     }
 }

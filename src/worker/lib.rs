@@ -12,6 +12,7 @@ mod control_thread;
 mod failure;
 mod fork;
 mod forked_child;
+mod handoff;
 mod kind;
 mod line_rate;
 mod lock_watch;

@@ -90,12 +90,14 @@ impl MasterChannel {
         self.handle.get()
     }
 
-    /// The worker ends by itself. False: there is no server yet, so there is nothing to finish either.
+    /// The worker wants to end, and drains when its master says so: who takes its connections, the master knows. False:
+    /// there is no server yet, so there is nothing to finish either.
     pub fn leave(&self, reason: &str) -> bool {
-        let Some(handle) = self.handle.get() else { return false };
-        self.tell(&FromWorker::Leaving { reason: reason.to_owned() });
-        handle.drain(Vec::new());
-        true
+        let serves = self.handle.get().is_some();
+        if serves {
+            self.tell(&FromWorker::Leaving { reason: reason.to_owned() });
+        }
+        serves
     }
 
     /// The title of a child that the application forked.

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
-use forkmaster_http::serve::Metrics;
+use forkmaster_http::serve::{HandoffRefusal, Metrics};
 use forkmaster_wire::scoreboard::{monotonic_ns, Cell, Scoreboard};
 
 use crate::lock_watch::LockWatch;
@@ -53,6 +53,22 @@ impl Metrics for CellMetrics {
     fn accepted(&self) {
         self.cell.accepted.fetch_add(1, Ordering::Relaxed);
         self.cell.taken.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn given(&self) {
+        self.cell.given.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn adopted(&self) {
+        self.cell.adopted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn handoff_refused(&self, why: HandoffRefusal) {
+        let count = match why {
+            HandoffRefusal::Full => &self.cell.queue_full,
+            HandoffRefusal::Unusable => &self.cell.unusable,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
     }
 
     fn connections(&self, open: usize) {

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use forkmaster_http::serve::{self, AppThread, Exchange, Reports, Server, Wake};
+use forkmaster_wire::handoff::Queue;
 use forkmaster_wire::message::{Boot, Failure, FromWorker, GenerationId, ProofStep, ProxyProtocol, SlotIndex, Spawn};
 use forkmaster_wire::scoreboard::{Cell, Finished, Scoreboard};
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
@@ -21,6 +22,7 @@ use pyo3::types::{PyCFunction, PyDict, PyTuple};
 use crate::access::{AccessLog, Origin};
 use crate::birth::Born;
 use crate::failure::{failure, from_exception, summary, traceback};
+use crate::handoff::Handoff;
 use crate::lock_watch::LockWatch;
 use crate::logs::Logs;
 use crate::master_channel::MasterChannel;
@@ -140,7 +142,7 @@ impl Worker {
 /// Runs a worker to its end. Returns when it is drained, so that the interpreter ends in its usual way; where it
 /// never came to serve, it says why and exits.
 pub fn live(py: Python<'_>, boot: &Boot, born: Born, preloaded: Option<Py<PyAny>>, signals: &Signals) -> PyResult<()> {
-    let Born { spawn, master, logs, scoreboard, listeners, mut own, since } = born;
+    let Born { spawn, master, logs, scoreboard, queue, listeners, mut own, since } = born;
     let started = (|| -> Result<(), Failure> {
         let broken = |error: PyErr| from_exception(py, ProofStep::Start, "while it was started", &error);
         let (wakeup, wakeup_end) = signals::wakeup_pipe().map_err(|error| os_failure("the signal pipe", &error))?;
@@ -164,7 +166,7 @@ pub fn live(py: Python<'_>, boot: &Boot, born: Born, preloaded: Option<Py<PyAny>
         if !master.is_open() {
             channel_closed(py);
         }
-        let server = make_server(boot, &spawn, &worker, listeners)?;
+        let server = make_server(boot, &spawn, &worker, queue, listeners)?;
         serve(py, &worker, server, &application, &common, wakeup, since).map_err(broken)
     })();
     match started {
@@ -248,7 +250,13 @@ fn common(boot: &Boot) -> Common {
     }
 }
 
-fn make_server(boot: &Boot, spawn: &Spawn, worker: &Arc<Worker>, listeners: Vec<OwnedFd>) -> Result<Server, Failure> {
+fn make_server(
+    boot: &Boot,
+    spawn: &Spawn,
+    worker: &Arc<Worker>,
+    queue: Queue,
+    listeners: Vec<OwnedFd>,
+) -> Result<Server, Failure> {
     let http = &boot.http;
     let settings = serve::Settings {
         threads: boot.threads as usize,
@@ -286,7 +294,8 @@ fn make_server(boot: &Boot, spawn: &Spawn, worker: &Arc<Worker>, listeners: Vec<
         .collect();
     let metrics = Arc::new(CellMetrics::new(worker.board, worker.cell_index, &LOCK_WATCH));
     let reports: Arc<dyn Reports> = Arc::<MasterChannel>::clone(&worker.master);
-    Server::new(settings, listeners, metrics, reports).map_err(|error| os_failure("the server", &error))
+    let queue = Box::new(Handoff::new(queue));
+    Server::new(settings, listeners, Some(queue), metrics, reports).map_err(|error| os_failure("the server", &error))
 }
 
 /// Starts the app threads, says Ready, and is the first app thread itself until the server is done.

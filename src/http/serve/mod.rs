@@ -31,7 +31,8 @@ use run::monitor::run_monitor;
 pub use crate::proto::proxy::ProxyVersion;
 pub use crate::proto::Version;
 pub use base::address::{Local, Peer};
-pub use base::observers::{Metrics, Reports};
+pub use base::handoff::{Given, HandoffQueue, Luggage, Taken};
+pub use base::observers::{HandoffRefusal, Metrics, Reports};
 pub use base::settings::Settings;
 pub use conn::write_queue::Piece;
 pub use event_loop::listeners::{Listener, Proxy};
@@ -55,6 +56,7 @@ impl Server {
     pub fn new(
         settings: Settings,
         listeners: Vec<Listener>,
+        queue: Option<Box<dyn HandoffQueue>>,
         metrics: Arc<dyn Metrics>,
         reports: Arc<dyn Reports>,
     ) -> std::io::Result<Server> {
@@ -69,7 +71,7 @@ impl Server {
         let fds: Vec<RawFd> = listeners.fds().chain([epoll.as_raw_fd()]).collect();
         let shared = Arc::new(Shared::new(settings, &fds)?);
         epoll.add(shared.mailbox.waker(), Token::WAKE, Interest::Read)?;
-        let event_loop = EventLoop::new(Arc::clone(&shared), epoll, listeners, metrics, reports);
+        let event_loop = EventLoop::new(Arc::clone(&shared), epoll, listeners, queue, metrics, reports);
         Ok(Server { shared, event_loop })
     }
 
@@ -107,8 +109,9 @@ impl Handle {
         self.shared.command(Command::Serve);
     }
 
-    /// Leave the epoll set of all listeners but `keep`; finish what was begun; idle connections get one more
-    /// answer with `Connection: close`. When nothing is left, `AppThread::wait` returns `Done`.
+    /// Leave the epoll set of all listeners but `keep`; finish what was begun. Connections go to other workers through the
+    /// handoff queue; where there is none, and for those from the listeners `keep`, each gets one more answer with
+    /// `Connection: close`. When nothing is left, `AppThread::wait` returns `Done`.
     pub fn drain(&self, keep: Vec<u32>) {
         self.shared.command(Command::Drain { keep });
     }
@@ -125,7 +128,8 @@ impl Handle {
         self.shared.command(Command::Stop { idle });
     }
 
-    /// This process will be killed: as `drain`, but requests that no app thread has begun get 503 and close.
+    /// This process will be killed: as `drain`, but requests that no app thread has begun go to other workers too, and get
+    /// 503 and close where they cannot.
     pub fn retire(&self) {
         self.shared.command(Command::Retire);
     }

@@ -8,6 +8,7 @@ use forkmaster_wire::message::{GenerationId, SlotIndex};
 use forkmaster_wire::scoreboard::STATUS_CLASSES;
 
 use super::outcome::{End, Reload};
+use super::snapshot::Handoffs;
 
 /// What processes have counted, also those that are gone. A sum never goes back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,6 +19,7 @@ pub struct Totals {
     pub status: [u64; STATUS_CLASSES],
     pub latency: Counted,
     pub queued: Counted,
+    pub handoffs: Handoffs,
 }
 
 impl Totals {
@@ -30,6 +32,7 @@ impl Totals {
         }
         self.latency.add(&other.latency);
         self.queued.add(&other.queued);
+        self.handoffs.add(other.handoffs);
     }
 
     /// The larger of each: the application can write to a worker's cell, and take back what was shown.
@@ -42,6 +45,7 @@ impl Totals {
         }
         self.latency.raise(&other.latency);
         self.queued.raise(&other.queued);
+        self.handoffs.raise(other.handoffs);
     }
 }
 

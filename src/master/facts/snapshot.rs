@@ -27,6 +27,7 @@ pub struct Snapshot {
     pub requests: u64,
     pub accepted: u64,
     pub errors: u64,
+    pub handoffs: Handoffs,
     pub last_reload: Option<LastReload>,
 }
 
@@ -91,6 +92,40 @@ pub struct Running {
     /// Without the query, and cut where it is long.
     pub path: String,
     pub age_s: f64,
+}
+
+/// Connections that went from worker to worker: totals of all processes. What was given and not taken lies in the queue, or
+/// was lost with a worker that was killed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Handoffs {
+    pub given: u64,
+    pub taken: u64,
+    /// How often a worker found the queue full and waited.
+    pub queue_full: u64,
+    /// They came and could not be used.
+    pub lost: u64,
+}
+
+impl Handoffs {
+    pub fn add(&mut self, other: Handoffs) {
+        self.join(other, u64::saturating_add);
+    }
+
+    /// The larger of each.
+    pub fn raise(&mut self, other: Handoffs) {
+        self.join(other, u64::max);
+    }
+
+    fn join(&mut self, other: Handoffs, join: impl Fn(u64, u64) -> u64) {
+        let Handoffs { given, taken, queue_full, lost } = *self;
+        *self = Handoffs {
+            given: join(given, other.given),
+            taken: join(taken, other.taken),
+            queue_full: join(queue_full, other.queue_full),
+            lost: join(lost, other.lost),
+        };
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

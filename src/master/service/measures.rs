@@ -10,6 +10,7 @@ use forkmaster_wire::scoreboard::Scoreboard;
 use super::watch::resident_bytes;
 use super::Service;
 use crate::facts::measures::{Measures, OfGeneration, OfListener, Tally, Totals};
+use crate::facts::snapshot::Handoffs;
 use crate::facts::note::Note;
 use crate::facts::outcome::{End, Reload};
 use crate::shared::Shared;
@@ -129,6 +130,12 @@ fn of_cell(board: &Scoreboard, cell: u32) -> Totals {
     Totals {
         requests: cell.requests.load(Ordering::Relaxed),
         accepted: cell.accepted.load(Ordering::Relaxed),
+        handoffs: Handoffs {
+            given: cell.given.load(Ordering::Relaxed),
+            taken: cell.adopted.load(Ordering::Relaxed),
+            queue_full: cell.queue_full.load(Ordering::Relaxed),
+            lost: cell.unusable.load(Ordering::Relaxed),
+        },
         errors: cell.errors.load(Ordering::Relaxed),
         status: std::array::from_fn(|class| cell.status[class].load(Ordering::Relaxed)),
         latency: cell.latency.read(),

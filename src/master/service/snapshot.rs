@@ -31,6 +31,7 @@ impl Service {
             requests: totals.requests,
             accepted: totals.accepted,
             errors: totals.errors,
+            handoffs: totals.handoffs,
             last_reload: self.last_reload.as_ref().map(Reload::shown),
         }
     }

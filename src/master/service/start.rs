@@ -94,6 +94,7 @@ impl Service {
             max_requests,
         });
         let mut fds: Vec<BorrowedFd<'_>> = vec![theirs.as_fd(), processes.board.as_fd(), stacks_write.as_fd()];
+        fds.extend(shared.queue.ends());
         fds.extend(listeners.iter().map(|(_, fd)| *fd));
         let token = shared.sources.add(&channel, Source::Worker(id))?;
         let told = shared.sources.add(&stacks, Source::Stacks(id)).and_then(|stacks_token| {

@@ -25,7 +25,7 @@ impl Supervisor {
         };
         let may_terminate = self.may_terminate(at);
         let generation = &mut self.generations[at];
-        let (drain_timeout, graceful) = (generation.plan.drain_timeout, generation.plan.graceful_timeout);
+        let graceful = generation.plan.graceful_timeout;
         let Some(worker) = generation.worker_mut(id) else { return };
         let (state, before) = (worker.state.clone(), worker.clone());
         let name = generation.name(&before);
@@ -83,10 +83,10 @@ impl Supervisor {
                 self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN, said_why: true }, now);
                 self.boot_failed(at, name, Refusal::new(format!("the worker ended itself: {reason}")), now);
             }
-            (S::Ready | S::Opening { .. } | S::Serving { .. } | S::Closing { .. }, Event::Leaving { reason }) => {
+            (S::Ready | S::Opening { .. } | S::Serving { .. }, Event::Leaving { reason }) => {
                 self.note(Note::WorkerLeaves { worker: name, reason });
                 self.slot_lost(at, &before, now);
-                self.change(at, id, S::Draining { deadline: now + drain_timeout }, now);
+                self.drain(at, id, now);
             }
 
             (S::Serving { .. }, Event::Stuck(stuck)) if may_terminate => self.terminate(at, id, stuck, now),
@@ -204,7 +204,8 @@ impl Supervisor {
                 Event::RequestsServed | Event::TooBig,
             )
             | (
-                S::Draining { .. }
+                S::Closing { .. }
+                | S::Draining { .. }
                 | S::Terminating { .. }
                 | S::Finishing { .. }
                 | S::Exiting { .. }

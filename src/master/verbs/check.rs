@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::channel::{Channel, Received, Sender};
+use forkmaster_wire::handoff::Queue;
 use forkmaster_wire::message::{
     Failure, FromTemplate, FromWorker, GenerationId, SlotIndex, Spawn, ToTemplate, ToWorker, WorkerId,
 };
@@ -168,7 +169,10 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
         prove: true,
         max_requests: None,
     };
-    ours.send(&ToTemplate::Spawn(spawn), &[theirs.as_fd(), processes.board.as_fd(), stacks_write.as_fd()])?;
+    let queue = Queue::create()?;
+    let [sender, receiver] = queue.ends();
+    let fds = [theirs.as_fd(), processes.board.as_fd(), stacks_write.as_fd(), sender, receiver];
+    ours.send(&ToTemplate::Spawn(spawn), &fds)?;
     drop(theirs);
     // Early enough for an answer.
     let mut look_at = Some(deadline - STACKS_WITHIN.min(settings.server.boot_timeout / 2));

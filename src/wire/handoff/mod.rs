@@ -164,11 +164,29 @@ impl Queue {
         }
     }
 
+    /// For the master, when no worker is left: closes what nobody has taken. How many connections it was.
+    pub fn close_all(&mut self) -> u32 {
+        let (mut packet, mut closed) = (Vec::new(), 0);
+        loop {
+            match self.receive(&mut packet) {
+                Receiving::Connection { socket, .. } => {
+                    // A worker may have set it: then close(2) would wait for the client (socket(7)).
+                    let linger = libc::linger { l_onoff: 0, l_linger: 0 };
+                    let _ = setsockopt(&socket, sockopt::Linger, &linger);
+                    closed += 1;
+                }
+                Receiving::Unusable(_) => {}
+                Receiving::Empty | Receiving::NoDescriptor | Receiving::Broken => return closed,
+            }
+        }
+    }
+
     /// The packet has no byte: that is the end of the queue, or an empty packet.
     fn nothing(&self) -> Receiving {
-        let mut ends = [PollFd::new(self.receiver.as_fd(), PollFlags::empty())];
+        let is_over = PollFlags::POLLHUP | PollFlags::from_bits_retain(libc::POLLRDHUP);
+        let mut ends = [PollFd::new(self.receiver.as_fd(), is_over)];
         let polled = poll(&mut ends, PollTimeout::ZERO);
-        let hung_up = ends[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP));
+        let hung_up = ends[0].revents().is_some_and(|events| events.intersects(is_over));
         match polled {
             Ok(_) if hung_up => Receiving::Broken,
             Ok(_) | Err(_) => Receiving::Unusable(Unusable::Descriptors(0)),
@@ -275,6 +293,21 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_takes_is_closed() {
+        let mut queue = Queue::create().unwrap();
+        let mut clients = Vec::new();
+        for number in 0..3 {
+            let (client, server) = connection();
+            assert_eq!(queue.send(server.as_fd(), &header(number), [b"", b"", b""]), Sending::Sent);
+            clients.push(client);
+        }
+        assert_eq!((queue.close_all(), queue.close_all()), (3, 0));
+        for mut client in clients {
+            assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        }
+    }
+
+    #[test]
     fn it_is_first_in_first_out_and_says_when_it_is_full() {
         let mut queue = Queue::create().unwrap();
         let (_client, server) = connection();
@@ -333,11 +366,13 @@ mod tests {
 
     #[test]
     fn a_queue_that_somebody_has_shut_down_is_none() {
-        let mut queue = Queue::create().unwrap();
-        let (_client, server) = connection();
-        // SAFETY: a call with two numbers.
-        unsafe { libc::shutdown(queue.sender.as_raw_fd(), libc::SHUT_RDWR) };
-        assert_eq!(queue.send(server.as_fd(), &header(0), [b"", b"", b""]), Sending::Broken);
-        assert!(matches!(queue.receive(&mut Vec::new()), Receiving::Broken));
+        for how in [libc::SHUT_RDWR, libc::SHUT_WR] {
+            let mut queue = Queue::create().unwrap();
+            let (_client, server) = connection();
+            // SAFETY: a call with two numbers.
+            unsafe { libc::shutdown(queue.sender.as_raw_fd(), how) };
+            assert_eq!(queue.send(server.as_fd(), &header(0), [b"", b"", b""]), Sending::Broken);
+            assert!(matches!(queue.receive(&mut Vec::new()), Receiving::Broken));
+        }
     }
 }

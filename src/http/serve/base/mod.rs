@@ -3,6 +3,7 @@
 pub mod address;
 pub mod budget;
 pub mod buffers;
+pub mod handoff;
 pub mod names;
 pub mod observers;
 pub mod pace;

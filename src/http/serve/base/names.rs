@@ -20,12 +20,16 @@ impl Token {
     /// The interpreter's wakeup descriptor.
     pub const SIGNAL: Token = Token { index: u32::MAX - 1, generation: Token::LISTENERS };
 
+    /// The handoff queue.
+    pub const QUEUE: Token = Token { index: u32::MAX - 2, generation: Token::LISTENERS };
+
     pub fn listener(index: usize) -> Token {
         Token { index: index as u32, generation: Token::LISTENERS }
     }
 
     pub fn as_listener(self) -> Option<usize> {
-        let is_listener = self.generation == Token::LISTENERS && self != Token::WAKE && self != Token::SIGNAL;
+        let is_listener =
+            self.generation == Token::LISTENERS && ![Token::WAKE, Token::SIGNAL, Token::QUEUE].contains(&self);
         is_listener.then_some(self.index as usize)
     }
 

@@ -1,10 +1,24 @@
 //! Who is told of what the server does. The implementations belong to the process around it.
 
+/// Why a connection did not go to another process, or could not be taken from one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandoffRefusal {
+    /// The queue was full, and the connection waits for room.
+    Full,
+    /// It came with something that cannot be used, or without its descriptor, and is lost.
+    Unusable,
+}
+
 /// What the loop tells of itself while it runs; implementations must be cheap and never block.
 pub trait Metrics: Send + Sync {
     /// The loop turned; at least once a second.
     fn heartbeat(&self);
     fn accepted(&self);
+    /// A connection was given to another process.
+    fn given(&self) {}
+    /// One was taken from another process.
+    fn adopted(&self) {}
+    fn handoff_refused(&self, _why: HandoffRefusal) {}
     fn connections(&self, open: usize);
     /// Connections are taken from now on, or no longer.
     fn accepting(&self, _accepting: bool) {}

@@ -68,6 +68,9 @@ pub const READ_HEAD_BYTES: usize = 4 * 1024;
 /// The smallest read while a body comes.
 pub const READ_BODY_BYTES: usize = 64 * 1024;
 
+/// Bytes that were read from a connection and go with it to another worker: nearly all heads are smaller.
+pub const TRAVELLING_BYTES_MAX: usize = 16 * 1024;
+
 /// One connection's share of a turn of the loop, so that a fast upload or download does not starve the others: as much as
 /// a socket usually has at a time.
 pub const SHARE_BYTES_MAX: usize = 256 * 1024;

@@ -66,6 +66,7 @@ impl Request {
             return framing;
         }
         let asked = self.asked();
+        let closing = closing || self.write_half.is_last();
         let asked = Asked { keep_alive: asked.keep_alive && !closing, ..asked };
         let (framing, keep) = self.answer.head.complete(asked, whole, &date_now());
         self.answer.framing = Some(framing);

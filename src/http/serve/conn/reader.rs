@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::proto::chunked::{Decoder, Piece};
 use crate::proto::framing::Framing;
-use crate::proto::head::{Scan, Scanner};
+use crate::proto::head::{Limits, Scan, Scanner};
 use crate::proto::proxy::{self, Parsed, ProxyVersion};
 use crate::proto::refusal::{self, Refusal};
 use crate::serve::base::address::{Local, Peer};
@@ -31,6 +31,8 @@ pub struct Reader {
     head_end: usize,
     phase: ReadPhase,
     scanner: Scanner,
+    /// Of the head that had begun at another worker. None: our own.
+    limits: Option<Limits>,
     /// The socket may hold bytes: an edge was seen, and no read came short since.
     may_hold: bool,
     /// FIN, HUP or ERR was seen: only a read of nothing says that all was read.
@@ -78,6 +80,7 @@ impl Reader {
             head_end: 0,
             phase: ReadPhase::Head,
             scanner: Scanner::default(),
+            limits: None,
             may_hold: false,
             read_on: false,
         }
@@ -107,8 +110,40 @@ impl Reader {
         self.begin();
     }
 
+    /// The client's bytes that another worker has read and not used, and the limits of the head that begins with them. Right
+    /// after `open`.
+    pub fn refill(&mut self, bytes: Vec<u8>, limits: Option<Limits>) {
+        self.received = bytes.len() as u64;
+        self.input = bytes;
+        self.limits = limits;
+    }
+
+    /// What was read and not used. Between two requests, or in a head, that is all there is of the connection.
+    pub fn unused(&self) -> &[u8] {
+        &self.input
+    }
+
+    /// A head has begun, or a whole request is there.
+    pub fn has_begun(&self) -> bool {
+        self.waits_for() != TimerKind::Keepalive
+    }
+
+    /// What holds for the head that has begun.
+    pub fn limits<'a>(&'a self, rules: &'a Rules) -> &'a Limits {
+        self.limits.as_ref().unwrap_or(&rules.limits)
+    }
+
+    /// A PROXY header must still come, in this version; and whether its sender is believed.
+    pub fn awaits_proxy(&self) -> Option<(ProxyVersion, bool)> {
+        match self.phase {
+            ReadPhase::Proxy { version, trusted } => Some((version, trusted)),
+            ReadPhase::Head | ReadPhase::Length { .. } | ReadPhase::Chunked(_) | ReadPhase::Complete => None,
+        }
+    }
+
     fn begin(&mut self) {
         self.head_end = 0;
+        self.limits = None;
         self.phase = ReadPhase::Head;
         self.scanner = Scanner::default();
     }
@@ -255,10 +290,11 @@ impl Reader {
             self.phase = ReadPhase::Head;
         }
         if let ReadPhase::Head = self.phase {
-            let Scan::Complete { start, end } = self.scanner.scan(&self.input, &rules.limits)? else {
+            let limits = self.limits.as_ref().unwrap_or(&rules.limits);
+            let Scan::Complete { start, end } = self.scanner.scan(&self.input, limits)? else {
                 return Ok(false);
             };
-            request.head.read(&self.input, start, end, &rules.limits)?;
+            request.head.read(&self.input, start, end, limits)?;
             self.head_end = end;
             self.begin_body(request, rules)?;
             let is_small = match self.phase {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::proto::framing::Framing;
 use crate::proto::head::Head;
 use crate::serve::base::address::{Local, Peer};
 use crate::serve::base::buffers::InputBuffers;
@@ -32,6 +33,8 @@ pub struct Request {
     head_was_large: bool,
     /// When the request was complete.
     pub ready_at: Instant,
+    /// It was complete at another worker, since then.
+    pub waits_since: Option<Instant>,
 }
 
 impl Request {
@@ -48,6 +51,7 @@ impl Request {
             answer: Answer::default(),
             head_was_large: false,
             ready_at: now,
+            waits_since: None,
         }
     }
 
@@ -57,11 +61,30 @@ impl Request {
         self.peer = peer;
         self.local = local;
         self.secure = false;
+        self.waits_since = None;
     }
 
     pub fn complete(&mut self, head: Vec<u8>, inputs: &mut InputBuffers) {
         self.bytes = head;
         inputs.lend(self.answer.head.memory(), &mut self.head_was_large);
+    }
+
+    /// Head and body, as they were sent where `is_raw`.
+    pub fn raw(&self) -> [&[u8]; 2] {
+        [&self.bytes, self.body.memory()]
+    }
+
+    pub fn raw_bytes(&self) -> usize {
+        self.bytes.len() + self.body.memory().len()
+    }
+
+    /// What was sent can be given back: the body was not decoded, and does not lie in a file.
+    pub fn is_raw(&self) -> bool {
+        self.body.file().is_none()
+            && match self.head.framing {
+                Framing::None | Framing::Length(_) => true,
+                Framing::Chunked => false,
+            }
     }
 
     pub fn is_complete(&self) -> bool {

@@ -25,6 +25,8 @@ pub struct WriteHalf {
     fd: AtomicI32,
     gone: AtomicBool,
     queued: AtomicBool,
+    /// The connection ends with its next answer.
+    last: AtomicBool,
     queue: Mutex<WriteQueue>,
     room: Condvar,
 }
@@ -35,6 +37,7 @@ impl WriteHalf {
             fd: AtomicI32::new(-1),
             gone: AtomicBool::new(false),
             queued: AtomicBool::new(false),
+            last: AtomicBool::new(false),
             queue: Mutex::new(WriteQueue::new(memory, response_buffer)),
             room: Condvar::new(),
         }
@@ -48,6 +51,7 @@ impl WriteHalf {
     pub fn open(&self, fd: RawFd) {
         self.fd.store(fd, Ordering::Relaxed);
         self.gone.store(false, Ordering::Relaxed);
+        self.last.store(false, Ordering::Relaxed);
     }
 
     /// The connection has ended; gives back what was queued.
@@ -60,6 +64,15 @@ impl WriteHalf {
 
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
+    }
+
+    /// Every answer from now on says that the connection ends, whatever holds for others. Loop side.
+    pub fn set_last(&self, last: bool) {
+        self.last.store(last, Ordering::Relaxed);
+    }
+
+    pub fn is_last(&self) -> bool {
+        self.last.load(Ordering::Relaxed)
     }
 
     /// The client is gone: nothing more can be sent, and whoever waits for room need not.

@@ -10,7 +10,7 @@ use crate::serve::conn::write_half::WriteHalf;
 
 use super::admission::{Decision, Load, View};
 use super::listeners::{Accepted, Origin};
-use super::mode::{Change, Command, Keepalive, Report};
+use super::mode::{Change, Command, Handoff, Keepalive, Report};
 use super::table::SlotState;
 use super::EventLoop;
 
@@ -23,6 +23,7 @@ impl EventLoop {
             self.shared.set_closing(!accepting);
             self.report_draining &= !accepting;
         }
+        self.hand_off(&effects.handoff);
         match effects.listeners {
             Change::Resume => self.listeners.resume(&self.epoll),
             Change::PauseAllBut(keep) => self.listeners.pause(&self.epoll, |id| !keep.contains(&id)),
@@ -39,7 +40,9 @@ impl EventLoop {
         }
         while let Some(request) = effects.recall.then(|| self.shared.run_queue.take()).flatten() {
             self.dispatched -= 1;
-            self.refuse_later(request, refusal::RETIRING);
+            if let Some(request) = self.give_whole(request) {
+                self.refuse_later(request, refusal::RETIRING);
+            }
         }
         match effects.report {
             Report::Nothing => {}
@@ -49,12 +52,43 @@ impl EventLoop {
         }
     }
 
+    fn hand_off(&mut self, handoff: &Handoff) {
+        match handoff {
+            Handoff::Unchanged => return,
+            Handoff::Receive | Handoff::Empty => {
+                self.handoff.receive(true);
+                self.end_giving();
+            }
+            Handoff::Nothing => self.handoff.receive(false),
+            Handoff::GiveAllBut(keep) => {
+                self.handoff.receive(false);
+                if self.handoff.exists() {
+                    self.shared.set_closing(false);
+                    self.begin_giving(keep);
+                }
+            }
+        }
+        self.watch_queue_of_others();
+    }
+
+    /// Nothing is heard of the queue while nothing would be taken from it.
+    fn watch_queue_of_others(&mut self) {
+        let masked = self.listeners.admission.is_masked() || self.table.is_full();
+        self.handoff.watch(&self.epoll, masked);
+    }
+
     fn close_listeners(&mut self, which: impl Fn(u32) -> bool) {
         self.listeners.begin_closing(&self.epoll, which, |fd| self.shared.copies.forget_fd(fd));
     }
 
     /// Takes one connection. False: that is all for this turn.
     pub(super) fn accept(&mut self) -> bool {
+        let more = self.accept_next();
+        self.watch_queue_of_others();
+        more
+    }
+
+    fn accept_next(&mut self) -> bool {
         if let Some(index) = self.listeners.closing() {
             match self.accept_one(index) {
                 Outcome::Taken => return true,
@@ -76,13 +110,19 @@ impl EventLoop {
         if self.listeners.admission.should_unmask(now, load, has_slot) {
             self.listeners.set_masked(&self.epoll, false);
         }
-        let ready = self.listeners.next_ready();
+        self.watch_queue_of_others();
+        let listener = self.listeners.next_ready();
+        let ready = match self.handoff.takes_turn(listener.is_some()) {
+            true => Some(Door::Queue),
+            false => listener.map(Door::Listener),
+        };
         let waits = ready.is_some();
-        let should_yield = waits && self.metrics.should_yield_accept(self.table.open());
+        let should_yield = listener.is_some() && self.metrics.should_yield_accept(self.table.open());
         let may_be_more = self.epoll.was_full();
         let decision = self.listeners.admission.decide(View { now, load, has_slot, waits, may_be_more, should_yield });
         let outcome = match (decision, ready) {
-            (Decision::Accept, Some(index)) => self.accept_one(index),
+            (Decision::Accept, Some(Door::Listener(index))) => self.accept_one(index),
+            (Decision::Accept, Some(Door::Queue)) => self.adopt_one(),
             (Decision::Mask, _) => Outcome::Stalled,
             (Decision::Yield, _) => {
                 self.listeners.set_masked(&self.epoll, true);
@@ -91,11 +131,11 @@ impl EventLoop {
                 if self.blocking == Blocking::Allowed {
                     std::thread::yield_now();
                 }
-                self.listeners.end_pass();
+                self.end_pass();
                 return false;
             }
             (Decision::Rest | Decision::Accept, _) => {
-                self.listeners.end_pass();
+                self.end_pass();
                 return false;
             }
         };
@@ -103,11 +143,16 @@ impl EventLoop {
             Outcome::Taken => self.listeners.admission.count(),
             Outcome::Empty => {}
             Outcome::Stalled => {
-                self.listeners.mask(&self.epoll, load);
-                self.listeners.end_pass();
+                self.listeners.mask(&self.epoll, load, u64::from(self.handoff.is_ready()));
+                self.end_pass();
             }
         }
         !matches!(outcome, Outcome::Stalled)
+    }
+
+    fn end_pass(&mut self) {
+        self.listeners.end_pass();
+        self.handoff.end_pass();
     }
 
     pub(super) fn load(&self) -> Load {
@@ -135,6 +180,17 @@ impl EventLoop {
     }
 
     fn open(&mut self, socket: OwnedFd, origin: Origin) {
+        if let Some(request) = self.open_slot(socket, origin) {
+            // Who accepts while it gives connections away does so from an address that is given up.
+            request.write_half.set_last(self.handoff.gives());
+            self.metrics.accepted();
+            // The request often is there already; then epoll need not know of a connection that ends with it.
+            self.receive(request);
+        }
+    }
+
+    /// The table has a new connection; nothing of it has been read here.
+    pub(super) fn open_slot(&mut self, socket: OwnedFd, origin: Origin) -> Option<Box<Request>> {
         if self.table.is_full() {
             if let Some(request) = self.timers.first(TimerKind::Keepalive).and_then(|index| self.take_waiting(index)) {
                 self.close(request);
@@ -143,28 +199,30 @@ impl EventLoop {
         let fd = socket.as_raw_fd();
         let rules = &self.shared.rules;
         let make = || WriteHalf::new(rules.memory.charge(), rules.settings.response_buffer);
-        let Some((slot, memory)) = self.table.take(socket, self.now, make) else { return };
+        let (slot, memory) = self.table.take(socket, self.now, make)?;
         let token = slot.token;
         slot.write_half.open(fd);
         self.shared.copies.note_socket(token.index, Some(fd));
-        let Origin { peer, local, proxy } = origin;
+        let Origin { listener, peer, local, proxy } = origin;
+        slot.listener = listener;
         let mut request = memory.unwrap_or_else(|| {
             let (write_half, local) = (Arc::clone(&slot.write_half), Arc::clone(&local));
             Box::new(Request::new(token, write_half, local, rules, self.now))
         });
         request.open(token, peer, local);
         slot.reader.open(proxy);
-        self.metrics.accepted();
-        // The request often is there already; then epoll need not know of a connection that ends with it.
-        self.receive(request);
+        Some(request)
     }
 
-    fn take_waiting(&mut self, index: u32) -> Option<Box<Request>> {
+    pub(super) fn take_waiting(&mut self, index: u32) -> Option<Box<Request>> {
         let slot = self.table.slot(index);
         match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
             SlotState::Waiting(request) => Some(request),
-            state
-            @ (SlotState::Free(_) | SlotState::Dispatched | SlotState::Flushing(_) | SlotState::Lingering(..)) => {
+            state @ (SlotState::Free(_)
+            | SlotState::Dispatched
+            | SlotState::Flushing(_)
+            | SlotState::Leaving(_)
+            | SlotState::Lingering(..)) => {
                 slot.state = state;
                 None
             }
@@ -172,7 +230,15 @@ impl EventLoop {
     }
 }
 
-enum Outcome {
+/// Where the next connection comes from.
+#[derive(Clone, Copy)]
+enum Door {
+    Listener(usize),
+    /// Other workers.
+    Queue,
+}
+
+pub(super) enum Outcome {
     Taken,
     Empty,
     Stalled,

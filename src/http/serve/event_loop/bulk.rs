@@ -44,6 +44,7 @@ impl EventLoop {
                     self.drain(token);
                 }
                 SlotState::Lingering(request, since) => self.discard(request, since),
+                SlotState::Leaving(request) => slot.state = SlotState::Leaving(request),
                 SlotState::Free(_) => unreachable!("`current` gives no free slot"),
             }
         }

@@ -37,7 +37,9 @@ impl EventLoop {
         match request.answer.after {
             After::KeepAlive => {
                 reader.next_request(&mut request, &mut self.inputs);
-                self.receive(request);
+                if let Some(request) = self.part_after_answer(request) {
+                    self.receive(request);
+                }
             }
             After::Close if reader.has_unread() => self.linger(request),
             After::Close => self.close(request),

@@ -126,7 +126,7 @@ impl EventLoop {
                 log::info!("a client does not take its answer: dropped (write_timeout)");
                 self.table.write_half(index).mark_gone();
             }
-            state @ (SlotState::Free(_) | SlotState::Waiting(_) | SlotState::Lingering(..)) => {
+            state @ (SlotState::Free(_) | SlotState::Waiting(_) | SlotState::Leaving(_) | SlotState::Lingering(..)) => {
                 debug_assert!(false, "nothing is queued in {state:?}");
                 slot.state = state;
             }
@@ -139,7 +139,11 @@ impl EventLoop {
         match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
             SlotState::Flushing(request) if broken => self.close(request),
             SlotState::Flushing(request) => self.settle(request),
-            state @ (SlotState::Dispatched | SlotState::Waiting(_) | SlotState::Lingering(..) | SlotState::Free(_)) => {
+            state @ (SlotState::Dispatched
+            | SlotState::Waiting(_)
+            | SlotState::Leaving(_)
+            | SlotState::Lingering(..)
+            | SlotState::Free(_)) => {
                 slot.state = state;
             }
         }

@@ -70,6 +70,7 @@ pub struct Listeners {
 
 /// Where a connection comes from.
 pub struct Origin {
+    pub listener: u32,
     pub peer: Peer,
     pub local: Arc<Local>,
     /// The version of the PROXY header that must come first, and whether this peer is believed.
@@ -190,10 +191,21 @@ impl Listeners {
         }
     }
 
-    /// No thread or no slot is free: take a place in the line, and hear nothing until it is our turn.
-    pub fn mask(&mut self, epoll: &Epoll, load: Load) {
-        let connections = self.sockets.iter().filter(|socket| socket.ready).map(Socket::waiting).sum();
-        self.admission.line_up(load, connections);
+    /// An open listener has this number.
+    pub fn has(&self, id: u32) -> bool {
+        self.sockets.iter().any(|socket| socket.id == id && socket.fd.is_some())
+    }
+
+    /// What a listener is bound to, also one that was closed.
+    pub fn local(&self, id: u32) -> Option<Arc<Local>> {
+        self.sockets.iter().find(|socket| socket.id == id).map(|socket| Arc::clone(&socket.local))
+    }
+
+    /// No thread or no slot is free: take a place in the line, and hear nothing until it is our turn. `handed`: connections
+    /// that other workers have left, as far as is known.
+    pub fn mask(&mut self, epoll: &Epoll, load: Load, handed: u64) {
+        let connections: u64 = self.sockets.iter().filter(|socket| socket.ready).map(Socket::waiting).sum();
+        self.admission.line_up(load, connections + handed);
         self.set_masked(epoll, true);
     }
 
@@ -229,7 +241,10 @@ impl Listeners {
                     if std::mem::take(&mut self.short) {
                         log::info!("accepting goes on");
                     }
-                    return Accepted::Connection { socket, origin: Origin { peer, local, proxy } };
+                    return Accepted::Connection {
+                        socket,
+                        origin: Origin { listener: listener.id, peer, local, proxy },
+                    };
                 }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => {

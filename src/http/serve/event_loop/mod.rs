@@ -11,6 +11,7 @@ mod bulk;
 mod closing;
 mod flush_batch;
 mod flushing;
+pub mod handoff;
 pub mod interface;
 pub mod listeners;
 pub mod mailbox;
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use crate::proto::refusal::Refusal;
 use crate::serve::base::buffers::InputBuffers;
+use crate::serve::base::handoff::HandoffQueue;
 use crate::serve::base::names::{Blocking, Token};
 use crate::serve::base::observers::{Metrics, Reports};
 use crate::serve::base::settings::TURN_BYTES_MAX;
@@ -36,6 +38,7 @@ use crate::serve::conn::request::Request;
 use crate::serve::io::epoll::{Epoll, Interest};
 
 use flush_batch::FlushBatch;
+use handoff::Handoff;
 use listeners::Listeners;
 use mailbox::Inbox;
 use mode::Mode;
@@ -51,6 +54,7 @@ pub struct EventLoop {
     timers: Timers,
     flush_batch: FlushBatch,
     listeners: Listeners,
+    handoff: Handoff,
     metrics: Arc<dyn Metrics>,
     reports: Arc<dyn Reports>,
     mode: Mode,
@@ -95,6 +99,7 @@ impl EventLoop {
         shared: Arc<Shared>,
         epoll: Epoll,
         listeners: Listeners,
+        queue: Option<Box<dyn HandoffQueue>>,
         metrics: Arc<dyn Metrics>,
         reports: Arc<dyn Reports>,
     ) -> EventLoop {
@@ -106,6 +111,7 @@ impl EventLoop {
             timers: Timers::new(connections),
             flush_batch: FlushBatch::new(now),
             listeners,
+            handoff: Handoff::new(queue),
             metrics,
             reports,
             mode: Mode::Paused,

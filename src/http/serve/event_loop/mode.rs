@@ -20,7 +20,7 @@ pub enum Mode {
     Serving,
     /// Finishing what was begun; ends when no connection is left.
     Draining,
-    /// As `Draining`, and requests that have not begun get 503.
+    /// As `Draining`, and requests that have not begun go to another worker or get 503.
     Retiring,
 }
 
@@ -52,16 +52,32 @@ pub enum Keepalive {
     AtMost(Duration),
 }
 
+/// What becomes of the connections that other workers could have.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Handoff {
+    Unchanged,
+    /// They stay, and those of others are taken.
+    Receive,
+    /// They go to others, except those from these listeners, which no other worker has.
+    GiveAllBut(Vec<u32>),
+    /// The service ends: they stay, and those that lie in the queue are taken too.
+    Empty,
+    /// They stay.
+    Nothing,
+}
+
 /// What a command comes to.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Effects {
     pub listeners: Change,
-    /// Connections are taken from now on, or no longer; then every answer says `Connection: close`.
+    /// Connections are taken from now on, or no longer; then every answer says `Connection: close`, unless the connection
+    /// goes to another worker.
     pub accepting: Option<bool>,
     pub keepalive: Keepalive,
     pub report: Report,
     /// Requests that wait for a thread are taken back, and refused.
     pub recall: bool,
+    pub handoff: Handoff,
 }
 
 impl Mode {
@@ -72,27 +88,37 @@ impl Mode {
             keepalive: Keepalive::Unchanged,
             report,
             recall: false,
+            handoff: Handoff::Unchanged,
         };
         match command {
             Command::Serve => {
                 let listeners = Change::Resume;
                 let keepalive = Keepalive::AsConfigured;
-                let effects =
-                    Effects { listeners, accepting: Some(true), keepalive, report: Report::Serving, recall: false };
+                let (report, handoff) = (Report::Serving, Handoff::Receive);
+                let effects = Effects { listeners, accepting: Some(true), keepalive, report, recall: false, handoff };
                 (Mode::Serving, effects)
             }
-            Command::Drain { keep } => (self.drained(), ends(Change::PauseAllBut(keep), Report::Draining)),
+            Command::Drain { keep } => {
+                let handoff = Handoff::GiveAllBut(keep.clone());
+                let effects = ends(Change::PauseAllBut(keep), Report::Draining);
+                (self.drained(), Effects { handoff, ..effects })
+            }
             Command::CloseListeners(which) => {
                 let effects = ends(Change::Close(which), Report::Nothing);
                 (self, Effects { accepting: None, ..effects })
             }
             Command::Stop { idle } => {
                 let effects = ends(Change::CloseAll, Report::DrainingOnceQuiet);
-                (self.drained(), Effects { keepalive: Keepalive::AtMost(idle), ..effects })
+                // A worker that never served leaves all to the others.
+                let handoff = match self {
+                    Mode::Paused => Handoff::Nothing,
+                    Mode::Serving | Mode::Draining | Mode::Retiring => Handoff::Empty,
+                };
+                (self.drained(), Effects { keepalive: Keepalive::AtMost(idle), handoff, ..effects })
             }
             Command::Retire => {
                 let effects = ends(Change::PauseAllBut(Vec::new()), Report::Draining);
-                (Mode::Retiring, Effects { recall: true, ..effects })
+                (Mode::Retiring, Effects { recall: true, handoff: Handoff::GiveAllBut(Vec::new()), ..effects })
             }
         }
     }
@@ -131,6 +157,7 @@ mod tests {
         }
         let (mode, effects) = mode.obey(Command::Serve);
         assert_eq!((mode, effects.accepting, effects.report), (Mode::Serving, Some(true), Report::Serving));
+        assert_eq!(effects.handoff, Handoff::Receive);
         assert_eq!(effects.keepalive, Keepalive::AsConfigured);
     }
 
@@ -141,6 +168,8 @@ mod tests {
         assert_eq!((mode, effects.report), (Mode::Draining, Report::DrainingOnceQuiet));
         assert_eq!((effects.listeners, effects.keepalive), (Change::CloseAll, Keepalive::AtMost(idle)));
         assert!(mode.is_ending() && !Mode::Serving.is_ending());
+        assert_eq!(effects.handoff, Handoff::Empty);
+        assert_eq!(Mode::Paused.obey(Command::Stop { idle }).1.handoff, Handoff::Nothing);
     }
 
     /// A listener that is given up says nothing about the others.

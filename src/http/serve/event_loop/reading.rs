@@ -33,6 +33,8 @@ impl EventLoop {
                 slot.state = SlotState::Flushing(request);
             }
             SlotState::Lingering(request, since) => self.discard(request, since),
+            // An event of before it left.
+            SlotState::Leaving(request) => slot.state = SlotState::Leaving(request),
             SlotState::Free(_) => unreachable!("`current` gives no free slot"),
         }
     }
@@ -60,12 +62,14 @@ impl EventLoop {
                 self.wait_for(request, kind);
             }
             Received::Complete if self.mode == Mode::Retiring => {
-                self.refuse_later(request, refusal::RETIRING);
+                if let Some(request) = self.give_whole(request) {
+                    self.refuse_later(request, refusal::RETIRING);
+                }
             }
             Received::Complete => {
                 self.timers.clear(request.token.index);
                 self.dispatched += 1;
-                request.ready_at = self.now;
+                request.ready_at = request.waits_since.take().unwrap_or(self.now);
                 self.followed += u32::from(self.follows);
                 if self.followed <= TURN_FOLLOWERS_MAX {
                     self.ready.push_back(request);
@@ -132,7 +136,10 @@ impl EventLoop {
                 log::error!("a connection cannot be watched: {error}");
                 match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
                     SlotState::Dispatched => slot.write_half.mark_gone(),
-                    SlotState::Waiting(request) | SlotState::Flushing(request) | SlotState::Lingering(request, _) => {
+                    SlotState::Waiting(request)
+                    | SlotState::Flushing(request)
+                    | SlotState::Leaving(request)
+                    | SlotState::Lingering(request, _) => {
                         self.close(request);
                     }
                     SlotState::Free(_) => unreachable!("only open connections are registered"),

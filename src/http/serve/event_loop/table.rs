@@ -1,6 +1,7 @@
 //! The connection table: a fixed number of slots, each with the state of the connection in it.
 //!
 //! Free -> Waiting -> Dispatched -> Waiting (keep-alive), Flushing (bytes still queued) or Lingering -> Free.
+//! Waiting or Dispatched -> Leaving (it goes to another worker) -> Free, or Waiting again.
 //! Only the loop changes a state. In `Dispatched` the request is with the app side (or on its way); everywhere else the
 //! slot has it, and only then its socket may be closed. The reading half never leaves the slot.
 
@@ -25,6 +26,8 @@ pub enum SlotState {
     Dispatched,
     /// Answered, and the answer is not all sent.
     Flushing(Box<Request>),
+    /// Out of the epoll set, for another worker to take; nothing is read from it any more.
+    Leaving(Box<Request>),
     /// FIN was sent then; what the client still sends is read and dropped.
     Lingering(Box<Request>, Instant),
 }
@@ -32,6 +35,8 @@ pub enum SlotState {
 #[derive(Debug)]
 pub struct Slot {
     pub token: Token,
+    /// Where the connection came in.
+    pub listener: u32,
     pub write_half: Arc<WriteHalf>,
     pub socket: Option<OwnedFd>,
     /// How epoll knows the socket; None: not at all.
@@ -49,6 +54,7 @@ impl Slot {
     fn new(token: Token, write_half: WriteHalf, now: Instant) -> Slot {
         Slot {
             token,
+            listener: 0,
             write_half: Arc::new(write_half),
             socket: None,
             interest: None,
@@ -72,6 +78,11 @@ pub struct Table {
 impl Table {
     pub fn new(connections: usize) -> Table {
         Table { slots: Vec::with_capacity(connections), free: Vec::with_capacity(connections), slots_max: connections }
+    }
+
+    /// Slots that were ever used: their indices are below.
+    pub fn slots(&self) -> u32 {
+        self.slots.len() as u32
     }
 
     pub fn open(&self) -> usize {
@@ -109,7 +120,7 @@ impl Table {
             SlotState::Waiting(_) => slot.reader.is_in_body(),
             // With an app thread, and there may be a queue.
             SlotState::Dispatched | SlotState::Flushing(_) | SlotState::Lingering(..) => true,
-            SlotState::Free(_) => false,
+            SlotState::Leaving(_) | SlotState::Free(_) => false,
         })
     }
 
@@ -118,7 +129,11 @@ impl Table {
     pub fn kept_bytes(&mut self) -> (usize, usize) {
         let requests = self.slots.iter_mut().filter_map(|slot| match &mut slot.state {
             SlotState::Waiting(request) | SlotState::Free(Some(request)) => Some(request.kept_bytes()),
-            SlotState::Free(None) | SlotState::Dispatched | SlotState::Flushing(_) | SlotState::Lingering(..) => None,
+            SlotState::Free(None)
+            | SlotState::Dispatched
+            | SlotState::Flushing(_)
+            | SlotState::Leaving(_)
+            | SlotState::Lingering(..) => None,
         });
         requests.fold((0, 0), |(bytes, count), more| (bytes + more, count + 1))
     }
@@ -145,7 +160,11 @@ impl Table {
         slot.runnable = false;
         let buffers = match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
             SlotState::Free(buffers) => buffers,
-            SlotState::Waiting(_) | SlotState::Dispatched | SlotState::Flushing(_) | SlotState::Lingering(..) => {
+            SlotState::Waiting(_)
+            | SlotState::Dispatched
+            | SlotState::Flushing(_)
+            | SlotState::Leaving(_)
+            | SlotState::Lingering(..) => {
                 unreachable!("a slot in the free list is free")
             }
         };

@@ -9,6 +9,7 @@ use crate::serve::base::settings::{HEARTBEAT, TURN_BYTES_MAX};
 use crate::serve::conn::request::Request;
 use crate::serve::io::epoll::Event;
 
+use super::accepting::Outcome;
 use super::interface::Step;
 use super::mailbox::Notice;
 use super::mode::Mode;
@@ -45,7 +46,9 @@ impl EventLoop {
             if let Some(request) = self.ready.pop_front() {
                 if self.mode == Mode::Retiring {
                     self.dispatched -= 1;
-                    self.refuse_later(request, refusal::RETIRING);
+                    if let Some(request) = self.give_whole(request) {
+                        self.refuse_later(request, refusal::RETIRING);
+                    }
                     continue;
                 }
                 self.report_connections();
@@ -81,7 +84,12 @@ impl EventLoop {
                         self.phase = TurnPhase::Idle;
                     }
                 }
-                TurnPhase::Idle if self.is_done() => return Step::Done,
+                TurnPhase::Idle if self.broken => return Step::Done,
+                // What another worker has sent before it heard of the end is still served.
+                TurnPhase::Idle if self.is_done() => match self.adopt_one() {
+                    Outcome::Taken => {}
+                    Outcome::Empty | Outcome::Stalled => return Step::Done,
+                },
                 TurnPhase::Idle => return Step::Idle,
             }
         }
@@ -118,12 +126,13 @@ impl EventLoop {
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.broken || (self.mode.is_ending() && self.table.open() == 0 && self.listeners.are_quiet())
+        self.mode.is_ending() && self.table.open() == 0 && self.listeners.are_quiet()
     }
 
     /// Ones for somebody who may block.
     fn has_chores(&self) -> bool {
-        !self.runnable.is_empty() || self.timers.next_deadline().is_some_and(|deadline| deadline <= self.now)
+        let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= self.now);
+        !self.runnable.is_empty() || due(self.timers.next_deadline())
     }
 
     fn do_chores(&mut self) {
@@ -137,6 +146,7 @@ impl EventLoop {
         }
         self.inbox = inbox;
         self.run_runnable();
+        self.send_leaving();
         self.expire();
     }
 
@@ -144,8 +154,9 @@ impl EventLoop {
         if !self.runnable.is_empty() || !self.ready.is_empty() || !self.shared.mailbox.fall_asleep() {
             return Duration::ZERO;
         }
-        let deadline =
-            [self.timers.next_deadline(), self.listeners.admission.next_deadline()].into_iter().flatten().min();
+        let deadlines =
+            [self.timers.next_deadline(), self.listeners.admission.next_deadline(), self.handoff.retry_at()];
+        let deadline = deadlines.into_iter().flatten().min();
         // The clock may be late by what the events of a turn took; so then are timers.
         deadline.map_or(HEARTBEAT, |deadline| deadline.saturating_duration_since(self.now).min(HEARTBEAT))
     }
@@ -156,6 +167,13 @@ impl EventLoop {
         }
         if event.token == Token::SIGNAL {
             self.signalled = true;
+            return;
+        }
+        if event.token == Token::QUEUE {
+            match event.gone {
+                true => self.queue_lost(),
+                false => self.handoff.mark_ready(),
+            }
             return;
         }
         if let Some(index) = event.token.as_listener() {
@@ -174,6 +192,8 @@ impl EventLoop {
                 SlotState::Waiting(request) | SlotState::Flushing(request) | SlotState::Lingering(request, _) => {
                     self.close(request);
                 }
+                // An event of before it left. Whoever takes it will find out.
+                SlotState::Leaving(request) => self.table.slot(index).state = SlotState::Leaving(request),
                 SlotState::Free(_) => unreachable!("`current` gives no free slot"),
             }
             return;

@@ -45,7 +45,7 @@ impl Turns {
         listener.set_nonblocking(true).expect("fcntl");
         let listeners = vec![Listener { id: 0, fd: listener.into(), proxy: None }];
         let Server { shared, event_loop } =
-            Server::new(settings, listeners, Arc::new(Silent), Arc::new(Silent)).expect("a server");
+            Server::new(settings, listeners, None, Arc::new(Silent), Arc::new(Silent)).expect("a server");
         shared.command(Command::Serve);
         Turns { shared, event_loop, address }
     }

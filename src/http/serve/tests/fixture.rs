@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::serve::{Body, Exchange, Handle, Listener, Metrics, Reports, Server, Settings, Wake};
+use crate::serve::{Body, Exchange, Handle, HandoffQueue, Listener, Metrics, Reports, Server, Settings, Wake};
 
 /// Long enough for a busy machine, short enough to end.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -144,12 +144,23 @@ impl Fixture {
         wakeup: Option<OwnedFd>,
         handler: impl Fn(Exchange, &Gate, &Voice) + Send + Sync + 'static,
     ) -> Fixture {
+        Fixture::with_queue(settings, address, listeners, None, wakeup, handler)
+    }
+
+    pub fn with_queue(
+        settings: Settings,
+        address: SocketAddr,
+        listeners: Vec<Listener>,
+        queue: Option<Box<dyn HandoffQueue>>,
+        wakeup: Option<OwnedFd>,
+        handler: impl Fn(Exchange, &Gate, &Voice) + Send + Sync + 'static,
+    ) -> Fixture {
         let (sender, told) = channel();
         let crowded = Arc::new(AtomicBool::new(false));
         let teller = Arc::new(Teller { sender: Mutex::new(sender), crowded: Arc::clone(&crowded) });
         let metrics: Arc<dyn Metrics> = Arc::<Teller>::clone(&teller);
         let reports: Arc<dyn Reports> = Arc::<Teller>::clone(&teller);
-        let server = Server::new(settings, listeners, metrics, reports).expect("server");
+        let server = Server::new(settings, listeners, queue, metrics, reports).expect("server");
         let handle = server.handle();
         let gate = Gate::new();
         let handler = Arc::new(handler);

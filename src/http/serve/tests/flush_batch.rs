@@ -44,7 +44,7 @@ impl Stage {
         let address = listener.local_addr().expect("its address");
         listener.set_nonblocking(true).expect("fcntl");
         let listeners = vec![Listener { id: 0, fd: listener.into(), proxy: None }];
-        let server = Server::new(settings, listeners, Arc::new(Silent), Arc::new(Silent)).expect("server");
+        let server = Server::new(settings, listeners, None, Arc::new(Silent), Arc::new(Silent)).expect("server");
         let handle = server.handle();
         let thread = server.start(None).expect("threads").pop().expect("one app thread");
         handle.serve();

@@ -6,6 +6,7 @@ mod corpus;
 mod drain;
 mod fixture;
 mod flush_batch;
+mod handoff;
 mod leading;
 mod proxy;
 mod requests;

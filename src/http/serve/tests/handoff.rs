@@ -1,0 +1,331 @@
+//! Connections that go from one worker to another: two servers in this process, one listener, and a queue between them
+//! that the test can fill and break.
+
+use std::collections::VecDeque;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::fixture::{app, settings, Client, Fixture, Told, PATIENCE};
+use crate::serve::{Given, HandoffQueue, Listener, Luggage, Settings, Taken};
+
+#[derive(Clone)]
+struct Queue(Arc<(Mutex<State>, EventFd)>);
+
+struct State {
+    lying: VecDeque<(OwnedFd, Luggage, Vec<u8>)>,
+    room: usize,
+    broken: bool,
+}
+
+impl Queue {
+    fn new() -> Queue {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_SEMAPHORE;
+        let event = EventFd::from_value_and_flags(0, flags).expect("eventfd");
+        Queue(Arc::new((Mutex::new(State { lying: VecDeque::new(), room: usize::MAX, broken: false }), event)))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0 .0.lock().expect("no panic while locked")
+    }
+
+    fn wait_lying(&self, count: usize) {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while self.state().lying.len() != count {
+            assert!(std::time::Instant::now() < deadline, "{} connections lie in the queue", self.state().lying.len());
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl HandoffQueue for Queue {
+    fn receiver(&self) -> RawFd {
+        self.0 .1.as_raw_fd()
+    }
+
+    fn give(&mut self, socket: BorrowedFd<'_>, luggage: &Luggage, bytes: [&[u8]; 3]) -> Given {
+        let mut state = self.state();
+        if state.broken {
+            return Given::Broken;
+        }
+        if state.lying.len() >= state.room {
+            return Given::Full;
+        }
+        let socket = socket.try_clone_to_owned().expect("dup");
+        state.lying.push_back((socket, luggage.clone(), bytes.concat()));
+        self.0 .1.write(1).expect("it counts");
+        Given::Sent
+    }
+
+    fn take(&mut self, bytes: &mut Vec<u8>) -> Taken {
+        let mut state = self.state();
+        if state.broken {
+            return Taken::Broken;
+        }
+        let Some((socket, luggage, read)) = state.lying.pop_front() else { return Taken::Empty };
+        self.0 .1.read().expect("it counts");
+        bytes.extend_from_slice(&read);
+        Taken::Connection { socket, luggage }
+    }
+}
+
+/// An old worker, which serves, and a new one, which does not yet.
+struct Workers {
+    old: Fixture,
+    new: Fixture,
+    queue: Queue,
+}
+
+fn workers(old: Settings, new: Settings) -> Workers {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.set_nonblocking(true).expect("fcntl");
+    let address = listener.local_addr().expect("its address");
+    let queue = Queue::new();
+    let worker = |settings: Settings| {
+        let listeners = vec![Listener { id: 7, fd: listener.try_clone().expect("dup").into(), proxy: None }];
+        Fixture::with_queue(settings, address, listeners, Some(Box::new(queue.clone())), None, app)
+    };
+    let workers = Workers { old: worker(old), new: worker(new), queue: queue.clone() };
+    workers.old.handle.serve();
+    workers.old.expect(&Told::Serving);
+    workers
+}
+
+impl Workers {
+    fn idle(&self) -> Client {
+        let mut client = self.old.client();
+        let answer = client.get("/hello");
+        assert_eq!((answer.text(), answer.closes()), ("hello", false));
+        client
+    }
+
+    fn at_the_gate(&self) -> Client {
+        let mut client = self.old.client();
+        client.send("GET /gate HTTP/1.1\r\nHost: h\r\n\r\n");
+        self.old.expect_app("at the gate");
+        client
+    }
+
+    fn drain_old(&self) {
+        self.old.handle.drain(vec![]);
+        self.old.expect(&Told::Draining);
+    }
+
+    fn serve_new(&self) {
+        self.new.handle.serve();
+        self.new.expect(&Told::Serving);
+    }
+}
+
+fn ask(client: &mut Client) {
+    client.send("GET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
+}
+
+#[test]
+fn a_drain_closes_no_connection() {
+    let workers = workers(settings(), settings());
+    let mut idle = workers.idle();
+    let mut half = workers.old.client();
+    half.send("POST /echo HTTP/1.1\r\nHost: h\r\nContent-Le");
+    workers.old.expect(&Told::Connections(2));
+    let mut body = workers.old.client();
+    body.send("POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\na");
+    workers.old.expect(&Told::Connections(3));
+    let mut running = workers.at_the_gate();
+
+    workers.drain_old();
+    workers.queue.wait_lying(2);
+    ask(&mut idle);
+    half.send("ngth: 3\r\n\r\nabc");
+    body.send("bc");
+    workers.serve_new();
+    let answer = idle.answer();
+    assert_eq!((answer.text(), answer.closes()), ("hello", false));
+    workers.new.expect_app("/echo ok");
+    let answer = half.answer();
+    assert_eq!((answer.text(), answer.closes()), ("abc", false));
+    workers.old.gate.open();
+    // These had begun, so their worker answers them, and gives them away then.
+    for (client, text) in [(&mut running, "passed"), (&mut body, "abc")] {
+        let answer = client.answer();
+        assert_eq!((answer.text(), answer.closes()), (text, false));
+        assert_eq!(client.get("/hello").text(), "hello");
+        workers.new.expect_app("/hello ok");
+    }
+    workers.old.join();
+    drop((idle, half, body, running));
+    workers.new.stop();
+}
+
+#[test]
+fn a_connection_that_waits_for_room_is_not_read() {
+    let workers = workers(settings(), settings());
+    let mut clients: Vec<Client> = (0..3).map(|_| workers.idle()).collect();
+    workers.queue.state().room = 1;
+    workers.drain_old();
+    while workers.old.has_said("/hello ok") {}
+    clients.iter_mut().for_each(ask);
+    // Longer than a full queue is left alone.
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(!workers.old.has_said("/hello ok"));
+    workers.serve_new();
+    for client in &mut clients {
+        assert!(!client.answer().closes());
+    }
+    assert!(!workers.old.has_said("/hello ok"));
+    workers.old.join();
+    workers.new.stop();
+}
+
+#[test]
+fn without_a_queue_each_connection_gets_one_more_answer() {
+    let workers = workers(settings(), settings());
+    let (mut idle, mut running) = (workers.idle(), workers.at_the_gate());
+    workers.queue.state().broken = true;
+    workers.drain_old();
+    workers.old.gate.open();
+    assert!(running.answer().closes());
+    assert!(idle.get("/hello").closes());
+    idle.expect_closed();
+    workers.old.join();
+    // It finds out when it is told to end.
+    workers.new.stop();
+}
+
+#[test]
+fn requests_that_have_not_begun_leave_a_worker_that_will_be_killed() {
+    let workers = workers(settings(), settings());
+    let (mut waiting, mut posted, mut idle) = (workers.idle(), workers.idle(), workers.idle());
+    let mut running = workers.at_the_gate();
+    ask(&mut waiting);
+    posted.send("POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc");
+    workers.old.handle.retire();
+    workers.old.expect(&Told::Draining);
+    workers.serve_new();
+    assert_eq!(waiting.answer().text(), "hello");
+    assert_eq!(posted.answer().text(), "abc");
+    assert_eq!(idle.get("/hello").text(), "hello");
+    workers.old.gate.open();
+    assert_eq!(running.answer().text(), "passed");
+    workers.old.join();
+    workers.new.stop();
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order_by_both() {
+    let workers = workers(settings(), settings());
+    let mut client = workers.old.client();
+    client.send("GET /gate HTTP/1.1\r\nHost: h\r\n\r\nGET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
+    ask(&mut client);
+    workers.old.expect_app("at the gate");
+    workers.drain_old();
+    workers.serve_new();
+    workers.old.gate.open();
+    for text in ["passed", "hello", "hello"] {
+        let answer = client.answer();
+        assert_eq!((answer.text(), answer.closes()), (text, false));
+    }
+    workers.old.join();
+    workers.new.stop();
+}
+
+#[test]
+fn whoever_serves_again_keeps_what_could_not_go() {
+    let workers = workers(settings(), settings());
+    let mut idle = workers.idle();
+    workers.queue.state().room = 0;
+    workers.drain_old();
+    ask(&mut idle);
+    workers.old.handle.serve();
+    workers.old.expect(&Told::Serving);
+    assert!(!idle.answer().closes());
+    assert!(!idle.get("/hello").closes());
+    workers.old.stop();
+    workers.new.stop();
+}
+
+#[test]
+fn a_stop_answers_what_lies_in_the_queue() {
+    let workers = workers(settings(), settings());
+    let (mut idle, mut held) = (workers.idle(), workers.idle());
+    workers.queue.state().room = 1;
+    workers.drain_old();
+    workers.queue.wait_lying(1);
+    ask(&mut idle);
+    ask(&mut held);
+    // All are told at about the same time, and who drained takes part: nobody else may be there.
+    workers.old.handle.stop(PATIENCE);
+    assert!(idle.answer().closes());
+    assert!(held.answer().closes());
+    workers.old.join();
+    workers.new.handle.stop(Duration::ZERO);
+    workers.new.join();
+}
+
+#[test]
+fn limits_hold_for_heads_that_have_not_begun() {
+    let workers = workers(settings(), Settings { limit_request_line: 20, ..settings() });
+    let mut half = workers.old.client();
+    let long = format!("GET /hello?{} HTTP/1.1\r\n", "x".repeat(50));
+    half.send(&long);
+    workers.old.expect(&Told::Connections(1));
+    workers.drain_old();
+    workers.serve_new();
+    half.send("Host: h\r\n\r\n");
+    assert_eq!(half.answer().status, 200);
+    half.send(&long).send("Host: h\r\n\r\n");
+    assert_eq!(half.answer().status, 414);
+    workers.old.join();
+    workers.new.stop();
+}
+
+#[test]
+fn a_full_table_takes_nothing_and_closes_nothing() {
+    let workers = workers(settings(), Settings { connections: 1, ..settings() });
+    let mut first = workers.idle();
+    let mut second = workers.idle();
+    workers.drain_old();
+    workers.serve_new();
+    assert_eq!(first.get("/hello").text(), "hello");
+    ask(&mut second);
+    assert_eq!(first.get("/hello").text(), "hello");
+    workers.queue.wait_lying(1);
+    drop(first);
+    assert_eq!(second.answer().text(), "hello");
+    workers.old.join();
+    workers.new.stop();
+}
+
+#[test]
+fn an_address_that_is_given_up_takes_its_connections_along() {
+    let workers = workers(settings(), settings());
+    let (mut idle, mut running) = (workers.idle(), workers.at_the_gate());
+    workers.old.handle.drain(vec![7]);
+    workers.old.expect(&Told::Draining);
+    workers.serve_new();
+    workers.old.gate.open();
+    assert!(running.answer().closes());
+    assert!(idle.get("/hello").closes());
+    workers.old.handle.close_listeners(vec![7]);
+    workers.old.join();
+    workers.new.stop();
+}
+
+#[test]
+fn a_worker_without_the_listener_says_that_it_closes() {
+    let address: SocketAddr = "127.0.0.1:1".parse().expect("an address");
+    let workers = workers(settings(), settings());
+    let mut idle = workers.idle();
+    let queue: Box<dyn HandoffQueue> = Box::new(workers.queue.clone());
+    let other = Fixture::with_queue(settings(), address, Vec::new(), Some(queue), None, app);
+    workers.drain_old();
+    other.handle.serve();
+    let answer = idle.get("/hello");
+    assert_eq!((answer.text(), answer.closes()), ("hello", true));
+    workers.old.join();
+    other.stop();
+    workers.new.stop();
+}
