@@ -26,6 +26,8 @@ mod deaths;
 mod deploys;
 // What a generation's processes see: environment, user, umask, file systems.
 mod environment;
+// Connections that go from worker to worker.
+mod handoff;
 // Workers and templates that die, hang or grow.
 mod healing;
 // Applications and neighbours that want more than they may have.

@@ -10,9 +10,9 @@ use forkmaster_wire::scoreboard::Scoreboard;
 use super::watch::resident_bytes;
 use super::Service;
 use crate::facts::measures::{Measures, OfGeneration, OfListener, Tally, Totals};
-use crate::facts::snapshot::Handoffs;
 use crate::facts::note::Note;
 use crate::facts::outcome::{End, Reload};
+use crate::facts::snapshot::Handoffs;
 use crate::shared::Shared;
 
 /// What was counted and is not on any scoreboard any more.

@@ -173,6 +173,10 @@ impl Load {
 }
 
 impl Running {
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
     /// How many requests were answered or failed so far.
     pub fn answered(&self) -> usize {
         self.answered.load(Ordering::Relaxed)
@@ -233,6 +237,30 @@ impl Report {
             );
             let before = last.insert((answer.client, answer.opened), place_now).unwrap_or(0);
             assert!(place_now >= before, "a connection of client {} went back to {}", answer.client, answer.release);
+        }
+    }
+
+    /// Not one answer said `Connection: close` to a client that keeps its connection.
+    pub fn assert_no_connection_ended(&self) {
+        let ended: Vec<&Answer> = self.answers.iter().filter(|answer| answer.closes).collect();
+        let first = ended.first().map(|answer| (answer.client, answer.sent.duration_since(self.started)));
+        assert!(ended.is_empty(), "{} answers said that they close, the first {first:?}", ended.len());
+    }
+
+    /// Every request that was sent after a commit was answered by that release or a later one, also on connections that
+    /// are older.
+    pub fn assert_releases_follow_at_once(&self, commits: &[(Instant, String)]) {
+        for answer in &self.answers {
+            let place = commits.iter().position(|(_, known)| *known == answer.release);
+            let committed = commits.iter().rposition(|(at, _)| *at < answer.sent).unwrap_or(0);
+            assert!(
+                place >= Some(committed),
+                "release {} answered client {} {:?} after release {} was committed",
+                answer.release,
+                answer.client,
+                answer.sent - commits[committed].0,
+                commits[committed].1
+            );
         }
     }
 

@@ -1,0 +1,280 @@
+//! A connection belongs to the service and not to a worker: a reload closes none, and none is answered by the old release
+//! once the reload is over. The tests have mutants that must make them fail: a queue that loses a connection now and then,
+//! and a worker that goes on watching what it has given away.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
+
+use crate::harness::client::{head, Connection};
+use crate::harness::load::{Load, Report};
+use crate::harness::machine::Machine;
+use crate::harness::master::{Launch, Master};
+use crate::harness::process;
+use crate::harness::site::{copy_binary_to, Site};
+use crate::harness::{wait_for, wait_within};
+
+/// Twenty deploys under the load of 200 keep-alive clients, most of them idle at any moment.
+fn deploy_under_load(site: &Site, master: &Master, last: usize) -> Report {
+    let load = Load::on(&master.address()).closing(0).keeping(200).posting(2_000).start();
+    let mut commits = vec![(load.started(), "1".to_string())];
+    for number in 2..=last {
+        site.flip(&number.to_string());
+        commits.push((master.reload(), number.to_string()));
+        load.wait_answers(50);
+    }
+    load.wait_answers(400);
+    let report = load.stop();
+    report.assert_no_failures();
+    report.assert_no_connection_ended();
+    report.assert_releases_follow_at_once(&commits);
+    report
+}
+
+#[test]
+fn twenty_reloads_close_not_one_of_200_connections() {
+    let site = Site::alone("handoff").releases(21);
+    let master = site.start();
+    deploy_under_load(&site, &master, 21);
+    master.wait_settled();
+    master.assert_quiet_log();
+}
+
+#[test]
+fn twenty_reloads_with_threads_close_not_one_of_200_connections() {
+    let site = Site::alone("handoff_threads").releases(21);
+    site.set("server.threads", "4");
+    let master = site.start();
+    deploy_under_load(&site, &master, 21);
+    master.wait_settled();
+    master.assert_quiet_log();
+}
+
+fn assert_mutant_is_found(mutant: &str) {
+    let site = Site::alone(mutant).releases(6);
+    let master = site.launch(Launch::default().env("FORKMASTER_MUTANT", mutant));
+    master.wait_serving();
+    let load = Load::on(&master.address()).closing(0).keeping(60).start();
+    for number in 2..=6 {
+        site.flip(&number.to_string());
+        master.reload();
+        load.wait_answers(60);
+    }
+    let report = load.stop();
+    assert!(!report.failures.is_empty(), "the mutant {mutant} was not found: {report}");
+}
+
+/// One connection of fifty does not arrive.
+#[test]
+fn the_mutant_whose_queue_loses_connections_is_found() {
+    assert_mutant_is_found("queue-loses");
+}
+
+/// How often a worker was woken by requests on 20 connections that it has given away.
+fn woken_by_what_was_given_away(name: &str, mutant: Option<&str>) -> u64 {
+    const REQUESTS: usize = 600;
+    let site = Site::with_releases(name, 2);
+    site.set("server.workers", "1");
+    let launch = Launch::default();
+    let master = site.launch(match mutant {
+        Some(mutant) => launch.env("FORKMASTER_MUTANT", mutant),
+        None => launch,
+    });
+    let old = master.wait_serving().remove(0);
+    let mut clients: Vec<Connection> = (0..20).map(|_| master.connect()).collect();
+    for client in &mut clients {
+        assert_eq!(client.get_ok("/").release(), "1");
+    }
+    // It lives on, with its loop and without a connection but this one.
+    let done = site.path().join("done");
+    let mut running = master.connect();
+    running.must_send(head("GET", &format!("/until?file={}", done.display()), &[]));
+    wait_for("the long request", || (master.status()?.connections() == [21]).then_some(()));
+    site.flip("2");
+    master.reload();
+    for client in &mut clients {
+        assert_eq!(client.get_ok("/").release(), "2");
+    }
+    let before = wake_ups(old.pid);
+    for number in 0..REQUESTS {
+        let response = clients[number % 20].get_ok("/");
+        assert_eq!((response.release(), response.closes()), ("2", false));
+    }
+    let woken = wake_ups(old.pid) - before;
+    std::fs::write(&done, "").expect("the file can be written");
+    assert_eq!(running.expect_answer().text(), "1");
+    assert_eq!(running.get_ok("/").release(), "2");
+    woken
+}
+
+/// The voluntary context switches of all its threads (proc(5), `/proc/pid/status`).
+fn wake_ups(pid: i32) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it lives");
+    let of = |task: std::fs::DirEntry| {
+        let status = std::fs::read_to_string(task.path().join("status")).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?.trim().parse::<u64>().ok()
+    };
+    tasks.filter_map(|task| of(task.ok()?)).sum()
+}
+
+/// The long request polls its file every now and then, and the loop turns once a second: that is all there is to wake for.
+#[test]
+fn a_worker_hears_nothing_of_what_it_gave_away() {
+    let (quiet, loud) = (
+        woken_by_what_was_given_away("given", None),
+        woken_by_what_was_given_away("watched", Some("given-is-watched")),
+    );
+    assert!(quiet < loud / 2, "woken {quiet} times, and the mutant {loud} times");
+}
+
+/// More than the queue holds where the kernel grants no more than its default: senders wait, and read nothing meanwhile.
+#[test]
+fn a_reload_moves_1200_connections_without_root() {
+    let site = Site::new("many_connections");
+    for number in ["1", "2", "3", "4"] {
+        site.build(number).python(Machine::get().public_python()).make();
+    }
+    site.flip("1");
+    site.set("server.workers", "4");
+    let mut through = vec!["prlimit", "--nofile=4096:4096", "--"];
+    if nix::unistd::geteuid().is_root() {
+        for path in [site.path().to_path_buf(), site.config_path()] {
+            std::os::unix::fs::chown(&path, Some(65534), Some(65534)).expect("root may");
+        }
+        through.extend(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
+    }
+    let through = through.iter().map(|word| (*word).to_string()).collect();
+    let master = site.launch(Launch { through, binary: Some(copy_binary_to(&site)), ..Launch::default() });
+    master.wait_serving();
+    let mut clients: Vec<Connection> = (0..1200).map(|_| master.connect()).collect();
+    for client in &mut clients {
+        assert_eq!(client.get_ok("/").release(), "1");
+    }
+    for number in ["2", "3", "4"] {
+        site.flip(number);
+        master.reload();
+        for client in &mut clients {
+            client.must_send(head("GET", "/", &[]));
+        }
+        for client in &mut clients {
+            let response = client.expect_answer();
+            assert_eq!((response.release(), response.closes()), (number, false));
+        }
+    }
+    master.wait_settled();
+    let open = wait_within(Duration::from_secs(5), || {
+        (master.status()?.connections().iter().sum::<u64>() == 1200).then_some(())
+    });
+    assert!(open.is_some(), "not every connection is counted: {:?}", master.status());
+    let handoffs = master.status().expect("it answers").0["handoffs"].clone();
+    // A worker that drains may give to an old one that is told a moment later.
+    assert!(handoffs["given"].as_u64() >= Some(3600), "{handoffs}");
+    assert_eq!((&handoffs["taken"], &handoffs["lost"]), (&handoffs["given"], &0.into()), "{handoffs}");
+    assert!(handoffs["queue_full"].as_u64() > Some(0), "the queue was never full: {handoffs}");
+    master.assert_quiet_log();
+}
+
+#[test]
+fn workers_that_are_replaced_close_no_connection() {
+    let site = Site::with_releases("replaced", 1);
+    site.set("server.max_requests", "300").set("server.max_requests_jitter", "100");
+    let master = site.start();
+    let before = master.wait_serving();
+    let load = Load::on(&master.address()).closing(0).keeping(30).start();
+    for _ in 0..5 {
+        let worker = wait_for("a worker", || master.workers().pop());
+        // It may have reached its limit at this moment.
+        let _ = kill(Pid::from_raw(worker.pid), Signal::SIGTERM);
+        load.wait_answers(400);
+    }
+    let report = load.stop();
+    report.assert_no_failures();
+    report.assert_no_connection_ended();
+    let now = master.workers();
+    assert!(now.iter().all(|worker| before.iter().all(|old| old.pid != worker.pid)), "{before:?} {now:?}");
+}
+
+/// One worker is all there is: its connections wait in the queue for its successor, as new ones wait in the backlog.
+#[test]
+fn the_connections_of_the_only_worker_wait_for_its_successor() {
+    let site = Site::with_releases("only_worker", 1);
+    site.set("server.workers", "1");
+    let master = site.start();
+    let worker = master.wait_serving().remove(0);
+    let mut clients: Vec<Connection> = (0..20).map(|_| master.connect()).collect();
+    for client in &mut clients {
+        client.get_ok("/");
+    }
+    kill(Pid::from_raw(worker.pid), Signal::SIGTERM).expect("a serving worker is there");
+    for client in &mut clients {
+        let response = client.get_ok("/");
+        assert!(!response.closes());
+    }
+    wait_for("the end of the old one", || {
+        (!process::Process::of(worker.pid).is_some_and(|old| old.runs())).then_some(())
+    });
+    assert_ne!(clients[0].get_ok("/").pid(), worker.pid);
+}
+
+/// What systemd does with `KillMode=control-group`, the default: nobody is left to take connections from a queue.
+#[test]
+fn term_to_everybody_cuts_no_request() {
+    let site = Site::with_releases("term_everybody", 1);
+    let master = site.start();
+    master.wait_serving();
+    let load = Load::on(&master.address()).closing(0).keeping(30).start();
+    load.wait_answers(100);
+    for process in site.processes() {
+        process.signal(Signal::SIGTERM);
+    }
+    assert_eq!(master.wait_exit().code(), Some(0));
+    let report = load.stop();
+    // New ones come too late.
+    let cut: Vec<_> = report.failures.iter().filter(|failed| failed.what.contains("kept connection")).collect();
+    assert!(cut.is_empty(), "{cut:?}");
+    assert!(report.answers.iter().any(|answer| answer.closes));
+    master.assert_nothing_left();
+}
+
+/// Workers die by SIGKILL while connections move. What was in their hands is lost, and nothing else: nobody waits for an
+/// answer that never comes.
+#[test]
+fn sigkill_while_connections_move_loses_what_the_killed_had() {
+    let site = Site::with_releases("killed_while_moving", 2);
+    site.set("server.workers", "3");
+    let master = site.start();
+    master.wait_serving();
+    let load = Load::on(&master.address()).closing(0).keeping(60).start();
+    let (mut kills, mut seed) = (Vec::new(), 7u32);
+    for round in 0..12 {
+        site.flip(if round % 2 == 0 { "2" } else { "1" });
+        master.hup();
+        for _ in 0..2 {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // At any moment of the reload: this is the dice and not a wait for something.
+            std::thread::sleep(Duration::from_millis(u64::from(seed >> 16) % 400));
+            let Some(status) = master.status() else { continue };
+            let generations = status.generations();
+            let workers: Vec<_> = generations.iter().flat_map(|generation| &generation.workers).collect();
+            let victim = workers.get((seed >> 8) as usize % workers.len().max(1)).filter(|victim| victim.pid > 0);
+            if let Some(victim) = victim {
+                kills.push(Instant::now());
+                let _ = kill(Pid::from_raw(victim.pid), Signal::SIGKILL);
+            }
+        }
+        load.wait_answers(60);
+    }
+    master.wait_serving();
+    let settled = Instant::now();
+    load.wait_answers(200);
+    let report = load.stop();
+    for failed in &report.failures {
+        let kill = kills.iter().rev().find(|kill| **kill <= failed.at);
+        let after = kill.map(|kill| failed.at - *kill);
+        assert!(!failed.what.contains("no answer within"), "{report}");
+        assert!(after.is_some_and(|after| after < Duration::from_secs(5)), "{after:?} after a kill: {report}");
+    }
+    assert!(report.failures.iter().all(|failed| failed.sent < settled), "{report}");
+    assert!(report.failures.len() < kills.len() * 60, "{report}");
+}
