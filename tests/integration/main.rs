@@ -22,6 +22,8 @@ mod forks;
 mod doors;
 // What a death took along, and what it came of.
 mod deaths;
+// The documentation and the examples are held to the program.
+mod docs;
 // No deploy waits for what an earlier one left behind.
 mod deploys;
 // What a generation's processes see: environment, user, umask, file systems.

@@ -30,7 +30,7 @@ fn site(name: &str) -> Site {
     site
 }
 
-fn environ(address: &Address, fields: &[(&str, &str)]) -> Value {
+pub fn environ(address: &Address, fields: &[(&str, &str)]) -> Value {
     let mut connection = Connection::to(address);
     let response = connection.ask(head("GET", "/v/environ_of", fields));
     assert_eq!(response.status, 200, "{fields:?}: {}", response.text());
@@ -191,7 +191,7 @@ fn rfc_7239_instead_of_x_forwarded() {
 }
 
 /// A proxy of one test; ended with it.
-struct Proxy(Child);
+pub struct Proxy(Child);
 
 impl Drop for Proxy {
     fn drop(&mut self) {
@@ -205,7 +205,7 @@ impl Drop for Proxy {
 
 /// Starts a proxy with `ports` addresses to listen on. It cannot be asked for the port of port 0, so free ones are
 /// looked for and the start is tried again.
-fn start(site: &Site, ports: usize, command: impl Fn(&[SocketAddr]) -> Command) -> (Proxy, Vec<Address>) {
+pub fn start(site: &Site, ports: usize, command: impl Fn(&[SocketAddr]) -> Command) -> (Proxy, Vec<Address>) {
     let log = site.path().join("proxy.log");
     for _ in 0..10 {
         let probes: Vec<TcpListener> =
@@ -236,7 +236,7 @@ fn start(site: &Site, ports: usize, command: impl Fn(&[SocketAddr]) -> Command) 
 }
 
 /// Many requests on kept connections, GET and POST in turn; each must be answered, and rightly.
-fn ask_often(name: &str, address: &Address) {
+pub fn ask_often(name: &str, address: &Address) {
     let wanted = std::env::var("FORKMASTER_TEST_PROXY_REQUESTS").ok().and_then(|text| text.parse().ok());
     let wanted: usize = wanted.unwrap_or(REQUESTS);
     let (asked, opened) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -272,7 +272,7 @@ fn ask_often(name: &str, address: &Address) {
 }
 
 /// Connections that the proxy holds are closed by it and not by a worker; so nothing is logged but the start.
-fn assert_no_complaints(master: &Master, site: &Site) {
+pub fn assert_no_complaints(master: &Master, site: &Site) {
     master.assert_quiet_log();
     let log = master.log();
     assert!(!log.contains("refused "), "{log}");
