@@ -44,6 +44,8 @@ mod listeners;
 mod lines;
 // The access log and the error log, their files, and probes of health.
 mod logs;
+// The wheel.
+mod packaging;
 // A generation is one thing, whatever happens to symlinks and files meanwhile.
 mod pin;
 // What a proxy says of its clients, nginx and HAProxy themselves.
