@@ -42,7 +42,8 @@ fn main() {
         // The supervisor says with which code it ends.
         Command::Run(source) => std::process::exit(run(source, context)),
         Command::Check { source, boot } => check::run(&source, &context, boot),
-        Command::ConfigShow(source) => show::config(&source, &context),
+        Command::ConfigShow { source, explain } => show::config(&source, &context, explain),
+        Command::ConfigSchema => show::schema(),
         Command::ConfigReference => show::reference(),
         Command::ConfigInit(file) => init::run(&file),
         Command::Convert(order) => convert::run(&order, &context),

@@ -30,6 +30,7 @@ mod read;
 pub mod reference;
 mod release;
 mod resolver;
+pub mod schema;
 pub mod settings;
 pub mod starter;
 pub mod units;
@@ -148,14 +149,18 @@ impl fmt::Display for Origin {
 }
 
 impl Loaded {
-    /// What `config show` prints: a configuration file of its own, origins as comments.
-    pub fn show(&self) -> String {
+    /// What `config show` prints: a configuration file of its own, origins as comments. `explain`: what each setting is for
+    /// stands above it.
+    pub fn show(&self, explain: bool) -> String {
         let mut text = String::new();
         let mut section = "";
         for setting in &self.effective {
             if setting.section != section {
                 section = setting.section;
                 text.push_str(&format!("\n[{section}]\n"));
+            }
+            if let Some(spec) = keys::find(section, &setting.key).filter(|_| explain) {
+                text.push_str(&format!("\n{}", reference::commented(spec.doc)));
             }
             let line = format!("{} = {}", setting.key, setting.value);
             text.push_str(&format!("{line:<48}  # {}\n", setting.origin));

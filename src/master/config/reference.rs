@@ -51,6 +51,23 @@ fn entry(spec: &KeySpec) -> String {
     format!("\n### {}\n\n{}\n{}", spec.key, wrapped(spec.doc), wrapped(&format!("{}.", facts.join(". "))))
 }
 
+/// The table's words as comment lines of a file.
+pub fn commented(doc: &str) -> String {
+    const COMMENT_CHARS_MAX: usize = 100;
+    let mut text = String::new();
+    let mut line = "#".to_owned();
+    for word in doc.split_whitespace() {
+        if line.chars().count() + 1 + word.chars().count() > COMMENT_CHARS_MAX {
+            text.push_str(&line);
+            text.push('\n');
+            line = "#".to_owned();
+        }
+        line.push(' ');
+        line.push_str(word);
+    }
+    format!("{text}{line}\n")
+}
+
 /// A paragraph in lines of at most `LINE_CHARS_MAX`, each with its end.
 fn wrapped(text: &str) -> String {
     let mut lines = vec![String::new()];

@@ -4,8 +4,7 @@
 use super::discovery::Found;
 use super::file::quoted;
 use super::keys::{self, Key};
-
-const LINE_CHARS_MAX: usize = 100;
+use super::reference;
 
 const INTRODUCTION: &str = "\
 # Settings of forkmaster. `forkmaster check` reads them as a start would, `forkmaster config show`
@@ -42,7 +41,7 @@ pub fn text(found: Option<&Found>) -> String {
         }
         let Some(spec) = keys::find(here, key) else { continue };
         let value = sample.map(str::to_owned).or_else(|| spec.default.written()).unwrap_or_default();
-        text.push_str(&format!("\n{}# {key} = {value}\n", commented(spec.doc)));
+        text.push_str(&format!("\n{}# {key} = {value}\n", reference::commented(spec.doc)));
     }
     text
 }
@@ -54,20 +53,4 @@ fn module(found: Option<&Found>) -> String {
                  module = \"shop.wsgi:application\"\n"
             .to_owned(),
     }
-}
-
-/// The table's words as comment lines.
-fn commented(doc: &str) -> String {
-    let mut text = String::new();
-    let mut line = "#".to_owned();
-    for word in doc.split_whitespace() {
-        if line.chars().count() + 1 + word.chars().count() > LINE_CHARS_MAX {
-            text.push_str(&line);
-            text.push('\n');
-            line = "#".to_owned();
-        }
-        line.push(' ');
-        line.push_str(word);
-    }
-    format!("{text}{line}\n")
 }

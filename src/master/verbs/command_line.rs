@@ -28,7 +28,8 @@ const FILE_DEFAULT: &str = "app.toml";
 pub enum Command {
     Run(Source),
     Check { source: Source, boot: bool },
-    ConfigShow(Source),
+    ConfigShow { source: Source, explain: bool },
+    ConfigSchema,
     ConfigReference,
     ConfigInit(ConfigFile),
     Convert(convert::Order),
@@ -108,9 +109,10 @@ pub fn parse(
             let path = place.config.clone().unwrap_or_else(|| PathBuf::from(FILE_DEFAULT));
             Ok(Command::ConfigInit(place.file(&path)))
         }
-        Verb::Config { verb: ConfigVerb::Show(options) } => {
+        Verb::Config { verb: ConfigVerb::Schema } => Ok(Command::ConfigSchema),
+        Verb::Config { verb: ConfigVerb::Show { explain, options } } => {
             place.client_options_unused()?;
-            place.source(*options).map(Command::ConfigShow)
+            Ok(Command::ConfigShow { source: place.source(*options)?, explain })
         }
         Verb::Convert { file, python, yes, flags } => {
             place.client_options_unused()?;
@@ -293,7 +295,15 @@ enum Verb {
 #[derive(Subcommand, Debug)]
 enum ConfigVerb {
     /// Print every setting in effect and where it comes from
-    Show(Box<RunOptions>),
+    Show {
+        /// And what each is for
+        #[arg(long)]
+        explain: bool,
+        #[command(flatten)]
+        options: Box<RunOptions>,
+    },
+    /// Print what can be set, as a JSON Schema, for editors
+    Schema,
     /// Print what can be set, as Markdown
     Reference,
     /// Write a commented ./app.toml, or the file of -c, for the application beside it
@@ -481,7 +491,7 @@ mod tests {
         let overrides = Overrides { preload: Some("false".into()), ..Overrides::default() };
         let check = Command::Check { source: source(Some("a.toml"), overrides), boot: true };
         assert_eq!(line("check --boot --preload=false -c a.toml").unwrap(), check);
-        assert_eq!(line("config show -c app.toml").unwrap(), Command::ConfigShow(plain()));
+        assert_eq!(line("config show -c app.toml").unwrap(), Command::ConfigShow { source: plain(), explain: false });
     }
 
     #[test]

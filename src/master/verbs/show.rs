@@ -8,13 +8,13 @@ use crate::exit_code::ExitCode;
 use crate::facts::snapshot::{Generation, Snapshot, Worker};
 use crate::verbs::output;
 
-pub fn config(source: &Source, context: &ProcessContext) -> ExitCode {
+pub fn config(source: &Source, context: &ProcessContext, explain: bool) -> ExitCode {
     match config::read(source, context, None) {
         Ok(loaded) => {
             for warning in &loaded.warnings {
                 output::complain(format_args!("warning: {warning}"));
             }
-            output::print(loaded.show());
+            output::print(loaded.show(explain));
             ExitCode::Done
         }
         Err(problems) => {
@@ -22,6 +22,11 @@ pub fn config(source: &Source, context: &ProcessContext) -> ExitCode {
             problems.exit_code()
         }
     }
+}
+
+pub fn schema() -> ExitCode {
+    output::print(config::schema::schema());
+    ExitCode::Done
 }
 
 pub fn reference() -> ExitCode {

@@ -12,14 +12,14 @@ fn layers_in_their_order() {
     assert_eq!(loaded.settings.server.bind[0].to_string(), "0.0.0.0:5000");
     assert_eq!(loaded.settings.server.workers, 7);
     assert_eq!(peers(&loaded.settings.http), ["10.0.0.1", "10.0.0.2"]);
-    assert!(loaded.show().contains("# WEB_CONCURRENCY"));
+    assert!(loaded.show(false).contains("# WEB_CONCURRENCY"));
     let text = format!("{APP}[server]\nworkers = \"auto\"\nbind = [\"127.0.0.1:1\"]\n");
     let loaded = deploy.read(&text).unwrap();
     assert_eq!(
         (loaded.settings.server.workers, loaded.settings.server.bind[0].to_string()),
         (3, "127.0.0.1:1".to_owned())
     );
-    assert!(loaded.show().contains("# app.toml:4"));
+    assert!(loaded.show(false).contains("# app.toml:4"));
     deploy.set("FORKMASTER_SERVER__WORKERS", "5");
     deploy.set("FORKMASTER_SERVER__BIND", "127.0.0.1:2,[::1]:2");
     deploy.set("FORKMASTER_APP__PRELOAD", "true");
@@ -76,7 +76,7 @@ fn expansion_uses_the_start_environment_and_env_file_and_stands_for_numbers() {
     assert_eq!(variable("LITERAL"), Some("${WORKERS}"));
     assert_eq!(variable("PASSWORD"), Some("x4"));
     assert_eq!(variable("NOTIFY_SOCKET"), None);
-    assert!(loaded.show().contains("PASSWORD = \"***\"") && !loaded.show().contains("x4"));
+    assert!(loaded.show(false).contains("PASSWORD = \"***\"") && !loaded.show(false).contains("x4"));
     // Not from [env], and the supervisor's variables are none of ours.
     let refused = deploy.refused(&format!("{APP}[env]\nA = \"1\"\nB = \"${{A}}\"\nC = \"${{NOTIFY_SOCKET}}\"\n"));
     assert_eq!(refused.len(), 3, "{refused:?}");

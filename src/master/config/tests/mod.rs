@@ -60,7 +60,7 @@ impl Deploy {
 
     /// Reads what must be refused; the lines of the message, without the directory's random name.
     fn refused(&self, text: &str) -> Vec<String> {
-        let message = self.read(text).map(|loaded| loaded.show()).unwrap_err().to_string();
+        let message = self.read(text).map(|loaded| loaded.show(false)).unwrap_err().to_string();
         let root = self.path("").to_string_lossy().into_owned();
         message.replace(&root, "/T/").lines().map(str::to_owned).collect()
     }

@@ -31,7 +31,7 @@ fn an_application_that_nobody_named_is_found_in_the_release() {
     std::fs::write(deploy.path("releases/1/wsgi.py"), "from shop import app as application\n").unwrap();
     let loaded = deploy.read("[server]\nworkers = 2\n").unwrap();
     assert_eq!(loaded.settings.app.application.attributes, ["application"]);
-    let shown = loaded.show();
+    let shown = loaded.show(false);
     let line = shown.lines().find(|line| line.starts_with("module")).unwrap().to_owned();
     assert_eq!(
         line.split_whitespace().collect::<Vec<_>>().join(" "),
@@ -83,7 +83,7 @@ fn a_venv_that_was_configured_is_never_replaced_by_another_python() {
     deploy.overrides.python = Some("/bin/sh".to_owned());
     let loaded = deploy.read("[app]\nmodule = \"a\"\nvenv = \"gone\"\n").unwrap();
     assert_eq!(loaded.settings.app.interpreter.chosen_by, "[app] python");
-    assert!(loaded.show().contains("# command line, --python"), "{}", loaded.show());
+    assert!(loaded.show(false).contains("# command line, --python"), "{}", loaded.show(false));
 }
 
 #[test]
