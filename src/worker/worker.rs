@@ -161,7 +161,7 @@ pub fn live(py: Python<'_>, boot: &Boot, born: Born, preloaded: Option<Py<PyAny>
         let common = Arc::new(common(boot));
         prove(py, boot, &spawn, &worker, &application, &common)?;
         // Once a generation is enough to see how long they take.
-        let level = if spawn.prove { log::Level::Info } else { log::Level::Debug };
+        let level = if spawn.prove && spawn.slot.0 == 0 { log::Level::Info } else { log::Level::Debug };
         probe::warm_up(py, &application, &common, boot, &probe::Told { name: &worker, level });
         if !master.is_open() {
             channel_closed(py);

