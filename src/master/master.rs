@@ -8,17 +8,16 @@ use forkmaster_wire::message::{ToTemplate, ToWorker};
 use mio::Token;
 
 use crate::children::{Children, Who};
-use crate::config::passed;
 use crate::config::process_context::ProcessContext;
 use crate::config::settings::{Bind, ControlSocket};
 use crate::config::{Loaded, Source as ConfigSource};
-use crate::doors::control::{Accepted, ClientId, Control, Waiting};
+use crate::doors::control::{ClientId, Waiting};
 use crate::doors::metrics;
-use crate::doors::notify::Notify;
 use crate::doors::protocol::{Proving, Refused, Reply, Request, Scaled, Stopping};
-use crate::doors::status::{Answer, Page, StatusDoor};
+use crate::doors::status::{Answer, Page};
+use crate::doors::{Asked, Doors};
 use crate::facts::outcome::{Outcome, Refusal};
-use crate::listeners::{ListenError, Listeners};
+use crate::listeners::ListenError;
 use crate::logs::{AccessLog, LogFile, Opened};
 use crate::service::start::SpawnOrder;
 use crate::service::{room, EventQueue, Service};
@@ -29,9 +28,6 @@ use crate::supervisor::asks::{Ask, AskId, Deploy};
 use crate::supervisor::template::Event as TemplateEvent;
 use crate::supervisor::worker::{Event as WorkerEvent, Exit};
 use crate::supervisor::{Action, Event};
-
-/// Without a free descriptor no client can be accepted, and nothing tells when there is one.
-const ACCEPT_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Idle keep-alive connections live so much longer after the service was told to stop.
 const STOP_IDLE: Duration = Duration::from_secs(2);
@@ -46,10 +42,7 @@ pub struct Master {
     shared: Shared,
     service: Service,
     signals: Signals,
-    control: Option<Control>,
-    notify: Notify,
-    status: Option<StatusDoor>,
-    accept_at: Option<Instant>,
+    doors: Doors,
     /// Children may have ended that were not reaped yet.
     reap_again: bool,
     exit: Option<i32>,
@@ -66,27 +59,13 @@ impl Master {
         let shared = Shared::new(context, log)?;
         signals.register(shared.sources.registry(), SIGNALS)?;
         let service = Service::new(source, shared.clock.now());
-        let notify = Notify::open(&shared.context.environment);
-        let mut master = Master {
-            shared,
-            service,
-            signals,
-            control: None,
-            notify,
-            status: None,
-            accept_at: None,
-            reap_again: false,
-            exit: None,
-        };
-        master.control = Control::open(socket, master.shared.sources.registry())?;
-        Ok(master)
+        let doors = Doors::open(socket, &shared.context, &shared.sources)?;
+        Ok(Master { shared, service, signals, doors, reap_again: false, exit: None })
     }
 
     /// Listens for probes, which are to hear that the service starts.
     pub fn open_status(&mut self, binds: &[Bind]) -> Result<(), ListenError> {
-        let passed = passed::sockets(&self.shared.context.environment, std::process::id());
-        self.status = StatusDoor::open(binds, Listeners::new(passed), &mut self.shared.sources)?;
-        Ok(())
+        self.doors.open_status(binds, &self.shared.context, &mut self.shared.sources)
     }
 
     /// The first generation.
@@ -105,9 +84,7 @@ impl Master {
                 self.sweep();
                 return code;
             }
-            let asked = self.status.as_ref().is_some_and(|status| !status.asked().is_empty());
-            let pending = asked || self.control.as_ref().is_some_and(Control::has_pending);
-            let wait = match self.shared.sources.has_unread() || self.reap_again || pending {
+            let wait = match self.shared.sources.has_unread() || self.reap_again || self.doors.has_pending() {
                 true => Duration::ZERO,
                 false => self.wake_at().saturating_duration_since(self.shared.clock.now()),
             };
@@ -120,8 +97,8 @@ impl Master {
             for token in tokens.iter().filter(|token| **token > CHORES) {
                 self.on_ready(*token);
             }
-            if tokens.contains(&CONTROL) || self.accept_at.is_some_and(|at| at <= self.shared.clock.now()) {
-                self.accept_clients();
+            if tokens.contains(&CONTROL) {
+                self.doors.accept(&mut self.shared.sources, self.shared.clock.now());
             }
             if tokens.contains(&SIGNALS) || self.reap_again {
                 self.on_signals();
@@ -134,13 +111,9 @@ impl Master {
             self.service.look_around(&self.shared, &mut events);
             events.push_back(Event::Tick);
             self.decide(events);
-            for client in self.control.as_ref().map_or_else(Vec::new, Control::pending) {
-                self.serve_client(client);
+            for asked in self.doors.asked(&mut self.shared.sources, self.shared.clock.now()) {
+                self.on_asked(asked);
             }
-            if let Some(control) = &mut self.control {
-                control.expire(self.shared.clock.now());
-            }
-            self.serve_status();
             self.notice_who_left();
         }
     }
@@ -163,21 +136,13 @@ impl Master {
 
     /// Tells the service manager how the service stands.
     fn tell_manager(&mut self) {
-        self.notify.observe(&self.service.standing(), self.shared.clock.now());
+        self.doors.tell_manager(&self.service.standing(), self.shared.clock.now());
     }
 
     fn wake_at(&self) -> Instant {
-        let idle = self.control.as_ref().and_then(Control::next_deadline);
+        let doors = self.doors.next_deadline(self.shared.clock.now());
         let chores = self.shared.chores.next_deadline();
-        let notify = self.notify.next_deadline(self.shared.clock.now());
-        let status = self.status.as_ref().and_then(StatusDoor::next_deadline);
-        self.accept_at
-            .into_iter()
-            .chain(idle)
-            .chain(chores)
-            .chain(notify)
-            .chain(status)
-            .fold(self.service.wake_at(), Instant::min)
+        doors.into_iter().chain(chores).fold(self.service.wake_at(), Instant::min)
     }
 
     // --- what happens -----------------------------------------------------------------------------------------
@@ -189,10 +154,10 @@ impl Master {
             Some(Source::Template(generation)) => service.read_template(generation, token, shared, &mut events),
             Some(Source::Worker(worker)) => service.read_worker(worker, shared, &mut events),
             Some(Source::Stacks(worker)) => service.read_stacks(worker, shared),
-            Some(Source::Status) => self.accept_status(),
+            Some(Source::Status) => self.doors.accept_status(&mut shared.sources, shared.clock.now()),
             Some(Source::Signals | Source::Control | Source::Chores) => {}
             // Or a process's that something earlier in the same batch has closed.
-            None => self.on_client(token),
+            None => self.doors.ready(token, shared.clock.now()),
         }
         self.decide(events);
     }
@@ -257,68 +222,30 @@ impl Master {
         self.reap_again = true;
     }
 
-    // --- control clients --------------------------------------------------------------------------------------
+    // --- who asks ---------------------------------------------------------------------------------------------
 
-    fn accept_clients(&mut self) {
-        let Some(control) = &mut self.control else { return };
-        let now = self.shared.clock.now();
-        self.accept_at = match control.accept(&mut self.shared.sources, now) {
-            Accepted::All => None,
-            Accepted::More => {
-                self.shared.sources.mark_unread(CONTROL);
-                None
+    fn on_asked(&mut self, asked: Asked) {
+        match asked {
+            Asked::Request(client, Ok(request)) => self.on_request(client, request),
+            Asked::Request(client, Err(refused)) => self.answer(client, Reply::Refused(refused)),
+            Asked::Page(client, page) => {
+                let answer = self.page(page);
+                self.doors.show(client, &answer, self.shared.clock.now());
             }
-            Accepted::NoDescriptor => Some(now + ACCEPT_AGAIN_AFTER),
-        };
-    }
-
-    fn accept_status(&mut self) {
-        if let Some(status) = &mut self.status {
-            status.accept(&mut self.shared.sources, self.shared.clock.now());
         }
     }
 
-    /// Answers probes and scrapers, and closes whose time is over.
-    fn serve_status(&mut self) {
-        let Some(status) = &mut self.status else { return };
-        let now = self.shared.clock.now();
-        status.expire(now);
-        if status.should_accept(now) {
-            status.accept(&mut self.shared.sources, now);
-        }
-        for (client, page) in status.asked() {
-            let answer = match page {
-                Page::Live => Answer::plain(200, "ok\n"),
-                Page::Ready => {
-                    let standing = self.service.standing();
-                    Answer::plain(if standing.ready { 200 } else { 503 }, format!("{standing}\n"))
-                }
-                Page::Metrics => {
-                    let text = metrics::text(&self.service.measures(&self.shared));
-                    Answer { status: 200, content_type: metrics::CONTENT_TYPE, text }
-                }
-            };
-            status.answer(client, &answer, now);
-        }
-    }
-
-    fn on_client(&mut self, token: Token) {
-        if let Some(status) = &mut self.status {
-            status.ready(token, self.shared.clock.now());
-        }
-        let Some(control) = &mut self.control else { return };
-        if let Some(client) = control.client(token) {
-            control.ready(client, self.shared.clock.now());
-            self.serve_client(client);
-        }
-    }
-
-    /// Takes the next request of a client. One that has sent many gets one answer a pass: others have their turn.
-    fn serve_client(&mut self, client: ClientId) {
-        if let Some(request) = self.control.as_mut().and_then(|control| control.next_request(client)) {
-            match request {
-                Ok(request) => self.on_request(client, request),
-                Err(refused) => self.answer(client, Reply::Refused(refused)),
+    /// For probes and scrapers.
+    fn page(&mut self, page: Page) -> Answer {
+        match page {
+            Page::Live => Answer::plain(200, "ok\n"),
+            Page::Ready => {
+                let standing = self.service.standing();
+                Answer::plain(if standing.ready { 200 } else { 503 }, format!("{standing}\n"))
+            }
+            Page::Metrics => {
+                let text = metrics::text(&self.service.measures(&self.shared));
+                Answer { status: 200, content_type: metrics::CONTENT_TYPE, text }
             }
         }
     }
@@ -340,15 +267,14 @@ impl Master {
     }
 
     fn ask(&mut self, client: ClientId, ask: Ask) {
-        self.wait(client, Waiting::Answer);
+        self.doors.wait(client, Waiting::Answer);
         self.tell(Event::Ask { asker: Some(AskId(client.0)), ask });
     }
 
     /// Whoever asked and is gone: the supervisor need not keep its ask.
     fn notice_who_left(&mut self) {
-        let Some(control) = &self.control else { return };
-        let waiting = control.waiting(|waiting| waiting == Waiting::Answer);
-        let is_there = |ask: &AskId| waiting.iter().any(|(client, _)| client.0 == ask.0);
+        let waiting = self.doors.waiting();
+        let is_there = |ask: &AskId| waiting.iter().any(|client| client.0 == ask.0);
         let left: Vec<AskId> = self.service.supervisor.asking().filter(|ask| !is_there(ask)).collect();
         for ask in left {
             self.tell(Event::Left { ask });
@@ -356,15 +282,7 @@ impl Master {
     }
 
     fn answer(&mut self, client: ClientId, reply: Reply) {
-        if let Some(control) = &mut self.control {
-            control.answer(client, &reply, self.shared.clock.now());
-        }
-    }
-
-    fn wait(&mut self, client: ClientId, waiting: Waiting) {
-        if let Some(control) = &mut self.control {
-            control.wait(client, waiting);
-        }
+        self.doors.answer(client, &reply, self.shared.clock.now());
     }
 
     // --- what is done -----------------------------------------------------------------------------------------
@@ -457,7 +375,7 @@ impl Master {
                 let client = ClientId(ask.0);
                 self.answer(client, reply(&outcome));
                 if outcome == Outcome::Stopping {
-                    self.wait(client, Waiting::End);
+                    self.doors.wait(client, Waiting::End);
                 }
             }
             Action::Note(note) => {

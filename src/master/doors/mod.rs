@@ -1,4 +1,5 @@
-//! The ways in: whoever asks the master something comes through one of these.
+//! The ways in: whoever asks the master something comes through one of these. `Doors` is all of them as the loop sees
+//! them: it accepts, reads and writes, and hands over what is asked. It answers nothing by itself.
 
 pub mod closer;
 pub mod conn;
@@ -9,3 +10,153 @@ pub mod peer;
 pub mod protocol;
 pub mod socket_file;
 pub mod status;
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use mio::Token;
+
+use crate::config::passed;
+use crate::config::process_context::ProcessContext;
+use crate::config::settings::{Bind, ControlSocket};
+use crate::facts::standing::Standing;
+use crate::listeners::{ListenError, Listeners};
+use crate::sources::{Sources, CONTROL};
+
+use control::{Accepted, ClientId, Control, Waiting};
+use notify::Notify;
+use protocol::{Refused, Reply, Request};
+use status::{Answer, Page, StatusDoor};
+
+/// Without a free descriptor no client can be accepted, and nothing tells when there is one.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+pub struct Doors {
+    /// None: it is switched off, or there is no place for it.
+    control: Option<Control>,
+    accept_at: Option<Instant>,
+    /// None: nothing is to be listened on for it.
+    status: Option<StatusDoor>,
+    notify: Notify,
+}
+
+/// What somebody wants to know, or to have done.
+pub enum Asked {
+    Request(ClientId, Result<Request, Refused>),
+    Page(Token, Page),
+}
+
+impl Doors {
+    pub fn open(socket: &ControlSocket, context: &ProcessContext, sources: &Sources) -> io::Result<Doors> {
+        let notify = Notify::open(&context.environment);
+        let control = Control::open(socket, sources.registry())?;
+        Ok(Doors { control, accept_at: None, status: None, notify })
+    }
+
+    /// Listens for probes, which are to hear that the service starts.
+    pub fn open_status(
+        &mut self,
+        binds: &[Bind],
+        context: &ProcessContext,
+        sources: &mut Sources,
+    ) -> Result<(), ListenError> {
+        let passed = passed::sockets(&context.environment, std::process::id());
+        self.status = StatusDoor::open(binds, Listeners::new(passed), sources)?;
+        Ok(())
+    }
+
+    /// Tells the service manager how the service stands.
+    pub fn tell_manager(&mut self, standing: &Standing, now: Instant) {
+        self.notify.observe(standing, now);
+    }
+
+    /// Something is asked already: `asked` has it without a wait.
+    pub fn has_pending(&self) -> bool {
+        let pages = self.status.as_ref().is_some_and(|status| !status.asked().is_empty());
+        pages || self.control.as_ref().is_some_and(Control::has_pending)
+    }
+
+    /// When `asked` is to be called, though nobody asks, at the latest.
+    pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let control = self.control.as_ref().and_then(Control::next_deadline);
+        let status = self.status.as_ref().and_then(StatusDoor::next_deadline);
+        let notify = self.notify.next_deadline(now);
+        self.accept_at.into_iter().chain(control).chain(status).chain(notify).min()
+    }
+
+    /// Accepts some of the control socket's clients.
+    pub fn accept(&mut self, sources: &mut Sources, now: Instant) {
+        let Some(control) = &mut self.control else { return };
+        self.accept_at = match control.accept(sources, now) {
+            Accepted::All => None,
+            Accepted::More => {
+                sources.mark_unread(CONTROL);
+                None
+            }
+            Accepted::NoDescriptor => Some(now + ACCEPT_AGAIN_AFTER),
+        };
+    }
+
+    pub fn accept_status(&mut self, sources: &mut Sources, now: Instant) {
+        if let Some(status) = &mut self.status {
+            status.accept(sources, now);
+        }
+    }
+
+    /// Reads and writes what is possible, if it is a client's.
+    pub fn ready(&mut self, token: Token, now: Instant) {
+        if let Some(status) = &mut self.status {
+            status.ready(token, now);
+        }
+        let Some(control) = &mut self.control else { return };
+        if let Some(client) = control.client(token) {
+            control.ready(client, now);
+        }
+    }
+
+    /// What is asked, one request a client: others have their turn before its next one. Whose time is over is closed.
+    pub fn asked(&mut self, sources: &mut Sources, now: Instant) -> Vec<Asked> {
+        if self.accept_at.is_some_and(|at| at <= now) {
+            self.accept(sources, now);
+        }
+        let mut asked = Vec::new();
+        if let Some(control) = &mut self.control {
+            control.expire(now);
+            for client in control.pending() {
+                asked.extend(control.next_request(client).map(|request| Asked::Request(client, request)));
+            }
+        }
+        if let Some(status) = &mut self.status {
+            status.expire(now);
+            if status.should_accept(now) {
+                status.accept(sources, now);
+            }
+            asked.extend(status.asked().into_iter().map(|(client, page)| Asked::Page(client, page)));
+        }
+        asked
+    }
+
+    pub fn answer(&mut self, client: ClientId, reply: &Reply, now: Instant) {
+        if let Some(control) = &mut self.control {
+            control.answer(client, reply, now);
+        }
+    }
+
+    pub fn show(&mut self, client: Token, answer: &Answer, now: Instant) {
+        if let Some(status) = &mut self.status {
+            status.answer(client, answer, now);
+        }
+    }
+
+    pub fn wait(&mut self, client: ClientId, waiting: Waiting) {
+        if let Some(control) = &mut self.control {
+            control.wait(client, waiting);
+        }
+    }
+
+    /// Clients whose request is being done.
+    pub fn waiting(&self) -> Vec<ClientId> {
+        let waiting = self.control.iter().flat_map(|control| control.waiting(|waiting| waiting == Waiting::Answer));
+        waiting.map(|(client, _)| client).collect()
+    }
+}
