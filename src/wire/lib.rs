@@ -13,6 +13,7 @@ pub mod message;
 pub mod millis;
 pub mod mutant;
 pub mod peer;
+pub mod put;
 pub mod scoreboard;
 pub mod text;
 pub mod timestamp;
