@@ -103,20 +103,7 @@ impl Supervisor {
         self.stop_template(at, now);
         let close = self.take_unused_listeners();
         self.actions.push(Action::Abandon { generation: id, close });
-        for worker in self.generations[at].workers.clone() {
-            match worker.state {
-                WorkerState::Starting { .. } => self.kill(at, worker.id, now),
-                WorkerState::Ready => self.drain(at, worker.id, now),
-                WorkerState::Opening { .. }
-                | WorkerState::Serving { .. }
-                | WorkerState::Closing { .. }
-                | WorkerState::Draining { .. }
-                | WorkerState::Terminating { .. }
-                | WorkerState::Finishing { .. }
-                | WorkerState::Exiting { .. }
-                | WorkerState::Killed { .. } => {}
-            }
-        }
+        self.end_who_does_not_serve(at, now);
         let Some(at) = self.serving_index() else { return };
         // Whoever drains from now on has its whole time again.
         self.generations[at].condemned = false;
@@ -140,25 +127,30 @@ impl Supervisor {
         if let Some(predecessor) = self.generations.iter().position(|generation| generation.state == State::Serving) {
             self.change_generation(predecessor, State::Draining);
             self.stop_template(predecessor, now);
-            for worker in self.generations[predecessor].workers.clone() {
-                match worker.state {
-                    WorkerState::Starting { .. } => self.kill(predecessor, worker.id, now),
-                    WorkerState::Ready => self.drain(predecessor, worker.id, now),
-                    WorkerState::Opening { .. }
-                    | WorkerState::Serving { .. }
-                    | WorkerState::Closing { .. }
-                    | WorkerState::Draining { .. }
-                    | WorkerState::Terminating { .. }
-                    | WorkerState::Finishing { .. }
-                    | WorkerState::Exiting { .. }
-                    | WorkerState::Killed { .. } => {}
-                }
-            }
+            self.end_who_does_not_serve(predecessor, now);
         }
         self.change_generation(at, State::Serving);
         let close = self.take_unused_listeners();
         self.actions.push(Action::Commit { generation: id, close });
         self.conclude(id, self.generations[at].began, End::Committed, now);
+    }
+
+    /// A generation's workers that were to serve later will not.
+    fn end_who_does_not_serve(&mut self, at: usize, now: Instant) {
+        for worker in self.generations[at].workers.clone() {
+            match worker.state {
+                WorkerState::Starting { .. } => self.kill(at, worker.id, now),
+                WorkerState::Ready => self.drain(at, worker.id, now),
+                WorkerState::Opening { .. }
+                | WorkerState::Serving { .. }
+                | WorkerState::Closing { .. }
+                | WorkerState::Draining { .. }
+                | WorkerState::Terminating { .. }
+                | WorkerState::Finishing { .. }
+                | WorkerState::Exiting { .. }
+                | WorkerState::Killed { .. } => {}
+            }
+        }
     }
 
     /// Listeners that neither the generation that serves nor one in a transaction has. Whoever calls this closes them.

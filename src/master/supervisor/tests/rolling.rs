@@ -150,14 +150,14 @@ fn boots_that_compute_leave_processors_to_those_who_serve() {
 }
 
 #[test]
-fn four_hundred_workers_are_forked_a_few_at_a_time() {
-    let mut world = World::serving(all(400));
-    world.reload(all(400), Behaviour::Healthy);
+fn many_workers_are_forked_a_few_at_a_time() {
+    let mut world = World::serving(all(150));
+    world.reload(all(150), Behaviour::Healthy);
     let mut most = 0;
     while world.step() {
         most = most.max(world.supervisor.generations().iter().map(Generation::unborn).max().unwrap_or(0));
     }
-    assert_eq!((most, world.accepting(2)), (64, 400));
+    assert_eq!((most, world.accepting(2)), (64, 150));
 }
 
 #[test]
