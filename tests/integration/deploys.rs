@@ -75,7 +75,9 @@ fn ten_reloads_of_an_application_with_a_thread_that_is_no_daemon() {
         reload_in_time(&master);
     }
     // They are named, and their time is not that of a request.
-    master.wait_log("worker gen=1 slot=* clockwork");
+    master.wait_log("worker gen=1 * finishing -> killed*");
+    master.wait_log("worker gen=1 *since thread 'clockwork' is not a daemon: killed");
+    assert!(master.log_lines("waits for room").is_empty(), "{}", master.log());
     master.wait_settled();
     let asked = Instant::now();
     master.stop();
@@ -171,6 +173,7 @@ fn eight_workers_with_a_slow_import_take_over_in_one_step() {
         load.wait_answers(100);
         let report = load.stop();
         report.assert_no_failures();
+        master.wait_log("generation gen=2 rolling: 8 at once*");
         let first = report.first_answer_of("2").expect("the new release answers");
         let late = report.answers.iter().filter(|answer| answer.sent > first && answer.release == "1").count();
         assert_eq!(late, 0, "{late} requests were begun after the first new answer and answered by the old release");

@@ -311,3 +311,51 @@ fn health_is_for_probes() {
     master.signal(Signal::SIGCONT);
     wait_for("the master to live", || (health(&["--live"]) == (Some(0), true)).then_some(()));
 }
+
+/// A rotation while a new generation proves: whatever either of the two writes afterwards is in the new files.
+#[test]
+fn a_rotation_during_a_roll_reaches_both_generations() {
+    let site = Site::with_releases("logs_roll", 1);
+    // Its import waits for a file.
+    let app = crate::harness::site::app_source("app.py");
+    let waits = "import ctypes\nimport time\nwhile not os.path.exists(os.environ['GO']):\n    time.sleep(.01)\n";
+    let (head, rest) = app.split_once("import ctypes\n").expect("its first import");
+    site.build("2").file("app.py", &format!("{head}import os\n{waits}{rest}")).make();
+    let go = site.path().join("go");
+    site.set("env.GO", &format!("{:?}", go.display().to_string()));
+    site.set("server.bind", "['unix:app.sock']").set("log.error", "'error.log'");
+    site.set("log.access", "'access.log'").set("log.access_format", "'%(U)s'");
+    let master = site.start();
+    let address = Address::Unix(site.path().join("app.sock"));
+    let get = |target: &str| crate::harness::client::get(&address, target).expect("it is answered").text();
+    assert_eq!(get("/one"), "no such path: /one");
+    wait_lines(&site.path().join("access.log"), 1);
+    site.flip("2");
+    // Its logs are new files, too: the rotation moves them before they are anybody's.
+    site.set("log.error", "'error2.log'").set("log.access", "'access2.log'");
+    master.hup();
+    wait_for("a generation that proves", || {
+        let generations = master.status()?.generations();
+        generations.iter().any(|generation| generation.state == "proving").then_some(())
+    });
+    let names = ["error.log", "access.log", "error2.log", "access2.log"];
+    for name in names {
+        fs::rename(site.path().join(name), site.path().join(format!("{name}.1"))).expect("logrotate renames it");
+    }
+    master.signal(Signal::SIGUSR1);
+    let text = |name: &str| fs::read_to_string(site.path().join(name)).unwrap_or_default();
+    wait_for("the log's reopening", || text("error.log").contains("log reopened").then_some(()));
+    get("/two");
+    wait_for("the old generation's line", || text("access.log").contains("/two").then_some(()));
+    fs::write(&go, "").expect("it is our directory");
+    // The error log is the new generation's from its commit on, and is opened again then.
+    wait_for("the reopening after the commit", || text("error2.log").contains("log reopened").then_some(()));
+    master.wait_drained();
+    assert_eq!(get("/"), "2");
+    wait_for("the new generation's line", || (text("access2.log") == "/\n").then_some(()));
+    // What was moved away is left alone.
+    assert_eq!(text("access.log.1"), "/one\n");
+    assert_eq!(text("access2.log.1"), "");
+    assert!(!text("error.log.1").contains("log reopened"), "{}", text("error.log.1"));
+    master.stop();
+}

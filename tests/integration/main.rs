@@ -54,8 +54,9 @@ mod proxies;
 mod refused;
 // A reload loses nothing.
 mod reload;
-// How new workers take over, and what is left over of the old ones.
+// What served before can be had back.
 mod rollback;
+// Rolls in waves.
 mod rolling;
 // Frameworks, clients and threads.
 mod serving;

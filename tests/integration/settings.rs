@@ -181,6 +181,8 @@ fn check_boot_imports_the_application_and_serves_nobody() {
     let output = run(site.path(), &["check", "--boot", "-c", config]);
     assert!(output.ok(), "{output}");
     assert!(output.text().contains("ms") || output.text().contains(" s"), "it does not say how long it took: {output}");
+    // The worker is told that it is done. Nobody has died.
+    assert!(!output.text().contains("the master is gone"), "{output}");
     site.build("2").app("broken/missing_dependency.py").make();
     site.flip("2");
     let output = run(site.path(), &["check", "--boot", "-c", config]);

@@ -18,7 +18,7 @@ use crate::harness::client::{self, Address};
 use crate::harness::machine::{can_change_users, Machine};
 use crate::harness::master::{run, Launch, Master};
 use crate::harness::process;
-use crate::harness::site::Site;
+use crate::harness::site::{copy_binary_to, Site};
 use crate::harness::{wait_for, wait_within};
 
 /// What is at once for a master that waits for nothing, on a busy machine.
@@ -482,4 +482,78 @@ fn the_log_settings_of_a_refused_release_are_refused_with_it() {
         assert!(!refused.ok() && refused.text().contains(&reason), "{refused}");
         site.set(key, "'b.log'");
     }
+}
+
+/// A FIFO by name whose reader stopped: it is full, as a pipe for stderr may be.
+#[test]
+fn an_error_log_that_is_a_full_fifo_by_name_stops_nothing() {
+    let site = site("full_fifo");
+    let path = site.path().join("error.fifo");
+    nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600)).expect("a FIFO can be made");
+    let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).expect("a FIFO opens");
+    site.set("log.error", "'error.fifo'");
+    let master = site.start();
+    let writer = OwnedFd::from(OpenOptions::new().write(true).open(&path).expect("it has a reader"));
+    fill(&writer);
+    for _ in 0..3 {
+        let mut bad = client::Connection::to(&Address::Unix(site.path().join("app.sock")));
+        bad.must_send("GET / HTTP/1.1\r\nHost: a b\r\n\r\n");
+        assert_eq!(bad.expect_answer().status, 400);
+        assert_eq!(get(&site, "/").text(), "1");
+    }
+    let worker = master.wait_serving()[0].pid;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker), Signal::SIGKILL).expect("it is there");
+    wait_for("another worker", || master.workers().iter().any(|new| new.pid != worker).then_some(()));
+    master.reload();
+    master.signal(Signal::SIGUSR1);
+    assert_alive(&master);
+    drop(writer);
+    // So few lines wait for a reader; none is lost.
+    let text = read_until(&OwnedFd::from(reader), "log reopened");
+    assert!(text.contains("generation gen=2 committed") && !text.contains(" lost: "), "{text}");
+    end_by_term(&master);
+}
+
+/// A master that is not root has no rights to give up: what others put in a public directory is refused all the same.
+#[test]
+fn a_master_that_is_not_root_follows_nobodys_link_either() {
+    if !can_change_users() {
+        return;
+    }
+    let site = public_site("links_without_root");
+    site.unset("server.user").unset("server.group");
+    let binary = copy_binary_to(&site);
+    let (own, public) = (site.path().join("own"), site.path().join("public"));
+    for (directory, mode) in [(&own, 0o700), (&public, 0o1777)] {
+        fs::create_dir(directory).expect("it is our directory");
+        fs::set_permissions(directory, fs::Permissions::from_mode(mode)).expect("it is ours");
+    }
+    chown(&own, Some(NOBODY), Some(NOBODY)).expect("root may");
+    site.set("server.bind", "['unix:own/app.sock']").set("control.socket", "'own/control.sock'");
+    // A file of the master's own user, which somebody else would have it write to.
+    let precious = own.join("precious");
+    fs::write(&precious, "secret\n").expect("root may");
+    chown(&precious, Some(NOBODY), Some(NOBODY)).expect("root may");
+    for name in ["access.log", "error.log", "app.pid"] {
+        symlink(&precious, public.join(name)).expect("a link can be made");
+        std::os::unix::fs::lchown(public.join(name), Some(10001), None).expect("root may");
+    }
+    let start = |key: &str, name: &str| {
+        site.set(key, &format!("'public/{name}'"));
+        let through = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--"];
+        let master = site.launch(Launch {
+            through: through.iter().map(|word| (*word).to_string()).collect(),
+            binary: Some(binary.clone()),
+            ..Launch::default()
+        });
+        let status = wait_within(AT_ONCE, || master.exited());
+        site.unset(key);
+        let said = master.log();
+        assert!(said.contains("is a symbolic link that somebody else has made (uid 10001)"), "{key}: {said}");
+        assert_eq!(status.and_then(|status| status.code()), Some(77), "{key}: {said}");
+    };
+    start("log.access", "access.log");
+    start("log.error", "error.log");
+    start("server.pidfile", "app.pid");
+    assert_eq!(fs::read_to_string(&precious).expect("it is ours"), "secret\n");
 }
