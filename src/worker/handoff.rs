@@ -19,8 +19,8 @@ pub struct Handoff {
     given: u32,
 }
 
-/// One connection of so many is lost.
-const LOSES_EACH: u32 = 50;
+/// One connection of so many is lost: a worker seldom gives away more than some dozens.
+const LOSES_EACH: u32 = 10;
 
 impl Handoff {
     pub fn new(queue: Queue) -> Handoff {

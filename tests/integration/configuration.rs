@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::harness::machine::{can_change_users, Machine};
 use crate::harness::master::{run, run_with, Launch};
-use crate::harness::site::{copy_binary_to, make_venv, Site};
+use crate::harness::site::{copy_binary_as, copy_binary_to, make_venv, Site};
 
 fn config(site: &Site) -> String {
     site.config_path().to_str().expect("plain characters").to_owned()
@@ -121,7 +121,7 @@ fn a_forkmaster_that_lies_in_the_release_follows_the_flip() {
         // Not a name that is looked for.
         let release = site.build(number).bare().make();
         make_venv(Machine::get().default_python(), &release.join("env"));
-        fs::copy(crate::harness::master::binary(), release.join("env/bin/forkmaster")).expect("it can be copied");
+        copy_binary_as(&release.join("env/bin/forkmaster"));
     }
     site.flip("1");
     let called = site.path().join("current/env/bin/forkmaster");

@@ -65,7 +65,7 @@ fn assert_mutant_is_found(mutant: &str) {
     assert!(!report.failures.is_empty(), "the mutant {mutant} was not found: {report}");
 }
 
-/// One connection of fifty does not arrive.
+/// One connection of ten does not arrive.
 #[test]
 fn the_mutant_whose_queue_loses_connections_is_found() {
     assert_mutant_is_found("queue-loses");

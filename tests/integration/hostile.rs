@@ -284,7 +284,10 @@ def application(environ, start_response):
         let outcomes = master.connect().get_ok("/send").text();
         assert!(!outcomes.is_empty(), "{who:?}: nothing was attacked");
         if passed_rights_can_be_refused() {
-            assert!(outcomes.split(' ').all(|outcome| outcome == "PermissionError"), "{who:?}: {outcomes}");
+            // Workers may send descriptors to each other, through the handoff queue, from which the master never reads.
+            let mut outcomes: Vec<&str> = outcomes.split(' ').collect();
+            outcomes.sort_unstable();
+            assert_eq!(outcomes, ["PermissionError", "PermissionError", "sent"], "{who:?}");
         }
         assert_answers(&master);
         assert_eq!(master.get("/").text(), "ok");

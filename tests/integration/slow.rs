@@ -380,7 +380,7 @@ fn clients_that_leave_are_no_errors() {
     master.assert_quiet_log();
 }
 
-/// What two workers have without clients: a channel each, and the listener.
+/// What two workers have without clients: a channel each, the listener, and both ends of the handoff queue.
 fn idle_sockets(master: &Master) -> usize {
-    2 * master.wait_workers(2).len()
+    4 * master.wait_workers(2).len()
 }

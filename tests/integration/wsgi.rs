@@ -328,10 +328,13 @@ impl Sendfile {
             .stderr(std::process::Stdio::null())
             .spawn()
             .expect("strace starts");
-        let traced = std::path::Path::new("/proc").join(&worker).join("status");
+        // It attaches to one thread after the other.
+        let threads = std::path::Path::new("/proc").join(&worker).join("task");
         wait_for("strace to attach", || {
-            let status = std::fs::read_to_string(&traced).ok()?;
-            (!status.contains("TracerPid:\t0")).then_some(())
+            let untraced = std::fs::read_dir(&threads).ok()?.flatten().any(|thread| {
+                std::fs::read_to_string(thread.path().join("status")).is_ok_and(|text| text.contains("TracerPid:\t0\n"))
+            });
+            (!untraced).then_some(())
         });
         Sendfile(child, output)
     }
