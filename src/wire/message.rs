@@ -232,6 +232,12 @@ pub enum Atom {
     DecimalSeconds,
     /// `p`: `<4711>`.
     Pid,
+    /// `Q`: microseconds for which it waited for a thread.
+    Queued,
+    /// `X`: how the answer ended.
+    Ended,
+    /// `G`
+    Generation,
     /// `{name}i`
     RequestHeader(String),
     /// `{name}o`
@@ -274,6 +280,8 @@ pub struct Http {
     pub body_timeout: Duration,
     #[serde(with = "millis")]
     pub write_timeout: Duration,
+    #[serde(with = "millis")]
+    pub proxy_write_timeout: Duration,
     pub limit_request_line: u32,
     pub limit_request_fields: u32,
     pub limit_request_field_size: u32,

@@ -1,14 +1,17 @@
-//! What the server tells of itself, on the worker's cell of the scoreboard, and the balance between workers.
+//! What the server tells of itself, on the worker's cell of the scoreboard and in the access log, and the balance between workers.
 //!
 //! All workers of a generation wait at the same listeners, and whichever is awake first takes what comes: alone it would
 //! take everything that comes while the others wake up, and keep-alive connections stay where they are. So a worker
 //! gives way to a sibling that has a free thread and less to do.
 
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use forkmaster_http::serve::{HandoffRefusal, Metrics};
+use forkmaster_http::serve::{Ending, HandoffRefusal, Metrics};
 use forkmaster_wire::scoreboard::{monotonic_ns, Cell, Scoreboard};
 
+use crate::access::{self, AccessLog, End};
 use crate::lock_watch::LockWatch;
 
 /// How many connections one may have taken more than a sibling. Each that gives way costs a moment.
@@ -22,11 +25,17 @@ pub struct CellMetrics {
     index: u32,
     cell: &'static Cell,
     lock: &'static LockWatch,
+    access: Option<Arc<AccessLog>>,
 }
 
 impl CellMetrics {
-    pub fn new(board: &'static Scoreboard, index: u32, lock: &'static LockWatch) -> CellMetrics {
-        CellMetrics { board, index, cell: board.cell(index), lock }
+    pub fn new(
+        board: &'static Scoreboard,
+        index: u32,
+        lock: &'static LockWatch,
+        access: Option<Arc<AccessLog>>,
+    ) -> CellMetrics {
+        CellMetrics { board, index, cell: board.cell(index), lock, access }
     }
 
     /// Requests can be answered, or one that is being answered keeps the lock: then its own limit decides.
@@ -73,6 +82,19 @@ impl Metrics for CellMetrics {
 
     fn connections(&self, open: usize) {
         self.cell.connections.store(u32::try_from(open).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    fn ended(&self, record: &mut [u8], ending: Ending) {
+        let Some(access) = &self.access else { return };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let end = End {
+            at_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            took_us: u64::try_from(ending.took.as_micros()).unwrap_or(u64::MAX),
+            bytes: ending.body_bytes,
+            how: ending.how,
+        };
+        access::end(record, end);
+        access.push(record);
     }
 
     fn accepting(&self, accepting: bool) {

@@ -9,13 +9,13 @@ use std::time::Instant;
 use forkmaster_http::serve::{BadResponse, Local, Peer, Version};
 use forkmaster_wire::message::{Boot, Failure, Probe, ProofStep};
 use pyo3::prelude::*;
-use pyo3::types::{PyAny, PyBytes};
+use pyo3::types::{PyAny, PyBool, PyBytes};
 
 use crate::failure::{failure, summary, traceback};
 use crate::wsgi::capi::Capi;
 use crate::wsgi::environ::{Builder, Common, Request, Scheme};
 use crate::wsgi::input::Input;
-use crate::wsgi::response::{close, listed, start, Answer};
+use crate::wsgi::response::{close, listed, start, Answer, CLIENT_DISCONNECTED};
 
 /// What the configuration writes where no host is set.
 const DEFAULT_HOST: &str = "localhost";
@@ -112,6 +112,8 @@ fn request(py: Python<'_>, application: &Bound<'_, PyAny>, common: Arc<Common>, 
     let request = ProbeRequest::new(probe);
     let empty = Bound::new(py, Input::memory(PyBytes::new(py, b"")))?;
     let environ = Builder::new(py, common, &empty)?.build(py, &request, None)?;
+    // Nobody leaves: `bool()` is False.
+    environ.set_item(CLIENT_DISCONNECTED, py.get_type::<PyBool>())?;
     let answer = Bound::new(py, ProbeAnswer { record: Mutex::default() })?;
     let result = application.call1((environ, &answer))?;
     let read = (|| -> PyResult<()> {

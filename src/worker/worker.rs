@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use forkmaster_http::serve::{self, AppThread, Exchange, Reports, Server, Wake};
 use forkmaster_wire::handoff::Queue;
-use forkmaster_wire::message::{Boot, Failure, FromWorker, GenerationId, ProofStep, ProxyProtocol, SlotIndex, Spawn};
+use forkmaster_wire::message::{
+    Boot, Failure, FromWorker, GenerationId, Http, ProofStep, ProxyProtocol, SlotIndex, Spawn,
+};
 use forkmaster_wire::scoreboard::{Cell, Finished, Scoreboard};
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::prelude::*;
@@ -265,6 +267,8 @@ fn make_server(
         header_timeout: http.header_timeout,
         body_timeout: http.body_timeout,
         write_timeout: http.write_timeout,
+        proxy_write_timeout: http.proxy_write_timeout,
+        is_proxy: serve::IsProxy(trusts(http)),
         limit_request_line: http.limit_request_line as usize,
         limit_request_fields: http.limit_request_fields as usize,
         limit_request_field_size: http.limit_request_field_size as usize,
@@ -281,21 +285,24 @@ fn make_server(
             ProxyProtocol::V1 => serve::ProxyVersion::V1,
             ProxyProtocol::V2 => serve::ProxyVersion::V2,
         };
-        // Who may say who the client is, by whatever means, is one list.
-        let trusted = Trusted::new(http.forwarded_allow_ips.clone());
-        let trusts = move |peer: &serve::Peer| match peer {
-            serve::Peer::Inet(address) => trusted.trusts(address.ip()),
-            serve::Peer::Unix => trusted.trusts_unix(),
-        };
-        Some(serve::Proxy { version, trusts: Arc::new(trusts) })
+        Some(serve::Proxy { version, trusts: trusts(http) })
     };
     let listeners = listeners
         .map(|(listener, fd)| serve::Listener { id: listener.id.0, fd, proxy: proxy_of(listener.proxy) })
         .collect();
-    let metrics = Arc::new(CellMetrics::new(worker.board, worker.cell_index, &LOCK_WATCH));
+    let metrics = Arc::new(CellMetrics::new(worker.board, worker.cell_index, &LOCK_WATCH, worker.access.clone()));
     let reports: Arc<dyn Reports> = Arc::<MasterChannel>::clone(&worker.master);
     let queue = Box::new(Handoff::new(queue));
     Server::new(settings, listeners, Some(queue), metrics, reports).map_err(|error| os_failure("the server", &error))
+}
+
+/// Who may say who the client is, by whatever means, is one list.
+fn trusts(http: &Http) -> Arc<dyn Fn(&serve::Peer) -> bool + Send + Sync> {
+    let trusted = Trusted::new(http.forwarded_allow_ips.clone());
+    Arc::new(move |peer: &serve::Peer| match peer {
+        serve::Peer::Inet(address) => trusted.trusts(address.ip()),
+        serve::Peer::Unix => trusted.trusts_unix(),
+    })
 }
 
 /// Starts the app threads, says Ready, and is the first app thread itself until the server is done.

@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from wsgiref.validate import validator
 
 PLAIN = [("Content-Type", "text/plain")]
@@ -417,6 +418,18 @@ def returns_bytes(environ, start_response):
     return b"secret"
 
 
+@form
+def says_close(environ, start_response):
+    start_response("200 OK", [*PLAIN, ("Connection", "close")])
+    return [b"closing"]
+
+
+@form
+def says_keep_alive(environ, start_response):
+    start_response("200 OK", [*PLAIN, ("Connection", "keep-alive"), ("Keep-Alive", "timeout=5")])
+    return [b"keeping"]
+
+
 def bad(name, status="200 OK", headers=()):
     def function(environ, start_response):
         start_response(status, [("X-Secret", "header"), *headers] if isinstance(headers, tuple) else headers)
@@ -425,7 +438,7 @@ def bad(name, status="200 OK", headers=()):
     FORMS[name] = function
 
 
-bad("bad_hop_by_hop", headers=(("Connection", "close"),))
+bad("bad_hop_by_hop", headers=(("Connection", "upgrade"),))
 bad("bad_transfer_encoding", headers=(("Transfer-Encoding", "chunked"),))
 bad("bad_line_feed", headers=(("X-Other", "a\nSet-Cookie: b"),))
 bad("bad_carriage_return", headers=(("X-Other", "a\r\nSet-Cookie: b"),))
@@ -520,6 +533,48 @@ def input_ignored(environ, start_response):
 
 
 @form
+def input_as_a_file(environ, start_response):
+    stream = environ["wsgi.input"]
+    assert isinstance(stream, io.BufferedIOBase) and stream.readable() and stream.seekable() and not stream.writable()
+    wrapper = io.TextIOWrapper(stream, "latin-1", newline="")
+    lines = [line.encode("latin-1") for line in wrapper]
+    wrapper.close()
+    assert stream.seek(0) == 0 and not stream.closed
+    with io.BufferedReader(stream) as reader:
+        whole = reader.read()
+    assert b"".join(lines) == whole, (len(whole), len(lines))
+    assert stream.seek(-4, io.SEEK_END) == len(whole) - 4 and stream.read() == whole[-4:]
+    assert stream.seek(2) == 2 and stream.seek(1, io.SEEK_CUR) == 3 and stream.read1(5) == whole[3:8]
+    buffer = bytearray(10)
+    assert stream.readinto(memoryview(buffer)[2:6]) == 4 and bytes(buffer[2:6]) == whole[8:12] and stream.tell() == 12
+    # Lines across what was read ahead, and back.
+    assert stream.readline() == whole[12 : whole.index(b"\n", 12) + 1]
+    assert stream.seek(len(whole) + 10) == len(whole) + 10 and stream.read() == b"" == stream.readline()
+    for unsupported in (lambda: stream.write(b"x"), stream.fileno, stream.truncate, stream.detach):
+        try:
+            unsupported()
+        except io.UnsupportedOperation:
+            continue
+        raise AssertionError(unsupported)
+    with stream:
+        stream.close()
+    stream.seek(0)
+    return answer_pieces(start_response, list(stream))
+
+
+@form
+def input_taken_away(environ, start_response):
+    """An application may keep it as its own, in place of the environ's."""
+    GO["input"] = environ.pop("wsgi.input")
+    return one(environ, start_response)
+
+
+@form
+def input_of_before(environ, start_response):
+    return text(start_response, str(len(GO.pop("input").read())))
+
+
+@form
 def input_kept(environ, start_response):
     """An application may keep the stream: it then has this request's body, never another's."""
     stream = environ["wsgi.input"]
@@ -568,6 +623,46 @@ def endless(environ, start_response):
 
     start_response("200 OK", list(PLAIN))
     return Closing("endless", generate())
+
+
+@form
+def endless_no_content(environ, start_response):
+    def generate():
+        while True:
+            yield b"never sent"
+
+    start_response("204 No Content", [])
+    return Closing("endless_no_content", generate())
+
+
+@form
+def large(environ, start_response):
+    start_response("200 OK", list(PLAIN))
+    return [b"x" * (20 << 20)]
+
+
+@form
+def large_stream(environ, start_response):
+    start_response("200 OK", list(PLAIN))
+    return (b"x" * 65536 for _ in range(320))
+
+
+@form
+def hinted(environ, start_response):
+    environ["wsgi.early_hints"]([("Link", "</a.css>; rel=preload"), ("X-Blanks", " a ")])
+    return one(environ, start_response)
+
+
+@form
+def watched(environ, start_response):
+    """Until the client has left."""
+    disconnected = environ["forkmaster.client_disconnected"]
+    CLOSED["asked"] = CLOSED.get("asked", 0) + 1
+    assert disconnected() is False
+    while not disconnected():
+        time.sleep(0.001)
+    CLOSED["watched"] = CLOSED.get("watched", 0) + 1
+    return one(environ, start_response)
 
 
 @form

@@ -26,6 +26,8 @@ mod deaths;
 mod docs;
 // No deploy waits for what an earlier one left behind.
 mod deploys;
+// How answers end, what their clients see, and what the access log says.
+mod endings;
 // What a generation's processes see: environment, user, umask, file systems.
 mod environment;
 // Connections that go from worker to worker.

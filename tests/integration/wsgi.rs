@@ -142,6 +142,8 @@ fn bad_forms() -> Vec<Case> {
         failed("returns_text", "TypeError: the application's output must be bytes, not str").closed(),
         failed("returns_bytes", "TypeError: the application's output must be bytes, not int"),
         header("bad_hop_by_hop", "ValueError: header Connection: hop-by-hop headers are the server's"),
+        good("says_close", Length, "closing").keeps(false).logs("header \"connection\" is dropped"),
+        good("says_keep_alive", Length, "keeping").logs("header \"keep-alive\" is dropped"),
         header("bad_transfer_encoding", "ValueError: header Transfer-Encoding: hop-by-hop"),
         header("bad_line_feed", "ValueError: header X-Other: control character"),
         header("bad_carriage_return", "ValueError: header X-Other: control character"),
@@ -386,11 +388,14 @@ fn the_body_is_read_in_every_way_and_beyond_its_end() {
             ("input_readlines", lines.clone()),
             ("input_readlines_hint", [first.clone()].into_iter().chain(rest).collect()),
             ("input_iterated", lines.clone()),
+            ("input_as_a_file", lines.clone()),
         ];
+        // Those of an empty body have nothing to go back in.
+        let cases = cases.into_iter().filter(|(form, _)| *form != "input_as_a_file" || !body.is_empty());
         for (form, expected) in cases {
             for chunked in [false, true] {
                 // The validator allows no read without a size.
-                let validated = !matches!(form, "input_read_all" | "input_readline_sized");
+                let validated = !matches!(form, "input_read_all" | "input_readline_sized" | "input_as_a_file");
                 for target in [Some(format!("/{form}")), validated.then(|| format!("/v/{form}"))].into_iter().flatten()
                 {
                     let request = if chunked {
@@ -421,6 +426,21 @@ fn the_body_is_read_in_every_way_and_beyond_its_end() {
     // And what it keeps stays what it was.
     assert_eq!(connection.post("/input_kept", b"mine").expect("it is answered").text(), "first");
     assert_eq!(connection.post("/input_kept", b"another's").expect("it is answered").text(), "mine");
+}
+
+/// As found: bodies of 16 to 512 KiB, which lie in memory that is used again, read as empty later.
+#[test]
+fn a_body_that_the_application_keeps_stays_what_it_was() {
+    let site = forms("wsgi_body_kept");
+    site.set("server.threads", "1").set("http.body_memory", "'512KiB'");
+    let master = site.start();
+    let mut connection = master.connect();
+    for length in [1_000, 16_384, 16_385, 100_000, 500_000, 600_000] {
+        let body = vec![b'x'; length];
+        assert_eq!(connection.post("/input_taken_away", &body).expect("it is answered").text(), "one");
+        assert_eq!(connection.post("/input_ignored", &body).expect("it is answered").text(), "ignored");
+        assert_eq!(connection.get_ok("/input_of_before").text(), length.to_string());
+    }
 }
 
 #[test]
@@ -462,6 +482,7 @@ fn the_environ_is_complete() {
         ("PATH_INFO", "/v/environ_of"),
         ("QUERY_STRING", "a=b%20c&d"),
         ("RAW_URI", "/v/environ_of?a=b%20c&d"),
+        ("REQUEST_URI", "/v/environ_of?a=b%20c&d"),
         ("SERVER_PROTOCOL", "HTTP/1.1"),
         ("SERVER_NAME", "127.0.0.1"),
         ("SERVER_PORT", &address.port().to_string()),

@@ -47,6 +47,17 @@ pub struct Head {
     length: Option<u64>,
     has_date: bool,
     has_server: bool,
+    /// The application wants the connection to end.
+    says_close: bool,
+}
+
+/// What became of a field of the application's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Added {
+    Kept,
+    /// It says nothing that an application may decide, and harms nobody: `Connection: keep-alive`, which examples of event
+    /// streams and hand-written proxies send.
+    Dropped,
 }
 
 impl Head {
@@ -74,6 +85,7 @@ impl Head {
         self.length = None;
         self.has_date = false;
         self.has_server = false;
+        self.says_close = false;
     }
 
     /// Takes the application's status (`200 OK`) and fields. On an error the head is empty again.
@@ -119,21 +131,19 @@ impl Head {
     }
 
     /// One of the application's fields. On an error the head is empty again.
-    pub fn add(&mut self, name: &[u8], value: &[u8]) -> Result<(), String> {
+    pub fn add(&mut self, name: &[u8], value: &[u8]) -> Result<Added, String> {
         self.try_add(name, value).inspect_err(|_| self.clear())
     }
 
-    fn try_add(&mut self, name: &[u8], value: &[u8]) -> Result<(), String> {
+    fn try_add(&mut self, name: &[u8], value: &[u8]) -> Result<Added, String> {
         let shown = || String::from_utf8_lossy(name).into_owned();
-        if !syntax::is_token(name) {
-            return Err(format!("header name {:?} is not a token", shown()));
-        }
-        if !syntax::is_value(value) {
-            return Err(format!("header {}: control character in {:?}", shown(), String::from_utf8_lossy(value)));
-        }
+        check_field(name, value)?;
         // Of the lengths that those names have; most others have another.
         let may_hop = matches!(name.len(), 2 | 7 | 10 | 16..=19);
         if may_hop && HOP_BY_HOP.iter().any(|hop| name.eq_ignore_ascii_case(hop)) {
+            if self.says_nothing(name, value) {
+                return Ok(Added::Dropped);
+            }
             return Err(format!("header {}: hop-by-hop headers are the server's (PEP 3333)", shown()));
         }
         if name.eq_ignore_ascii_case(b"content-length") {
@@ -143,7 +153,7 @@ impl Head {
             let length = syntax::length(syntax::trim(value));
             self.length = Some(length.ok_or_else(|| format!("Content-Length {:?}", String::from_utf8_lossy(value)))?);
             // Written by `complete`, which knows whether it may be there.
-            return Ok(());
+            return Ok(Added::Kept);
         }
         self.has_date |= name.eq_ignore_ascii_case(b"date");
         self.has_server |= name.eq_ignore_ascii_case(b"server");
@@ -151,7 +161,21 @@ impl Head {
         self.bytes.extend_from_slice(b": ");
         self.bytes.extend_from_slice(value);
         self.bytes.extend_from_slice(b"\r\n");
-        Ok(())
+        Ok(Added::Kept)
+    }
+
+    /// Whether a hop-by-hop field leaves everything as it is. That the connection shall end is heard, since it harms nobody
+    /// else; what would change the framing, or announces another protocol, is not.
+    fn says_nothing(&mut self, name: &[u8], value: &[u8]) -> bool {
+        if name.eq_ignore_ascii_case(b"keep-alive") || name.eq_ignore_ascii_case(b"proxy-connection") {
+            return true;
+        }
+        let options = || value.split(|byte| *byte == b',').map(syntax::trim);
+        let is_close = |option: &[u8]| option.eq_ignore_ascii_case(b"close");
+        let says_nothing = name.eq_ignore_ascii_case(b"connection")
+            && options().all(|option| is_close(option) || option.eq_ignore_ascii_case(b"keep-alive"));
+        self.says_close |= says_nothing && options().any(is_close);
+        says_nothing
     }
 
     /// Decides the framing and adds the server's fields and the empty line. `whole` is the body's length where
@@ -164,7 +188,7 @@ impl Head {
             (false, None, Version::Http11) => Framing::Chunked,
             (false, None, Version::Http10) => Framing::UntilClose,
         };
-        let keep = asked.keep_alive && framing != Framing::UntilClose;
+        let keep = asked.keep_alive && framing != Framing::UntilClose && !self.says_close;
         let length = match (self.status, asked.head) {
             // RFC 9110 section 8.6: never in 204.
             (204, _) => None,
@@ -224,6 +248,44 @@ impl Head {
             self.bytes.clear();
             self.bytes.shrink_to(bytes_max);
         }
+    }
+}
+
+fn check_field(name: &[u8], value: &[u8]) -> Result<(), String> {
+    let shown = || String::from_utf8_lossy(name).into_owned();
+    if !syntax::is_token(name) {
+        return Err(format!("header name {:?} is not a token", shown()));
+    }
+    if !syntax::is_value(value) {
+        return Err(format!("header {}: control character in {:?}", shown(), String::from_utf8_lossy(value)));
+    }
+    Ok(())
+}
+
+/// An answer that comes before the answer (103, RFC 8297): fields for a client that can begin with them.
+#[derive(Debug)]
+pub struct EarlyHints(Vec<u8>);
+
+impl EarlyHints {
+    pub fn new() -> EarlyHints {
+        EarlyHints(b"HTTP/1.1 103 Early Hints\r\n".to_vec())
+    }
+
+    pub fn add(&mut self, name: &[u8], value: &[u8]) -> Result<(), String> {
+        check_field(name, value)?;
+        let framing: [&[u8]; 1] = [b"content-length"];
+        if HOP_BY_HOP.iter().chain(&framing).any(|other| name.eq_ignore_ascii_case(other)) {
+            return Err(format!("header {}: not in an interim answer", String::from_utf8_lossy(name)));
+        }
+        for part in [name, b": ", value, b"\r\n"] {
+            self.0.extend_from_slice(part);
+        }
+        Ok(())
+    }
+
+    pub fn end(mut self) -> Vec<u8> {
+        self.0.extend_from_slice(b"\r\n");
+        self.0
     }
 }
 
@@ -346,7 +408,9 @@ mod tests {
             (b"A", b"b\n"),
             (b"A", b"\0"),
             (b"A", b"\x7f"),
-            (b"Connection", b"close"),
+            (b"Connection", b"upgrade"),
+            (b"Connection", b"close, X-Other"),
+            (b"Connection", b""),
             (b"Transfer-Encoding", b"chunked"),
             (b"Upgrade", b"h2c"),
             (b"Content-Length", b"-1"),
@@ -362,6 +426,37 @@ mod tests {
         }
         let mut head = Head::default();
         assert!(head.set(b"200 OK", &[(b"A", b"\n")]).is_err() && !head.is_set() && head.bytes().is_empty());
+    }
+
+    #[test]
+    fn what_says_nothing_is_dropped_and_an_end_is_heard() {
+        for (name, value, kept) in [
+            (&b"Connection"[..], &b"keep-alive"[..], true),
+            (b"connection", b"Keep-Alive, CLOSE", false),
+            (b"Keep-Alive", b"timeout=5", true),
+            (b"Proxy-Connection", b"keep-alive", true),
+        ] {
+            let mut head = Head::default();
+            head.begin(b"200 OK").expect("valid");
+            assert_eq!(head.add(name, value), Ok(Added::Dropped));
+            head.end();
+            let (_, keep) = head.complete(ASKED, Some(0), DATE);
+            let text = String::from_utf8_lossy(head.bytes());
+            assert_eq!((keep, text.contains("Connection: close")), (kept, !kept), "{text}");
+            assert!(!text.to_ascii_lowercase().contains("keep-alive"), "{text}");
+        }
+    }
+
+    #[test]
+    fn early_hints_are_fields_and_no_framing() {
+        let mut hints = EarlyHints::new();
+        hints.add(b"Link", b"</a.css>; rel=preload").expect("valid");
+        for (name, value) in
+            [(&b"Content-Length"[..], &b"1"[..]), (b"Connection", b"close"), (b"A", b"b\r\nc: d"), (b"", b"b")]
+        {
+            assert!(hints.add(name, value).is_err(), "{name:?}");
+        }
+        assert_eq!(hints.end(), b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n");
     }
 
     #[test]

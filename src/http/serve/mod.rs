@@ -29,11 +29,12 @@ use run::leader::Leader;
 use run::monitor::run_monitor;
 
 pub use crate::proto::proxy::ProxyVersion;
+pub use crate::proto::response::EarlyHints;
 pub use crate::proto::Version;
 pub use base::address::{Local, Peer};
 pub use base::handoff::{Given, HandoffQueue, Luggage, Taken};
-pub use base::observers::{HandoffRefusal, Metrics, Reports};
-pub use base::settings::Settings;
+pub use base::observers::{Ending, HandoffRefusal, How, Metrics, Reports};
+pub use base::settings::{IsProxy, Settings};
 pub use conn::write_queue::Piece;
 pub use event_loop::listeners::{Listener, Proxy};
 pub use run::app_thread::{AppThread, Wake};

@@ -319,6 +319,10 @@ pub const KEYS: &[KeySpec] = &[
         "How long a client may take nothing of a response; on average it must take 240 bytes a second. nginx: 60 s \
          from one write to the next.")
         .uwsgi(&["so-send-timeout"]),
+    row("http", "proxy_write_timeout", Kind::Timeout, Text("1h"), Generation,
+        "The same for the peers in `forwarded_allow_ips`: a proxy that takes nothing has its buffers full and a slow \
+         client behind it. nginx reads up to `proxy_max_temp_file_size` (1 GB) and then nothing until its client has \
+         taken that."),
     row("http", "limit_request_line", Kind::Count { min: 64, max: 1 << 20 }, Number(8190), Generation,
         "Bytes of a request line: method, target and version. As Apache; Gunicorn: 4094."),
     row("http", "limit_request_fields", Kind::Count { min: 1, max: 32_768 }, Number(100), Generation,
@@ -368,7 +372,8 @@ pub const KEYS: &[KeySpec] = &[
         .gunicorn(&["accesslog", "access_logfile"]).uwsgi(&["req-logger", "logger-req"]),
     row("log", "access_format", Kind::Own("\"combined\", \"json\" or a template"), Text("combined"), Generation,
         "How such a line looks: `\"combined\"`, `\"json\"`, or a template with Gunicorn's names, `'%(h)s \"%(r)s\" \
-         %(s)s'`.")
+         %(s)s'`. Besides those: `%(X)s` is how the answer ended (complete, client-left, write-timeout, cut), `%(Q)s` for \
+         how many microseconds the request waited for a thread, `%(G)s` the generation.")
         .gunicorn(&["access_log_format", "access_logformat"]).uwsgi(&["log-format", "logformat"]),
 
     row("control", "socket", Kind::Own("path, \"auto\" or \"none\""), Text("auto"), Restart,

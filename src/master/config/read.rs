@@ -333,6 +333,7 @@ impl Resolver<'_> {
             header_timeout: self.get("http", "header_timeout"),
             body_timeout: self.get("http", "body_timeout"),
             write_timeout: self.get("http", "write_timeout"),
+            proxy_write_timeout: self.get("http", "proxy_write_timeout"),
             limit_request_line,
             limit_request_fields: self.get("http", "limit_request_fields"),
             limit_request_field_size,

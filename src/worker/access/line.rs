@@ -3,6 +3,7 @@
 
 use std::io::Write;
 
+use forkmaster_http::serve::How;
 use forkmaster_wire::message::{AccessFormat, AccessPart, Atom};
 use forkmaster_wire::timestamp;
 
@@ -66,7 +67,7 @@ impl Lines {
                         self.time.1.clear();
                         timestamp::push_common_log(&mut self.time.1, second);
                     }
-                    line.template(parts, &self.time.1, self.origin.pid);
+                    line.template(parts, &self.time.1, self.origin);
                 }
             }
             if out.len() - start < LINE_BYTES_MAX {
@@ -90,20 +91,20 @@ struct Line<'a, 'r> {
 }
 
 impl Line<'_, '_> {
-    fn template(&mut self, parts: &[AccessPart], time: &str, pid: u32) {
+    fn template(&mut self, parts: &[AccessPart], time: &str, origin: Origin) {
         for part in parts {
             match part {
                 AccessPart::Text(text) => self.out.extend_from_slice(text.as_bytes()),
                 AccessPart::Atom { atom, quoted } => {
                     let place = if *quoted { Place::Quoted } else { Place::Bare };
-                    self.atom(atom, place, time, pid);
+                    self.atom(atom, place, time, origin);
                 }
             }
         }
     }
 
-    fn atom(&mut self, atom: &Atom, place: Place, time: &str, pid: u32) {
-        let Facts { took_us, bytes, status, client, .. } = *self.facts;
+    fn atom(&mut self, atom: &Atom, place: Place, time: &str, origin: Origin) {
+        let Facts { took_us, bytes, queued_us, status, how, client, .. } = *self.facts;
         match atom {
             Atom::RemoteAddress => self.format(format_args!("{client}")),
             Atom::Identity => self.format(format_args!("-")),
@@ -135,7 +136,10 @@ impl Line<'_, '_> {
             Atom::Milliseconds => self.format(format_args!("{}", took_us / 1000)),
             Atom::Microseconds => self.format(format_args!("{took_us}")),
             Atom::DecimalSeconds => self.format(format_args!("{}", Seconds(took_us))),
-            Atom::Pid => self.format(format_args!("<{pid}>")),
+            Atom::Pid => self.format(format_args!("<{}>", origin.pid)),
+            Atom::Queued => self.format(format_args!("{queued_us}")),
+            Atom::Ended => self.format(format_args!("{}", word(how))),
+            Atom::Generation => self.format(format_args!("{}", origin.generation)),
             Atom::Referer | Atom::UserAgent | Atom::RequestHeader(_) | Atom::ResponseHeader(_) | Atom::Environ(_) => {
                 let value = self.values.value().unwrap_or_default();
                 self.value(value, place);
@@ -144,7 +148,7 @@ impl Line<'_, '_> {
     }
 
     fn json(&mut self, origin: Origin) {
-        let Facts { at_ms, took_us, bytes, status, client, .. } = *self.facts;
+        let Facts { at_ms, took_us, bytes, queued_us, status, how, client, .. } = *self.facts;
         let mut time = String::with_capacity(32);
         timestamp::push(&mut time, at_ms / 1000, (at_ms % 1000) as u32);
         let (path, query) = path_and_query(self.target);
@@ -154,6 +158,7 @@ impl Line<'_, '_> {
         self.member("query", Some(query));
         self.member("protocol", Some(self.protocol()));
         self.format(format_args!(",\"status\":{status},\"bytes\":{bytes},\"duration_s\":{}", Seconds(took_us)));
+        self.format(format_args!(",\"queued_s\":{},\"ended\":\"{}\"", Seconds(queued_us), word(how)));
         for name in ["host", "referer", "user_agent"] {
             let value = self.values.value();
             self.member(name, value);
@@ -215,6 +220,15 @@ impl Line<'_, '_> {
     fn format(&mut self, text: std::fmt::Arguments<'_>) {
         // Writing to a Vec cannot fail.
         let _ = self.out.write_fmt(text);
+    }
+}
+
+fn word(how: How) -> &'static str {
+    match how {
+        How::Complete => "complete",
+        How::ClientLeft => "client-left",
+        How::WriteTimeout => "write-timeout",
+        How::Cut => "cut",
     }
 }
 
@@ -285,7 +299,9 @@ mod tests {
 
     fn facts() -> Facts {
         let client = "192.0.2.1".parse().unwrap();
-        Facts { at_ms: 1_795_389_959_007, took_us: 1_234_567, bytes: 42, status: 200, is_http10: false, client }
+        let (queued_us, how) = (1_500, How::ClientLeft);
+        let (at_ms, took_us) = (1_795_389_959_007, 1_234_567);
+        Facts { at_ms, took_us, bytes: 42, queued_us, status: 200, how, is_http10: false, client }
     }
 
     fn line(format: AccessFormat, facts: &Facts, method: &[u8], target: &[u8], values: &[Option<&[u8]>]) -> String {
@@ -336,6 +352,9 @@ mod tests {
             (Atom::Microseconds, false),
             (Atom::DecimalSeconds, false),
             (Atom::Pid, false),
+            (Atom::Queued, false),
+            (Atom::Ended, false),
+            (Atom::Generation, false),
             (Atom::RequestHeader("x".to_owned()), true),
             (Atom::ResponseHeader("y".to_owned()), true),
             (Atom::Environ("z".to_owned()), true),
@@ -345,7 +364,7 @@ mod tests {
         assert_eq!(
             line(all, &facts(), b"GET", b"/a%20b?c=%0a", &values),
             "192.0.2.1|-|Aladdin|[22/Nov/2026:23:25:59 +0000]|GET /a%20b?c=%0a HTTP/1.1|GET|/a b|c=%0a|HTTP/1.1|200|42|42|\
-             http://a/|-|1|1234|1234567|1.234567|<4711>|i|o|e|"
+             http://a/|-|1|1234|1234567|1.234567|<4711>|1500|client-left|3|i|o|e|"
         );
         let nothing = Facts { bytes: 0, is_http10: true, ..facts() };
         let some = atoms(&[(Atom::BytesOrDash, false), (Atom::Bytes, false), (Atom::Protocol, false)]);
@@ -371,7 +390,7 @@ mod tests {
             json,
             "{\"time\":\"2026-11-22T23:25:59.007Z\",\"remote_addr\":\"192.0.2.1\",\"method\":\"GET\",\
              \"path\":\"/\\u00e9\\\"\",\"query\":\"q=\\\\\",\"protocol\":\"HTTP/1.1\",\"status\":200,\"bytes\":42,\
-             \"duration_s\":1.234567,\"host\":\"h\",\"referer\":null,\"user_agent\":\"x\\u001b[0m\\u00ff\",\
+             \"duration_s\":1.234567,\"queued_s\":0.001500,\"ended\":\"client-left\",\"host\":\"h\",\"referer\":null,\"user_agent\":\"x\\u001b[0m\\u00ff\",\
              \"generation\":3,\"slot\":1,\"pid\":4711}"
         );
     }

@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 pub use line::Origin;
-pub use record::{begin, value, Facts, Wanted};
+pub use record::{begin, end, value, End, Facts, Wanted};
 
 use crate::percent;
 use line::{Lines, LINE_BYTES_MAX};
@@ -222,6 +222,8 @@ mod tests {
 
     use forkmaster_wire::message::{AccessPart, Atom};
 
+    use forkmaster_http::serve::How;
+
     use super::*;
 
     fn format() -> AccessFormat {
@@ -232,13 +234,15 @@ mod tests {
 
     fn push(log: &AccessLog, path: &str) {
         let client = "192.0.2.1".parse().unwrap();
-        let facts = Facts { at_ms: 0, took_us: 0, bytes: 0, status: 200, is_http10: false, client };
+        let (how, is_http10) = (How::Complete, false);
+        let facts = Facts { at_ms: 0, took_us: 0, bytes: 0, queued_us: 0, status: 200, how, is_http10, client };
         let mut record = Vec::new();
         begin(&mut record, &facts, b"GET", path.as_bytes());
         for wanted in log.wanted() {
             assert_eq!(*wanted, Wanted::RequestHeader("x".to_owned()));
             value(&mut record, std::iter::once(&b"y"[..]));
         }
+        end(&mut record, End { at_ms: 0, took_us: 0, bytes: 0, how: How::Complete });
         log.push(&record);
     }
 

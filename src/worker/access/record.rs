@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
+use forkmaster_http::serve::How;
 use forkmaster_wire::message::{AccessFormat, AccessPart, Atom};
 
 /// Of one value; a line has no room for more (`line::LINE_BYTES_MAX`).
@@ -18,9 +19,12 @@ pub struct Facts {
     pub at_ms: u64,
     /// Since the request was there.
     pub took_us: u64,
-    /// Of the body.
+    /// Of the body, as far as they went out.
     pub bytes: u64,
+    /// How long it waited for a thread.
+    pub queued_us: u64,
     pub status: u16,
+    pub how: How,
     pub is_http10: bool,
     pub client: IpAddr,
 }
@@ -58,6 +62,9 @@ pub fn wanted(format: &AccessFormat) -> Vec<Wanted> {
         | Atom::Milliseconds
         | Atom::Microseconds
         | Atom::DecimalSeconds
+        | Atom::Queued
+        | Atom::Ended
+        | Atom::Generation
         | Atom::Pid => None,
     };
     match format {
@@ -72,12 +79,53 @@ pub fn wanted(format: &AccessFormat) -> Vec<Wanted> {
     }
 }
 
+/// What is known of an answer only at its end.
+#[derive(Clone, Copy, Debug)]
+pub struct End {
+    pub at_ms: u64,
+    pub took_us: u64,
+    pub bytes: u64,
+    pub how: How,
+}
+
+/// Where in a record `how` stands: behind four numbers and the status.
+const HOW_AT: usize = 4 * 8 + 2;
+
+/// The end of a request whose record was begun before.
+pub fn end(record: &mut [u8], end: End) {
+    for (place, number) in record.chunks_exact_mut(8).zip([end.at_ms, end.took_us, end.bytes]) {
+        place.copy_from_slice(&number.to_ne_bytes());
+    }
+    if let Some(how) = record.get_mut(HOW_AT) {
+        *how = code(end.how);
+    }
+}
+
+fn code(how: How) -> u8 {
+    match how {
+        How::Complete => 0,
+        How::ClientLeft => 1,
+        How::WriteTimeout => 2,
+        How::Cut => 3,
+    }
+}
+
+fn decode(code: u8) -> How {
+    match code {
+        1 => How::ClientLeft,
+        2 => How::WriteTimeout,
+        3 => How::Cut,
+        _complete => How::Complete,
+    }
+}
+
 /// Begins a record. Its values follow, one for each of `wanted`.
 pub fn begin(record: &mut Vec<u8>, facts: &Facts, method: &[u8], target: &[u8]) {
-    for number in [facts.at_ms, facts.took_us, facts.bytes] {
+    for number in [facts.at_ms, facts.took_us, facts.bytes, facts.queued_us] {
         record.extend_from_slice(&number.to_ne_bytes());
     }
     record.extend_from_slice(&facts.status.to_ne_bytes());
+    record.push(code(facts.how));
     record.push(u8::from(facts.is_http10));
     let address = match facts.client {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
@@ -114,12 +162,13 @@ pub struct Reader<'a>(pub &'a [u8]);
 impl<'a> Reader<'a> {
     /// The facts, method and target of the next record; None at the end.
     pub fn next(&mut self) -> Option<(Facts, &'a [u8], &'a [u8])> {
-        let (at_ms, took_us, bytes) = (self.number()?, self.number()?, self.number()?);
+        let (at_ms, took_us, bytes, queued_us) = (self.number()?, self.number()?, self.number()?, self.number()?);
         let status = u16::from_ne_bytes(self.take(2)?.try_into().ok()?);
+        let how = decode(*self.take(1)?.first()?);
         let is_http10 = self.take(1)? == [1];
         let octets: [u8; 16] = self.take(16)?.try_into().ok()?;
         let client = IpAddr::V6(Ipv6Addr::from(octets)).to_canonical();
-        let facts = Facts { at_ms, took_us, bytes, status, is_http10, client };
+        let facts = Facts { at_ms, took_us, bytes, queued_us, status, how, is_http10, client };
         Some((facts, self.value().unwrap_or_default(), self.value().unwrap_or_default()))
     }
 
@@ -151,8 +200,12 @@ mod tests {
     fn what_was_put_in_comes_out() {
         let mut records = Vec::new();
         for client in ["192.0.2.1", "2001:db8::1"].map(|text| text.parse::<IpAddr>().unwrap()) {
-            let facts = Facts { at_ms: 1, took_us: 2, bytes: 3, status: 200, is_http10: true, client };
+            let how = How::Complete;
+            let facts =
+                Facts { at_ms: 0, took_us: 0, bytes: 0, queued_us: 4, status: 200, how, is_http10: true, client };
+            let start = records.len();
             begin(&mut records, &facts, b"GET", b"/x");
+            end(&mut records[start..], End { at_ms: 1, took_us: 2, bytes: 3, how: How::WriteTimeout });
             value(&mut records, [&b"a"[..], b"b"].into_iter());
             value(&mut records, std::iter::empty());
             value(&mut records, std::iter::once(&b""[..]));
@@ -161,6 +214,8 @@ mod tests {
         let mut reader = Reader(&records);
         for _ in 0..2 {
             let (facts, method, target) = reader.next().unwrap();
+            assert_eq!((facts.at_ms, facts.took_us, facts.bytes, facts.queued_us), (1, 2, 3, 4));
+            assert_eq!(facts.how, How::WriteTimeout);
             assert_eq!((facts.status, facts.is_http10, method, target), (200, true, &b"GET"[..], &b"/x"[..]));
             assert!(["192.0.2.1", "2001:db8::1"].contains(&facts.client.to_string().as_str()));
             assert_eq!(reader.value(), Some(&b"a, b"[..]));

@@ -1,24 +1,18 @@
-//! What of a finished request goes into its line of the access log: copied here while the request is still there,
-//! made a line of later, on another thread (`access`).
+//! What of a request goes into its line of the access log: copied here when the application is done with it, completed
+//! when its answer has ended (`metrics`), made a line of later, on another thread (`access`).
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use forkmaster_http::serve::{Exchange, Version};
+use forkmaster_http::serve::{Exchange, How, Version};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 use crate::access::{begin, value, AccessLog, Facts, Wanted};
 
-/// The body of the answer to a request that failed before anything was sent; see the http crate's `Exchange::fail`.
-const FAILED_BODY: &[u8] = b"Internal Server Error\n";
-
 /// One app thread's way to the access log.
 pub struct AccessRecorder {
     log: Arc<AccessLog>,
-    /// One record; keeps its memory.
-    record: Vec<u8>,
 }
 
 /// How the request ended for the application.
@@ -31,41 +25,39 @@ pub enum Ended {
 
 impl AccessRecorder {
     pub fn new(log: Arc<AccessLog>) -> AccessRecorder {
-        AccessRecorder { log, record: Vec::new() }
+        AccessRecorder { log }
     }
 
-    /// To be called when the answer is complete, before the exchange is.
-    pub fn note(&mut self, exchange: &Exchange, environ: Option<&Bound<'_, PyDict>>, client: IpAddr, ended: Ended) {
-        let (status, sent) = exchange.sent();
+    /// To be called when the application has no more to say, before the exchange is told.
+    pub fn note(&self, exchange: &mut Exchange, environ: Option<&Bound<'_, PyDict>>, client: IpAddr, ended: Ended) {
+        let status = exchange.status();
         let failed = status == 0 || (ended == Ended::Badly && !exchange.head_sent());
-        let (status, bytes) = match failed {
-            true if exchange.method() == b"HEAD" => (500, 0),
-            true => (500, FAILED_BODY.len() as u64),
-            false => (status, sent),
-        };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let queued = exchange.begun().saturating_duration_since(exchange.ready_at());
         let facts = Facts {
-            at_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
-            took_us: u64::try_from(exchange.ready_at().elapsed().as_micros()).unwrap_or(u64::MAX),
-            bytes,
-            status,
+            // These are known at the end.
+            at_ms: 0,
+            took_us: 0,
+            bytes: 0,
+            how: How::Complete,
+            queued_us: u64::try_from(queued.as_micros()).unwrap_or(u64::MAX),
+            status: if failed { 500 } else { status },
             is_http10: exchange.version() == Version::Http10,
             client,
         };
-        self.record.clear();
-        begin(&mut self.record, &facts, exchange.method(), exchange.target());
+        let mut record = exchange.take_record();
+        begin(&mut record, &facts, exchange.method(), exchange.target());
         for wanted in self.log.wanted() {
             match wanted {
-                Wanted::RequestHeader(name) => value(&mut self.record, named(exchange.fields(), name)),
-                Wanted::ResponseHeader(_) if failed => value(&mut self.record, std::iter::empty()),
-                Wanted::ResponseHeader(name) => value(&mut self.record, named(lines(exchange.answer_head()), name)),
+                Wanted::RequestHeader(name) => value(&mut record, named(exchange.fields(), name)),
+                Wanted::ResponseHeader(_) if failed => value(&mut record, std::iter::empty()),
+                Wanted::ResponseHeader(name) => value(&mut record, named(lines(exchange.answer_head()), name)),
                 Wanted::Environ(name) => {
                     let text = environ.and_then(|environ| environ_text(environ, name));
-                    value(&mut self.record, text.iter().map(String::as_bytes));
+                    value(&mut record, text.iter().map(String::as_bytes));
                 }
             }
         }
-        self.log.push(&self.record);
+        exchange.leave_record(record);
     }
 }
 

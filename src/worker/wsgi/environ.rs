@@ -188,7 +188,9 @@ impl Builder {
             percent::decode(path, &mut self.scratch);
             environ.set_item(intern!(py, "PATH_INFO"), self.strings.get(py, &self.scratch)?)?;
         }
-        environ.set_item(intern!(py, "RAW_URI"), target_text)?;
+        // Gunicorn's name, and that of uWSGI, mod_wsgi and waitress.
+        environ.set_item(intern!(py, "RAW_URI"), &target_text)?;
+        environ.set_item(intern!(py, "REQUEST_URI"), target_text)?;
         if !query.is_empty() {
             environ.set_item(intern!(py, "QUERY_STRING"), self.strings.get(py, query)?)?;
         }

@@ -120,6 +120,10 @@ impl Gateway {
         if let Err((error, exchange)) = self.response.enter(py, exchange) {
             return Err(self.fail(py, exchange, Some(&environ), &error));
         }
+        if let Err(error) = self.response.add_callables(&environ) {
+            let Some(exchange) = self.response.leave(py) else { return Err(Raised) };
+            return Err(self.fail(py, exchange, Some(&environ), &error));
+        }
         let answered = response::answer(
             py,
             &self.capi,
@@ -129,7 +133,7 @@ impl Gateway {
             &mut self.sized,
         );
         // Where another thread of the application is inside `write()`, the exchange goes when that is done with it.
-        let Some(exchange) = self.response.leave(py) else {
+        let Some(mut exchange) = self.response.leave(py) else {
             log::error!("{}: a thread of the application still writes after the response has ended", self.worker);
             return Err(Raised);
         };
@@ -137,10 +141,10 @@ impl Gateway {
         match answered {
             // The line of a good request is never written: it is made from the environ only where it is needed.
             Answered::Completely => {
-                self.note(&exchange, Some(&environ), Ended::Well);
+                self.note(&mut exchange, Some(&environ), Ended::Well);
                 let ended = Instant::now();
                 let took = ended.saturating_duration_since(exchange.begun());
-                let (status, _) = exchange.sent();
+                let status = exchange.status();
                 exchange.finish_at(ended, took).map(|()| (ended, took, status)).map_err(|BadResponse(text)| {
                     let line = line_of(&environ).unwrap_or_default();
                     log::error!("{}: bad response to {line}: {text}", self.worker);
@@ -154,20 +158,20 @@ impl Gateway {
     fn fail(
         &mut self,
         py: Python<'_>,
-        exchange: Exchange,
+        mut exchange: Exchange,
         environ: Option<&Bound<'_, PyDict>>,
         error: &PyErr,
     ) -> Raised {
         let line = environ::request_line(&exchange);
         log::error!("{}: exception in {line}\n{}", self.worker, failure::traceback(py, error));
-        self.note(&exchange, environ, Ended::Badly);
+        self.note(&mut exchange, environ, Ended::Badly);
         exchange.fail(500);
         Raised
     }
 
     /// For the access log. A child that the application forked has none.
-    fn note(&mut self, exchange: &Exchange, environ: Option<&Bound<'_, PyDict>>, ended: Ended) {
-        if let Some(access) = &mut self.access {
+    fn note(&self, exchange: &mut Exchange, environ: Option<&Bound<'_, PyDict>>, ended: Ended) {
+        if let Some(access) = &self.access {
             if !self.worker.is_forked_child() {
                 access.note(exchange, environ, self.builder.client(), ended);
             }

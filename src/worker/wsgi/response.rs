@@ -9,12 +9,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use forkmaster_http::serve::{BadResponse, Exchange, Piece, Written};
+use forkmaster_http::serve::{BadResponse, EarlyHints, Exchange, Piece, Written};
 use pyo3::exceptions::{PyException, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PyString, PyTuple, PyType};
+use pyo3::types::{PyBool, PyBytes, PyDict, PyList, PyString, PyTuple, PyType};
 
 use super::capi::{self, references, Capi, Method};
 use super::file::FileWrapper;
@@ -49,6 +49,8 @@ impl Answer for Exchange {
 pub struct ResponseSlot {
     response: Py<Response>,
     start_response: Py<PyAny>,
+    early_hints: Py<PyAny>,
+    disconnected: Py<PyAny>,
     /// The request has ended while another thread of the application was inside `write()`: that thread ends it.
     left_behind: Arc<AtomicBool>,
     facts: Facts,
@@ -79,6 +81,11 @@ pub struct Response {
 
 static START_RESPONSE: Method = Method::new(c"start_response", start_response);
 static WRITE: Method = Method::new(c"write", write);
+static EARLY_HINTS: Method = Method::new(c"early_hints", early_hints);
+static DISCONNECTED: Method = Method::new(c"client_disconnected", client_disconnected);
+
+/// The key of the callable by which a request asks whether somebody still waits for its answer.
+pub const CLIENT_DISCONNECTED: &str = "forkmaster.client_disconnected";
 
 impl ResponseSlot {
     pub fn new(py: Python<'_>, progress: Progress, response_buffer: usize, capi: Capi) -> PyResult<ResponseSlot> {
@@ -99,7 +106,17 @@ impl ResponseSlot {
         let write = WRITE.bind(&response)?;
         response.borrow_mut().write = Some(write.unbind());
         let start_response = START_RESPONSE.bind(&response)?.unbind();
-        Ok(ResponseSlot { response: response.unbind(), start_response, left_behind, facts })
+        let early_hints = EARLY_HINTS.bind(&response)?.unbind();
+        let disconnected = DISCONNECTED.bind(&response)?.unbind();
+        let response = response.unbind();
+        Ok(ResponseSlot { response, start_response, early_hints, disconnected, left_behind, facts })
+    }
+
+    /// Puts into the environ what a request may call besides `start_response`.
+    pub fn add_callables(&self, environ: &Bound<'_, PyDict>) -> PyResult<()> {
+        let py = environ.py();
+        environ.set_item(intern!(py, "wsgi.early_hints"), self.early_hints.bind(py))?;
+        environ.set_item(intern!(py, CLIENT_DISCONNECTED), self.disconnected.bind(py))
     }
 
     /// A request begins. Where the application has kept something of the last one, that stays the last one's.
@@ -122,9 +139,10 @@ impl ResponseSlot {
         Ok(())
     }
 
-    /// Nobody but us has any of the objects: three references to the response are ours and its methods'.
+    /// Nobody but us has any of the objects: five references to the response are ours and its methods'.
     fn is_left(&self, py: Python<'_>) -> bool {
-        if references(self.response.bind(py)) != 3 || references(self.start_response.bind(py)) != 1 {
+        let methods = [&self.start_response, &self.early_hints, &self.disconnected];
+        if references(self.response.bind(py)) != 5 || methods.iter().any(|method| references(method.bind(py)) != 1) {
             return false;
         }
         let Ok(response) = self.response.bind(py).try_borrow() else { return false };
@@ -284,6 +302,52 @@ unsafe extern "C" fn write(
     }
 }
 
+/// `wsgi.early_hints`: an interim answer with these headers. Nothing where it is too late, or the client knows no such answers.
+unsafe extern "C" fn early_hints(
+    this: *mut ffi::PyObject,
+    arguments: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+) -> *mut ffi::PyObject {
+    // SAFETY: bound to responses only (`ResponseSlot::new`).
+    unsafe {
+        capi::enter::<Response>(this, arguments, count, |this, arguments| {
+            let (Some(headers), 1) = (arguments.get(0), arguments.len()) else {
+                return Err(arity("early_hints", "1 argument", arguments.len()));
+            };
+            let headers = listed(&headers)?;
+            let mut response = this.try_borrow_mut()?;
+            let capi = response.facts.capi;
+            let exchange = response.live()?;
+            let mut hints = EarlyHints::new();
+            add_fields(&capi, &headers, |name, value| hints.add(name, value).map_err(BadResponse))?;
+            exchange.early_hints(hints);
+            Ok(this.py().None().into_bound(this.py()))
+        })
+    }
+}
+
+/// Whether the client has left, or has at least said that it sends no more; so it is when the request is over.
+unsafe extern "C" fn client_disconnected(
+    this: *mut ffi::PyObject,
+    arguments: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+) -> *mut ffi::PyObject {
+    // SAFETY: bound to responses only (`ResponseSlot::new`).
+    unsafe {
+        capi::enter::<Response>(this, arguments, count, |this, arguments| {
+            if arguments.len() != 0 {
+                return Err(arity("client_disconnected", "no arguments", arguments.len()));
+            }
+            // Where another thread has it, it is sending to the client.
+            let disconnected = match this.try_borrow_mut() {
+                Ok(mut response) => response.slot().as_ref().is_none_or(Exchange::disconnected),
+                Err(_) => false,
+            };
+            Ok(PyBool::new(this.py(), disconnected).to_owned().into_any())
+        })
+    }
+}
+
 fn arity(callable: &str, taken: &str, given: usize) -> PyErr {
     PyTypeError::new_err(format!("{callable} takes {taken}, {given} were given"))
 }
@@ -325,16 +389,25 @@ pub fn start(
         None => {}
     }
     capi.latin1(string(status, "the status")?, |status| answer.begin(status))?.map_err(bad)?;
+    add_fields(capi, headers, |name, value| answer.field(name, value))?;
+    answer.end();
+    Ok(())
+}
+
+/// Gives each header of a list on as bytes.
+fn add_fields(
+    capi: &Capi,
+    headers: &Bound<'_, PyList>,
+    mut add: impl FnMut(&[u8], &[u8]) -> Result<(), BadResponse>,
+) -> PyResult<()> {
     for header in headers.iter() {
         let pair = header.cast::<PyTuple>().ok().filter(|pair| pair.len() == 2);
         let pair =
             pair.ok_or_else(|| PyTypeError::new_err("response headers must be a list of tuples (name, value)"))?;
         let (name, value) = (pair.get_item(0)?, pair.get_item(1)?);
         let (name, value) = (string(&name, "a header's name")?, string(&value, "a header's value")?);
-        capi.latin1(name, |name| capi.latin1(value, |value| answer.field(name, without_blanks(value))))??
-            .map_err(bad)?;
+        capi.latin1(name, |name| capi.latin1(value, |value| add(name, without_blanks(value))))??.map_err(bad)?;
     }
-    answer.end();
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! Who is told of what the server does. The implementations belong to the process around it.
 
+use std::time::Duration;
+
 /// Why a connection did not go to another process, or could not be taken from one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HandoffRefusal {
@@ -7,6 +9,30 @@ pub enum HandoffRefusal {
     Full,
     /// It came with something that cannot be used, or without its descriptor, and is lost.
     Unusable,
+}
+
+/// How the answer to a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// All of it was handed to the kernel.
+    Complete,
+    /// The client was gone before.
+    ClientLeft,
+    /// The client took too little for too long (`write_timeout`).
+    WriteTimeout,
+    /// The application failed after the head had gone out, and the client can tell.
+    Cut,
+}
+
+/// An answer's end: its last byte was handed to the kernel, or nobody will send it any more.
+#[derive(Clone, Copy, Debug)]
+pub struct Ending {
+    pub how: How,
+    /// Since the request was complete.
+    pub took: Duration,
+    /// Of the body, as far as they were handed to the kernel. Lines that a chunked body would have had in between count as
+    /// bytes that were not.
+    pub body_bytes: u64,
 }
 
 /// What the loop tells of itself while it runs; implementations must be cheap and never block.
@@ -20,6 +46,8 @@ pub trait Metrics: Send + Sync {
     fn adopted(&self) {}
     fn handoff_refused(&self, _why: HandoffRefusal) {}
     fn connections(&self, open: usize);
+    /// An answer has ended; `record` is what the app side has left with its request (`Exchange::leave_record`).
+    fn ended(&self, _record: &mut [u8], _ending: Ending) {}
     /// Connections are taken from now on, or no longer.
     fn accepting(&self, _accepting: bool) {}
     /// Another process at the same listeners has a free thread and less to do than this one with so many connections:

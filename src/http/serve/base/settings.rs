@@ -1,9 +1,12 @@
 //! What can be set, and the bounds that cannot.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::proto::head::Limits;
+
+use super::address::Peer;
 
 /// Everything that can be set. No defaults here: the caller decides.
 #[derive(Clone, Debug)]
@@ -14,6 +17,9 @@ pub struct Settings {
     pub header_timeout: Duration,
     pub body_timeout: Duration,
     pub write_timeout: Duration,
+    /// Instead of `write_timeout`, for a proxy of ours.
+    pub proxy_write_timeout: Duration,
+    pub is_proxy: IsProxy,
     pub limit_request_line: usize,
     pub limit_request_fields: usize,
     pub limit_request_field_size: usize,
@@ -24,6 +30,17 @@ pub struct Settings {
     pub temp_dir: Option<PathBuf>,
     pub temp_limit: u64,
     pub response_buffer: u64,
+}
+
+/// Tells our proxies from clients. A proxy that takes nothing has its buffers full and a client behind it that is slow;
+/// nginx stops reading for as long as a client needs for a gigabyte (`proxy_max_temp_file_size`).
+#[derive(Clone)]
+pub struct IsProxy(pub Arc<dyn Fn(&Peer) -> bool + Send + Sync>);
+
+impl std::fmt::Debug for IsProxy {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("IsProxy")
+    }
 }
 
 impl Settings {
@@ -78,6 +95,10 @@ pub const SHARE_BYTES_MAX: usize = 256 * 1024;
 /// What all connections together may move in a turn: a small request waits for no more than that, however many large
 /// ones there are. A millisecond or less where memory takes it, some where a disk does.
 pub const TURN_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Before a request that has waited for so long is run, the kernel is asked whether its client is still there: those who are
+/// not have mostly given up by now, and the system call is nothing beside the wait.
+pub const ABANDONED_AFTER: Duration = Duration::from_millis(100);
 
 /// Connections taken in a turn, each with its first request answered before the next is taken, before the ones that are
 /// open get their turn.

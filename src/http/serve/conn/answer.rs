@@ -35,6 +35,10 @@ pub struct Answer {
     /// The application wrote before it said what status.
     pub unstarted: bool,
     pub after: After,
+    /// Something of it is missing, or was too much.
+    pub cut: bool,
+    /// Only the close ends the body, and it has not been sent to its end.
+    pub ends_by_reset: bool,
     /// Its connection belongs to a flush batch: it need not go out at once.
     pub may_defer: bool,
 }
@@ -85,6 +89,8 @@ impl Answer {
         self.excess = false;
         self.unstarted = false;
         self.after = After::KeepAlive;
+        self.cut = false;
+        self.ends_by_reset = false;
         self.may_defer = false;
     }
 }

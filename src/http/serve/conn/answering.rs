@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use crate::proto::response::{Asked, ChunkLine, Framing};
 
 use crate::serve::base::settings::DEFERRED_ANSWER_BYTES_MAX;
+use crate::serve::io::socket;
 use crate::serve::io::spool::TempFiles;
 
 use super::answer::{date_now, After};
@@ -71,6 +72,11 @@ impl Request {
         let (framing, keep) = self.answer.head.complete(asked, whole, &date_now());
         self.answer.framing = Some(framing);
         self.answer.keep = keep;
+        if framing == Framing::UntilClose {
+            // RFC 9112 section 8: such a message is complete only if its connection is closed cleanly.
+            self.answer.ends_by_reset = true;
+            socket::set_end_by_reset(self.write_half.fd(), true);
+        }
         framing
     }
 
@@ -105,7 +111,7 @@ impl Request {
                 return Delivery::Deferred(sent);
             }
         }
-        Delivery::Sent(match framing {
+        let sent = match framing {
             Framing::Chunked => write_half.send(&[head, line, piece, end], temp),
             Framing::None | Framing::Length(_) | Framing::UntilClose
                 if begins && head.len() + piece.len() <= GATHERED_BYTES_MAX =>
@@ -115,7 +121,11 @@ impl Request {
             Framing::None | Framing::Length(_) | Framing::UntilClose => {
                 write_half.send_held(&[head, piece], hold, closes, temp)
             }
-        })
+        };
+        if sent == Sent::Gone {
+            self.answer.sent -= piece.len() as u64;
+        }
+        Delivery::Sent(sent)
     }
 
     /// Sends a file from this offset, `left` bytes of it at most. SIGPIPE is blocked by the caller. None: not possible with
@@ -167,6 +177,7 @@ impl Request {
 
     /// Decides what the loop does with the connection.
     pub fn decide_after(&mut self, end: End) {
+        self.answer.cut = end == End::Cut;
         self.answer.after = match (end, self.answer.framing) {
             (End::Complete, _) if self.answer.keep => After::KeepAlive,
             (End::Complete, _) if self.head.keep_alive => After::Linger,

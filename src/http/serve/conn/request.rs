@@ -9,6 +9,8 @@ use crate::proto::head::Head;
 use crate::serve::base::address::{Local, Peer};
 use crate::serve::base::buffers::InputBuffers;
 use crate::serve::base::names::Token;
+use crate::serve::base::settings::{ABANDONED_AFTER, BUFFER_IDLE_BYTES};
+use crate::serve::io::socket::{self, HangUp};
 
 use super::answer::Answer;
 use super::body::RequestBody;
@@ -31,6 +33,8 @@ pub struct Request {
     pub answer: Answer,
     /// The last answer's head was large, and others have its memory now.
     head_was_large: bool,
+    /// What is to be told when the answer has ended; empty: nothing.
+    pub record: Vec<u8>,
     /// When the request was complete.
     pub ready_at: Instant,
     /// It was complete at another worker, since then.
@@ -50,6 +54,7 @@ impl Request {
             body: RequestBody::new(rules),
             answer: Answer::default(),
             head_was_large: false,
+            record: Vec::new(),
             ready_at: now,
             waits_since: None,
         }
@@ -91,6 +96,13 @@ impl Request {
         !self.bytes.is_empty()
     }
 
+    /// Nobody has begun with it, and its client has gone.
+    pub fn is_abandoned(&self, now: Instant) -> bool {
+        let waited = now.saturating_duration_since(self.ready_at);
+        let is_gone = || socket::hang_up(self.write_half.fd()) == HangUp::Full;
+        self.write_half.is_gone() || (waited >= ABANDONED_AFTER && is_gone())
+    }
+
     /// It was answered, or nobody will. The buffer of its head, without bytes.
     pub fn end(&mut self) -> Vec<u8> {
         self.body.clear();
@@ -102,7 +114,11 @@ impl Request {
 
     /// The connection is idle, or nobody has it: large memory is for those that are not.
     pub fn keep_large(&mut self, inputs: &mut InputBuffers) {
+        debug_assert!(self.record.is_empty(), "it was told when the answer ended");
         inputs.keep_large(self.answer.head.memory(), &mut self.head_was_large);
+        if self.record.capacity() > BUFFER_IDLE_BYTES {
+            self.record = Vec::new();
+        }
         self.body.keep_large(inputs);
     }
 

@@ -1,6 +1,6 @@
 //! What every connection of a server has in common: settings, limits, and what it may use of memory and temporary files.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::proto::head::Limits;
 use crate::serve::base::budget::Budget;
@@ -16,12 +16,36 @@ pub struct Rules {
     pub temp: TempFiles,
     pub memory: Arc<Budget>,
     pub buffers: Arc<Buffers>,
+    pub hops: Hops,
+}
+
+/// Hop-by-hop fields of the application that were dropped, each told once.
+#[derive(Debug, Default)]
+pub struct Hops(Mutex<Vec<String>>);
+
+impl Hops {
+    pub fn warn(&self, name: &[u8]) {
+        let name = String::from_utf8_lossy(name).to_ascii_lowercase();
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that are dropped and not refused are three names.
+        if !told.contains(&name) {
+            log::warn!("the application's header {name:?} is dropped: connections are the server's (PEP 3333)");
+            told.push(name);
+        }
+    }
 }
 
 impl Rules {
     pub fn new(settings: Settings) -> Rules {
         let temp = TempFiles::new(settings.temp_dir.clone(), settings.temp_limit);
         let limits = settings.limits();
-        Rules { settings, limits, temp, memory: Budget::new(MEMORY_BYTES_MAX), buffers: Arc::default() }
+        Rules {
+            settings,
+            limits,
+            temp,
+            memory: Budget::new(MEMORY_BYTES_MAX),
+            buffers: Arc::default(),
+            hops: Hops::default(),
+        }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,12 +18,26 @@ use crate::serve::io::spool::TempFiles;
 use super::sending::{send_head_and_file, send_parts};
 use super::write_queue::{Hold, Progress, WriteQueue};
 
+/// Values of `WriteHalf::loss`.
+struct Loss;
+
+impl Loss {
+    const NONE: u8 = 0;
+    /// The connection is no more.
+    const GONE: u8 = 1;
+    /// We have given the client up.
+    const DROPPED: u8 = 2;
+}
+
 /// It is made once a slot, and serves one connection after the other.
 #[derive(Debug)]
 pub struct WriteHalf {
     /// The socket; -1: none. The loop owns it and closes it only while no app thread has the connection.
     fd: AtomicI32,
-    gone: AtomicBool,
+    /// Why nothing can be sent any more (`Loss`).
+    loss: AtomicU8,
+    /// The client sends no more.
+    half_closed: AtomicBool,
     queued: AtomicBool,
     /// The connection ends with its next answer.
     last: AtomicBool,
@@ -35,7 +49,8 @@ impl WriteHalf {
     pub fn new(memory: Charge, response_buffer: u64) -> WriteHalf {
         WriteHalf {
             fd: AtomicI32::new(-1),
-            gone: AtomicBool::new(false),
+            loss: AtomicU8::new(Loss::NONE),
+            half_closed: AtomicBool::new(false),
             queued: AtomicBool::new(false),
             last: AtomicBool::new(false),
             queue: Mutex::new(WriteQueue::new(memory, response_buffer)),
@@ -50,7 +65,9 @@ impl WriteHalf {
     /// A new connection begins.
     pub fn open(&self, fd: RawFd) {
         self.fd.store(fd, Ordering::Relaxed);
-        self.gone.store(false, Ordering::Relaxed);
+        self.loss.store(Loss::NONE, Ordering::Relaxed);
+        self.half_closed.store(false, Ordering::Relaxed);
+        self.lock().lost = 0;
         self.last.store(false, Ordering::Relaxed);
     }
 
@@ -63,7 +80,18 @@ impl WriteHalf {
     }
 
     pub fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
+        self.loss.load(Ordering::Relaxed) != Loss::NONE
+    }
+
+    /// We have given the client up.
+    pub fn is_dropped(&self) -> bool {
+        self.loss.load(Ordering::Relaxed) == Loss::DROPPED
+    }
+
+    /// Bytes that were taken, and that were not sent.
+    pub fn unsent(&self) -> u64 {
+        let queue = self.lock();
+        queue.lost + queue.unsent()
     }
 
     /// Every answer from now on says that the connection ends, whatever holds for others. Loop side.
@@ -77,11 +105,29 @@ impl WriteHalf {
 
     /// The client is gone: nothing more can be sent, and whoever waits for room need not.
     pub fn mark_gone(&self) {
+        self.lose(Loss::GONE);
+    }
+
+    /// The client takes too little: nothing more will be sent.
+    pub fn drop_client(&self) {
+        self.lose(Loss::DROPPED);
+    }
+
+    fn lose(&self, loss: u8) {
         let mut queue = self.lock();
-        self.gone.store(true, Ordering::Relaxed);
+        // The first reason stays.
+        let _ = self.loss.compare_exchange(Loss::NONE, loss, Ordering::Relaxed, Ordering::Relaxed);
         queue.clear();
         self.queued.store(false, Ordering::Release);
         self.room.notify_all();
+    }
+
+    pub fn note_half_closed(&self) {
+        self.half_closed.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_half_closed(&self) -> bool {
+        self.half_closed.load(Ordering::Relaxed)
     }
 
     pub fn is_queued(&self) -> bool {
@@ -212,7 +258,7 @@ impl WriteHalf {
             queue = guard;
             if timeout.timed_out() && queue.heard == heard {
                 drop(queue);
-                self.mark_gone();
+                self.drop_client();
                 return;
             }
         }

@@ -75,6 +75,8 @@ pub struct WriteQueue {
     pub spool_failed: bool,
     /// Counts all bytes that the loop has sent.
     pub drained: u64,
+    /// Bytes that were queued and that nobody will send.
+    pub lost: u64,
     /// Counts what the loop finds out about the client: that it took bytes, or that it goes on to.
     pub heard: u64,
     /// `response_buffer`.
@@ -93,12 +95,24 @@ impl WriteQueue {
             deferred: false,
             spool_failed: false,
             drained: 0,
+            lost: 0,
             heard: 0,
             bytes_max: response_buffer,
         }
     }
 
+    /// What is queued and was not sent yet.
+    pub fn unsent(&self) -> u64 {
+        let of = |segment: &Segment| match segment {
+            Segment::Memory { bytes, at } => (bytes.len() - at) as u64,
+            Segment::Held { at, end, .. } => (end - at) as u64,
+            Segment::Spooled { left, .. } | Segment::File { left, .. } => *left,
+        };
+        self.segments.iter().map(of).sum()
+    }
+
     pub fn clear(&mut self) {
+        self.lost += self.unsent();
         self.segments.clear();
         self.memory.clear();
         self.spool = None;

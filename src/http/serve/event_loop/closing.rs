@@ -6,6 +6,7 @@ use crate::proto::refusal::Refusal;
 use crate::proto::response::Asked;
 use crate::proto::Version;
 use crate::serve::base::names::TimerKind;
+use crate::serve::base::observers::{Ending, How};
 use crate::serve::base::settings::{LINGER, LINGER_SILENCE, READ_BODY_BYTES};
 use crate::serve::conn::answer::After;
 use crate::serve::conn::request::Request;
@@ -33,6 +34,8 @@ impl EventLoop {
             return;
         }
         self.timers.clear(token.index);
+        let how = if request.answer.cut { How::Cut } else { How::Complete };
+        self.ended(&mut request, how);
         let reader = &mut self.table.slot(token.index).reader;
         match request.answer.after {
             After::KeepAlive => {
@@ -41,14 +44,35 @@ impl EventLoop {
                     self.receive(request);
                 }
             }
-            After::Close if reader.has_unread() => self.linger(request),
-            After::Close => self.close(request),
-            After::Linger => self.linger(request),
-            After::Reset => {
-                socket::reset(request.write_half.fd());
-                self.close(request);
+            After::Close | After::Linger => {
+                let has_unread = reader.has_unread();
+                if std::mem::take(&mut request.answer.ends_by_reset) {
+                    socket::set_end_by_reset(request.write_half.fd(), false);
+                }
+                if request.answer.after == After::Close && !has_unread {
+                    self.close(request);
+                } else {
+                    self.linger(request);
+                }
             }
+            After::Reset => self.close(request),
         }
+    }
+
+    /// The last byte of an answer was handed to the kernel, or nobody will do that any more. Each request of which something
+    /// is to be told comes here once.
+    fn ended(&self, request: &mut Request, how: How) {
+        if request.record.is_empty() {
+            return;
+        }
+        let unsent = match how {
+            How::Complete => 0,
+            How::ClientLeft | How::WriteTimeout | How::Cut => request.write_half.unsent(),
+        };
+        let body_bytes = request.answer.sent.saturating_sub(unsent);
+        let took = self.now.saturating_duration_since(request.ready_at);
+        self.metrics.ended(&mut request.record, Ending { how, took, body_bytes });
+        request.record.clear();
     }
 
     /// Later, by somebody who may block. Its timer ends here: until then nobody waits for the client.
@@ -118,7 +142,12 @@ impl EventLoop {
     pub(super) fn close(&mut self, mut request: Box<Request>) {
         let index = request.token.index;
         self.timers.clear(index);
+        let dropped = request.write_half.is_dropped();
+        self.ended(&mut request, if dropped { How::WriteTimeout } else { How::ClientLeft });
         let slot = self.table.slot(index);
+        if request.answer.ends_by_reset {
+            socket::reset(request.write_half.fd());
+        }
         if self.shared.copies.has_forked() {
             // A child of the application may hold a copy: without this the client would never see the end, and
             // epoll would go on to report it (epoll(7), "Q6").

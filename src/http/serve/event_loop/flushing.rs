@@ -1,12 +1,16 @@
 //! Answers that go out together, and queues that go out when the socket takes them.
 
+use std::time::Duration;
+
 use crate::serve::base::names::{Blocking, TimerKind, Token};
 use crate::serve::base::pace::{Pace, Window};
+use crate::serve::base::settings::Settings;
 use crate::serve::conn::request::Request;
 use crate::serve::conn::write_half::Drained;
 use crate::serve::io::epoll::Interest;
+use crate::serve::io::socket;
 
-use super::table::SlotState;
+use super::table::{Slot, SlotState};
 use super::EventLoop;
 
 impl EventLoop {
@@ -78,6 +82,37 @@ impl EventLoop {
         }
     }
 
+    /// Over which time it counts how much a client has taken. Its timer expires each `write_timeout` in any case.
+    fn patience(&mut self, index: u32) -> Duration {
+        let settings = &self.shared.rules.settings;
+        if is_proxy(self.table.slot(index), settings) {
+            settings.write_timeout.max(settings.proxy_write_timeout)
+        } else {
+            settings.write_timeout
+        }
+    }
+
+    /// A client has taken nothing for `write_timeout`, as far as the queue tells. It may still take what lies in the
+    /// socket, which can be megabytes before there is room for more.
+    pub(super) fn judge_reader(&mut self, index: u32) {
+        let patience = self.patience(index);
+        let settings = &self.shared.rules.settings;
+        let slot = self.table.slot(index);
+        let acked = slot.write_half.acked_bytes();
+        let pace = if is_proxy(slot, settings) {
+            slot.ack_window.look(self.now, acked, patience)
+        } else {
+            slot.ack_window.close(self.now, acked, patience)
+        };
+        match pace {
+            Pace::Open | Pace::Kept => {
+                slot.write_half.note_ack_progress();
+                self.timers.set(index, TimerKind::Write, self.now + settings.write_timeout);
+            }
+            Pace::Slow => self.drop_reader(index),
+        }
+    }
+
     pub(super) fn drain(&mut self, token: Token) {
         let index = token.index;
         let (drained, sent) = self.table.write_half(index).drain(self.share());
@@ -85,10 +120,13 @@ impl EventLoop {
         match drained {
             Drained::Blocked { progress: false } => {}
             Drained::Blocked { progress: true } => {
-                let timeout = self.shared.rules.settings.write_timeout;
+                let timeout = self.patience(index);
                 let acked = self.table.write_half(index).acked_bytes();
                 match self.table.slot(index).ack_window.look(self.now, acked, timeout) {
-                    Pace::Open | Pace::Kept => self.timers.set(index, TimerKind::Write, self.now + timeout),
+                    Pace::Open | Pace::Kept => {
+                        let deadline = self.now + self.shared.rules.settings.write_timeout;
+                        self.timers.set(index, TimerKind::Write, deadline);
+                    }
                     Pace::Slow => {
                         self.timers.clear(index);
                         self.drop_reader(index);
@@ -119,12 +157,13 @@ impl EventLoop {
         match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
             SlotState::Flushing(request) => {
                 log::info!("{} does not take its answer: closed (write_timeout)", request.peer);
+                request.write_half.drop_client();
                 self.close(request);
             }
             // The app side has it, and learns of it by the write half.
             SlotState::Dispatched => {
                 log::info!("a client does not take its answer: dropped (write_timeout)");
-                self.table.write_half(index).mark_gone();
+                self.table.write_half(index).drop_client();
             }
             state @ (SlotState::Free(_) | SlotState::Waiting(_) | SlotState::Leaving(_) | SlotState::Lingering(..)) => {
                 debug_assert!(false, "nothing is queued in {state:?}");
@@ -148,4 +187,12 @@ impl EventLoop {
             }
         }
     }
+}
+
+/// Asked of the kernel and not of the request, whose peer is who a PROXY header says.
+fn is_proxy(slot: &mut Slot, settings: &Settings) -> bool {
+    *slot.is_proxy.get_or_insert_with(|| {
+        let peer = socket::peer(slot.write_half.fd());
+        peer.is_some_and(|peer| (settings.is_proxy.0)(&peer))
+    })
 }

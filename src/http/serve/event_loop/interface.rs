@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::serve::base::names::Blocking;
 use crate::serve::conn::request::Request;
 
+use super::mailbox::Notice;
 use super::run_queue::RunQueue;
 use super::shared::Shared;
 use super::EventLoop;
@@ -58,6 +59,13 @@ pub trait Doors<R> {
     /// The loop shall look at what there is before it sleeps again.
     fn wake(&self);
 
+    /// The next request of the queue whose client is still there. Others go back to the loop, which closes them: nobody
+    /// would have anything of running them, and after an overload they are many.
+    fn take_request(&self) -> Option<R>;
+
+    /// The same for a request that was taken already.
+    fn if_wanted(&self, request: R) -> Option<R>;
+
     /// A thread has come back from the application, whoever still has the request.
     fn complete(&self);
 
@@ -109,6 +117,20 @@ impl Doors<Box<Request>> for Shared {
 
     fn wake(&self) {
         self.mailbox.wake();
+    }
+
+    fn take_request(&self) -> Option<Box<Request>> {
+        std::iter::from_fn(|| self.run_queue.take()).find_map(|request| self.if_wanted(request))
+    }
+
+    fn if_wanted(&self, request: Box<Request>) -> Option<Box<Request>> {
+        if !request.is_abandoned(Instant::now()) {
+            return Some(request);
+        }
+        request.write_half.mark_gone();
+        self.complete();
+        self.mailbox.notify(Notice::Returned(request));
+        None
     }
 
     fn complete(&self) {

@@ -16,6 +16,9 @@ impl EventLoop {
     pub(super) fn readable(&mut self, token: Token, half_closed: bool) {
         // Draining may have closed it.
         let Some(slot) = self.table.current(token) else { return };
+        if half_closed {
+            slot.write_half.note_half_closed();
+        }
         match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
             // Requests first, bulk last.
             SlotState::Waiting(request) if slot.reader.is_in_body() => {
@@ -183,19 +186,9 @@ impl EventLoop {
                     self.read_or_end(request, kind);
                 }
                 (TimerKind::Linger, SlotState::Lingering(request, _)) => self.close(request),
-                // Nothing was sent for so long; still the client may take what lies in the socket, which can be
-                // megabytes before there is room for more.
                 (TimerKind::Write, state @ (SlotState::Flushing(_) | SlotState::Dispatched)) => {
-                    let timeout = self.shared.rules.settings.write_timeout;
-                    let pace = slot.ack_window.close(self.now, slot.write_half.acked_bytes(), timeout);
                     slot.state = state;
-                    match pace {
-                        Pace::Open | Pace::Kept => {
-                            slot.write_half.note_ack_progress();
-                            self.timers.set(index, TimerKind::Write, self.now + timeout);
-                        }
-                        Pace::Slow => self.drop_reader(index),
-                    }
+                    self.judge_reader(index);
                 }
                 // A timer ends with the state it belongs to.
                 (

@@ -45,6 +45,8 @@ pub struct Slot {
     pub reader: Reader,
     /// It waits for the next turn, once.
     pub runnable: bool,
+    /// Whether the other end is a proxy of ours; None: nobody had to know yet.
+    pub is_proxy: Option<bool>,
     /// What the client takes while bytes are queued.
     pub ack_window: Window,
     pub state: SlotState,
@@ -60,6 +62,7 @@ impl Slot {
             interest: None,
             reader: Reader::new(now),
             runnable: false,
+            is_proxy: None,
             ack_window: Window::begin(now, 0),
             state: SlotState::Free(None),
         }
@@ -158,6 +161,7 @@ impl Table {
         slot.socket = Some(socket);
         slot.interest = None;
         slot.runnable = false;
+        slot.is_proxy = None;
         let buffers = match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
             SlotState::Free(buffers) => buffers,
             SlotState::Waiting(_)

@@ -44,6 +44,12 @@ impl EventLoop {
                 }
             }
             if let Some(request) = self.ready.pop_front() {
+                // Its client has gone before anybody began with it.
+                if request.is_abandoned(self.now) {
+                    self.dispatched -= 1;
+                    self.close(request);
+                    continue;
+                }
                 if self.mode == Mode::Retiring {
                     self.dispatched -= 1;
                     if let Some(request) = self.give_whole(request) {

@@ -117,6 +117,16 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Peer)> {
     Ok((socket, peer))
 }
 
+/// Who is at the other end; not known where the connection is gone.
+pub fn peer(socket: RawFd) -> Option<Peer> {
+    // SAFETY: sockaddr_storage is plain data.
+    let mut address: libc::sockaddr_storage = unsafe { zeroed() };
+    let mut length = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    // SAFETY: address and length outlive the call and length says how large address is.
+    let outcome = unsafe { libc::getpeername(socket, (&raw mut address).cast::<libc::sockaddr>(), &mut length) };
+    (outcome == 0).then(|| inet(&address).map_or(Peer::Unix, Peer::Inet))
+}
+
 /// The address that a socket is bound to.
 pub fn local(socket: BorrowedFd<'_>) -> io::Result<Local> {
     // SAFETY: sockaddr_storage is plain data.
@@ -193,6 +203,27 @@ pub fn waiting(listener: RawFd) -> Option<u32> {
     (outcome == 0).then_some(info.tcpi_unacked)
 }
 
+/// What the peer has done to a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HangUp {
+    None,
+    /// It sends no more (FIN).
+    Half,
+    /// The connection is no more (RST, or a Unix socket that was closed).
+    Full,
+}
+
+/// For connections that epoll does not watch, or of which nobody has looked at the events yet.
+pub fn hang_up(socket: RawFd) -> HangUp {
+    let mut entry = libc::pollfd { fd: socket, events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: one entry, which outlives the call; it does not wait.
+    match unsafe { libc::poll(&raw mut entry, 1, 0) } {
+        1 if entry.revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0 => HangUp::Full,
+        1 => HangUp::Half,
+        _nothing => HangUp::None,
+    }
+}
+
 pub fn set_nodelay(socket: RawFd) -> io::Result<()> {
     let value: libc::c_int = 1;
     set_tcp_option(socket, libc::TCP_NODELAY, &value.to_ne_bytes())
@@ -232,6 +263,16 @@ pub fn reset(socket: RawFd) {
     let length = size_of::<libc::sockaddr>() as libc::socklen_t;
     // SAFETY: the address outlives the call. Unix sockets refuse, where a reset has no meaning.
     unsafe { libc::connect(socket, &nowhere, length) };
+}
+
+/// Whoever closes this socket, and be it the kernel for a dead process, sends RST and not FIN (SO_LINGER with a time of
+/// zero, socket(7)): where only the end of the connection ends a body, anything else would tell the client that it has
+/// all of it. Of no effect on Unix sockets, which have no reset.
+pub fn set_end_by_reset(socket: RawFd, by_reset: bool) {
+    let linger = libc::linger { l_onoff: libc::c_int::from(by_reset), l_linger: 0 };
+    let length = size_of::<libc::linger>() as libc::socklen_t;
+    // SAFETY: the value outlives the call and length is its size.
+    unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), length) };
 }
 
 /// Sends FIN; false if the connection is gone already.

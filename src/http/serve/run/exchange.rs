@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::proto::response::{Added, EarlyHints};
 use crate::proto::Version;
 use crate::serve::base::address::{Local, Peer};
 use crate::serve::base::names::Token;
@@ -18,6 +19,7 @@ use crate::serve::event_loop::mailbox::Notice;
 use crate::serve::event_loop::shared::Shared;
 use crate::serve::event_loop::EventLoop;
 use crate::serve::io::cpu::Measure;
+use crate::serve::io::socket::{self, HangUp};
 
 use super::app_times::Times;
 use super::follower::Taken;
@@ -177,7 +179,25 @@ impl Exchange {
     }
 
     pub fn add_field(&mut self, name: &[u8], value: &[u8]) -> Result<(), BadResponse> {
-        self.request_mut().answer.head.add(name, value).map_err(BadResponse)
+        match self.request_mut().answer.head.add(name, value).map_err(BadResponse)? {
+            Added::Kept => {}
+            Added::Dropped => self.shared().rules.hops.warn(name),
+        }
+        Ok(())
+    }
+
+    /// Sends an interim answer (103) with these fields, if the client knows such answers and the head has not gone out.
+    pub fn early_hints(&mut self, hints: EarlyHints) {
+        let Exchange { leader, request, .. } = self;
+        let shared = leader.doors();
+        let request = request.as_mut().expect("an exchange has its request until it ends");
+        if shared.is_forgotten() || request.head.version == Version::Http10 || request.answer.framing.is_some() {
+            return;
+        }
+        // What may be queued now has to go out before anything that is left for the loop.
+        request.answer.may_defer = false;
+        let sent = request.write_half.send(&[&hints.end()], &shared.rules.temp);
+        written(shared, request.token, sent);
     }
 
     pub fn end_head(&mut self) {
@@ -314,7 +334,8 @@ impl Exchange {
         }
         let rules = &self.shared().rules;
         let write_half = &self.request().write_half;
-        write_half.wait_for_room(rules.settings.write_timeout + GRACE, &rules.temp);
+        let patience = rules.settings.write_timeout.max(rules.settings.proxy_write_timeout);
+        write_half.wait_for_room(patience + GRACE, &rules.temp);
         if write_half.is_gone() {
             Written::Gone
         } else {
@@ -327,10 +348,27 @@ impl Exchange {
         self.shared().is_forgotten() || self.request().write_half.is_gone()
     }
 
-    /// Body bytes sent so far, and the status, for the access log.
-    pub fn sent(&self) -> (u16, u64) {
-        let answer = &self.request().answer;
-        (answer.head.status(), answer.sent)
+    /// The client has left, or at least it sends no more, as those do that close a connection.
+    pub fn disconnected(&self) -> bool {
+        let write_half = &self.request().write_half;
+        self.gone() || write_half.is_half_closed() || socket::hang_up(write_half.fd()) != HangUp::None
+    }
+
+    /// As the application said it; 0: it has not yet.
+    pub fn status(&self) -> u16 {
+        self.request().answer.head.status()
+    }
+
+    /// Memory for a record of this request. `leave_record` gives it back, and it is told when the answer has ended
+    /// (`Metrics::ended`).
+    pub fn take_record(&mut self) -> Vec<u8> {
+        let mut record = std::mem::take(&mut self.request_mut().record);
+        record.clear();
+        record
+    }
+
+    pub fn leave_record(&mut self, record: Vec<u8>) {
+        self.request_mut().record = record;
     }
 
     /// When the request was complete.

@@ -117,7 +117,10 @@ impl<L: Loop> Follower<L> {
             };
             let Some(mut guard) = guard else {
                 match run_queue.wait(*index, || leader.may_lead(*lease)) {
-                    Waited::Request(request) => return Event::Request(from_queue(leader, None, request)),
+                    Waited::Request(request) => match leader.doors().if_wanted(request) {
+                        Some(request) => return Event::Request(from_queue(leader, None, request)),
+                        None => continue,
+                    },
                     Waited::Signal => return Event::Signal,
                     Waited::Leader => continue,
                     Waited::Done => return Event::Done,
@@ -153,7 +156,7 @@ fn take_queued<'a, L: Loop>(
     lease: &mut Option<Lease>,
     guard: Option<LeaderGuard<'a, L>>,
 ) -> Result<Taken<L::Request>, Option<LeaderGuard<'a, L>>> {
-    let Some(request) = leader.doors().run_queue().take() else { return Err(guard) };
+    let Some(request) = leader.doors().take_request() else { return Err(guard) };
     let entered = guard.and_then(|mut guard| {
         guard.event_loop().flush();
         guard.enter_app()

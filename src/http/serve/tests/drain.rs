@@ -194,11 +194,18 @@ fn a_drain_without_connections_is_done_at_once() {
 #[test]
 fn every_request_of_a_drain_under_load_is_answered() {
     let fixture = Fixture::new(Settings { threads: 2, ..settings() }, app);
-    let address = fixture.address;
-    let clients: Vec<_> = (0..8)
+    // All are there when the drain begins: it closes the listener.
+    let clients: Vec<Client> = (0..8)
         .map(|_| {
+            let mut client = fixture.client();
+            assert_eq!(client.get("/hello").text(), "hello");
+            client
+        })
+        .collect();
+    let clients: Vec<_> = clients
+        .into_iter()
+        .map(|mut client| {
             std::thread::spawn(move || {
-                let mut client = Client::new(TcpStream::connect(address).expect("connect"));
                 let mut answers = 0;
                 loop {
                     let answer = client.get("/hello");

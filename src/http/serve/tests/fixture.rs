@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::serve::{Body, Exchange, Handle, HandoffQueue, Listener, Metrics, Reports, Server, Settings, Wake};
+use crate::serve::{
+    Body, Ending, Exchange, Handle, HandoffQueue, How, IsProxy, Listener, Metrics, Reports, Server, Settings, Wake,
+};
 
 /// Long enough for a busy machine, short enough to end.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -24,6 +26,8 @@ pub fn settings() -> Settings {
         header_timeout: PATIENCE,
         body_timeout: PATIENCE,
         write_timeout: PATIENCE,
+        proxy_write_timeout: PATIENCE,
+        is_proxy: IsProxy(Arc::new(|_| false)),
         limit_request_line: 8190,
         limit_request_fields: 100,
         limit_request_field_size: 8190,
@@ -44,6 +48,8 @@ pub enum Told {
     Accepted,
     /// What the handler of the test has to say.
     App(String),
+    /// The record of a request whose answer has ended, how, and with how many bytes of its body.
+    Ended(String, How, u64),
     Done(usize),
 }
 
@@ -66,6 +72,9 @@ impl Metrics for Teller {
     }
     fn connections(&self, open: usize) {
         self.tell(Told::Connections(open));
+    }
+    fn ended(&self, record: &mut [u8], ending: Ending) {
+        self.tell(Told::Ended(String::from_utf8_lossy(record).into_owned(), ending.how, ending.body_bytes));
     }
     fn should_yield_accept(&self, _open: usize) -> bool {
         self.crowded.load(Ordering::Relaxed)
@@ -230,6 +239,18 @@ impl Fixture {
         }
     }
 
+    /// Waits until a request's answer has ended: how, and with how many bytes.
+    pub fn expect_end(&self, record: &str) -> (How, u64) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Told::Ended(told, how, bytes)) if told == record => return (how, bytes),
+                Ok(_) => {}
+                Err(error) => panic!("{record} never ends: {error}"),
+            }
+        }
+    }
+
     pub fn expect_app(&self, text: &str) {
         self.expect(&Told::App(text.to_string()));
     }
@@ -321,6 +342,11 @@ impl Client {
             }
             assert!(self.fill() > 0, "closed in the middle of a head: {:?}", String::from_utf8_lossy(&self.buffer));
         }
+    }
+
+    /// Bytes that were read and not taken.
+    pub fn buffered(&self) -> usize {
+        self.buffer.len()
     }
 
     pub fn exactly(&mut self, length: usize) -> Vec<u8> {

@@ -19,6 +19,12 @@ impl Doors<()> for ToyDoors {
         &self.0
     }
     fn wake(&self) {}
+    fn take_request(&self) -> Option<()> {
+        self.0.take()
+    }
+    fn if_wanted(&self, request: ()) -> Option<()> {
+        Some(request)
+    }
     fn complete(&self) {}
     fn is_forgotten(&self) -> bool {
         false

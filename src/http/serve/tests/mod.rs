@@ -4,6 +4,7 @@ mod answers;
 mod bounds;
 mod corpus;
 mod drain;
+mod endings;
 mod fixture;
 mod flush_batch;
 mod handoff;
