@@ -148,6 +148,21 @@ fn a_reload_after_three_failed_deploys_that_left_workers_behind() {
     assert_eq!(master.get("/").text(), "5");
 }
 
+/// The one who asked hears what is waited for while it is, not only at the end.
+#[test]
+fn a_reload_that_waits_for_room_says_so_to_whoever_asked() {
+    let site = site("room", "");
+    site.set("server.workers", "1").set("server.max_processes", "2").set("server.graceful_timeout", "'6s'");
+    let master = site.start();
+    let _request = long_request(&master);
+    let first = master.cli(&["reload"]);
+    assert!(first.ok() && first.stderr.is_empty(), "{first}");
+    let second = master.cli(&["reload"]);
+    assert!(second.ok(), "{second}");
+    assert!(second.stderr.contains("reload waits for room for a worker, behind 1 processes that leave"), "{second}");
+    assert_eq!(second.stderr.matches("waits for room").count(), 1, "{second}");
+}
+
 /// A request that runs for a minute, on a worker of the serving generation.
 fn long_request(master: &Master) -> Connection {
     let mut connection = master.connect();

@@ -34,14 +34,40 @@ impl From<io::Error> for NoAnswer {
 
 /// Asks and returns the answer's line, without its end.
 pub fn ask(stream: &mut UnixStream, request: &Request, timeout: Option<Duration>) -> Result<String, NoAnswer> {
+    ask_and_look(stream, request, timeout, None)
+}
+
+/// Something to be done again and again while there is no answer.
+pub struct Meanwhile<'a> {
+    pub every: Duration,
+    pub look: &'a mut dyn FnMut(),
+}
+
+/// The same, and looks after something meanwhile.
+pub fn ask_and_look(
+    stream: &mut UnixStream,
+    request: &Request,
+    timeout: Option<Duration>,
+    mut meanwhile: Option<Meanwhile<'_>>,
+) -> Result<String, NoAnswer> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     stream.write_all(request.to_line().as_bytes())?;
     let mut answer = Vec::new();
     loop {
         let mut bytes = [0; 4096];
-        match read_until(stream, &mut bytes, deadline)? {
-            0 => return Err(NoAnswer::Ended),
-            read => answer.extend_from_slice(&bytes[..read]),
+        let look_at = meanwhile.as_ref().map(|meanwhile| Instant::now() + meanwhile.every);
+        let until = deadline.into_iter().chain(look_at).min();
+        match read_until(stream, &mut bytes, until) {
+            Ok(0) => return Err(NoAnswer::Ended),
+            Ok(read) => answer.extend_from_slice(&bytes[..read]),
+            Err(error) => {
+                let late = deadline.is_some_and(|deadline| deadline <= Instant::now());
+                match (NoAnswer::from(error), &mut meanwhile) {
+                    (NoAnswer::Late, Some(Meanwhile { look, .. })) if !late => look(),
+                    (no_answer, _) => return Err(no_answer),
+                }
+                continue;
+            }
         }
         if answer.ends_with(b"\n") {
             return Ok(String::from_utf8_lossy(&answer).trim_end().to_owned());

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use forkmaster_wire::message::GenerationId;
 use serde::de::IgnoredAny;
 
-use super::ask::{ask, read, wait_for_end, NoAnswer};
-use super::find::Target;
+use super::ask::{ask, ask_and_look, read, wait_for_end, Meanwhile, NoAnswer};
+use super::find::{NotFound, Target};
 use crate::config;
 use crate::config::process_context::ProcessContext;
 use crate::doors::protocol::{Proving, Request, Stopping};
@@ -23,6 +23,9 @@ const HEALTH_WITHIN: Duration = Duration::from_secs(5);
 
 /// For what a master answers at once. Longer than a health check waits: a person asks, and would rather have it late.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// A deploy that takes longer may wait for room: whoever asked for it wants to hear that before the end.
+const LOOK_AFTER: Duration = Duration::from_secs(2);
 
 /// How often `wait` looks for a master that is not there yet.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -100,20 +103,34 @@ fn deploy(
     request: impl Fn(bool) -> Request,
     waiting: Waiting,
 ) -> ExitCode {
-    let mut stream = match connect(client, context) {
-        Ok(stream) => stream,
+    let target = match target(client, context) {
+        Ok(target) => target,
         Err(code) => return code,
     };
+    let mut stream = match find::find(&target) {
+        Ok(found) => found.stream,
+        Err(not_found) => return not_there(&not_found),
+    };
+    let mut said = false;
+    let mut say_what_is_waited_for = || {
+        if let Some(room) = waits_for_room(&target).filter(|_| !said) {
+            output::complain(format_args!("{verb} waits for {}", output::printable(&room)));
+            said = true;
+        }
+    };
+    let meanwhile = Meanwhile { every: LOOK_AFTER, look: &mut say_what_is_waited_for };
     let outcome = match waiting {
         Waiting::No => ask(&mut stream, &request(false), Some(ANSWER_WITHIN)).and_then(|line| {
             let proving: Proving = read(&line)?;
             Ok(format!("generation {} is being proved\n", proving.generation))
         }),
-        Waiting::Until(timeout) => ask(&mut stream, &request(true), timeout).and_then(|line| {
-            let last: LastReload = read(&line)?;
-            let generation = last.generation.map_or_else(|| "?".to_owned(), |generation| generation.to_string());
-            Ok(format!("generation {generation} serves, after {:.2} s\n", last.took_s))
-        }),
+        Waiting::Until(timeout) => {
+            ask_and_look(&mut stream, &request(true), timeout, Some(meanwhile)).and_then(|line| {
+                let last: LastReload = read(&line)?;
+                let generation = last.generation.map_or_else(|| "?".to_owned(), |generation| generation.to_string());
+                Ok(format!("generation {generation} serves, after {:.2} s\n", last.took_s))
+            })
+        }
     };
     match outcome {
         Ok(text) => {
@@ -216,12 +233,22 @@ fn told(what: &str, no_answer: NoAnswer) -> ExitCode {
     }
 }
 
+/// What keeps a reload from starting its next worker, as the master says it. None: nothing does, or nobody says so.
+fn waits_for_room(target: &Target) -> Option<String> {
+    let mut stream = find::find(target).ok()?.stream;
+    let line = ask(&mut stream, &Request::Status, Some(LOOK_AFTER)).ok()?;
+    let waiting = read::<Snapshot>(&line).ok()?.generations.into_iter().filter_map(|generation| generation.waiting);
+    waiting.into_iter().find(|waiting| waiting.starts_with("room "))
+}
+
 /// The error is an exit code; stderr has the reason.
 fn connect(client: &Client, context: &ProcessContext) -> Result<UnixStream, ExitCode> {
-    find::find(&target(client, context)?).map(|found| found.stream).map_err(|not_found| {
-        output::complain(output::printable(&not_found.reason));
-        not_found.exit_code
-    })
+    find::find(&target(client, context)?).map(|found| found.stream).map_err(|not_found| not_there(&not_found))
+}
+
+fn not_there(not_found: &NotFound) -> ExitCode {
+    output::complain(output::printable(&not_found.reason));
+    not_found.exit_code
 }
 
 fn target(client: &Client, context: &ProcessContext) -> Result<Target, ExitCode> {
