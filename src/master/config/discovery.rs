@@ -92,6 +92,9 @@ fn is_name(part: &str) -> bool {
 mod tests {
     use super::*;
 
+    /// Files, and the application that is to be found in them.
+    type Case<'a> = (&'a [(&'a str, &'a str)], Option<&'a str>);
+
     fn found(files: &[(&str, &str)]) -> Option<String> {
         let directory = tempfile::tempdir().unwrap();
         for (name, text) in files {
@@ -106,7 +109,7 @@ mod tests {
     fn an_application_is_found_where_it_usually_is() {
         let manage = "#!/usr/bin/env python\nimport os\n\ndef main():\n    \
                       os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'config.settings.local')\n";
-        let cases: &[(&[(&str, &str)], Option<&str>)] = &[
+        let cases: &[Case<'_>] = &[
             (&[("app.py", "from flask import Flask\napp = Flask(__name__)\n")], Some("app:app")),
             (&[("main.py", "app: Flask = make()\n")], Some("main:app")),
             (&[("wsgi.py", "from shop import create_app\napplication = create_app()\n")], Some("wsgi:application")),
