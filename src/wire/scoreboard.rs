@@ -42,8 +42,9 @@ pub struct Cell {
     pub accepting: AtomicU32,
     /// Connections taken, counted on from those of its siblings when it began: for the balance between them only.
     pub taken: AtomicU64,
-    /// Connections given to other workers, and taken from them.
+    /// Connections given to other workers, those of them whose request would have waited here, and connections taken.
     pub given: AtomicU64,
+    pub shared: AtomicU64,
     pub adopted: AtomicU64,
     /// How often the handoff queue was full.
     pub queue_full: AtomicU64,
@@ -172,7 +173,7 @@ impl Scoreboard {
         cell.connections.store(0, Ordering::Relaxed);
         cell.busy.store(0, Ordering::Relaxed);
         cell.accepting.store(0, Ordering::Relaxed);
-        for count in [&cell.taken, &cell.given, &cell.adopted, &cell.queue_full, &cell.unusable] {
+        for count in [&cell.taken, &cell.given, &cell.shared, &cell.adopted, &cell.queue_full, &cell.unusable] {
             count.store(0, Ordering::Relaxed);
         }
         cell.status.iter().for_each(|class| class.store(0, Ordering::Relaxed));

@@ -61,6 +61,10 @@ impl HandoffQueue for Handoff {
         }
     }
 
+    fn lying(&self) -> usize {
+        self.queue.lying()
+    }
+
     fn leaves_epoll_first(&self) -> bool {
         !mutant::is(Mutant::GivenIsWatched)
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use forkmaster_http::serve::{Ending, HandoffRefusal, Metrics};
+use forkmaster_http::serve::{Ending, Giving, HandoffRefusal, Metrics};
 use forkmaster_wire::scoreboard::{monotonic_ns, Cell, Scoreboard};
 
 use crate::access::{self, AccessLog, End};
@@ -64,12 +64,20 @@ impl Metrics for CellMetrics {
         self.cell.taken.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn given(&self) {
+    fn given(&self, why: Giving) {
         self.cell.given.fetch_add(1, Ordering::Relaxed);
+        self.cell.shared.fetch_add(u64::from(why == Giving::Shared), Ordering::Relaxed);
     }
 
     fn adopted(&self) {
         self.cell.adopted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn free_siblings(&self) -> usize {
+        let now_ns = monotonic_ns();
+        let lives = |cell: &&Cell| now_ns.saturating_sub(cell.heartbeat_ns.load(Ordering::Relaxed)) < HEARTBEAT_NS_MAX;
+        let free = |cell: &Cell| self.board.threads().saturating_sub(cell.busy.load(Ordering::Relaxed)) as usize;
+        self.siblings().filter(lives).map(free).sum()
     }
 
     fn handoff_refused(&self, why: HandoffRefusal) {

@@ -278,6 +278,8 @@ fn make_server(
         temp_dir: tempdir::choose(&http.temp_dirs, spawn.prove),
         temp_limit: http.temp_limit,
         response_buffer: http.response_buffer,
+        // Who is alone would only give them to itself.
+        shared_requests_max: if boot.workers > 1 { (boot.workers * boot.threads) as usize } else { 0 },
     };
     let listeners = spawn.listeners.iter().zip(listeners);
     let proxy_of = |version: Option<ProxyProtocol>| {

@@ -278,3 +278,30 @@ fn sigkill_while_connections_move_loses_what_the_killed_had() {
     assert!(report.failures.iter().all(|failed| failed.sent < settled), "{report}");
     assert!(report.failures.len() < kills.len() * 60, "{report}");
 }
+
+/// With one thread each, a client whose worker is busy is answered by the other one.
+#[test]
+fn a_request_does_not_wait_for_a_busy_worker_while_another_is_free() {
+    let site = Site::with_releases("shared", 1);
+    let master = site.start();
+    master.wait_serving();
+    let done = site.path().join("done");
+    let mut clients: Vec<Connection> = (0..12).map(|_| master.connect()).collect();
+    for client in &mut clients {
+        client.get_ok("/");
+    }
+    let mut busy = clients.pop().expect("there are twelve");
+    let held = busy.get_ok("/").pid();
+    busy.must_send(head("GET", &format!("/until?file={}", done.display()), &[]));
+    // Whoever was at the busy worker is at the other one from then on.
+    for client in &mut clients {
+        for _ in 0..2 {
+            let response = client.get_ok("/");
+            assert!(response.pid() != held && !response.closes());
+        }
+    }
+    std::fs::write(&done, "").expect("the file can be written");
+    assert_eq!(busy.expect_answer().pid(), held);
+    let handoffs = master.status().expect("it answers").0["handoffs"].clone();
+    assert_eq!(handoffs["shared"], handoffs["taken"], "{handoffs}");
+}

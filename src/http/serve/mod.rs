@@ -33,7 +33,7 @@ pub use crate::proto::response::EarlyHints;
 pub use crate::proto::Version;
 pub use base::address::{Local, Peer};
 pub use base::handoff::{Given, HandoffQueue, Luggage, Taken};
-pub use base::observers::{Ending, HandoffRefusal, How, Metrics, Reports};
+pub use base::observers::{Ending, Giving, HandoffRefusal, How, Metrics, Reports};
 pub use base::settings::{IsProxy, Settings};
 pub use conn::write_queue::Piece;
 pub use event_loop::listeners::{Listener, Proxy};

@@ -100,6 +100,8 @@ pub struct Running {
 #[serde(default)]
 pub struct Handoffs {
     pub given: u64,
+    /// Of those given: a request waited there, and no thread was free.
+    pub shared: u64,
     pub taken: u64,
     /// How often a worker found the queue full and waited.
     pub queue_full: u64,
@@ -118,9 +120,10 @@ impl Handoffs {
     }
 
     fn join(&mut self, other: Handoffs, join: impl Fn(u64, u64) -> u64) {
-        let Handoffs { given, taken, queue_full, lost } = *self;
+        let Handoffs { given, shared, taken, queue_full, lost } = *self;
         *self = Handoffs {
             given: join(given, other.given),
+            shared: join(shared, other.shared),
             taken: join(taken, other.taken),
             queue_full: join(queue_full, other.queue_full),
             lost: join(lost, other.lost),

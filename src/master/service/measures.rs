@@ -132,6 +132,7 @@ fn of_cell(board: &Scoreboard, cell: u32) -> Totals {
         accepted: cell.accepted.load(Ordering::Relaxed),
         handoffs: Handoffs {
             given: cell.given.load(Ordering::Relaxed),
+            shared: cell.shared.load(Ordering::Relaxed),
             taken: cell.adopted.load(Ordering::Relaxed),
             queue_full: cell.queue_full.load(Ordering::Relaxed),
             lost: cell.unusable.load(Ordering::Relaxed),

@@ -131,6 +131,11 @@ impl Queue {
         }
     }
 
+    /// How many messages lie in the queue, about: large ones count for several.
+    pub fn lying(&self) -> usize {
+        (self.charged_bytes() / MESSAGE_CHARGE_BYTES) as usize
+    }
+
     /// Takes what lies first in the queue. `packet` is overwritten.
     pub fn receive(&mut self, packet: &mut Vec<u8>) -> Receiving {
         if self.spare.is_none() && !self.take_spare() {

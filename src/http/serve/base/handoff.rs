@@ -66,6 +66,9 @@ pub trait HandoffQueue: Send {
     /// Takes the connection that lies first in the queue, and appends its bytes to `bytes`.
     fn take(&mut self, bytes: &mut Vec<u8>) -> Taken;
 
+    /// How many connections lie in the queue, about.
+    fn lying(&self) -> usize;
+
     /// For tests that show what comes of it: false, and a connection is given away without leaving the epoll set first.
     fn leaves_epoll_first(&self) -> bool {
         true

@@ -11,6 +11,15 @@ pub enum HandoffRefusal {
     Unusable,
 }
 
+/// Why a connection goes to another process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Giving {
+    /// This process will end.
+    Leaving,
+    /// A whole request would wait here for a thread.
+    Shared,
+}
+
 /// How the answer to a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
@@ -41,9 +50,13 @@ pub trait Metrics: Send + Sync {
     fn heartbeat(&self);
     fn accepted(&self);
     /// A connection was given to another process.
-    fn given(&self) {}
+    fn given(&self, _why: Giving) {}
     /// One was taken from another process.
     fn adopted(&self) {}
+    /// App threads of other processes that have nothing to do, as far as is known.
+    fn free_siblings(&self) -> usize {
+        usize::MAX
+    }
     fn handoff_refused(&self, _why: HandoffRefusal) {}
     fn connections(&self, open: usize);
     /// An answer has ended; `record` is what the app side has left with its request (`Exchange::leave_record`).

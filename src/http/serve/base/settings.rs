@@ -30,6 +30,9 @@ pub struct Settings {
     pub temp_dir: Option<PathBuf>,
     pub temp_limit: u64,
     pub response_buffer: u64,
+    /// Whole requests that would wait for a thread here, and may lie in the handoff queue for other processes. 0: there is none
+    /// that could take them.
+    pub shared_requests_max: usize,
 }
 
 /// Tells our proxies from clients. A proxy that takes nothing has its buffers full and a client behind it that is slow;

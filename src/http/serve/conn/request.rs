@@ -39,6 +39,8 @@ pub struct Request {
     pub ready_at: Instant,
     /// It was complete at another worker, since then.
     pub waits_since: Option<Instant>,
+    /// It came as a whole from another worker. It moves once, or it could be on its way for ever.
+    pub moved: bool,
 }
 
 impl Request {
@@ -57,6 +59,7 @@ impl Request {
             record: Vec::new(),
             ready_at: now,
             waits_since: None,
+            moved: false,
         }
     }
 
@@ -67,6 +70,7 @@ impl Request {
         self.local = local;
         self.secure = false;
         self.waits_since = None;
+        self.moved = false;
     }
 
     pub fn complete(&mut self, head: Vec<u8>, inputs: &mut InputBuffers) {
@@ -105,6 +109,7 @@ impl Request {
 
     /// It was answered, or nobody will. The buffer of its head, without bytes.
     pub fn end(&mut self) -> Vec<u8> {
+        self.moved = false;
         self.body.clear();
         self.answer.clear();
         let mut bytes = std::mem::take(&mut self.bytes);

@@ -83,6 +83,7 @@ impl EventLoop {
 
     /// Takes one connection. False: that is all for this turn.
     pub(super) fn accept(&mut self) -> bool {
+        self.share_waiting();
         let more = self.accept_next();
         self.watch_queue_of_others();
         more

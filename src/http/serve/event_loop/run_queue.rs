@@ -84,6 +84,24 @@ impl<T> RunQueue<T> {
         }
     }
 
+    /// Requests wait for a thread.
+    pub fn has_waiting(&self) -> bool {
+        self.ready.load(Ordering::Acquire) > 0
+    }
+
+    /// It was taken, and stays the first in line after all.
+    pub fn put_back(&self, request: T) {
+        let sleeper = {
+            let mut state = self.lock();
+            state.ready.push_front(request);
+            self.ready.store(state.ready.len(), Ordering::Release);
+            state.idle.pop()
+        };
+        if let Some(index) = sleeper {
+            self.parkers[index].unpark();
+        }
+    }
+
     pub fn take(&self) -> Option<T> {
         if self.ready.load(Ordering::Acquire) == 0 {
             return None;

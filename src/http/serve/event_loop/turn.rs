@@ -10,6 +10,7 @@ use crate::serve::conn::request::Request;
 use crate::serve::io::epoll::Event;
 
 use super::accepting::Outcome;
+use super::handoff::sharing::LOOK_AGAIN;
 use super::interface::Step;
 use super::mailbox::Notice;
 use super::mode::Mode;
@@ -57,6 +58,7 @@ impl EventLoop {
                     }
                     continue;
                 }
+                let Some(request) = self.share_line(request) else { continue };
                 self.report_connections();
                 return Step::Request(request);
             }
@@ -162,7 +164,8 @@ impl EventLoop {
         }
         let deadlines =
             [self.timers.next_deadline(), self.listeners.admission.next_deadline(), self.handoff.retry_at()];
-        let deadline = deadlines.into_iter().flatten().min();
+        let line = self.has_line().then(|| self.now + LOOK_AGAIN);
+        let deadline = deadlines.into_iter().flatten().chain(line).min();
         // The clock may be late by what the events of a turn took; so then are timers.
         deadline.map_or(HEARTBEAT, |deadline| deadline.saturating_duration_since(self.now).min(HEARTBEAT))
     }

@@ -37,6 +37,7 @@ pub fn settings() -> Settings {
         temp_dir: Some(std::env::temp_dir()),
         temp_limit: 1 << 30,
         response_buffer: 64 * 1024 * 1024,
+        shared_requests_max: 0,
     }
 }
 

@@ -60,6 +60,10 @@ impl HandoffQueue for Queue {
         Given::Sent
     }
 
+    fn lying(&self) -> usize {
+        self.state().lying.len()
+    }
+
     fn take(&mut self, bytes: &mut Vec<u8>) -> Taken {
         let mut state = self.state();
         if state.broken {
@@ -327,5 +331,48 @@ fn a_worker_without_the_listener_says_that_it_closes() {
     assert_eq!((answer.text(), answer.closes()), ("hello", true));
     workers.old.join();
     other.stop();
+    workers.new.stop();
+}
+
+#[test]
+fn a_request_that_would_wait_goes_to_whoever_is_free() {
+    let shares = Settings { shared_requests_max: 2, ..settings() };
+    let workers = workers(shares.clone(), shares);
+    let (mut one, mut two) = (workers.idle(), workers.idle());
+    let mut running = workers.at_the_gate();
+    workers.serve_new();
+    // The monitor leads once the request at the gate has taken a few milliseconds.
+    for client in [&mut one, &mut two] {
+        assert_eq!(client.get("/hello").text(), "hello");
+        workers.new.expect_app("/hello ok");
+        // It stays with the worker that was free, until that is busy.
+        assert_eq!(client.get("/hello").text(), "hello");
+        workers.new.expect_app("/hello ok");
+    }
+    workers.old.gate.open();
+    assert_eq!(running.answer().text(), "passed");
+    drop((one, two, running));
+    workers.old.stop();
+    workers.new.stop();
+}
+
+#[test]
+fn where_all_are_busy_the_first_that_is_free_takes_it_back() {
+    let shares = Settings { shared_requests_max: 2, ..settings() };
+    let workers = workers(shares.clone(), shares);
+    let mut waiting: Vec<Client> = (0..4).map(|_| workers.idle()).collect();
+    let mut running = workers.at_the_gate();
+    waiting.iter_mut().for_each(ask);
+    // No more lie there than there are threads, and the others wait here.
+    workers.queue.wait_lying(2);
+    workers.old.gate.open();
+    assert_eq!(running.answer().text(), "passed");
+    for client in &mut waiting {
+        let answer = client.answer();
+        assert_eq!((answer.text(), answer.closes()), ("hello", false));
+    }
+    assert_eq!(workers.queue.state().lying.len(), 0);
+    drop((waiting, running));
+    workers.old.stop();
     workers.new.stop();
 }

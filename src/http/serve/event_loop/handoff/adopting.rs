@@ -47,6 +47,7 @@ impl EventLoop {
                 let Some(mut request) = self.open_slot(socket, origin) else { return Outcome::Stalled };
                 request.secure = secure;
                 request.waits_since = waits_since;
+                request.moved = waits_since.is_some();
                 let slot = self.table.slot(request.token.index);
                 // Its address is given up: nobody will know it when this worker ends.
                 slot.write_half.set_last(!self.listeners.has(listener));

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use crate::serve::base::address::Local;
 use crate::serve::base::handoff::{Given, Luggage};
-use crate::serve::base::observers::HandoffRefusal;
+use crate::serve::base::observers::{Giving, HandoffRefusal};
 use crate::serve::conn::request::Request;
 use crate::serve::event_loop::table::SlotState;
 use crate::serve::event_loop::EventLoop;
@@ -122,7 +122,7 @@ impl EventLoop {
                 SlotState::Leaving(request) => match self.give(&request, false) {
                     Given::Sent => {
                         self.handoff.line.pop();
-                        self.given(request);
+                        self.given(request, Giving::Leaving);
                     }
                     Given::Full => {
                         self.metrics.handoff_refused(HandoffRefusal::Full);
@@ -156,6 +156,13 @@ impl EventLoop {
 
     /// Offers a whole request that no thread has begun. Some: it stays, or cannot travel.
     pub(in crate::serve::event_loop) fn give_whole(&mut self, request: Box<Request>) -> Option<Box<Request>> {
+        match self.handoff.gives {
+            true => self.offer_whole(request, Giving::Leaving),
+            false => Some(request),
+        }
+    }
+
+    pub(super) fn offer_whole(&mut self, request: Box<Request>, why: Giving) -> Option<Box<Request>> {
         let index = request.token.index;
         let unused = self.table.slot(index).reader.unused().len();
         let whole = Whole {
@@ -163,15 +170,15 @@ impl EventLoop {
             is_raw: request.is_raw(),
             is_last: request.write_half.is_last(),
         };
-        let is_full = self.handoff.retry_at.is_some();
-        if !self.handoff.gives || is_full || request.write_half.is_gone() || !whole.may_move() {
+        let is_full = self.handoff.retry_at.is_some_and(|at| at > self.now);
+        if is_full || !self.handoff.exists() || request.write_half.is_gone() || !whole.may_move() {
             return Some(request);
         }
         let interest = self.table.slot(index).interest;
         self.unwatch(index);
         match self.give(&request, true) {
             Given::Sent => {
-                self.given(request);
+                self.given(request, why);
                 None
             }
             outcome @ (Given::Full | Given::Broken) => {
@@ -211,13 +218,13 @@ impl EventLoop {
     }
 
     /// It is another's now: no shutdown, and nothing is sent.
-    fn given(&mut self, mut request: Box<Request>) {
+    fn given(&mut self, mut request: Box<Request>, why: Giving) {
         let index = request.token.index;
         request.write_half.close();
         self.shared.copies.note_socket(index, None);
         self.table.slot(index).reader.forget(&mut request, &mut self.inputs);
         drop(self.table.release(request));
-        self.metrics.given();
+        self.metrics.given(why);
     }
 
     /// Somebody has shut the queue down, for all who hold it. What this process has it serves itself, as if there had never

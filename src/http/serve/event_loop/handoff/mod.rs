@@ -1,9 +1,10 @@
 //! The loop's end of the handoff queue: whether this worker receives, how epoll knows the queue, and what waits for room
-//! in it. Giving and adopting connections are in `giving` and `adopting`; what may move is decided in `rules`.
+//! in it. Giving, sharing and adopting are in files of those names; what may move is decided in `rules`.
 
 mod adopting;
 mod giving;
 mod rules;
+pub mod sharing;
 
 use std::time::{Duration, Instant};
 
@@ -54,6 +55,11 @@ impl Handoff {
 
     pub fn exists(&self) -> bool {
         self.queue.is_some()
+    }
+
+    /// How many connections lie in the queue, about.
+    fn lying(&self) -> usize {
+        self.queue.as_ref().map_or(0, |queue| queue.lying())
     }
 
     pub fn gives(&self) -> bool {

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | between requests, nothing read | moves at once | stays |
 //! | in the middle of a head, or with further requests read | moves at once where the bytes fit | stays |
-//! | complete, and no thread has begun it | is offered once, and else served here | stays |
+//! | complete, and no thread has begun it | is offered once, and else served here | the same where no thread is free for it |
 //! | in the middle of a body, in the application, or with an answer that is not all sent | stays until it is answered | stays |
 //! | from an address that is given up | stays, and is told to close | stays |
 
@@ -43,6 +43,31 @@ pub struct Whole {
 impl Whole {
     pub fn may_move(self) -> bool {
         self.is_raw && !self.is_last && self.bytes <= TRAVELLING_BYTES_MAX
+    }
+}
+
+/// Where a whole request stands that no thread has begun.
+#[derive(Clone, Copy, Debug)]
+pub struct InLine {
+    pub threads: u64,
+    /// Requests that are in the application, or before this one in the line for a thread.
+    pub before: u64,
+    /// So many may lie in the queue at a time: there are no more threads that could take them, and what lies there is nobody's
+    /// to count or to refuse. 0: there are no other workers.
+    pub lying_max: usize,
+}
+
+impl InLine {
+    /// While an app thread runs the loop it is free for the next request itself. So this is about the time when the monitor
+    /// runs it, and a fast application, whose bursts are over before a connection could move, moves none.
+    pub fn would_wait(self) -> bool {
+        self.lying_max > 0 && self.before >= self.threads
+    }
+
+    /// Whether somebody would take it at once. Where all workers are busy a request stays: a thread that has its next
+    /// request at hand need not wait until the loop has fetched one.
+    pub fn has_taker(self, free_siblings: usize, lying: impl FnOnce() -> usize) -> bool {
+        free_siblings > 0 && lying() < self.lying_max.min(free_siblings)
     }
 }
 
@@ -91,6 +116,15 @@ mod tests {
         assert!(whole.may_move());
         assert!(!Whole { bytes: whole.bytes + 1, ..whole }.may_move());
         assert!(!Whole { is_raw: false, ..whole }.may_move() && !Whole { is_last: true, ..whole }.may_move());
+    }
+
+    #[test]
+    fn a_request_is_shared_where_it_would_wait() {
+        let line = InLine { threads: 2, before: 2, lying_max: 4 };
+        assert!(line.would_wait() && line.has_taker(9, || 3) && !line.has_taker(9, || 4));
+        assert!(line.has_taker(2, || 1) && !line.has_taker(2, || 2) && !line.has_taker(0, || 0));
+        assert!(!InLine { before: 1, ..line }.would_wait());
+        assert!(!InLine { lying_max: 0, ..line }.would_wait());
     }
 
     #[test]
