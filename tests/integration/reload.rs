@@ -230,10 +230,13 @@ fn pipelined_requests_across_the_reload_are_answered_in_order() {
     let site = Site::with_releases("pipelined", 2);
     let master = site.start();
     let mut connection = master.connect();
-    connection.must_send([head("GET", "/sleep?s=1.5", &[]), head("GET", "/echo", &[])].concat());
+    let done = site.path().join("done");
+    let first = head("GET", &format!("/until?file={}", done.display()), &[]);
+    connection.must_send([first, head("GET", "/echo", &[])].concat());
     master.get("/");
     site.flip("2");
     master.reload();
+    std::fs::write(&done, "").expect("the file can be written");
     let first = connection.expect_answer();
     assert_eq!((first.text().as_str(), first.closes()), ("1", false));
     let second = connection.expect_answer();
