@@ -33,7 +33,7 @@ use master::Master;
 use pidfile::PidFile;
 use signals::Signals;
 use verbs::command_line::Command;
-use verbs::{check, client, command_line, convert, init, list, show};
+use verbs::{act, check, client, command_line, convert, help, init, list, show};
 
 fn main() {
     let context = ProcessContext::gather();
@@ -52,6 +52,13 @@ fn main() {
         Command::Health { client, probe } => client::health(&client, &context, probe),
         Command::Reload { client, force, waiting } => client::reload(&client, &context, force, waiting),
         Command::Rollback { client, to, waiting } => client::rollback(&client, &context, to, waiting),
+        Command::WaitDown { client, timeout } => act::wait_down(&client, &context, timeout),
+        Command::Scale { client, to, waiting } => act::scale(&client, &context, to, waiting),
+        Command::Recycle { client, slot, waiting } => act::recycle(&client, &context, slot, waiting),
+        Command::ReopenLogs { client, timeout } => act::reopen_logs(&client, &context, timeout),
+        Command::Dump { client, slot } => act::dump(&client, &context, slot),
+        Command::Completions { shell } => help::completions(shell),
+        Command::Man => help::man(),
         Command::WaitReady { client, timeout } => client::wait_ready(&client, &context, timeout),
         Command::Stop { client, now, waiting } => client::stop(&client, &context, now, waiting),
     };
@@ -104,6 +111,7 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
         log.turn_to(error);
     }
     log.set_level(settings.log.level);
+    log.set_form(settings.log.form);
     raise_open_files_limit();
     if context.uid == 0 && settings.server.identity.is_none() {
         log::warn!("running as root without [server] user: the application gets all rights of this machine");

@@ -13,10 +13,11 @@ use crate::config::settings::{Bind, ControlSocket};
 use crate::config::{Loaded, Source as ConfigSource};
 use crate::doors::control::{ClientId, Waiting};
 use crate::doors::metrics;
-use crate::doors::protocol::{Proving, Refused, Reply, Request, Scaled, Stopping};
+use crate::doors::protocol::{Dumped, Proving, Recycled, Refused, Reply, Request, Scaled, Stacks, Stopping};
 use crate::doors::status::{Answer, Page};
 use crate::doors::{Asked, Doors};
-use crate::facts::outcome::{Outcome, Refusal};
+use crate::facts::note::WorkerName;
+use crate::facts::outcome::{self, Outcome, Refusal};
 use crate::listeners::ListenError;
 use crate::logs::{AccessLog, LogFile, Opened};
 use crate::service::start::SpawnOrder;
@@ -34,6 +35,9 @@ const STOP_IDLE: Duration = Duration::from_secs(2);
 
 /// Killed processes are gone within this, unless the kernel itself hangs.
 const SWEPT_WITHIN: Duration = Duration::from_secs(2);
+
+/// Of one worker, for whoever asked: all of them have to fit into what a client may leave unread.
+const STACKS_SHOWN_BYTES_MAX: usize = 64 * 1024;
 
 /// Children reaped in one pass: an application's orphans must not keep the master from anything else.
 const REAPED_PER_PASS_MAX: usize = 256;
@@ -174,7 +178,7 @@ impl Master {
             log::warn!("USR2 is ignored: upgrading the master in place comes with a later version");
         }
         if taken.scale != 0 {
-            self.tell(Event::Ask { asker: None, ask: Ask::Scale { by: taken.scale } });
+            self.tell(Event::Ask { asker: None, ask: Ask::Scale { by: taken.scale, wait: false } });
         }
         if taken.reload {
             self.tell(Event::Ask {
@@ -196,6 +200,13 @@ impl Master {
             if let Some(event) = self.service.on_chore(id, done, &mut self.shared) {
                 self.tell(event);
             }
+        }
+        for (asker, reopened) in self.service.take_reopened() {
+            let reply = match reopened {
+                Ok(()) => Reply::Done {},
+                Err(reason) => Reply::Refused(Refused::because(reason)),
+            };
+            self.answer(ClientId(asker.0), reply);
         }
     }
 
@@ -251,6 +262,9 @@ impl Master {
     }
 
     fn on_request(&mut self, client: ClientId, request: Request) {
+        if let (Some(what), Some(peer)) = (request.changes(), self.doors.peer(client)) {
+            log::info!("asked by uid={} pid={}: {what}", peer.uid, peer.pid);
+        }
         match request {
             Request::Status => {
                 let snapshot = self.service.snapshot(&self.shared);
@@ -261,7 +275,14 @@ impl Master {
             }
             Request::Rollback { wait, to } => self.ask(client, Ask::Reload { deploy: Deploy::Back { to }, wait }),
             Request::WaitReady => self.ask(client, Ask::Ready),
-            Request::Scale { by } => self.ask(client, Ask::Scale { by }),
+            Request::Scale { by, wait } => self.ask(client, Ask::Scale { by, wait }),
+            Request::ScaleTo { workers, wait } => self.ask(client, Ask::ScaleTo { workers, wait }),
+            Request::Recycle { slot, wait } => self.ask(client, Ask::Recycle { slot, wait }),
+            Request::Dump { slot } => self.ask(client, Ask::Dump { slot }),
+            Request::ReopenLogs => {
+                self.doors.wait(client, Waiting::Answer);
+                self.service.reopen_logs_for(AskId(client.0), &mut self.shared);
+            }
             Request::Stop { now } => self.ask(client, if now { Ask::StopNow } else { Ask::Stop }),
         }
     }
@@ -395,9 +416,22 @@ fn reply(outcome: &Outcome) -> Reply {
         Outcome::Begun { generation } => Reply::Proving(Proving { generation: *generation }),
         Outcome::Ready => Reply::Ready {},
         Outcome::Scaled { workers } => Reply::Scaled(Scaled { workers: *workers }),
+        Outcome::Recycled { slot, pid } => Reply::Recycled(Recycled { slot: *slot, pid: *pid }),
+        Outcome::Dumped(workers) => Reply::Dumped(Dumped { workers: workers.iter().map(stacks).collect() }),
+        Outcome::Asked => Reply::Done {},
         Outcome::Stopping => Reply::Stopping(Stopping { pid: std::process::id() }),
         Outcome::Refused(refusal) => {
             Reply::Refused(Refused { reason: refusal.reason.clone(), details: refusal.details.clone() })
         }
     }
+}
+
+/// The newest frames come first, and a client's answer has a bound.
+fn stacks(of: &outcome::Stacks) -> Stacks {
+    let WorkerName { generation, slot, pid } = of.worker;
+    let mut end = of.text.len().min(STACKS_SHOWN_BYTES_MAX);
+    while !of.text.is_char_boundary(end) {
+        end -= 1;
+    }
+    Stacks { generation, slot, pid, stacks: of.text[..end].to_owned() }
 }

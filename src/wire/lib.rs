@@ -8,6 +8,7 @@ pub mod handoff;
 pub mod histogram;
 pub mod inherit;
 mod large;
+pub mod log_line;
 pub mod memfd;
 pub mod message;
 pub mod millis;

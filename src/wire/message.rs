@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::log_line::LineForm;
 use crate::millis;
 use crate::peer::TrustedPeer;
 
@@ -170,8 +171,19 @@ pub struct Boot {
     pub workers: u32,
     pub http: Http,
     pub log_level: LogLevel,
+    pub log_form: LineForm,
     /// None: there is no access log.
-    pub access: Option<AccessFormat>,
+    pub access: Option<Access>,
+}
+
+/// The access log: which requests have a line, and how it looks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Access {
+    pub format: AccessFormat,
+    /// Paths without a line; one that ends with `*` stands for all that begin so.
+    pub skip: Vec<String>,
+    /// Answers below this status have none.
+    pub status_min: u16,
 }
 
 /// How a line of the access log looks.

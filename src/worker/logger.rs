@@ -5,14 +5,14 @@
 //! a log that nobody reads, and those that clients cause are limited in rate (`line_rate`). A template, and a child that
 //! the application forks, have no such thread, and write what the log takes at once.
 
-use std::fmt::Write;
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use forkmaster_wire::timestamp;
+use forkmaster_wire::log_line::{self, LineForm, Severity};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use crate::line_rate::{LineRate, BURST, PER_SECOND};
@@ -34,6 +34,14 @@ static CLIENTS: Mutex<LineRate> = Mutex::new(LineRate::new());
 
 /// Lines that were written directly and did not fit.
 static LOST: AtomicU64 = AtomicU64::new(0);
+
+/// Of one line without an end.
+const PIECES_BYTES_MAX: usize = 64 * 1024;
+
+thread_local! {
+    /// What the application has written of a line, in this thread.
+    static PIECES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Whose lines clients cause: refusals and their like. What the server says of itself there is an error.
 const CAUSED_BY_CLIENTS: &str = "forkmaster_http";
@@ -98,6 +106,33 @@ pub fn duplicate() -> io::Result<(OwnedFd, bool)> {
 /// Writes all of it, after the lines that wait, however long the log takes: for the application's own words, and never
 /// with the interpreter's lock.
 pub fn write(bytes: &[u8]) {
+    match log_line::form() {
+        LineForm::Text | LineForm::Journal => write_as_it_is(bytes),
+        LineForm::Json => write_objects(bytes),
+    }
+}
+
+/// What is no object would be lost behind whatever reads the log. `print` writes a line in pieces, so they are kept
+/// until its end comes.
+fn write_objects(bytes: &[u8]) {
+    let lines = PIECES.with_borrow_mut(|pieces| {
+        pieces.extend_from_slice(bytes);
+        let whole = match pieces.iter().rposition(|byte| *byte == b'\n') {
+            Some(end) => end + 1,
+            None if pieces.len() > PIECES_BYTES_MAX => pieces.len(),
+            None => 0,
+        };
+        let text: Vec<u8> = pieces.drain(..whole).collect();
+        let text = String::from_utf8_lossy(&text);
+        let lines = text.lines().filter(|text| !text.trim().is_empty());
+        lines.map(|text| line(Level::Error, text)).collect::<String>()
+    });
+    if !lines.is_empty() {
+        write_as_it_is(lines.as_bytes());
+    }
+}
+
+fn write_as_it_is(bytes: &[u8]) {
     if QUEUED.load(Ordering::Acquire) {
         return QUEUE.write_in_turn(fd, bytes);
     }
@@ -162,11 +197,16 @@ fn leave(line: String) -> bool {
 }
 
 fn line(level: Level, text: impl std::fmt::Display) -> String {
-    let mut line = String::with_capacity(128);
-    timestamp::push_now(&mut line);
-    // Writing to a String cannot fail.
-    let _ = writeln!(line, " {level:<5} {text}");
-    line
+    log_line::line(
+        match level {
+            Level::Error => Severity::Error,
+            Level::Warn => Severity::Warn,
+            Level::Info => Severity::Info,
+            Level::Debug => Severity::Debug,
+            Level::Trace => Severity::Trace,
+        },
+        text,
+    )
 }
 
 fn lost_line(lines: u64) -> String {

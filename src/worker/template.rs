@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::time::Instant;
 
 use forkmaster_wire::channel::{Channel, Received};
+use forkmaster_wire::log_line;
 use forkmaster_wire::message::{
     Boot, Failure, FromTemplate, Hello, Loaded, LogLevel, ProofStep, Spawn, ToTemplate, WorkerId, EXIT_CHANNEL_CLOSED,
 };
@@ -54,6 +55,7 @@ pub fn run(py: Python<'_>, channel: Channel, lifeline: OwnedFd) -> PyResult<()> 
         None => exit_now(py, 0),
     };
     logger::start(level(boot.log_level));
+    log_line::set_form(boot.log_form);
     title.set(&format!("forkmaster: {} template gen={}", boot.name, boot.generation));
     let mut template = match Template::load(py, channel, boot, fds, title, lifeline) {
         Ok(template) => template,

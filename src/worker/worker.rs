@@ -215,9 +215,9 @@ impl Worker {
 }
 
 fn access_log(boot: &Boot, spawn: &Spawn, logs: Logs) -> io::Result<Option<Arc<AccessLog>>> {
-    let Some((format, fd)) = boot.access.clone().zip(logs.access()) else { return Ok(None) };
+    let Some((access, fd)) = boot.access.clone().zip(logs.access()) else { return Ok(None) };
     let origin = Origin { generation: boot.generation.0, slot: spawn.slot.0, pid: std::process::id() };
-    with_all_blocked(|| AccessLog::start(fd, format, origin)).map(|access| Some(Arc::new(access)))
+    with_all_blocked(|| AccessLog::start(fd, access, origin)).map(|access| Some(Arc::new(access)))
 }
 
 fn prove(

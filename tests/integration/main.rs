@@ -44,6 +44,8 @@ mod launched;
 mod listeners;
 // A worker's own lines never hold it up.
 mod lines;
+// How lines look, and which requests have one.
+mod log_forms;
 // The access log and the error log, their files, and probes of health.
 mod logs;
 // The wheel.
@@ -85,6 +87,8 @@ mod systemd;
 mod tidy;
 // Logs that nobody reads, look-ups that hang, files that the application has a hand in: nothing of it stops the master.
 mod unwaiting;
+// What an operator asks of the engine in flight.
+mod verbs;
 // PEP 3333 in every form.
 mod wsgi;
 // What a newcomer does wrong, and what is said to it.

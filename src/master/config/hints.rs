@@ -40,7 +40,10 @@ const WITHOUT_COUNTERPART: &[(&[&str], &str)] = &[
     (&["enable_stdio_inheritance"], "the application always inherits stdout and stderr; remove the line"),
     (&["daemon", "daemonize", "daemonize2"], FOREGROUND),
     (&["initgroups"], "supplementary groups always follow `[server] user`; remove the line"),
-    (&["logconfig", "logconfig_dict", "logconfig_json", "logger_class"], "the log has one form; see `[log]`"),
+    (
+        &["logconfig", "logconfig_dict", "logconfig_json", "logger_class"],
+        "`[log] format` is \"text\" or \"json\"; the application's own logging is its own",
+    ),
     (&["log_config", "log_config_json"], "the log has one form; see `[log]`"),
     (&["disable_logging"], "there is no line for each request unless `[log] access` is set; remove the line"),
     (&["syslog", "syslog_addr", "syslog_prefix", "syslog_facility", "log_syslog", "log_syslog_to"], SYSLOG),

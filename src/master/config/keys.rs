@@ -366,6 +366,10 @@ pub const KEYS: &[KeySpec] = &[
         "Where the log goes. `\"-\"`: stderr. A file is opened again on USR1. Relative to the configuration file by \
          name.")
         .gunicorn(&["errorlog", "error_logfile", "log_file"]).uwsgi(&["logto", "logto2", "logger"]),
+    row("log", "format", Kind::Own("\"text\" or \"json\""), Text("text"), Commit,
+        "How a line of the error log looks. `\"text\"`: time, level and message; where stderr is systemd's journal, a \
+         priority in place of the time. `\"json\"`: one object a line with `time`, `level`, `pid` and `message`, also for \
+         what the application writes to `wsgi.errors`."),
     row("log", "access", Kind::Own("path, \"-\" or \"none\""), Text("none"), Generation,
         "Where a line for each request goes. `\"-\"`: stdout. Off by default, as in Gunicorn: the proxy in front has \
          one. Relative to the configuration file by name.")
@@ -375,6 +379,12 @@ pub const KEYS: &[KeySpec] = &[
          %(s)s'`. Besides those: `%(X)s` is how the answer ended (complete, client-left, write-timeout, cut), `%(Q)s` for \
          how many microseconds the request waited for a thread, `%(G)s` the generation.")
         .gunicorn(&["access_log_format", "access_logformat"]).uwsgi(&["log-format", "logformat"]),
+    row("log", "access_skip", Kind::List("paths"), List(&[]), Generation,
+        "Paths whose requests have no line, as they are sent: `\"/healthz\"`, or with `*` at the end for all that begin \
+         so, `\"/static/*\"`. For probes, which say nothing that is worth a line."),
+    row("log", "access_status", Kind::Own("\">=STATUS\" or \"all\""), Text("all"), Generation,
+        "Which answers have a line: `\">=400\"` for errors only.")
+        .uwsgi(&["log-4xx", "log-5xx"]),
 
     row("control", "socket", Kind::Own("path, \"auto\" or \"none\""), Text("auto"), Restart,
         "The socket for `forkmaster status` and the other verbs. `\"auto\"`: NAME.sock in the first that can be \

@@ -19,6 +19,7 @@ mod file;
 pub mod hints;
 mod identity;
 mod interpreter;
+mod journal;
 mod keys;
 mod layers;
 pub mod passed;

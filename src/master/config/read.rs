@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use forkmaster_wire::log_line::LineForm;
 use forkmaster_wire::message::LogLevel;
 
 use super::access_format;
@@ -17,6 +18,7 @@ use super::control_places;
 use super::file::{quoted, Value, Written};
 use super::identity::{find_group, find_user, run_as};
 use super::interpreter;
+use super::journal;
 use super::keys::WORKERS_MAX;
 use super::passed;
 use super::problem::{Problem, Problems};
@@ -403,7 +405,33 @@ impl Resolver<'_> {
             |value| string(value).and_then(|text| access_format::parse(text).map(|format| (format, text.to_owned()))),
             |(_, text)| quoted(text),
         );
-        Log { level, error, access, access_format }
+        let json = self.get_with(
+            "log",
+            "format",
+            |value| match string(value)? {
+                "text" => Ok(false),
+                "json" => Ok(true),
+                other => Err(format!("`{other}` is no form of a line; write \"text\" or \"json\"")),
+            },
+            |json| quoted(if *json { "json" } else { "text" }),
+        );
+        let form = match json {
+            true => LineForm::Json,
+            false if error == LogTarget::Stderr && journal::is_stderr(&self.context.environment) => LineForm::Journal,
+            false => LineForm::Text,
+        };
+        let skip = |text: &str| match text.starts_with('/') {
+            true => Ok(text.to_owned()),
+            false => Err(format!("a path begins with a slash; write \"/{text}\"")),
+        };
+        let access_skip = self.list("log", "access_skip", skip, |path: &String| quoted(path));
+        let access_status = self.get_with(
+            "log",
+            "access_status",
+            |value| string(value).and_then(parse_at_least),
+            |least| quoted(&if *least == 0 { "all".to_owned() } else { format!(">={least}") }),
+        );
+        Log { level, error, access, access_format, access_skip, access_status, form }
     }
 
     /// A file that the master will make: its directory must be there. Whether it may be written shows when it is
@@ -465,6 +493,16 @@ fn parse_surge(value: &Value) -> Result<Surge, String> {
         other => count(other, 0, WORKERS_MAX)
             .map(Surge::Workers)
             .map_err(|reason| format!("{reason}, or \"auto\" or \"100%\"")),
+    }
+}
+
+/// `>=400`: the lowest status that has a line.
+fn parse_at_least(text: &str) -> Result<u16, String> {
+    let status = text.strip_prefix(">=").and_then(|text| text.trim().parse().ok());
+    match status.filter(|status| (100..=599).contains(status)) {
+        Some(status) => Ok(status),
+        None if text == "all" => Ok(0),
+        None => Err("write \">=400\", or \"all\"".to_owned()),
     }
 }
 

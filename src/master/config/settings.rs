@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::files::Rights;
+use forkmaster_wire::log_line::LineForm;
 pub use forkmaster_wire::message::Http;
 use forkmaster_wire::message::{AccessFormat, Application, LogLevel, Probe, ProxyProtocol};
 
@@ -148,6 +149,12 @@ pub struct Log {
     /// None: off.
     pub access: Option<AccessTarget>,
     pub access_format: AccessFormat,
+    /// Paths without a line.
+    pub access_skip: Vec<String>,
+    /// Answers below this status have none.
+    pub access_status: u16,
+    /// How a line of the error log looks.
+    pub form: LineForm,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

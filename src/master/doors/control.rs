@@ -59,6 +59,7 @@ pub enum Accepted {
 
 struct Client {
     conn: Conn,
+    peer: Peer,
     token: Token,
     waiting: Waiting,
 }
@@ -102,15 +103,15 @@ impl Control {
             let peer = Peer::of(&socket);
             let conn = Conn::new(socket, self.socket.closer().clone(), BOUNDS, now);
             let is_known = peer.is_ok_and(|peer| peer.uid == self.owner || peer.uid == 0);
-            if !is_known || !self.has_room() {
+            let Some(known) = peer.ok().filter(|_| is_known && self.has_room()) else {
                 self.turned_away.one(peer.ok(), self.clients.len(), now);
                 continue;
-            }
+            };
             let token = sources.token();
             let interest = Interest::READABLE | Interest::WRITABLE;
             if sources.registry().register(&mut SourceFd(&conn.as_fd().as_raw_fd()), token, interest).is_ok() {
                 self.last += 1;
-                self.clients.insert(ClientId(self.last), Client { conn, token, waiting: Waiting::No });
+                self.clients.insert(ClientId(self.last), Client { conn, peer: known, token, waiting: Waiting::No });
             }
         }
         Accepted::More
@@ -124,6 +125,11 @@ impl Control {
         let idle = self.clients.iter().filter(|(_, client)| client.waiting == Waiting::No);
         let longest = idle.min_by_key(|(_, client)| client.conn.active_at()).map(|(id, _)| *id);
         longest.and_then(|id| self.clients.remove(&id)).is_some()
+    }
+
+    /// Who is connected, as the kernel says.
+    pub fn peer(&self, id: ClientId) -> Option<Peer> {
+        self.clients.get(&id).map(|client| client.peer)
     }
 
     pub fn client(&self, token: Token) -> Option<ClientId> {

@@ -25,6 +25,7 @@ use crate::sources::{Sources, CONTROL};
 
 use control::{Accepted, ClientId, Control, Waiting};
 use notify::Notify;
+use peer::Peer;
 use protocol::{Refused, Reply, Request};
 use status::{Answer, Page, StatusDoor};
 
@@ -146,6 +147,11 @@ impl Doors {
         if let Some(status) = &mut self.status {
             status.answer(client, answer, now);
         }
+    }
+
+    /// Who asks, as the kernel says.
+    pub fn peer(&self, client: ClientId) -> Option<Peer> {
+        self.control.as_ref().and_then(|control| control.peer(client))
     }
 
     pub fn wait(&mut self, client: ClientId, waiting: Waiting) {

@@ -3,7 +3,7 @@
 //! protocol only grows: unknown fields are skipped, missing ones have a default, and what a master does not know it
 //! refuses by name. Nothing here does input or output.
 
-use forkmaster_wire::message::GenerationId;
+use forkmaster_wire::message::{GenerationId, SlotIndex};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -34,9 +34,30 @@ pub enum Request {
     },
     /// Answered when a worker serves.
     WaitReady,
-    /// So many workers more or fewer; answered with how many are wanted now.
+    /// So many workers more or fewer; answered with how many are wanted, when they serve or at once.
     Scale {
         by: i32,
+        #[serde(default)]
+        wait: bool,
+    },
+    /// So many workers; 0: none, and the sockets are held. Answered like `scale`.
+    ScaleTo {
+        workers: u32,
+        #[serde(default)]
+        wait: bool,
+    },
+    /// A successor for the worker of a slot; answered when it serves, or at once.
+    Recycle {
+        slot: SlotIndex,
+        #[serde(default)]
+        wait: bool,
+    },
+    /// Answered when the logs were opened again.
+    ReopenLogs,
+    /// The Python stacks of the workers, or of those in one slot.
+    Dump {
+        #[serde(default)]
+        slot: Option<SlotIndex>,
     },
     /// Answered at once; the connection ends with the master.
     Stop {
@@ -50,7 +71,8 @@ fn yes() -> bool {
 }
 
 /// The words that `command` may be.
-const COMMANDS: [&str; 6] = ["status", "reload", "rollback", "wait_ready", "scale", "stop"];
+const COMMANDS: [&str; 10] =
+    ["status", "reload", "rollback", "wait_ready", "scale", "scale_to", "recycle", "reopen_logs", "dump", "stop"];
 
 /// What a master answers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -61,7 +83,10 @@ pub enum Reply {
     Reload(LastReload),
     Proving(Proving),
     Ready {},
+    Done {},
     Scaled(Scaled),
+    Recycled(Recycled),
+    Dumped(Dumped),
     Stopping(Stopping),
     Refused(Refused),
 }
@@ -75,6 +100,28 @@ pub struct Proving {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scaled {
     pub workers: u32,
+}
+
+/// The worker that serves in the slot now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recycled {
+    pub slot: SlotIndex,
+    pub pid: Option<i32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dumped {
+    pub workers: Vec<Stacks>,
+}
+
+/// What one worker does: the Python stacks of its threads, or nothing where it did not tell them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stacks {
+    pub generation: GenerationId,
+    pub slot: SlotIndex,
+    pub pid: Option<i32>,
+    #[serde(default)]
+    pub stacks: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +164,23 @@ fn version() -> u32 {
 }
 
 impl Request {
+    /// What it would change, in words for the log. None: it only looks.
+    pub fn changes(&self) -> Option<String> {
+        Some(match self {
+            Request::Status | Request::WaitReady | Request::Dump { .. } => return None,
+            Request::Reload { force: false, .. } => "reload".to_owned(),
+            Request::Reload { force: true, .. } => "reload --force".to_owned(),
+            Request::Rollback { to: None, .. } => "rollback".to_owned(),
+            Request::Rollback { to: Some(to), .. } => format!("rollback --to {to}"),
+            Request::Scale { by, .. } => format!("scale {by:+}"),
+            Request::ScaleTo { workers, .. } => format!("scale {workers}"),
+            Request::Recycle { slot, .. } => format!("recycle {slot}"),
+            Request::ReopenLogs => "reopen-logs".to_owned(),
+            Request::Stop { now: false } => "stop".to_owned(),
+            Request::Stop { now: true } => "stop --now".to_owned(),
+        })
+    }
+
     /// The line that asks, with its end.
     pub fn to_line(&self) -> String {
         line(serde_json::json!(self))
@@ -142,7 +206,8 @@ impl Request {
 impl Reply {
     fn is_ok(&self) -> bool {
         match self {
-            Reply::Status(_) | Reply::Proving(_) | Reply::Ready {} | Reply::Scaled(_) | Reply::Stopping(_) => true,
+            Reply::Status(_) | Reply::Proving(_) | Reply::Ready {} | Reply::Done {} => true,
+            Reply::Scaled(_) | Reply::Recycled(_) | Reply::Dumped(_) | Reply::Stopping(_) => true,
             Reply::Reload(last) => last.ok,
             Reply::Refused(_) => false,
         }
@@ -191,7 +256,11 @@ mod tests {
             Request::Reload { wait: false, force: true },
             Request::Rollback { wait: true, to: Some(GenerationId(41)) },
             Request::WaitReady,
-            Request::Scale { by: -1 },
+            Request::Scale { by: -1, wait: false },
+            Request::ScaleTo { workers: 0, wait: true },
+            Request::Recycle { slot: SlotIndex(2), wait: true },
+            Request::ReopenLogs,
+            Request::Dump { slot: None },
             Request::Stop { now: true },
         ];
         for (request, command) in requests.into_iter().zip(COMMANDS) {
@@ -211,6 +280,7 @@ mod tests {
             (r#"{"v":1,"command":"reload","wait":false}"#, Request::Reload { wait: false, force: false }),
             (r#"{"v":1,"command":"rollback"}"#, Request::Rollback { wait: true, to: None }),
             (r#"{"v":1,"command":"wait_ready"}"#, Request::WaitReady),
+            (r#"{"v":1,"command":"scale","by":2}"#, Request::Scale { by: 2, wait: false }),
             // Later ones: a field more, or one that has become optional.
             (r#"{"v":1,"command":"status","requests":true}"#, Request::Status),
             (r#"{"v":1,"command":"reload","canary":{"workers":1}}"#, Request::Reload { wait: true, force: false }),

@@ -59,8 +59,8 @@ pub struct Tally {
 }
 
 /// Each is there from the start, with 0: a rate needs a first value.
-pub const RESTART_REASONS: [&str; 7] =
-    ["exit", "leave", "max_lifetime", "max_requests", "max_rss", "signal", "timeout"];
+pub const RESTART_REASONS: [&str; 8] =
+    ["exit", "leave", "max_lifetime", "max_requests", "max_rss", "recycle", "signal", "timeout"];
 pub const RELOAD_RESULTS: [&str; 4] = ["committed", "refused", "stopped", "superseded"];
 
 impl Tally {

@@ -173,8 +173,9 @@ pub enum Note {
         by: i32,
         wanted: u32,
     },
+    /// `by` is empty where a number was asked for.
     ScaleRefused {
-        by: i32,
+        by: Option<i32>,
         refusal: Refusal,
     },
     Stopping,
@@ -368,7 +369,8 @@ impl fmt::Display for Note {
             }
 
             Note::Scaled { by, wanted } => write!(f, "scaled by {by:+}: {wanted} workers wanted"),
-            Note::ScaleRefused { by, refusal } => write!(f, "not scaled by {by:+}: {}", refusal.reason),
+            Note::ScaleRefused { by: Some(by), refusal } => write!(f, "not scaled by {by:+}: {}", refusal.reason),
+            Note::ScaleRefused { by: None, refusal } => write!(f, "not scaled: {}", refusal.reason),
             Note::Stopping => f.write_str("stopping: finishing what was begun"),
             Note::GracefulOver { running: 0, idle } => {
                 write!(f, "graceful_timeout is over: killing {idle} processes that serve nothing and do not end")

@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
-use forkmaster_wire::message::{Failure, GenerationId};
+use forkmaster_wire::message::{Failure, GenerationId, SlotIndex};
 use serde::Serialize;
 
+use super::note::WorkerName;
 use super::snapshot::LastReload;
 use crate::exit_code::ExitCode;
 
@@ -29,12 +30,25 @@ pub enum Outcome {
     Begun { generation: GenerationId },
     /// A worker serves.
     Ready,
-    /// So many workers are wanted now.
+    /// So many workers are wanted now; they serve where that was waited for.
     Scaled { workers: u32 },
+    /// Another worker serves in this slot.
+    Recycled { slot: SlotIndex, pid: Option<i32> },
+    /// What workers do.
+    Dumped(Vec<Stacks>),
+    /// It will be done.
+    Asked,
     /// The master stops; the connection ends with it.
     Stopping,
     /// Not done.
     Refused(Refusal),
+}
+
+/// The Python stacks of one worker; no text where it did not tell them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stacks {
+    pub worker: WorkerName,
+    pub text: String,
 }
 
 /// How a reload (or the first start) ended.

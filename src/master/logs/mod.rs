@@ -12,8 +12,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use forkmaster_wire::log_line::{self, LineForm, Severity};
 use forkmaster_wire::message::LogLevel;
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use crate::config::settings::{AccessTarget, Identity, LogTarget, Settings};
 use crate::exit_code::ExitCode;
@@ -138,6 +139,11 @@ impl LogFile {
         });
     }
 
+    /// Lines look like this from now on.
+    pub fn set_form(&self, form: LineForm) {
+        log_line::set_form(form);
+    }
+
     /// Lines from now on go there.
     pub fn turn_to(&self, log: ErrorLog) {
         self.writer.turn_to(Arc::clone(&log.outlet));
@@ -179,6 +185,17 @@ impl LogFile {
     }
 }
 
+fn line(level: Level, text: impl fmt::Display) -> String {
+    let severity = match level {
+        Level::Error => Severity::Error,
+        Level::Warn => Severity::Warn,
+        Level::Info => Severity::Info,
+        Level::Debug => Severity::Debug,
+        Level::Trace => Severity::Trace,
+    };
+    log_line::line(severity, text)
+}
+
 /// The `log` crate's macros end here.
 struct Lines(Writer);
 
@@ -190,10 +207,7 @@ impl Log for Lines {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            let mut line = String::with_capacity(160);
-            forkmaster_wire::timestamp::push_now(&mut line);
-            line.push_str(&format!(" {:<5} {}\n", record.level(), record.args()));
-            self.0.line(line.into_bytes());
+            self.0.line(line(record.level(), record.args()).into_bytes());
         }
     }
 

@@ -18,6 +18,7 @@ impl Service {
             shared.log.turn_to(error_log);
         }
         shared.log.set_level(processes.settings.log.level);
+        shared.log.set_form(processes.settings.log.form);
         let (settings, effective) = (processes.settings.clone(), processes.written.clone());
         let loaded = Loaded { settings, warnings: Vec::new(), effective };
         self.earlier.committed(generation, loaded, processes.back);

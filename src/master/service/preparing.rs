@@ -73,10 +73,23 @@ impl Preparing {
 pub struct Reopening {
     chore: Option<ChoreId>,
     again: bool,
+    /// Whom the present one answers, and who asked since it began.
+    askers: Vec<AskId>,
+    next: Vec<AskId>,
+    failed: Vec<String>,
+    /// Answers on their way.
+    reopened: Vec<(AskId, Result<(), String>)>,
     /// A new generation's logs were just being opened, perhaps by names that were about to be given away.
     after_round: bool,
     /// The same of an error log that waits for the commit.
     pub at_commit: bool,
+}
+
+impl Reopening {
+    fn fail(&mut self, sentence: String) {
+        log::error!("{sentence}");
+        self.failed.push(sentence);
+    }
 }
 
 impl Service {
@@ -97,6 +110,17 @@ impl Service {
         !matches!(self.preparing.step, Step::Idle)
     }
 
+    /// Somebody waits for it.
+    pub fn reopen_logs_for(&mut self, asker: AskId, shared: &mut Shared) {
+        self.reopening.next.push(asker);
+        self.ask_to_reopen_logs(shared);
+    }
+
+    /// What whoever asked is to hear.
+    pub fn take_reopened(&mut self) -> Vec<(AskId, Result<(), String>)> {
+        std::mem::take(&mut self.reopening.reopened)
+    }
+
     /// USR1.
     pub fn ask_to_reopen_logs(&mut self, shared: &mut Shared) {
         let opening = self.preparing.opens_logs();
@@ -106,6 +130,7 @@ impl Service {
             self.reopening.again = true;
             return;
         }
+        self.reopening.askers = std::mem::take(&mut self.reopening.next);
         let named = shared.log.named();
         let access = self.generations.iter().filter_map(|(id, processes)| Some((*id, processes.access.as_ref()?)));
         let chore = Chore::ReopenLogs {
@@ -135,6 +160,7 @@ impl Service {
             }
             Err(NotDone(sentence)) if self.reopening.chore == Some(id) => {
                 log::error!("the logs stay as they are: {sentence}");
+                self.reopening.failed.push(sentence);
                 self.end_reopening(shared);
                 None
             }
@@ -220,7 +246,7 @@ impl Service {
                 shared.log.turn_to(error_log);
                 log::info!("log reopened");
             }
-            Some(Err(error)) => log::error!("log cannot be reopened: {error}"),
+            Some(Err(error)) => self.reopening.fail(format!("log cannot be reopened: {error}")),
         }
         for (generation, access) in reopened.access {
             match (access, self.generations.get_mut(&generation)) {
@@ -232,7 +258,7 @@ impl Service {
                     self.give_back(before.and_then(|log| log.made), shared);
                 }
                 (Ok(access), None) => self.give_back(access.made, shared),
-                (Err(error), _) => log::error!("access log cannot be reopened: {error}"),
+                (Err(error), _) => self.reopening.fail(format!("access log cannot be reopened: {error}")),
             }
         }
         self.hand_out_logs(shared);
@@ -240,6 +266,11 @@ impl Service {
 
     fn end_reopening(&mut self, shared: &mut Shared) {
         self.reopening.chore = None;
+        let failed = std::mem::take(&mut self.reopening.failed);
+        let outcome = if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) };
+        for asker in std::mem::take(&mut self.reopening.askers) {
+            self.reopening.reopened.push((asker, outcome.clone()));
+        }
         if std::mem::take(&mut self.reopening.again) {
             self.ask_to_reopen_logs(shared);
         }

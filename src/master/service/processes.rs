@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use forkmaster_wire::channel::Channel;
-use forkmaster_wire::message::{Boot, GenerationId, Hello, ListenerId, SlotIndex, ToTemplate, ToWorker, WorkerId};
+use forkmaster_wire::message::{
+    Access as AccessLine, Boot, GenerationId, Hello, ListenerId, SlotIndex, ToTemplate, ToWorker, WorkerId,
+};
 use forkmaster_wire::scoreboard::Scoreboard;
 use mio::Token;
 
@@ -159,7 +161,12 @@ impl GenerationProcesses {
             workers: server.workers,
             http: http.clone(),
             log_level: log.level,
-            access: self.access.as_ref().map(|_| log.access_format.clone()),
+            log_form: log.form,
+            access: self.access.as_ref().map(|_| AccessLine {
+                format: log.access_format.clone(),
+                skip: log.access_skip.clone(),
+                status_min: log.access_status,
+            }),
         }
     }
 }

@@ -3,12 +3,15 @@
 
 use std::time::{Duration, Instant};
 
-use forkmaster_wire::message::GenerationId;
+use forkmaster_wire::message::{GenerationId, SlotIndex, WorkerId};
 
-use super::generation::Generation;
+use super::dump::Dump;
+use super::generation::{Generation, Plan};
+use super::target::Target;
+use super::worker::{Due, State as WorkerState, Worker};
 use super::{Action, Phase, Supervisor};
-use crate::facts::note::Note;
-use crate::facts::outcome::{End, Outcome, Refusal, Reload};
+use crate::facts::note::{Note, WorkerName};
+use crate::facts::outcome::{End, Outcome, Refusal, Reload, Stacks};
 
 /// One ask, unique while it waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,8 +23,14 @@ pub enum Ask {
     Reload { deploy: Deploy, wait: bool },
     /// Answered when a worker serves.
     Ready,
-    /// So many workers more or fewer; survives reloads.
-    Scale { by: i32 },
+    /// So many workers more or fewer; survives reloads. Answered when they serve; without `wait` at once.
+    Scale { by: i32, wait: bool },
+    /// So many workers. 0: all leave, and the sockets are held.
+    ScaleTo { workers: u32, wait: bool },
+    /// A successor for the worker in this slot. Answered when that serves; without `wait` at once.
+    Recycle { slot: SlotIndex, wait: bool },
+    /// The Python stacks of the workers, or of those in this slot.
+    Dump { slot: Option<SlotIndex> },
     /// Finish what was begun, then exit.
     Stop,
     /// Exit at once.
@@ -52,6 +61,12 @@ enum On {
     Transaction(GenerationId),
     /// The asker's own limit: it leaves.
     Ready,
+    /// So many workers serve. The asker's own limit as well, since boots may fail for ever.
+    Scaled { workers: u32 },
+    /// Another worker than this one serves in its slot. As above.
+    Recycled { slot: SlotIndex, old: WorkerId },
+    /// Each of these has told its stacks, by itself or by a signal, or is gone; both have a deadline.
+    Dumped { workers: Vec<WorkerId> },
 }
 
 impl Supervisor {
@@ -66,9 +81,19 @@ impl Supervisor {
                 self.actions.push(Action::Configure { asker, deploy });
             }
             Ask::Ready if self.phase != Phase::Running => self.answer(asker, Outcome::Refused(Refusal::stopping())),
-            // Answered by `answer_ready`, perhaps at once.
+            // Answered by `answer_waiting`, perhaps at once.
             Ask::Ready => self.wait(asker, On::Ready),
-            Ask::Scale { by } => self.on_scale(asker, by),
+            Ask::Scale { .. } | Ask::ScaleTo { .. } | Ask::Recycle { .. } if !self.is_begun() => {
+                let stops = matches!(self.phase, Phase::Stopping { .. } | Phase::Ending { .. } | Phase::Ended);
+                let refusal = if stops { Refusal::stopping() } else { Refusal::new("no generation serves yet") };
+                self.answer(asker, Outcome::Refused(refusal));
+            }
+            Ask::Scale { by, wait } => self.on_scale(asker, wait, |target, plan| target.scale(by, plan), Some(by)),
+            Ask::ScaleTo { workers, wait } => {
+                self.on_scale(asker, wait, |target, plan| target.set(workers, plan), None);
+            }
+            Ask::Recycle { slot, wait } => self.on_recycle(asker, slot, wait),
+            Ask::Dump { slot } => self.on_dump(asker, slot, now),
             Ask::Stop => {
                 self.answer(asker, Outcome::Stopping);
                 self.on_stop(asker.is_none(), now);
@@ -80,21 +105,129 @@ impl Supervisor {
         }
     }
 
-    fn on_scale(&mut self, asker: Option<AskId>, by: i32) {
-        let Some(at) = self.serving_index() else {
-            let refusal = Refusal::new("no generation serves yet");
-            return self.answer(asker, Outcome::Refused(refusal));
-        };
-        match self.target.scale(by, &self.generations[at].plan) {
+    /// A generation serves and its workers may still come and go.
+    fn is_begun(&self) -> bool {
+        matches!(self.phase, Phase::Running | Phase::Delaying { .. }) && self.serving().is_some()
+    }
+
+    fn on_scale(
+        &mut self,
+        asker: Option<AskId>,
+        wait: bool,
+        scale: impl FnOnce(&mut Target, &Plan) -> Result<u32, Refusal>,
+        by: Option<i32>,
+    ) {
+        let Some(at) = self.serving_index() else { return };
+        let before = self.wanted(at);
+        match scale(&mut self.target, &self.generations[at].plan) {
             Ok(wanted) => {
-                self.note(Note::Scaled { by, wanted });
-                self.answer(asker, Outcome::Scaled { workers: wanted });
+                self.note(Note::Scaled { by: by.unwrap_or(wanted as i32 - before as i32), wanted });
+                match wait {
+                    true => self.wait(asker, On::Scaled { workers: wanted }),
+                    false => self.answer(asker, Outcome::Scaled { workers: wanted }),
+                }
             }
             Err(refusal) => {
                 self.note(Note::ScaleRefused { by, refusal: refusal.clone() });
                 self.answer(asker, Outcome::Refused(refusal));
             }
         }
+    }
+
+    fn on_recycle(&mut self, asker: Option<AskId>, slot: SlotIndex, wait: bool) {
+        let Some(at) = self.serving_index() else { return };
+        let wanted = self.wanted(at);
+        let serves = |worker: &&Worker| worker.slot == slot && matches!(worker.state, WorkerState::Serving { .. });
+        let Some(old) = self.generations[at].workers.iter().find(serves).map(|worker| worker.id) else {
+            let reason = match slot.0 < wanted {
+                true => format!("no worker serves in slot {slot} right now"),
+                false => format!("there is no slot {slot}; {wanted} workers are wanted, numbered from 0"),
+            };
+            return self.answer(asker, Outcome::Refused(Refusal::new(reason)));
+        };
+        self.mark_due(at, old, Due::Asked);
+        match wait {
+            true => self.wait(asker, On::Recycled { slot, old }),
+            false => self.answer(asker, Outcome::Asked),
+        }
+    }
+
+    fn on_dump(&mut self, asker: Option<AskId>, slot: Option<SlotIndex>, now: Instant) {
+        let mut asked = Vec::new();
+        for at in 0..self.generations.len() {
+            for worker in self.generations[at].workers.clone() {
+                let gone = matches!(worker.state, WorkerState::Exiting { .. } | WorkerState::Killed { .. });
+                if gone || worker.pid.is_none() || slot.is_some_and(|slot| slot != worker.slot) {
+                    continue;
+                }
+                asked.push(worker.id);
+                // Where it is asked already, that answer is this one's, too.
+                if worker.dump == Dump::None {
+                    self.actions.push(Action::LookAtBoot { worker: worker.id });
+                    self.await_stacks(at, worker.id, now);
+                }
+            }
+        }
+        if asked.is_empty() {
+            let which = slot.map_or_else(String::new, |slot| format!(" in slot {slot}"));
+            return self.answer(asker, Outcome::Refused(Refusal::new(format!("there is no worker{which}"))));
+        }
+        self.wait(asker, On::Dumped { workers: asked });
+    }
+
+    /// Answers whoever waits for what is so now.
+    pub(super) fn answer_waiting(&mut self) {
+        for waiting in std::mem::take(&mut self.waiting) {
+            match self.outcome(&waiting.on) {
+                Some(outcome) => self.answer(Some(waiting.ask), outcome),
+                None => self.waiting.push(waiting),
+            }
+        }
+    }
+
+    /// None: it is waited for.
+    fn outcome(&self, on: &On) -> Option<Outcome> {
+        match on {
+            // Answered where it is concluded.
+            On::Configuration { .. } | On::Transaction(_) => None,
+            On::Ready => self.is_ready().then_some(Outcome::Ready),
+            On::Scaled { workers } => self.scaled(*workers),
+            On::Recycled { slot, old } => self.recycled(*slot, *old),
+            On::Dumped { workers } => self.dumped(workers),
+        }
+    }
+
+    fn scaled(&self, workers: u32) -> Option<Outcome> {
+        let wanted = self.serving().map_or(0, |generation| self.wanted_of(generation));
+        if wanted != workers {
+            let reason = format!("superseded: {wanted} workers are wanted now");
+            return Some(Outcome::Refused(Refusal::new(reason)));
+        }
+        let accepting: usize = self.generations.iter().map(Generation::serving).sum();
+        (accepting == workers as usize && self.in_transaction().is_none()).then_some(Outcome::Scaled { workers })
+    }
+
+    fn recycled(&self, slot: SlotIndex, old: WorkerId) -> Option<Outcome> {
+        let serving = self.serving()?;
+        if slot.0 >= self.wanted_of(serving) {
+            return Some(Outcome::Refused(Refusal::new(format!("slot {slot} is not wanted any more"))));
+        }
+        let another = serving.present_in(slot).find(|worker| worker.id != old && worker.is_serving())?;
+        let leaves = serving.worker(old).is_none_or(|worker| !worker.is_serving());
+        leaves.then_some(Outcome::Recycled { slot, pid: another.pid })
+    }
+
+    fn dumped(&self, workers: &[WorkerId]) -> Option<Outcome> {
+        let find = |id: &WorkerId| {
+            let generation = self.generations.iter().find(|generation| generation.worker(*id).is_some())?;
+            generation.worker(*id).map(|worker| (generation.name(worker), worker))
+        };
+        let found: Vec<_> = workers.iter().filter_map(find).collect();
+        if found.iter().any(|(_, worker)| worker.dump != Dump::None) {
+            return None;
+        }
+        let told = |(name, worker): (WorkerName, &Worker)| Stacks { worker: name, text: worker.stacks.clone() };
+        Some(Outcome::Dumped(found.into_iter().map(told).collect()))
     }
 
     /// The asker does not wait any more: nobody is left to answer.
@@ -161,18 +294,14 @@ impl Supervisor {
         }
     }
 
-    /// A worker serves: whoever waits for that is told with the first chance.
-    pub(super) fn answer_ready(&mut self) {
-        if self.is_ready() {
-            for ask in self.take_waiting(|on| *on == On::Ready) {
-                self.answer(Some(ask), Outcome::Ready);
-            }
-        }
-    }
-
     /// The master stops: nobody waits on for what will not come.
     pub(super) fn answer_stopping(&mut self) {
-        for ask in self.take_waiting(|on| matches!(on, On::Ready | On::Configuration { .. })) {
+        let is_over = |on: &On| match on {
+            On::Ready | On::Configuration { .. } | On::Scaled { .. } | On::Recycled { .. } => true,
+            // They have their own ends.
+            On::Transaction(_) | On::Dumped { .. } => false,
+        };
+        for ask in self.take_waiting(is_over) {
             self.answer(Some(ask), Outcome::Refused(Refusal::stopping()));
         }
     }
@@ -193,6 +322,7 @@ impl Supervisor {
             Phase::Running => match (self.serving(), self.in_transaction()) {
                 (None, _) => "starting",
                 (Some(_), Some(_)) => "reloading",
+                (Some(_), None) if self.target.is_off() => "off",
                 (Some(generation), None) if lacks(generation) => "degraded",
                 (Some(_), None) => "running",
             },

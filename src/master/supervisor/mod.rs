@@ -363,7 +363,7 @@ impl Supervisor {
             }
             Phase::Stopping { .. } | Phase::Ending { .. } | Phase::Ended => {}
         }
-        self.answer_ready();
+        self.answer_waiting();
         self.collect(now);
     }
 
@@ -390,7 +390,8 @@ impl Supervisor {
     fn fix_slots(&mut self) {
         for at in 0..self.generations.len() {
             let wanted = self.wanted(at);
-            self.generations[at].grow_slots(wanted);
+            // A candidate proves its release also where nobody is wanted.
+            self.generations[at].grow_slots(wanted.max(1));
         }
     }
 

@@ -181,6 +181,14 @@ impl Supervisor {
     fn exchange(&mut self, at: usize, pace: Pace, now: Instant) {
         let wanted = self.wanted(at);
         let Some(predecessor) = self.serving_index() else { return self.first_start(at, wanted, now) };
+        if wanted == 0 {
+            // Nobody serves, and nobody is to: the release counts from now on.
+            while self.drain_other(at, now) {}
+            if !self.others(at).any(Worker::may_accept) {
+                self.commit(at, now);
+            }
+            return;
+        }
         if pace.one_step {
             self.boot(at, wanted, usize::MAX, pace, now);
             if self.generations[at].all_booted(wanted) {

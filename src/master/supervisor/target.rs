@@ -9,21 +9,36 @@ const PROCESSES_A_SLOT: u32 = 3;
 
 #[derive(Debug, Default)]
 pub struct Target {
-    /// Workers more (or fewer) than the settings say, from TTIN and TTOU. Survives reloads.
+    /// Workers more (or fewer) than the settings say. Survives reloads.
     extra: i32,
+    /// Told to have none: the sockets are held, and what comes waits in the backlog.
+    off: bool,
 }
 
 impl Target {
     /// How many workers a generation with this plan should have.
     pub fn wanted(&self, plan: &Plan) -> u32 {
+        if self.off {
+            return 0;
+        }
         let wanted = i64::from(plan.workers) + i64::from(self.extra);
         wanted.clamp(1, i64::from(most(plan))) as u32
     }
 
-    /// Returns how many are wanted from now on, at least one; or why there cannot be so many.
+    /// So many workers more or fewer. Steps end at one: only `set` switches the last one off. Returns how many are
+    /// wanted from now on, or why there cannot be so many.
     pub fn scale(&mut self, by: i32, plan: &Plan) -> Result<u32, Refusal> {
-        let wanted = i64::from(self.wanted(plan)) + i64::from(by);
-        if wanted > i64::from(most(plan)) {
+        let before = self.wanted(plan);
+        let wanted = i64::from(before) + i64::from(by);
+        if before == 0 && wanted <= 0 {
+            return Ok(0);
+        }
+        self.set(wanted.clamp(1, u32::MAX.into()) as u32, plan)
+    }
+
+    /// So many workers; 0 switches them off.
+    pub fn set(&mut self, wanted: u32, plan: &Plan) -> Result<u32, Refusal> {
+        if wanted > most(plan) {
             return Err(Refusal::new(match plan.max_processes {
                 Some(max) if max.saturating_sub(1) <= most(plan) => format!("{wanted} workers are too many for max_processes = {max}"),
                 Some(_) | None => format!(
@@ -34,9 +49,16 @@ impl Target {
                 ),
             }));
         }
-        let wanted = wanted.max(1);
-        self.extra = (wanted - i64::from(plan.workers)) as i32;
-        Ok(wanted as u32)
+        self.off = wanted == 0;
+        if wanted > 0 {
+            self.extra = (i64::from(wanted) - i64::from(plan.workers)) as i32;
+        }
+        Ok(wanted)
+    }
+
+    /// Nobody is wanted.
+    pub fn is_off(&self) -> bool {
+        self.off
     }
 }
 

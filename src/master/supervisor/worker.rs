@@ -89,6 +89,8 @@ pub enum Due {
     Requests,
     Lifetime,
     Memory,
+    /// Somebody asked for it.
+    Asked,
 }
 
 /// Why a worker is being terminated.
@@ -232,6 +234,7 @@ impl Due {
             Due::Requests => "max_requests",
             Due::Lifetime => "max_lifetime",
             Due::Memory => "max_rss",
+            Due::Asked => "recycle",
         }
     }
 }
@@ -310,6 +313,10 @@ impl Supervisor {
     }
 
     pub(super) fn serve_ready(&mut self, at: usize, now: Instant) {
+        // The candidate of a release that was proved while nobody is wanted leaves without having served.
+        if self.wanted(at) == 0 {
+            return;
+        }
         for id in self.worker_ids(at) {
             if self.generations[at].worker(id).is_some_and(|worker| worker.state == State::Ready) {
                 self.serve(at, id, now);

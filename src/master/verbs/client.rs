@@ -22,7 +22,7 @@ use crate::verbs::{find, output, show};
 const HEALTH_WITHIN: Duration = Duration::from_secs(5);
 
 /// For what a master answers at once. Longer than a health check waits: a person asks, and would rather have it late.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// A deploy that takes longer may wait for room: whoever asked for it wants to hear that before the end.
 const LOOK_AFTER: Duration = Duration::from_secs(2);
@@ -212,7 +212,7 @@ pub fn stop(client: &Client, context: &ProcessContext, now: bool, waiting: Waiti
 }
 
 /// Says why there is no good answer.
-fn told(what: &str, no_answer: NoAnswer) -> ExitCode {
+pub fn told(what: &str, no_answer: NoAnswer) -> ExitCode {
     match no_answer {
         NoAnswer::Refused(refused) => {
             output::complain(format_args!("{what}: {}", output::printable(&refused.reason)));
@@ -242,7 +242,7 @@ fn waits_for_room(target: &Target) -> Option<String> {
 }
 
 /// The error is an exit code; stderr has the reason.
-fn connect(client: &Client, context: &ProcessContext) -> Result<UnixStream, ExitCode> {
+pub fn connect(client: &Client, context: &ProcessContext) -> Result<UnixStream, ExitCode> {
     find::find(&target(client, context)?).map(|found| found.stream).map_err(|not_found| not_there(&not_found))
 }
 
@@ -251,7 +251,7 @@ fn not_there(not_found: &NotFound) -> ExitCode {
     not_found.exit_code
 }
 
-fn target(client: &Client, context: &ProcessContext) -> Result<Target, ExitCode> {
+pub fn target(client: &Client, context: &ProcessContext) -> Result<Target, ExitCode> {
     match &client.socket {
         Some(path) => Ok(Target::Socket(path.clone())),
         None => config::control(&client.source, context).map(Target::Configured).map_err(|problems| {

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use forkmaster_wire::message::GenerationId;
+use clap_complete::Shell;
+use forkmaster_wire::message::{GenerationId, SlotIndex};
 
 use crate::config::process_context::ProcessContext;
 use crate::config::settings::Bind;
@@ -39,7 +40,22 @@ pub enum Command {
     Reload { client: Client, force: bool, waiting: Waiting },
     Rollback { client: Client, to: Option<GenerationId>, waiting: Waiting },
     WaitReady { client: Client, timeout: Option<Duration> },
+    WaitDown { client: Client, timeout: Option<Duration> },
     Stop { client: Client, now: bool, waiting: Waiting },
+    Scale { client: Client, to: Scale, waiting: Waiting },
+    Recycle { client: Client, slot: SlotIndex, waiting: Waiting },
+    ReopenLogs { client: Client, timeout: Option<Duration> },
+    Dump { client: Client, slot: Option<SlotIndex> },
+    Completions { shell: Shell },
+    Man,
+}
+
+/// How many workers are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// `+2`, `-1`
+    By(i32),
+    To(u32),
 }
 
 /// What a container's probe asks.
@@ -134,6 +150,15 @@ pub fn parse(
             Ok(Command::Rollback { client: place.client()?, to: to.map(GenerationId), waiting: waiting.waiting() })
         }
         Verb::Wait { state: State::Ready, timeout } => Ok(Command::WaitReady { client: place.client()?, timeout }),
+        Verb::Wait { state: State::Down, timeout } => Ok(Command::WaitDown { client: place.client()?, timeout }),
+        Verb::Scale { to, waiting } => Ok(Command::Scale { client: place.client()?, to, waiting: waiting.waiting() }),
+        Verb::Recycle { slot, waiting } => {
+            Ok(Command::Recycle { client: place.client()?, slot: SlotIndex(slot), waiting: waiting.waiting() })
+        }
+        Verb::ReopenLogs { timeout } => Ok(Command::ReopenLogs { client: place.client()?, timeout }),
+        Verb::Dump { slot } => Ok(Command::Dump { client: place.client()?, slot: slot.map(SlotIndex) }),
+        Verb::Completions { shell } => Ok(Command::Completions { shell }),
+        Verb::Man => Ok(Command::Man),
         Verb::Stop { now, waiting } => Ok(Command::Stop { client: place.client()?, now, waiting: waiting.waiting() }),
     }
 }
@@ -281,6 +306,43 @@ enum Verb {
         #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
         timeout: Option<Duration>,
     },
+    /// More or fewer workers; survives reloads
+    ///
+    /// 0 switches all of them off: the sockets are held, and connections wait until there are workers again.
+    Scale {
+        /// So many workers, or with + or - so many more or fewer; such a step ends at one
+        #[arg(value_name = "N|+N|-N", allow_hyphen_values = true, value_parser = parse_scale)]
+        to: Scale,
+        #[command(flatten)]
+        waiting: WaitOptions,
+    },
+    /// Replace the worker of one slot: its successor serves first, then it finishes
+    Recycle {
+        /// As `status` numbers them, from 0
+        #[arg(value_name = "SLOT")]
+        slot: u32,
+        #[command(flatten)]
+        waiting: WaitOptions,
+    },
+    /// Open the log files again by their names, as USR1 does
+    ReopenLogs {
+        /// Give up waiting after so long, as in 30s; it goes on
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        timeout: Option<Duration>,
+    },
+    /// The Python stacks of all threads of the workers
+    Dump {
+        /// Only of the workers in this slot
+        #[arg(value_name = "SLOT")]
+        slot: Option<u32>,
+    },
+    /// A script with which a shell completes verbs and options
+    Completions {
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// The manual page: `forkmaster man | man -l -`
+    Man,
     /// Stop serving: running requests finish first
     #[command(visible_alias = "shutdown")]
     Stop {
@@ -314,6 +376,22 @@ enum ConfigVerb {
 enum State {
     /// A worker serves
     Ready,
+    /// The master is gone
+    Down,
+}
+
+/// `3`, `+1`, `-1`
+fn parse_scale(text: &str) -> Result<Scale, String> {
+    let scale = match text.starts_with(['+', '-']) {
+        true => text.parse().ok().map(Scale::By),
+        false => text.parse().ok().map(Scale::To),
+    };
+    scale.ok_or_else(|| "write a number, or a number with + or - before it".to_owned())
+}
+
+/// The whole definition, for what is made from it.
+pub fn definition() -> clap::Command {
+    Line::command().after_help(exit_codes())
 }
 
 #[derive(Args, Debug)]
@@ -576,7 +654,7 @@ mod tests {
             ("--venv v --python p a.b", "cannot be used with"),
             ("reload --timeout 30", "30s"),
             ("reload --timeout 30s --no-wait", "cannot be used with"),
-            ("wait down", "ready"),
+            ("wait sideways", "ready"),
             ("--workers 2 status", "after the verb"),
             ("a.b --socket x", "--socket is for"),
             ("status --workers 2", "--workers"),

@@ -1,12 +1,14 @@
 //! What a person can ask on the command line, and the code that answers: `command_line` reads the arguments, the
 //! others carry a verb out and return its exit code.
 
+pub mod act;
 pub mod ask;
 pub mod check;
 pub mod client;
 pub mod command_line;
 pub mod convert;
 pub mod find;
+pub mod help;
 pub mod init;
 pub mod list;
 pub mod output;

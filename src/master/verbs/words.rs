@@ -7,7 +7,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::config;
 
-const VERBS: [&str; 14] = [
+const VERBS: [&str; 20] = [
     "run",
     "check",
     "validate",
@@ -22,25 +22,16 @@ const VERBS: [&str; 14] = [
     "wait",
     "stop",
     "shutdown",
+    "scale",
+    "recycle",
+    "reopen-logs",
+    "dump",
+    "completions",
+    "man",
 ];
 
 /// No module may be taken for one of them now, or the day they exist would change what a command does.
-const VERBS_TO_COME: [&str; 14] = [
-    "completions",
-    "ctl",
-    "dev",
-    "dump",
-    "events",
-    "history",
-    "man",
-    "pause",
-    "recycle",
-    "reopen-logs",
-    "report",
-    "resume",
-    "scale",
-    "upgrade",
-];
+const VERBS_TO_COME: [&str; 8] = ["ctl", "dev", "events", "history", "pause", "report", "resume", "upgrade"];
 
 /// Verbs of systemctl, supervisorctl, circusctl, docker and caddy, and what does that here.
 const VERBS_OF_OTHERS: [(&str, &str); 11] = [

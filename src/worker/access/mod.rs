@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 use std::{io, thread};
 
-use forkmaster_wire::message::AccessFormat;
+use forkmaster_wire::message::Access;
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
@@ -37,6 +37,8 @@ const WAITING_BYTES_MAX: usize = 1024 * 1024;
 pub struct AccessLog {
     shared: Arc<Shared>,
     wanted: Vec<Wanted>,
+    skip: Vec<String>,
+    status_min: u16,
 }
 
 struct Shared {
@@ -57,7 +59,8 @@ struct State {
 
 impl AccessLog {
     /// Starts the writing thread; signals are blocked by the caller.
-    pub fn start(fd: RawFd, format: AccessFormat, origin: Origin) -> io::Result<AccessLog> {
+    pub fn start(fd: RawFd, access: Access, origin: Origin) -> io::Result<AccessLog> {
+        let Access { format, skip, status_min } = access;
         // Buffers have their usual size from the start: growing to it would cost the first requests allocations, and pages
         // that nobody touched cost nothing.
         let state = Mutex::new(State { records: Vec::with_capacity(BATCH_BYTES), ..State::default() });
@@ -67,7 +70,16 @@ impl AccessLog {
         let writer = Writer { fd, lines: Lines::new(format, origin), out, torn: false, lost: 0 };
         let theirs = Arc::clone(&shared);
         thread::Builder::new().name("fm-access".into()).spawn(move || theirs.write(writer))?;
-        Ok(AccessLog { shared, wanted })
+        Ok(AccessLog { shared, wanted, skip, status_min })
+    }
+
+    /// Whether a request has a line: its path as it was sent, and the status of its answer.
+    pub fn wants(&self, path: &[u8], status: u16) -> bool {
+        let is_meant = |skip: &String| match skip.strip_suffix('*') {
+            Some(prefix) => path.starts_with(prefix.as_bytes()),
+            None => path == skip.as_bytes(),
+        };
+        status >= self.status_min && !self.skip.iter().any(is_meant)
     }
 
     /// The values that each record must have, in this order.
@@ -220,16 +232,21 @@ mod tests {
     use std::io::{Read, Seek, SeekFrom};
     use std::os::fd::AsRawFd;
 
-    use forkmaster_wire::message::{AccessPart, Atom};
+    use forkmaster_wire::message::{AccessFormat, AccessPart, Atom};
 
     use forkmaster_http::serve::How;
 
     use super::*;
 
-    fn format() -> AccessFormat {
+    fn access() -> Access {
         let atom = |atom| AccessPart::Atom { atom, quoted: true };
         let text = |text: &str| AccessPart::Text(text.to_owned());
-        AccessFormat::Line(vec![text("<"), atom(Atom::Path), text(">"), atom(Atom::RequestHeader("x".to_owned()))])
+        let parts = vec![text("<"), atom(Atom::Path), text(">"), atom(Atom::RequestHeader("x".to_owned()))];
+        Access {
+            format: AccessFormat::Line(parts),
+            skip: vec!["/healthz".to_owned(), "/static/*".to_owned()],
+            status_min: 0,
+        }
     }
 
     fn push(log: &AccessLog, path: &str) {
@@ -255,7 +272,7 @@ mod tests {
         nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_APPEND)).unwrap();
         let threads: Vec<_> = (0..4)
             .map(|writer| {
-                let log = AccessLog::start(file.as_raw_fd(), format(), ORIGIN).unwrap();
+                let log = AccessLog::start(file.as_raw_fd(), access(), ORIGIN).unwrap();
                 thread::spawn(move || {
                     for number in 0..3000 {
                         push(&log, &format!("/{writer}/{number}/{}", "x".repeat(number % 300)));
@@ -280,10 +297,19 @@ mod tests {
     }
 
     #[test]
+    fn a_request_has_a_line_unless_its_path_or_its_status_says_otherwise() {
+        let file = nix::sys::memfd::memfd_create(c"access", nix::sys::memfd::MFdFlags::empty()).unwrap();
+        let log = AccessLog::start(file.as_raw_fd(), Access { status_min: 400, ..access() }, ORIGIN).unwrap();
+        assert!(log.wants(b"/", 400) && !log.wants(b"/", 399));
+        assert!(!log.wants(b"/healthz", 500) && log.wants(b"/healthz/deep", 500) && !log.wants(b"/static/a.css", 500));
+        log.finish(Duration::from_secs(60));
+    }
+
+    #[test]
     fn a_log_that_takes_nothing_holds_nobody_up() {
         let (reading, writing) = nix::unistd::pipe().unwrap();
         let mut reading = std::fs::File::from(reading);
-        let log = AccessLog::start(writing.as_raw_fd(), format(), ORIGIN).unwrap();
+        let log = AccessLog::start(writing.as_raw_fd(), access(), ORIGIN).unwrap();
         let path = format!("/{}", "x".repeat(900));
         for _ in 0..3000 {
             push(&log, &path);

@@ -32,6 +32,9 @@ impl AccessRecorder {
     pub fn note(&self, exchange: &mut Exchange, environ: Option<&Bound<'_, PyDict>>, client: IpAddr, ended: Ended) {
         let status = exchange.status();
         let failed = status == 0 || (ended == Ended::Badly && !exchange.head_sent());
+        if !self.log.wants(exchange.path(), if failed { 500 } else { status }) {
+            return;
+        }
         let queued = exchange.begun().saturating_duration_since(exchange.ready_at());
         let facts = Facts {
             // These are known at the end.

@@ -113,6 +113,9 @@ level = "debug"
 error = "shop.log"
 access = "access.log"
 access_format = '%(h)s "%(r)s" 100%%'
+format = "json"
+access_skip = ["/healthz", "/static/*"]
+access_status = ">=400"
 [control]
 socket = "run/control.sock"
 [status]

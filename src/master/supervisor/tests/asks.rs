@@ -33,6 +33,9 @@ impl World {
                 Outcome::Begun { .. }
                 | Outcome::Ready
                 | Outcome::Scaled { .. }
+                | Outcome::Recycled { .. }
+                | Outcome::Dumped(_)
+                | Outcome::Asked
                 | Outcome::Stopping
                 | Outcome::Refused(_) => unreachable!("filtered"),
             })
@@ -148,13 +151,13 @@ fn whoever_waits_for_readiness_hears_of_the_stop() {
 fn more_workers_than_the_scoreboard_has_room_for_are_refused() {
     let mut world = World::serving(plan(1));
     for _ in 0..100 {
-        world.ask(Ask::Scale { by: 1 });
+        world.ask(Ask::Scale { by: 1, wait: false });
     }
     world.run();
     assert_eq!(world.accepting(1), 22);
-    world.client(1, Ask::Scale { by: 1 });
+    world.client(1, Ask::Scale { by: 1, wait: false });
     assert!(matches!(world.answers.last(), Some((AskId(1), Outcome::Refused(_)))));
-    world.client(2, Ask::Scale { by: -1 });
+    world.client(2, Ask::Scale { by: -1, wait: false });
     assert_eq!(world.answers.last(), Some(&(AskId(2), Outcome::Scaled { workers: 21 })));
     world.reload(plan(1), Behaviour::Healthy);
     world.run();

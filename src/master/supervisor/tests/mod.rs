@@ -8,11 +8,12 @@ mod random;
 mod rolling;
 mod stopping;
 mod transaction;
+mod verbs;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use forkmaster_wire::message::{GenerationId, ListenerId, WorkerId};
+use forkmaster_wire::message::{GenerationId, ListenerId, SlotIndex, WorkerId};
 
 use super::asks::{Ask, AskId, Deploy};
 use super::backoff;

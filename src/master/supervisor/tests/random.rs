@@ -68,16 +68,19 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                         Ask::Reload { deploy: ON_DISK, wait: true },
                         Ask::Reload { deploy: ON_DISK, wait: false },
                         Ask::Ready,
-                        Ask::Scale { by: 1 },
+                        Ask::Scale { by: 1, wait: false },
+                        Ask::ScaleTo { workers: dice.roll(4) as u32, wait: true },
+                        Ask::Recycle { slot: SlotIndex(dice.roll(4) as u32), wait: true },
+                        Ask::Dump { slot: None },
                     ];
-                    world.event(Event::Ask { asker: Some(AskId(asked)), ask: asks[dice.roll(4)] });
+                    world.event(Event::Ask { asker: Some(AskId(asked)), ask: asks[dice.roll(7)] });
                 }
                 (11, Some(worker), _) => {
                     world.worker_event(worker, WorkerEvent::Drained { threads: Vec::new() });
                     world.accepting.remove(&worker);
                     world.drained.insert(worker);
                 }
-                (9, _, _) => world.ask(Ask::Scale { by: dice.roll(5) as i32 - 2 }),
+                (9, _, _) => world.ask(Ask::Scale { by: dice.roll(5) as i32 - 2, wait: false }),
                 (_, _, _) => world.pass(Duration::from_secs(dice.roll(20) as u64)),
             }
             for _ in 0..dice.roll(6) {
@@ -100,6 +103,7 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
             *behaviour = Behaviour::Healthy;
         }
         let last = Plan { max_processes: None, ..any_plan(&mut dice) };
+        world.ask(Ask::Scale { by: 1, wait: false });
         world.reload(last, Behaviour::Healthy);
         world.pass(MINUTE * 60);
         let serving = world.supervisor.serving().expect("one always serves");

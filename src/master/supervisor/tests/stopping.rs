@@ -96,7 +96,7 @@ fn a_hup_after_term_changes_nothing() {
 fn scaling_during_the_shutdown_delay_does_not_end_the_master() {
     let mut world = World::serving(Plan { shutdown_delay: MINUTE, ..plan(2) });
     world.ask(Ask::Stop);
-    world.ask(Ask::Scale { by: 1 });
+    world.ask(Ask::Scale { by: 1, wait: false });
     world.run();
     assert_eq!(world.accepting(1), 3);
     world.pass(MINUTE * 2);

@@ -163,13 +163,13 @@ fn a_draining_worker_is_killed_at_its_deadline_and_not_before() {
 #[test]
 fn scaling_survives_a_reload() {
     let mut world = World::serving(plan(2));
-    world.ask(Ask::Scale { by: 2 });
+    world.ask(Ask::Scale { by: 2, wait: false });
     world.run();
     assert_eq!(world.accepting(1), 4);
     world.reload(plan(2), Behaviour::Healthy);
     world.run();
     assert_eq!(world.accepting(2), 4);
-    world.ask(Ask::Scale { by: -10 });
+    world.ask(Ask::Scale { by: -10, wait: false });
     world.run();
     assert_eq!(world.accepting(2), 1);
 }

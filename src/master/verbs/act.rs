@@ -1,0 +1,122 @@
+//! The verbs that change the engine in flight, or look into it: scale, recycle, reopen-logs, dump, and waiting for the
+//! end. Each waits until it is done and tells the truth; with `--no-wait` it only asks.
+
+use std::time::{Duration, Instant};
+
+use forkmaster_wire::message::SlotIndex;
+use serde::de::{DeserializeOwned, IgnoredAny};
+
+use super::ask::{ask, read, wait_for_end, NoAnswer};
+use super::client::{connect, target, told, ANSWER_WITHIN};
+use super::{find, output};
+use crate::config::process_context::ProcessContext;
+use crate::doors::protocol::{Dumped, Recycled, Request, Scaled};
+use crate::exit_code::ExitCode;
+use crate::verbs::command_line::{Client, Scale, Waiting};
+
+/// Workers answer within half a second, and where they do not, faulthandler does in another.
+const DUMP_WITHIN: Duration = Duration::from_secs(10);
+
+pub fn scale(client: &Client, context: &ProcessContext, to: Scale, waiting: Waiting) -> ExitCode {
+    let request = |wait| match to {
+        Scale::By(by) => Request::Scale { by, wait },
+        Scale::To(workers) => Request::ScaleTo { workers, wait },
+    };
+    let told_waiting = |scaled: &Scaled, waited: bool| match (scaled.workers, waited) {
+        (0, _) => "no worker serves; the sockets are held, and what comes waits\n".to_owned(),
+        (workers, true) => format!("{workers} workers serve\n"),
+        (workers, false) => format!("{workers} workers are wanted\n"),
+    };
+    act(client, context, "scale", request, waiting, told_waiting)
+}
+
+pub fn recycle(client: &Client, context: &ProcessContext, slot: SlotIndex, waiting: Waiting) -> ExitCode {
+    let Waiting::Until(_) = waiting else {
+        let asked = |_: &IgnoredAny, _| format!("the worker in slot {slot} is being replaced\n");
+        return act(client, context, "recycle", |wait| Request::Recycle { slot, wait }, waiting, asked);
+    };
+    let text = |recycled: &Recycled, _| match recycled.pid {
+        Some(pid) => format!("slot {slot}: pid {pid} serves\n"),
+        None => format!("slot {slot}: another worker serves\n"),
+    };
+    act(client, context, "recycle", |wait| Request::Recycle { slot, wait }, waiting, text)
+}
+
+pub fn reopen_logs(client: &Client, context: &ProcessContext, timeout: Option<Duration>) -> ExitCode {
+    let text = |_: &IgnoredAny, _| "the logs were opened again\n".to_owned();
+    act(client, context, "reopen-logs", |_| Request::ReopenLogs, Waiting::Until(timeout), text)
+}
+
+/// The stacks of all threads, and before them what each worker runs.
+pub fn dump(client: &Client, context: &ProcessContext, slot: Option<SlotIndex>) -> ExitCode {
+    let text = |dumped: &Dumped, _| {
+        let worker = |of: &crate::doors::protocol::Stacks| {
+            let pid = of.pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
+            let stacks = match of.stacks.trim_end() {
+                "" => "it did not tell its stacks".to_owned(),
+                stacks => output::printable(stacks),
+            };
+            format!("worker gen={} slot={} pid={pid}\n{stacks}\n\n", of.generation, of.slot)
+        };
+        dumped.workers.iter().map(worker).collect()
+    };
+    act(client, context, "dump", |_| Request::Dump { slot }, Waiting::Until(Some(DUMP_WITHIN)), text)
+}
+
+/// Waits until no master is there. One that was never there is down.
+pub fn wait_down(client: &Client, context: &ProcessContext, timeout: Option<Duration>) -> ExitCode {
+    let target = match target(client, context) {
+        Ok(target) => target,
+        Err(code) => return code,
+    };
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        match find::find(&target) {
+            // A connection also ends when it was idle for long, so that is looked at again.
+            Ok(mut found) => match wait_for_end(&mut found.stream, left) {
+                Ok(()) => {}
+                Err(NoAnswer::Late) => {
+                    output::complain("still there after the time given");
+                    return ExitCode::Timeout;
+                }
+                Err(no_answer @ (NoAnswer::Refused(_) | NoAnswer::Ended)) => return told("not waited", no_answer),
+            },
+            Err(not_found) if not_found.exit_code == ExitCode::NotRunning => return ExitCode::Done,
+            Err(not_found) => {
+                output::complain(output::printable(&not_found.reason));
+                return not_found.exit_code;
+            }
+        }
+    }
+}
+
+/// Asks, and prints what came of it. `text` gets the answer, and whether it was waited for.
+fn act<T: DeserializeOwned>(
+    client: &Client,
+    context: &ProcessContext,
+    verb: &str,
+    request: impl Fn(bool) -> Request,
+    waiting: Waiting,
+    text: impl Fn(&T, bool) -> String,
+) -> ExitCode {
+    let mut stream = match connect(client, context) {
+        Ok(stream) => stream,
+        Err(code) => return code,
+    };
+    let (wait, timeout) = match waiting {
+        Waiting::No => (false, Some(ANSWER_WITHIN)),
+        Waiting::Until(timeout) => (true, timeout),
+    };
+    match ask(&mut stream, &request(wait), timeout).and_then(|line| read::<T>(&line)) {
+        Ok(answer) => {
+            output::print(text(&answer, wait));
+            ExitCode::Done
+        }
+        Err(NoAnswer::Late) if wait => {
+            output::complain(format_args!("{verb}: not done within the time given; it goes on"));
+            ExitCode::Timeout
+        }
+        Err(no_answer) => told(verb, no_answer),
+    }
+}
