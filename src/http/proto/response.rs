@@ -267,7 +267,7 @@ fn check_field(name: &[u8], value: &[u8]) -> Result<(), String> {
 pub struct EarlyHints(Vec<u8>);
 
 impl EarlyHints {
-    pub fn new() -> EarlyHints {
+    pub fn begin() -> EarlyHints {
         EarlyHints(b"HTTP/1.1 103 Early Hints\r\n".to_vec())
     }
 
@@ -449,7 +449,7 @@ mod tests {
 
     #[test]
     fn early_hints_are_fields_and_no_framing() {
-        let mut hints = EarlyHints::new();
+        let mut hints = EarlyHints::begin();
         hints.add(b"Link", b"</a.css>; rel=preload").expect("valid");
         for (name, value) in
             [(&b"Content-Length"[..], &b"1"[..]), (b"Connection", b"close"), (b"A", b"b\r\nc: d"), (b"", b"b")]

@@ -117,9 +117,10 @@ impl Gateway {
             Ok(environ) => environ,
             Err(error) => return Err(self.fail(py, exchange, None, &error)),
         };
-        if let Err((error, exchange)) = self.response.enter(py, exchange) {
+        if let Err(error) = self.response.renew(py) {
             return Err(self.fail(py, exchange, Some(&environ), &error));
         }
+        self.response.enter(py, exchange);
         if let Err(error) = self.response.add_callables(&environ) {
             let Some(exchange) = self.response.leave(py) else { return Err(Raised) };
             return Err(self.fail(py, exchange, Some(&environ), &error));

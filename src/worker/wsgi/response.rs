@@ -119,24 +119,27 @@ impl ResponseSlot {
         environ.set_item(intern!(py, CLIENT_DISCONNECTED), self.disconnected.bind(py))
     }
 
-    /// A request begins. Where the application has kept something of the last one, that stays the last one's.
-    pub fn enter(&mut self, py: Python<'_>, exchange: Exchange) -> Result<(), (PyErr, Exchange)> {
-        if !self.is_left(py) {
-            let next = match ResponseSlot::with(py, self.facts) {
-                Ok(next) => next,
-                Err(error) => return Err((error, exchange)),
-            };
-            // Or the two would keep each other for ever. Where it is borrowed, its borrower does it.
-            if let Ok(mut response) = self.response.bind(py).try_borrow_mut() {
-                response.write = None;
-            }
-            *self = next;
+    /// To be called before `enter`. Where the application has kept something of the last request, that stays the last
+    /// one's.
+    pub fn renew(&mut self, py: Python<'_>) -> PyResult<()> {
+        if self.is_left(py) {
+            return Ok(());
         }
+        let next = ResponseSlot::with(py, self.facts)?;
+        // Or the two would keep each other for ever. Where it is borrowed, its borrower does it.
+        if let Ok(mut response) = self.response.bind(py).try_borrow_mut() {
+            response.write = None;
+        }
+        *self = next;
+        Ok(())
+    }
+
+    /// A request begins.
+    pub fn enter(&self, py: Python<'_>, exchange: Exchange) {
         let mut response = self.response.bind(py).borrow_mut();
         response.started = false;
         response.latest = Written::Done;
         *response.slot() = Some(exchange);
-        Ok(())
     }
 
     /// Nobody but us has any of the objects: five references to the response are ours and its methods'.
@@ -318,7 +321,7 @@ unsafe extern "C" fn early_hints(
             let mut response = this.try_borrow_mut()?;
             let capi = response.facts.capi;
             let exchange = response.live()?;
-            let mut hints = EarlyHints::new();
+            let mut hints = EarlyHints::begin();
             add_fields(&capi, &headers, |name, value| hints.add(name, value).map_err(BadResponse))?;
             exchange.early_hints(hints);
             Ok(this.py().None().into_bound(this.py()))

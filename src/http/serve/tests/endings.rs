@@ -39,11 +39,11 @@ fn app(mut exchange: Exchange, gate: &Gate, voice: &Voice) {
             voice.say("disconnected");
         }
         "/hints" => {
-            let mut hints = EarlyHints::new();
+            let mut hints = EarlyHints::begin();
             hints.add(b"Link", b"</a.css>").expect("valid");
             exchange.early_hints(hints);
             exchange.write_all(b"hinted");
-            let mut late = EarlyHints::new();
+            let mut late = EarlyHints::begin();
             late.add(b"Link", b"</late.css>").expect("valid");
             exchange.early_hints(late);
         }

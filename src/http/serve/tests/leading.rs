@@ -130,6 +130,7 @@ fn who_comes_back_gets_the_lead_from_the_monitor() {
 
 /// The monitor leaves a request in the queue and gives the lead up, since a thread has asked for it.
 #[test]
+#[expect(clippy::arc_with_non_send_sync, reason = "the toy loop has one thread")]
 fn who_gets_the_lead_looks_at_the_queue_first() {
     let doors = Arc::new(ToyDoors(RunQueue::with_parkers(vec![Parker::plain()], 1)));
     let leader = Arc::new(Leader::new(doors, ToyLoop(Rc::new(RefCell::new(Box::new(|| {})))), 1));
