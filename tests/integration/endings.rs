@@ -213,9 +213,10 @@ fn readers_that_stop_near_the_end_cost_what_they_hold() {
             reader
         })
         .collect();
-    // One more is being made while we look.
-    let held = memory(&master) - before;
-    assert!(held <= QUEUES + QUEUES / 5, "{} MiB", held >> 20);
+    let held = || memory(&master).saturating_sub(before);
+    // The last answer may still be on its way to its file. Until then the application's own object is there as well.
+    assert!(held() <= QUEUES + QUEUES / 5 + LARGE, "{} MiB", held() >> 20);
+    wait_for("queues that hold what they may", || (held() <= QUEUES + QUEUES / 5).then_some(()));
     for reader in &mut readers {
         take(reader, 1_500_000);
     }
