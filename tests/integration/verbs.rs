@@ -45,7 +45,7 @@ fn scaled_to_nothing_connections_wait_and_are_answered() {
     assert!(!status.ready() && status.0["state"] == "off", "{}", status.0);
     assert!(master.workers().is_empty());
     let mut waiting = Connection::to(&address);
-    waiting.must_send(client::head("GET", "/", &[("Host", "x")]));
+    waiting.must_send(client::head("GET", "/", &[]));
     // A deploy meanwhile is proved, and nobody serves it yet.
     site.flip("2");
     assert!(ok(&master, &["reload"]).contains("generation 2 serves"));
