@@ -246,7 +246,7 @@ fn sigkill_while_connections_move_loses_what_the_killed_had() {
     let master = site.start();
     master.wait_serving();
     let load = Load::on(&master.address()).closing(0).keeping(60).start();
-    let (mut kills, mut seed) = (Vec::new(), 7u32);
+    let (mut kills, mut killed, mut seed) = (Vec::new(), Vec::new(), 7u32);
     for round in 0..12 {
         site.flip(if round % 2 == 0 { "2" } else { "1" });
         master.hup();
@@ -260,11 +260,17 @@ fn sigkill_while_connections_move_loses_what_the_killed_had() {
             let victim = workers.get((seed >> 8) as usize % workers.len().max(1)).filter(|victim| victim.pid > 0);
             if let Some(victim) = victim {
                 kills.push(Instant::now());
+                killed.push(victim.pid);
                 let _ = kill(Pid::from_raw(victim.pid), Signal::SIGKILL);
             }
         }
         load.wait_answers(60);
     }
+    // The last one may still be dying, and the master believe that it serves.
+    wait_for("the end of all that were killed", || {
+        let is_there = |pid: &i32| std::path::Path::new("/proc").join(pid.to_string()).exists();
+        (!killed.iter().any(is_there)).then_some(())
+    });
     master.wait_serving();
     let settled = Instant::now();
     load.wait_answers(200);
