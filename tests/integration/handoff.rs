@@ -281,7 +281,16 @@ fn sigkill_while_connections_move_loses_what_the_killed_had() {
         assert!(!failed.what.contains("no answer within"), "{report}");
         assert!(after.is_some_and(|after| after < Duration::from_secs(5)), "{after:?} after a kill: {report}");
     }
-    assert!(report.failures.iter().all(|failed| failed.sent < settled), "{report}");
+    // A client may have been between two requests when its connection died, and find that out with the next one.
+    for failed in report.failures.iter().filter(|failed| failed.sent >= settled) {
+        let answered = report.answers.iter().filter(|answer| answer.client == failed.client && answer.sent >= settled);
+        let mut since = answered.map(|answer| answer.sent);
+        assert!(
+            since.all(|sent| sent > failed.sent),
+            "client {} was answered, and failed then: {report}",
+            failed.client
+        );
+    }
     assert!(report.failures.len() < kills.len() * 60, "{report}");
 }
 
