@@ -4,7 +4,7 @@
 
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple, PyType};
+use pyo3::types::{PyDict, PyFunction, PyTuple, PyType};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -36,7 +36,30 @@ impl Callable {
 
 /// The kind of a callable object. Exceptions of `inspect` are no proof against it.
 pub fn of(object: &Bound<'_, PyAny>) -> Kind {
+    if is_plain(object).unwrap_or(false) {
+        return Kind::Wsgi;
+    }
     look(object).unwrap_or(Kind::Wsgi)
+}
+
+/// A function of two arguments and nothing unusual, as most are. Told without `inspect`, whose import takes longer than all
+/// the rest of a small application's start.
+fn is_plain(object: &Bound<'_, PyAny>) -> PyResult<bool> {
+    /// CO_VARARGS, CO_VARKEYWORDS, CO_COROUTINE, CO_ITERABLE_COROUTINE, CO_ASYNC_GENERATOR (inspect, "Code objects bit flags").
+    const UNUSUAL: u32 = 0x4 | 0x8 | 0x80 | 0x100 | 0x200;
+    if !object.is_instance_of::<PyFunction>() {
+        return Ok(false);
+    }
+    let code = object.getattr("__code__")?;
+    let count = |name: &str| code.getattr(name)?.extract::<u32>();
+    // What `inspect.markcoroutinefunction` and decorators leave lies in `__dict__`.
+    let is_marked = object.getattr("__dict__")?.is_truthy()?;
+    Ok(count("co_argcount")? == 2
+        && count("co_kwonlyargcount")? == 0
+        && count("co_flags")? & UNUSUAL == 0
+        && object.getattr("__defaults__")?.is_none()
+        && !is_marked
+        && code.getattr("co_varnames")?.get_item(0)?.extract::<String>()? != "scope")
 }
 
 fn look(object: &Bound<'_, PyAny>) -> PyResult<Kind> {
