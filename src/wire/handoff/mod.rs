@@ -151,6 +151,10 @@ impl Queue {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => return Receiving::Empty,
             Err(_) => return Receiving::Broken,
         };
+        // The sender may have set it, also where the message is of no use: then close(2) would wait for the client (socket(7)).
+        for fd in &ancillary.fds {
+            let _ = setsockopt(fd, sockopt::Linger, &libc::linger { l_onoff: 0, l_linger: 0 });
+        }
         if ancillary.truncated && ancillary.fds.is_empty() {
             return Receiving::Unusable(Unusable::Lost);
         }
@@ -174,12 +178,7 @@ impl Queue {
         let (mut packet, mut closed) = (Vec::new(), 0);
         loop {
             match self.receive(&mut packet) {
-                Receiving::Connection { socket, .. } => {
-                    // A worker may have set it: then close(2) would wait for the client (socket(7)).
-                    let linger = libc::linger { l_onoff: 0, l_linger: 0 };
-                    let _ = setsockopt(&socket, sockopt::Linger, &linger);
-                    closed += 1;
-                }
+                Receiving::Connection { .. } => closed += 1,
                 Receiving::Unusable(_) => {}
                 Receiving::Empty | Receiving::NoDescriptor | Receiving::Broken => return closed,
             }
