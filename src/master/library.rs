@@ -4,14 +4,13 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::ptr::NonNull;
 
 use forkmaster_wire::memfd;
 use nix::errno::Errno;
 use nix::fcntl::{fcntl, FcntlArg, SealFlag};
 use nix::sys::memfd::MFdFlags;
-use nix::sys::mman::{madvise, MmapAdvise};
-use nix::unistd::{sysconf, SysconfVar};
+
+use crate::footprint;
 
 static BYTES: &[u8] = include_bytes!(env!("EMBEDDED_WORKER_LIBRARY"));
 
@@ -29,7 +28,8 @@ impl Library {
         };
         let mut file = File::from(fd.map_err(forbidden)?);
         file.write_all(BYTES)?;
-        let_go(BYTES);
+        // They are read once, and would count as the master's memory for the rest of its life.
+        footprint::let_go(BYTES);
         let fd = OwnedFd::from(file);
         let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(io::Error::from)?;
@@ -53,22 +53,6 @@ fn forbidden(errno: Errno) -> io::Error {
     }
 }
 
-/// They are read once, and would count as the master's memory for the rest of its life. They are pages of the
-/// binary's own file: whoever looks at them again gets them from there (madvise(2), MADV_DONTNEED).
-fn let_go(bytes: &'static [u8]) {
-    let Ok(Some(page_bytes)) = sysconf(SysconfVar::PAGE_SIZE) else { return };
-    // Only whole pages: what stands before and behind is not ours to judge.
-    let before = bytes.as_ptr().align_offset(page_bytes as usize).min(bytes.len());
-    let pages = &bytes[before..];
-    let Some(first) = NonNull::new(pages.as_ptr().cast_mut().cast()) else { return };
-    let length = pages.len() / page_bytes as usize * page_bytes as usize;
-    // SAFETY: whole pages of read-only data that are mapped from the binary and hold no relocations; they keep their
-    // contents.
-    if let Err(error) = unsafe { madvise(first, length, MmapAdvise::MADV_DONTNEED) } {
-        log::debug!("the embedded library stays in memory: {error}");
-    }
-}
-
 impl AsFd for Library {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -80,26 +64,14 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
-
-    /// Pages of the embedded bytes that this process has mapped: bit 63 of an entry of /proc/self/pagemap
-    /// (proc_pid_pagemap(5)).
-    fn pages_present() -> usize {
-        let page_bytes = sysconf(SysconfVar::PAGE_SIZE).unwrap().unwrap() as usize;
-        let pagemap = File::open("/proc/self/pagemap").unwrap();
-        let (first, last) = (BYTES.as_ptr() as usize, BYTES.as_ptr() as usize + BYTES.len() - 1);
-        let present = |page: &usize| {
-            let mut entry = [0; 8];
-            pagemap.read_exact_at(&mut entry, (page * 8) as u64).unwrap();
-            u64::from_ne_bytes(entry) >> 63 == 1
-        };
-        (first / page_bytes..=last / page_bytes).filter(present).count()
-    }
+    use crate::footprint::tests::{pages_present, ALONE};
 
     #[test]
     fn the_embedded_bytes_leave_memory_once_the_library_is_a_file() {
+        let _alone = ALONE.lock();
         let library = Library::embed().unwrap();
         // Reading what stands beside them brings some neighbours in.
-        let pages = pages_present();
+        let pages = pages_present(BYTES);
         assert!(pages < 64, "{pages} pages are mapped");
         let file = File::from(library.0);
         assert_eq!(file.metadata().unwrap().len(), BYTES.len() as u64);
@@ -107,6 +79,6 @@ mod tests {
         file.read_exact_at(&mut copy, 0).unwrap();
         assert!(copy == BYTES, "the library is not what was embedded");
         // Without this the test would not see the pages either.
-        assert!(pages_present() > pages, "{pages} pages, before and after they were read");
+        assert!(pages_present(BYTES) > pages, "{pages} pages, before and after they were read");
     }
 }

@@ -8,6 +8,7 @@ mod doors;
 mod exit_code;
 mod facts;
 mod files;
+mod footprint;
 mod library;
 mod listeners;
 mod logs;
@@ -66,7 +67,8 @@ fn main() {
 }
 
 fn run(source: Source, context: ProcessContext) -> i32 {
-    // First of all: a TERM during the start must not be lost.
+    footprint::one_arena();
+    // Before anything that can take long: a TERM during the start must not be lost.
     let signals = match Signals::install() {
         Ok(signals) => signals,
         Err(error) => return fail("signal handlers cannot be installed", &error),

@@ -256,7 +256,7 @@ fn the_server_is_layered() {
 }
 
 /// The rooms of the master, from the top. A room may know the rooms below it and no other, so there is no circle.
-const MASTER_ROOMS: [&str; 21] = [
+const MASTER_ROOMS: [&str; 22] = [
     "main",
     "verbs",
     "master",
@@ -277,6 +277,7 @@ const MASTER_ROOMS: [&str; 21] = [
     "files",
     "progress",
     "library",
+    "footprint",
     "clock",
 ];
 

@@ -5,6 +5,7 @@ use forkmaster_wire::message::{GenerationId, ListenerId};
 
 use super::Service;
 use crate::config::Loaded;
+use crate::footprint;
 use crate::shared::Shared;
 
 impl Service {
@@ -30,5 +31,6 @@ impl Service {
         if std::mem::take(&mut self.reopening.at_commit) {
             self.ask_to_reopen_logs(shared);
         }
+        footprint::let_go_of_what_a_deploy_took();
     }
 }
