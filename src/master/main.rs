@@ -34,7 +34,7 @@ use master::Master;
 use pidfile::PidFile;
 use signals::Signals;
 use verbs::command_line::Command;
-use verbs::{act, check, client, command_line, convert, help, init, list, show};
+use verbs::{act, check, client, command_line, convert, events, help, init, list, show, status};
 
 fn main() {
     let context = ProcessContext::gather();
@@ -49,7 +49,8 @@ fn main() {
         Command::ConfigInit(file) => init::run(&file),
         Command::Convert(order) => convert::run(&order, &context),
         Command::List { json } => list::list(json),
-        Command::Status { client, json } => client::status(&client, &context, json),
+        Command::Status { client, wanted } => status::status(&client, &context, wanted),
+        Command::Events { client, json, timeout } => events::events(&client, &context, json, timeout),
         Command::Health { client, probe } => client::health(&client, &context, probe),
         Command::Reload { client, force, waiting } => client::reload(&client, &context, force, waiting),
         Command::Rollback { client, to, waiting } => client::rollback(&client, &context, to, waiting),

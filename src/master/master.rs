@@ -16,7 +16,7 @@ use crate::doors::metrics;
 use crate::doors::protocol::{Dumped, Proving, Recycled, Refused, Reply, Request, Scaled, Stacks, Stopping};
 use crate::doors::status::{Answer, Page};
 use crate::doors::{Asked, Doors};
-use crate::facts::note::WorkerName;
+use crate::facts::note::{Note, WorkerName};
 use crate::facts::outcome::{self, Outcome, Refusal};
 use crate::listeners::ListenError;
 use crate::logs::{AccessLog, LogFile, Opened};
@@ -115,6 +115,9 @@ impl Master {
             self.service.look_around(&self.shared, &mut events);
             events.push_back(Event::Tick);
             self.decide(events);
+            for note in self.service.take_noticed() {
+                self.note(&note);
+            }
             for asked in self.doors.asked(&mut self.shared.sources, self.shared.clock.now()) {
                 self.on_asked(asked);
             }
@@ -283,6 +286,11 @@ impl Master {
                 self.doors.wait(client, Waiting::Answer);
                 self.service.reopen_logs_for(AskId(client.0), &mut self.shared);
             }
+            Request::Events => {
+                if !self.doors.listen(client, self.shared.clock.now()) {
+                    self.answer(client, Reply::Refused(Refused::because("too many listen to events already")));
+                }
+            }
             Request::Stop { now } => self.ask(client, if now { Ask::StopNow } else { Ask::Stop }),
         }
     }
@@ -319,6 +327,13 @@ impl Master {
                 events.extend(self.carry_out(action));
             }
         }
+    }
+
+    /// For the log, and for whoever counts.
+    fn note(&mut self, note: &Note) {
+        self.service.counted.note(note);
+        log::log!(note.level(), "{note}");
+        self.doors.tell(note, self.shared.clock.now());
     }
 
     fn carry_out(&mut self, action: Action) -> Option<Event> {
@@ -367,9 +382,10 @@ impl Master {
             Action::Kill { worker } => service.kill(worker, shared),
             Action::AskStacks { worker } => service.ask_stacks(worker, shared),
             Action::SignalStacks { worker } => service.signal_stacks(worker, shared),
-            Action::LookAtBoot { worker } => service.look_at_boot(worker),
-            Action::LogStacks { worker } => {
-                let event = service.log_stacks(worker)?;
+            Action::LookAt { worker } => service.look_at(worker),
+            Action::LookAtSlow { worker } => service.look_at_slow(worker),
+            Action::TakeStacks { worker } => {
+                let event = service.take_stacks(worker, shared)?;
                 return Some(Event::Worker { worker, event });
             }
             Action::CheckStuck { worker, stuck } => {
@@ -386,10 +402,7 @@ impl Master {
             Action::CloseAllListeners => shared.listeners.close_all(),
             Action::Forget { generation } => service.forget(generation, shared),
             Action::Concluded(reload) => {
-                if service.last_reload.is_some() {
-                    service.counted.reload(&reload);
-                }
-                service.last_reload = Some(reload);
+                service.concluded(reload);
                 self.tell_manager();
             }
             Action::Answer { ask, outcome } => {
@@ -399,10 +412,7 @@ impl Master {
                     self.doors.wait(client, Waiting::End);
                 }
             }
-            Action::Note(note) => {
-                service.counted.note(&note);
-                log::log!(note.level(), "{note}");
-            }
+            Action::Note(note) => self.note(&note),
             Action::Exit { code } => self.exit = Some(code),
         }
         None

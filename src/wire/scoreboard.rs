@@ -6,6 +6,7 @@
 //! worker may be hostile all the same: the master checks every value it reads.
 
 use std::io;
+use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -38,6 +39,9 @@ pub struct Cell {
     pub connections: AtomicU32,
     /// App threads inside the application.
     pub busy: AtomicU32,
+    /// Memory that it shares with nobody, and that plus its share of what several share, as it has measured itself.
+    pub private_bytes: AtomicU64,
+    pub pss_bytes: AtomicU64,
     /// 1: it takes connections.
     pub accepting: AtomicU32,
     /// Connections taken, counted on from those of its siblings when it began: for the balance between them only.
@@ -82,6 +86,15 @@ pub struct ThreadCell {
     entered_ns: AtomicU64,
     /// Since when the interpreter's lock is waited for; 0: it is not.
     lock_wanted_ns: AtomicU64,
+    /// The thread's number as Python knows it (`threading.get_ident()`): it finds the thread in a dump of stacks. 0: not
+    /// yet known.
+    ident: AtomicU64,
+    /// The client's address, as an IPv6 address; 0: not yet known. Guarded by `sequence`.
+    client: [AtomicU64; 2],
+    /// The latest request that has ended, its status and when.
+    ended_request: AtomicU64,
+    ended_status: AtomicU32,
+    ended_ns: AtomicU64,
     text: [AtomicU8; REQUEST_TEXT_BYTES_MAX],
 }
 
@@ -96,6 +109,15 @@ pub struct Running {
     pub waits_for_lock: bool,
     /// `GET /reports/2024`, cut, lossy.
     pub text: String,
+    /// Who asked; None until the head has been read by the application's side.
+    pub client: Option<IpAddr>,
+}
+
+/// How a request has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndOfRequest {
+    pub status: u16,
+    pub ended_ns: u64,
 }
 
 pub struct Scoreboard {
@@ -173,6 +195,8 @@ impl Scoreboard {
         cell.connections.store(0, Ordering::Relaxed);
         cell.busy.store(0, Ordering::Relaxed);
         cell.accepting.store(0, Ordering::Relaxed);
+        cell.private_bytes.store(0, Ordering::Relaxed);
+        cell.pss_bytes.store(0, Ordering::Relaxed);
         for count in [&cell.taken, &cell.given, &cell.shared, &cell.adopted, &cell.queue_full, &cell.unusable] {
             count.store(0, Ordering::Relaxed);
         }
@@ -184,6 +208,8 @@ impl Scoreboard {
             thread.started_ns.store(0, Ordering::Relaxed);
             thread.entered_ns.store(0, Ordering::Relaxed);
             thread.lock_wanted_ns.store(0, Ordering::Relaxed);
+            thread.ident.store(0, Ordering::Relaxed);
+            thread.ended_request.store(0, Ordering::Relaxed);
             // A process that died while writing left an odd number.
             thread.sequence.store(0, Ordering::Release);
         }
@@ -240,6 +266,31 @@ impl ThreadCell {
         self.started_ns.store(now_ns, Ordering::Relaxed);
         self.entered_ns.store(now_ns, Ordering::Relaxed);
         self.lock_wanted_ns.store(now_ns, Ordering::Relaxed);
+        self.client.iter().for_each(|half| half.store(0, Ordering::Relaxed));
+        self.sequence.fetch_add(1, Ordering::Release);
+    }
+
+    /// The thread that this cell is of; said once, by itself.
+    pub fn is_thread(&self, ident: u64) {
+        self.ident.store(ident, Ordering::Relaxed);
+    }
+
+    /// The thread as Python knows it, once it runs.
+    pub fn ident(&self) -> Option<u64> {
+        Some(self.ident.load(Ordering::Relaxed)).filter(|ident| *ident != 0)
+    }
+
+    /// Who asked: known when the head has been read.
+    pub fn client(&self, client: IpAddr) {
+        let address = match client {
+            IpAddr::V4(address) => address.to_ipv6_mapped(),
+            IpAddr::V6(address) => address,
+        };
+        let bits = u128::from(address);
+        self.sequence.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::Release);
+        self.client[0].store((bits >> 64) as u64, Ordering::Relaxed);
+        self.client[1].store(bits as u64, Ordering::Relaxed);
         self.sequence.fetch_add(1, Ordering::Release);
     }
 
@@ -270,9 +321,22 @@ impl ThreadCell {
         self.entered_ns.store(0, Ordering::Relaxed);
     }
 
-    pub fn end(&self) {
+    pub fn end(&self, status: u16, now_ns: u64) {
         self.entered_ns.store(0, Ordering::Relaxed);
+        self.ended_status.store(u32::from(status), Ordering::Relaxed);
+        self.ended_ns.store(now_ns, Ordering::Relaxed);
+        self.ended_request.store(self.request.load(Ordering::Relaxed), Ordering::Release);
         self.started_ns.store(0, Ordering::Release);
+    }
+
+    /// How this request has ended, as long as no later one has.
+    pub fn ended(&self, request: u64) -> Option<EndOfRequest> {
+        let is_this = || self.ended_request.load(Ordering::Acquire) == request;
+        let before = is_this();
+        let status = u16::try_from(self.ended_status.load(Ordering::Relaxed)).ok()?;
+        let end = EndOfRequest { status, ended_ns: self.ended_ns.load(Ordering::Relaxed) };
+        fence(Ordering::Acquire);
+        (before && is_this()).then_some(end)
     }
 
     /// The running request, if there is one; for the master.
@@ -287,17 +351,25 @@ impl ThreadCell {
             let request = self.request.load(Ordering::Relaxed);
             let entered_ns = self.entered_ns.load(Ordering::Relaxed);
             let waits_for_lock = self.lock_wanted_ns.load(Ordering::Relaxed) != 0;
+            let client = self.client.each_ref().map(|half| half.load(Ordering::Relaxed));
             let bytes = (self.text_bytes.load(Ordering::Relaxed) as usize).min(REQUEST_TEXT_BYTES_MAX);
             let text: Vec<u8> = self.text[..bytes].iter().map(|byte| byte.load(Ordering::Relaxed)).collect();
             fence(Ordering::Acquire);
             if before % 2 == 0 && self.sequence.load(Ordering::Relaxed) == before {
                 let text = String::from_utf8_lossy(&text).chars().map(printable).collect();
-                return Some(Running { request, started_ns, entered_ns, waits_for_lock, text });
+                let client = address(client);
+                return Some(Running { request, started_ns, entered_ns, waits_for_lock, text, client });
             }
             std::hint::spin_loop();
         }
         None
     }
+}
+
+/// As `ThreadCell::client` has stored it.
+fn address([high, low]: [u64; 2]) -> Option<IpAddr> {
+    let address = Ipv6Addr::from(u128::from(high) << 64 | u128::from(low));
+    (!address.is_unspecified()).then(|| address.to_canonical())
 }
 
 /// The text goes into log lines: nothing in it may start a new one.
@@ -350,8 +422,15 @@ mod tests {
         assert!(master.thread(3, 1).running().unwrap().waits_for_lock);
         worker.thread(3, 1).leave();
         assert_eq!(master.thread(3, 1).running().unwrap().entered_ns, 0);
-        worker.thread(3, 1).end();
+        assert_eq!((running.client, master.thread(3, 1).ended(7)), (None, None));
+        for client in ["192.0.2.7", "2001:db8::1"].map(|text| text.parse().unwrap()) {
+            worker.thread(3, 1).client(client);
+            assert_eq!(master.thread(3, 1).running().unwrap().client, Some(client));
+        }
+        worker.thread(3, 1).end(204, 3000);
         assert_eq!(master.thread(3, 1).running(), None);
+        assert_eq!(master.thread(3, 1).ended(7), Some(EndOfRequest { status: 204, ended_ns: 3000 }));
+        assert_eq!(master.thread(3, 1).ended(8), None);
         worker.cell(3).finished(Finished { status: 200, latency_ns: 150_000, queued_ns: 0 });
         assert_eq!(
             (master.cell(3).latency.read().sum_ns, master.cell(3).status[1].load(Ordering::Relaxed)),

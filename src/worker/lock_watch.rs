@@ -11,11 +11,16 @@ use std::time::Duration;
 use forkmaster_wire::scoreboard::{monotonic_ns, Cell};
 use pyo3::prelude::*;
 
+use crate::memory;
+
 /// How often the lock is asked for.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Whoever asks gets it within CPython's switch interval (5 ms) from other Python code.
 const MISSED_AFTER_NS: u64 = 2_000_000_000;
+
+/// Turns between two measurements of this process's memory, which the same thread takes.
+const MEASURED_EVERY: u64 = 30;
 
 pub struct LockWatch {
     /// CLOCK_MONOTONIC in nanoseconds: since when the lock is waited for; 0: it is not.
@@ -50,7 +55,8 @@ impl LockWatch {
 
     fn run(&self, cell: &Cell) {
         let mut answered = cell.requests.load(Ordering::Relaxed);
-        loop {
+        let mut measured = answered;
+        for turn in 1_u64.. {
             let ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
             let waited = self.bell.wait_timeout_while(ending, EVERY, |ending| !*ending);
             if *waited.unwrap_or_else(PoisonError::into_inner).0 {
@@ -58,6 +64,11 @@ impl LockWatch {
             }
             // Whoever answered a request has had the lock.
             let before = std::mem::replace(&mut answered, cell.requests.load(Ordering::Relaxed));
+            // Who does nothing grows little.
+            if turn % MEASURED_EVERY == 0 && measured != answered {
+                measured = answered;
+                memory::say(cell);
+            }
             if before == answered {
                 self.wanted_ns.store(monotonic_ns(), Ordering::Relaxed);
                 // None: the interpreter is ending.

@@ -2,17 +2,39 @@
 //! since nobody else may: `smaps_rollup` of another user's process is refused to a root without its capabilities, as in
 //! a container.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use forkmaster_wire::scoreboard::Cell;
 use nix::time::{clock_gettime, ClockId};
 
-/// Memory that no other process shares. 0 where the kernel does not say.
-pub fn private_bytes() -> u64 {
+/// What a process has in memory, in bytes. 0 where the kernel does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// What no other process shares.
+    pub private: u64,
+    /// The same with its share of what several share.
+    pub pss: u64,
+}
+
+/// The kernel walks all pages for it: some ten milliseconds a gigabyte.
+pub fn used() -> Used {
     match std::fs::read_to_string("/proc/self/smaps_rollup") {
-        Ok(rollup) => private_of(&rollup),
+        Ok(rollup) => Used { private: private_of(&rollup), pss: field_bytes(&rollup, "Pss:") },
         // Linux before 4.14, or a kernel without CONFIG_PROC_PAGE_MONITOR: what is resident and not of a file.
-        Err(_) => std::fs::read_to_string("/proc/self/status").map_or(0, |status| field_bytes(&status, "RssAnon:")),
+        Err(_) => {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+            Used { private: field_bytes(&status, "RssAnon:"), pss: 0 }
+        }
     }
+}
+
+/// Measures this process and says it on the board.
+pub fn say(cell: &Cell) -> Used {
+    let used = used();
+    cell.private_bytes.store(used.private, Ordering::Relaxed);
+    cell.pss_bytes.store(used.pss, Ordering::Relaxed);
+    used
 }
 
 /// Time on processors since the fork (clock_gettime(2): the clock of a forked child begins at zero).
@@ -40,7 +62,9 @@ mod tests {
         let rollup = "5581-7ffd ---p 00000000 00:00 0  [rollup]\nRss:  900 kB\nShared_Dirty:  7 kB\n\
                       Private_Clean:         12 kB\nPrivate_Dirty:      3000 kB\nReferenced: 5 kB\n";
         assert_eq!(private_of(rollup), 3012 * 1024);
-        assert!(private_bytes() > 64 * 1024, "this very process has a stack and a heap");
+        let used = used();
+        assert!(used.private > 64 * 1024, "this very process has a stack and a heap");
+        assert!(used.pss == 0 || used.pss >= used.private, "{used:?}");
     }
 
     #[test]

@@ -341,7 +341,7 @@ fn serve(
     let lock_watch = with_all_blocked(|| LOCK_WATCH.start(worker.cell))?;
     worker.master.show("ready");
     worker.master.tell(&FromWorker::Ready {
-        private_bytes: memory::private_bytes(),
+        private_bytes: memory::say(worker.cell).private,
         boot_wall_ms: since.elapsed().as_millis() as u64,
         boot_cpu_ms: memory::cpu_time().as_millis() as u64,
     });
@@ -401,6 +401,7 @@ impl AppLife {
     /// Serves until the server is done. Looks for the next request with the interpreter's lock, which a fast
     /// application needs again at once; waits without it.
     fn run(&mut self, py: Python<'_>) {
+        self.gateway.is_of_this_thread();
         loop {
             while let Some(exchange) = self.thread.poll() {
                 self.gateway.dispatched(&exchange);

@@ -116,6 +116,14 @@ def hold(environ, start_response, query):
     return answer(start_response, release.NAME)
 
 
+def lock(environ, start_response, query):
+    """Waits for a lock that nobody gives up."""
+    taken = threading.Lock()
+    taken.acquire()
+    taken.acquire(timeout=float(query.get("s", "1")))
+    return answer(start_response, release.NAME)
+
+
 def echo(environ, start_response, query):
     return answer(start_response, environ["wsgi.input"].read())
 
@@ -215,6 +223,7 @@ ROUTES = {
     "/until": until,
     "/spin": spin,
     "/hold": hold,
+    "/lock": lock,
     "/echo": echo,
     "/slow-echo": slow_echo,
     "/big": big,

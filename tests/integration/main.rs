@@ -32,6 +32,8 @@ mod endings;
 mod environment;
 // Connections that go from worker to worker.
 mod handoff;
+// Where slow requests are: the slow log and dumps.
+mod hangs;
 // Workers and templates that die, hang or grow.
 mod healing;
 // Applications and neighbours that want more than they may have.
@@ -72,6 +74,8 @@ mod probes;
 mod supervised;
 // Signals to the master, its workers and its terminal.
 mod signals;
+// What an operator sees while it runs.
+mod seeing;
 // Slow and hostile clients cost nothing.
 mod slow;
 // What a first start finds by itself, and whom it blames.

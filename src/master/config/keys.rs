@@ -386,6 +386,12 @@ pub const KEYS: &[KeySpec] = &[
         "Which answers have a line: `\">=400\"` for errors only.")
         .uwsgi(&["log-4xx", "log-5xx"]),
 
+    row("log", "slow_request", Kind::DurationOrNone, Text("10s"), Generation,
+        "A request that has run for so long without progress is logged, with the Python stack of its thread; after twice \
+         the time it is looked at again, and its end is logged, too. `\"none\"`: never. At most ten requests a minute. \
+         Long enough that slow is not usual, and well below `request_timeout`. php-fpm: off, with the same name plus \
+         `log_timeout`."),
+
     row("control", "socket", Kind::Own("path, \"auto\" or \"none\""), Text("auto"), Restart,
         "The socket for `forkmaster status` and the other verbs. `\"auto\"`: NAME.sock in the first that can be \
          had of `$RUNTIME_DIRECTORY`, /run/forkmaster, `$XDG_RUNTIME_DIR`/forkmaster, /tmp/forkmaster-UID and \

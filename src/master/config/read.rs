@@ -431,7 +431,8 @@ impl Resolver<'_> {
             |value| string(value).and_then(parse_at_least),
             |least| quoted(&if *least == 0 { "all".to_owned() } else { format!(">={least}") }),
         );
-        Log { level, error, access, access_format, access_skip, access_status, form }
+        let slow_request = self.get("log", "slow_request");
+        Log { level, error, access, access_format, access_skip, access_status, form, slow_request }
     }
 
     /// A file that the master will make: its directory must be there. Whether it may be written shows when it is

@@ -155,6 +155,8 @@ pub struct Log {
     pub access_status: u16,
     /// How a line of the error log looks.
     pub form: LineForm,
+    /// Requests that take longer are looked at. None: never.
+    pub slow_request: Option<Duration>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -80,6 +80,10 @@ impl Conn {
         !self.unsent.is_empty()
     }
 
+    pub fn unsent_bytes(&self) -> usize {
+        self.unsent.len()
+    }
+
     /// Sends what is possible now and keeps the rest.
     pub fn send(&mut self, bytes: &[u8], now: Instant) -> Still {
         self.unsent.extend_from_slice(bytes);

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{accept4, SockFlag};
 
 use super::conn::{Bounds, Conn, Still};
+use super::events;
 use super::peer::Peer;
 use super::protocol::{Refused, Reply, Request};
 use super::socket_file::SocketFile;
@@ -42,6 +43,8 @@ pub enum Waiting {
     No,
     /// What it asked is being done.
     Answer,
+    /// It hears of every event until the master is gone.
+    Events,
     /// The connection is held open until the master is gone.
     End,
 }
@@ -62,6 +65,8 @@ struct Client {
     peer: Peer,
     token: Token,
     waiting: Waiting,
+    /// Events that it did not read in time.
+    lost: u64,
 }
 
 impl Client {
@@ -111,7 +116,8 @@ impl Control {
             let interest = Interest::READABLE | Interest::WRITABLE;
             if sources.registry().register(&mut SourceFd(&conn.as_fd().as_raw_fd()), token, interest).is_ok() {
                 self.last += 1;
-                self.clients.insert(ClientId(self.last), Client { conn, peer: known, token, waiting: Waiting::No });
+                self.clients
+                    .insert(ClientId(self.last), Client { conn, peer: known, token, waiting: Waiting::No, lost: 0 });
             }
         }
         Accepted::More
@@ -184,6 +190,36 @@ impl Control {
             Still::Open | Still::HalfClosed => {}
             Still::Over => drop(self.clients.remove(&id)),
         }
+    }
+
+    /// It hears of every event from now on. False: there are enough who do.
+    pub fn listen(&mut self, id: ClientId, now: Instant) -> bool {
+        if self.clients.values().filter(|client| client.waiting == Waiting::Events).count() >= events::LISTENERS_MAX {
+            return false;
+        }
+        self.answer(id, &Reply::Done {}, now);
+        self.wait(id, Waiting::Events);
+        true
+    }
+
+    pub fn has_listeners(&self) -> bool {
+        self.clients.values().any(|client| client.waiting == Waiting::Events)
+    }
+
+    /// Tells everybody who listens. Who has not read enough loses it.
+    pub fn tell(&mut self, event: &str, now: Instant) {
+        self.clients.retain(|_, client| {
+            if client.waiting != Waiting::Events {
+                return true;
+            }
+            if client.conn.unsent_bytes() + event.len() > events::UNREAD_BYTES_MAX {
+                client.lost += 1;
+                return true;
+            }
+            let lost = std::mem::take(&mut client.lost);
+            let lines = if lost > 0 { events::lost(lost) + event } else { event.to_owned() };
+            client.conn.send(lines.as_bytes(), now) != Still::Over
+        });
     }
 
     /// When the next client has been idle for too long.
@@ -382,6 +418,39 @@ mod tests {
         let mut late = UnixStream::connect(&door.path).unwrap();
         assert_eq!((door.accept(), door.control.clients.len()), (Accepted::All, CLIENTS_MAX));
         assert_eq!(late.read(&mut [0; 1]).unwrap(), 0);
+    }
+
+    #[test]
+    fn who_listens_and_does_not_read_loses_events_and_nothing_else() {
+        let mut door = Door::open();
+        let (client, id) = door.connect();
+        assert!(door.control.listen(id, door.now) && door.control.has_listeners());
+        let event = format!("{{\"text\":\"{}\"}}\n", "x".repeat(1000));
+        for _ in 0..5000 {
+            door.control.tell(&event, door.now);
+        }
+        let lost = door.control.clients[&id].lost;
+        assert!(lost > 1000 && door.control.clients[&id].conn.unsent_bytes() <= events::UNREAD_BYTES_MAX, "{lost}");
+        // It reads on, and hears how many there were.
+        client.set_nonblocking(true).unwrap();
+        let mut text = Vec::new();
+        let read_all = |door: &mut Door, text: &mut Vec<u8>| loop {
+            let read = (&client).read_to_end(text);
+            assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+            if !door.control.clients[&id].conn.has_unsent() {
+                return;
+            }
+            door.ready(id);
+        };
+        read_all(&mut door, &mut text);
+        door.control.tell(&event, door.now);
+        read_all(&mut door, &mut text);
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.ends_with(&event) && text.contains(&format!("\"notes\":{lost}")), "{lost}");
+        // There is a bound for those who listen.
+        let others: Vec<_> = (1..=events::LISTENERS_MAX).map(|_| door.connect()).collect();
+        let heard: Vec<bool> = others.iter().map(|(_, other)| door.control.listen(*other, door.now)).collect();
+        assert_eq!(heard.iter().filter(|heard| !**heard).count(), 1);
     }
 
     #[test]

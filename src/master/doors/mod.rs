@@ -4,6 +4,7 @@
 pub mod closer;
 pub mod conn;
 pub mod control;
+pub mod events;
 pub mod metrics;
 pub mod notify;
 pub mod peer;
@@ -19,6 +20,7 @@ use mio::Token;
 use crate::config::passed;
 use crate::config::process_context::ProcessContext;
 use crate::config::settings::{Bind, ControlSocket};
+use crate::facts::note::Note;
 use crate::facts::standing::Standing;
 use crate::listeners::{ListenError, Listeners};
 use crate::sources::{Sources, CONTROL};
@@ -140,6 +142,19 @@ impl Doors {
     pub fn answer(&mut self, client: ClientId, reply: &Reply, now: Instant) {
         if let Some(control) = &mut self.control {
             control.answer(client, reply, now);
+        }
+    }
+
+    /// From now on this client hears of every event. False: there are enough who do.
+    #[must_use]
+    pub fn listen(&mut self, client: ClientId, now: Instant) -> bool {
+        self.control.as_mut().is_some_and(|control| control.listen(client, now))
+    }
+
+    /// For those who listen.
+    pub fn tell(&mut self, note: &Note, now: Instant) {
+        if let Some(control) = self.control.as_mut().filter(|control| control.has_listeners()) {
+            control.tell(&events::line(note), now);
         }
     }
 

@@ -59,6 +59,8 @@ pub enum Request {
         #[serde(default)]
         slot: Option<SlotIndex>,
     },
+    /// Answered at once; then a line for each event, until the master ends.
+    Events,
     /// Answered at once; the connection ends with the master.
     Stop {
         #[serde(default)]
@@ -71,8 +73,19 @@ fn yes() -> bool {
 }
 
 /// The words that `command` may be.
-const COMMANDS: [&str; 10] =
-    ["status", "reload", "rollback", "wait_ready", "scale", "scale_to", "recycle", "reopen_logs", "dump", "stop"];
+const COMMANDS: [&str; 11] = [
+    "status",
+    "reload",
+    "rollback",
+    "wait_ready",
+    "scale",
+    "scale_to",
+    "recycle",
+    "reopen_logs",
+    "dump",
+    "events",
+    "stop",
+];
 
 /// What a master answers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -167,7 +180,7 @@ impl Request {
     /// What it would change, in words for the log. None: it only looks.
     pub fn changes(&self) -> Option<String> {
         Some(match self {
-            Request::Status | Request::WaitReady | Request::Dump { .. } => return None,
+            Request::Status | Request::WaitReady | Request::Dump { .. } | Request::Events => return None,
             Request::Reload { force: false, .. } => "reload".to_owned(),
             Request::Reload { force: true, .. } => "reload --force".to_owned(),
             Request::Rollback { to: None, .. } => "rollback".to_owned(),
@@ -261,6 +274,7 @@ mod tests {
             Request::Recycle { slot: SlotIndex(2), wait: true },
             Request::ReopenLogs,
             Request::Dump { slot: None },
+            Request::Events,
             Request::Stop { now: true },
         ];
         for (request, command) in requests.into_iter().zip(COMMANDS) {

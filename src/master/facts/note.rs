@@ -2,6 +2,7 @@
 //! programs. A note decides nothing and writes nothing.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use forkmaster_wire::message::{GenerationId, SlotIndex};
 use log::Level;
@@ -169,6 +170,30 @@ pub enum Note {
         limit_s: f64,
     },
 
+    /// A request runs for longer than `slow_request` without progress.
+    Slow {
+        worker: WorkerName,
+        request: String,
+        client: Option<IpAddr>,
+        after_s: f64,
+        waits_for_lock: bool,
+        /// At the second look: whether it is somewhere else than at the first.
+        moved: Option<bool>,
+        /// Of its thread; of all threads where it waits for the interpreter's lock. Empty: as before, or not to be had.
+        stack: String,
+    },
+    SlowEnded {
+        worker: WorkerName,
+        request: String,
+        after_s: f64,
+        /// Not known where the next request has ended since.
+        status: Option<u16>,
+    },
+    /// There were too many of them.
+    SlowUntold {
+        requests: u32,
+    },
+
     Scaled {
         by: i32,
         wanted: u32,
@@ -220,6 +245,9 @@ impl Note {
             | Note::Waiting { .. }
             | Note::LeftoversCut { .. }
             | Note::Held { .. }
+            | Note::Slow { .. }
+            | Note::SlowEnded { .. }
+            | Note::SlowUntold { .. }
             | Note::GracefulOver { .. } => Level::Warn,
             Note::Refused { .. }
             | Note::TemplateFailed { .. }
@@ -367,6 +395,26 @@ impl fmt::Display for Note {
                      {threads} {verb}: killed"
                 )
             }
+
+            Note::Slow { worker, request, client, after_s, waits_for_lock, moved, stack } => {
+                write!(f, "{worker} slow request \"{request}\"")?;
+                if let Some(client) = client {
+                    write!(f, " of {client}")?;
+                }
+                let place = if *waits_for_lock { "waits for the interpreter's lock" } else { "in the application" };
+                write!(f, " runs for {after_s:.1}s {place}")?;
+                match (moved, stack.as_str()) {
+                    (Some(false), _) => f.write_str(", where it was at the first look"),
+                    (None | Some(true), "") => f.write_str("; its stack cannot be had"),
+                    (None, stack) => write!(f, ":\n{stack}"),
+                    (Some(true), stack) => write!(f, "; it has moved:\n{stack}"),
+                }
+            }
+            Note::SlowEnded { worker, request, after_s, status } => {
+                write!(f, "{worker} slow request \"{request}\" ended after={after_s:.1}s")?;
+                status.map_or(Ok(()), |status| write!(f, " status={status}"))
+            }
+            Note::SlowUntold { requests } => write!(f, "{requests} more slow requests had no line"),
 
             Note::Scaled { by, wanted } => write!(f, "scaled by {by:+}: {wanted} workers wanted"),
             Note::ScaleRefused { by: Some(by), refusal } => write!(f, "not scaled by {by:+}: {}", refusal.reason),

@@ -21,6 +21,8 @@ pub struct Snapshot {
     pub state: Word,
     /// A worker serves, and the master was not told to stop.
     pub ready: bool,
+    /// Since the start.
+    pub uptime_s: f64,
     pub generations: Vec<Generation>,
     pub listeners: Vec<Listener>,
     /// The totals of all processes, also of those that are gone.
@@ -29,6 +31,8 @@ pub struct Snapshot {
     pub errors: u64,
     pub handoffs: Handoffs,
     pub last_reload: Option<LastReload>,
+    /// The latest refusal in full, until a reload is good.
+    pub last_refusal: Option<LastReload>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,6 +83,16 @@ pub struct Worker {
     pub busy: u32,
     #[serde(default)]
     pub connections: u32,
+    /// Memory that it shares with nobody: what one more worker costs. Measured by itself, twice a minute; 0: not yet, or
+    /// the kernel does not say.
+    #[serde(default)]
+    pub private_bytes: u64,
+    /// The same with its share of what several share.
+    #[serde(default)]
+    pub pss_bytes: u64,
+    /// All that it has in memory.
+    #[serde(default)]
+    pub resident_bytes: u64,
     /// What it runs now, the oldest first.
     #[serde(default)]
     pub running: Vec<Running>,
@@ -92,6 +106,8 @@ pub struct Running {
     /// Without the query, and cut where it is long.
     pub path: String,
     pub age_s: f64,
+    /// The client's address; none until its request has been read by the application's side.
+    pub client: Option<String>,
 }
 
 /// Connections that went from worker to worker: totals of all processes. What was given and not taken lies in the queue, or

@@ -2,10 +2,12 @@
 //! needs no GIL, and logged.
 
 use forkmaster_wire::message::{GenerationId, ToWorker, WorkerId};
+use forkmaster_wire::scoreboard::Scoreboard;
 
 use super::inbox::READS_PER_PASS_MAX;
 use super::processes::WorkerProcess;
-use super::{name, watch, Service};
+use super::slow::Looked;
+use super::{name, stacks, watch, Service};
 use crate::children::Who;
 use crate::shared::Shared;
 use crate::supervisor::worker::{Event as WorkerEvent, Stuck};
@@ -41,23 +43,73 @@ impl Service {
         }
     }
 
-    /// Logs what faulthandler has written, and says it.
-    pub fn log_stacks(&mut self, id: WorkerId) -> Option<WorkerEvent> {
-        log_stacks(self.workers.get_mut(&id)?).map(|text| WorkerEvent::Stacks { text })
+    /// Takes what faulthandler has written: it is the answer, since there was no other.
+    pub fn take_stacks(&mut self, id: WorkerId, shared: &Shared) -> Option<WorkerEvent> {
+        let worker = self.workers.get_mut(&id)?;
+        let text = std::mem::take(&mut worker.stacks_text);
+        if text.is_empty() {
+            // The worker's own answer may come later, and is still wanted then.
+            self.tell_slow(id, None, shared);
+            return Some(WorkerEvent::Stacks { text: String::new() });
+        }
+        worker.stacks_asked = false;
+        Some(self.stacks_told(id, String::from_utf8_lossy(&text).trim_end(), ", from faulthandler", shared))
+    }
+
+    /// A worker has told its stacks. None: nobody waits for them, since faulthandler was asked meanwhile.
+    pub fn on_stacks(&mut self, id: WorkerId, text: &str, shared: &Shared) -> Option<WorkerEvent> {
+        let worker = self.workers.get_mut(&id)?;
+        if !std::mem::take(&mut worker.stacks_asked) {
+            return None;
+        }
+        Some(self.stacks_told(id, text, "", shared))
+    }
+
+    /// Says which thread runs which request, and logs it where it is for the log.
+    fn stacks_told(&mut self, id: WorkerId, text: &str, from: &str, shared: &Shared) -> WorkerEvent {
+        self.tell_slow(id, Some(text), shared);
+        let Some(worker) = self.workers.get_mut(&id) else { return WorkerEvent::Stacks { text: text.to_owned() } };
+        let is_logged = std::mem::take(&mut worker.stacks_logged);
+        let text = match self.generations.get(&worker.generation) {
+            Some(processes) => with_requests(text, &processes.board, worker.cell),
+            None => text.to_owned(),
+        };
+        if is_logged {
+            log::warn!("{} Python stacks{from}:\n{}", name(worker), text.trim_end());
+        }
+        WorkerEvent::Stacks { text }
+    }
+
+    /// The slow requests that wait for these stacks have their lines.
+    fn tell_slow(&mut self, id: WorkerId, text: Option<&str>, shared: &Shared) {
+        let Some(worker) = self.workers.get(&id) else { return };
+        let Some(processes) = self.generations.get(&worker.generation) else { return };
+        let at = Looked { id, name: worker.name(), board: &processes.board, cell: worker.cell };
+        self.slow.on_stacks(at, text, &shared.clock, &mut self.noticed);
     }
 
     /// Asks a worker for its stacks that has done nothing wrong but take long.
-    pub fn look_at_boot(&mut self, id: WorkerId) {
+    pub fn look_at(&mut self, id: WorkerId) {
+        self.ask(id, true);
+    }
+
+    /// The same for the lines of slow requests only.
+    pub fn look_at_slow(&mut self, id: WorkerId) {
+        self.ask(id, false);
+    }
+
+    fn ask(&mut self, id: WorkerId, is_logged: bool) {
         self.last_stacks += 1;
-        if let Some(worker) = self.workers.get(&id) {
-            worker.tell(&ToWorker::Stacks { id: self.last_stacks });
-        }
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        worker.stacks_text.clear();
+        worker.stacks_asked = true;
+        worker.stacks_logged |= is_logged;
+        worker.tell(&ToWorker::Stacks { id: self.last_stacks });
     }
 
     /// Logs what is stuck, and asks for the stacks.
     pub fn ask_stacks(&mut self, id: WorkerId, shared: &Shared) {
-        self.last_stacks += 1;
-        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let Some(worker) = self.workers.get(&id) else { return };
         if let Some(processes) = self.generations.get(&worker.generation) {
             let look = watch::look(&processes.board, worker.cell, &processes.settings.server, &shared.clock);
             for (running, inside, limit) in &look.stuck {
@@ -79,7 +131,7 @@ impl Service {
                 log::error!("{} has given no sign of life for {silent}s: replacing it", name(worker));
             }
         }
-        worker.tell(&ToWorker::Stacks { id: self.last_stacks });
+        self.ask(id, true);
     }
 
     /// Whether a terminated worker may be killed now.
@@ -94,15 +146,22 @@ impl Service {
     }
 }
 
-/// Logs what faulthandler has written. None: nothing.
-pub fn log_stacks(worker: &mut WorkerProcess) -> Option<String> {
-    let text = std::mem::take(&mut worker.stacks_text);
-    if text.is_empty() {
-        return None;
+/// Logs what faulthandler had written of a worker that is gone.
+pub fn log_last_stacks(worker: &WorkerProcess) {
+    if worker.stacks_asked && !worker.stacks_text.is_empty() {
+        let text = String::from_utf8_lossy(&worker.stacks_text);
+        log::warn!("{} Python stacks, from faulthandler:\n{}", name(worker), text.trim_end());
     }
-    let text = String::from_utf8_lossy(&text).trim_end().to_owned();
-    log::warn!("{} Python stacks, from faulthandler:\n{text}", name(worker));
-    Some(text)
+}
+
+/// The stacks, and what each thread runs.
+fn with_requests(text: &str, board: &Scoreboard, cell: u32) -> String {
+    stacks::with_requests(text, |ident| {
+        let mut threads = (0..board.threads()).map(|thread| board.thread(cell, thread));
+        let running = threads.find(|thread| thread.ident() == Some(ident))?.running()?;
+        let client = running.client.map_or_else(String::new, |client| format!(" of {client}"));
+        Some(format!("runs \"{}\"{client} for {:.1}s", running.text, watch::age(&running).as_secs_f64()))
+    })
 }
 
 /// Whether a process has a handler for the signal: `SigCgt` of proc_pid_status(5), a mask in hexadecimal digits.

@@ -7,7 +7,7 @@ use forkmaster_wire::message::{FromTemplate, FromWorker, GenerationId, WorkerId}
 use forkmaster_wire::WIRE_HASH;
 use mio::Token;
 
-use super::dumps::log_stacks;
+use super::dumps::log_last_stacks;
 use super::{name, EventQueue, Service};
 use crate::children::{Proof, Who};
 use crate::facts::outcome::Refusal;
@@ -242,10 +242,7 @@ impl Service {
             }
             FromWorker::RequestsServed => WorkerEvent::RequestsServed,
             FromWorker::Leaving { reason } => WorkerEvent::Leaving { reason },
-            FromWorker::Stacks { id: _, text } => {
-                log::warn!("{} Python stacks:\n{text}", name(worker));
-                WorkerEvent::Stacks { text }
-            }
+            FromWorker::Stacks { id: _, text } => return self.on_stacks(id, &text, shared),
         })
     }
 
@@ -258,9 +255,9 @@ impl Service {
 
     pub fn forget_worker(&mut self, id: WorkerId, shared: &mut Shared) {
         self.read_stacks(id, shared);
-        let Some(mut worker) = self.workers.remove(&id) else { return };
-        // Nobody waits for it any more.
-        let _logged = log_stacks(&mut worker);
+        self.slow.forget(id);
+        let Some(worker) = self.workers.remove(&id) else { return };
+        log_last_stacks(&worker);
         shared.sources.remove(worker.token, &worker.channel);
         shared.sources.remove(worker.stacks_token, &worker.stacks);
         if let Some(generation) = self.generations.get_mut(&worker.generation) {

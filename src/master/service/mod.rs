@@ -16,7 +16,9 @@ pub mod preparing;
 pub mod processes;
 pub mod python;
 pub mod room;
+mod slow;
 pub mod snapshot;
+mod stacks;
 pub mod standing;
 pub mod start;
 pub mod tell;
@@ -29,7 +31,8 @@ use forkmaster_wire::message::{GenerationId, WorkerId};
 
 use crate::config::change::Fixed;
 use crate::config::Source as ConfigSource;
-use crate::facts::outcome::Reload;
+use crate::facts::note::Note;
+use crate::facts::outcome::{End, Reload};
 use crate::supervisor::{Event, Supervisor};
 
 use earlier::Earlier;
@@ -37,6 +40,7 @@ use measures::Counted;
 use oom::OomKills;
 use preparing::{Preparing, Reopening};
 use processes::{GenerationProcesses, WorkerProcess};
+use slow::SlowLog;
 
 /// Events on their way to the supervisor, in the order in which they happened.
 pub type EventQueue = VecDeque<Event>;
@@ -50,6 +54,8 @@ pub struct Service {
     /// How often a reload was asked for.
     pub reloads: u64,
     pub last_reload: Option<Reload>,
+    /// The latest refusal, until a reload is good.
+    pub last_refusal: Option<Reload>,
     /// What a reload cannot change; None until the first start.
     pub fixed: Option<Fixed>,
     earlier: Earlier,
@@ -60,6 +66,9 @@ pub struct Service {
     reopening: Reopening,
     oom: OomKills,
     last_stacks: u64,
+    slow: SlowLog,
+    /// What the hands have noticed and nobody has told yet.
+    noticed: Vec<Note>,
     /// When the scoreboards, and memory, are looked at again.
     look_at: Instant,
     rss_at: Instant,
@@ -75,6 +84,7 @@ impl Service {
             last_generation: 0,
             reloads: 0,
             last_reload: None,
+            last_refusal: None,
             fixed: None,
             earlier: Earlier::default(),
             counted: Counted::default(),
@@ -83,9 +93,29 @@ impl Service {
             reopening: Reopening::default(),
             oom: OomKills::watch(),
             last_stacks: 0,
+            slow: SlowLog::default(),
+            noticed: Vec::new(),
             look_at: now,
             rss_at: now,
         }
+    }
+
+    /// A reload, or the start, has ended.
+    pub fn concluded(&mut self, reload: Reload) {
+        if self.last_reload.is_some() {
+            self.counted.reload(&reload);
+        }
+        match reload.end {
+            End::Committed => self.last_refusal = None,
+            End::Refused(_) => self.last_refusal = Some(reload.clone()),
+            End::Superseded { .. } | End::Stopped => {}
+        }
+        self.last_reload = Some(reload);
+    }
+
+    /// What was noticed since it was last asked.
+    pub fn take_noticed(&mut self) -> Vec<Note> {
+        std::mem::take(&mut self.noticed)
     }
 
     /// When something is to be looked at, at the latest.

@@ -13,6 +13,7 @@ use mio::Token;
 
 use crate::config::settings::{Settings, Surge};
 use crate::config::Effective;
+use crate::facts::note::WorkerName;
 use crate::listeners::Access;
 use crate::logs::{AccessLog, ErrorLog};
 use crate::supervisor::generation::{Plan, Surge as PlanSurge};
@@ -58,6 +59,10 @@ pub struct WorkerProcess {
     pub stacks_token: Token,
     /// What it has written, in many small pieces, until the dump is over.
     pub stacks_text: Vec<u8>,
+    /// Its stacks were asked for and have not come.
+    pub stacks_asked: bool,
+    /// They are for the log, not only for a slow request's line or whoever asked.
+    pub stacks_logged: bool,
     /// SIGKILL was sent by the master, which has named the requests that it cut.
     pub killed: bool,
     pub listeners: Vec<ListenerId>,
@@ -185,6 +190,10 @@ impl TemplateProcess {
 }
 
 impl WorkerProcess {
+    pub fn name(&self) -> WorkerName {
+        WorkerName { generation: self.generation, slot: self.slot, pid: self.pid }
+    }
+
     /// As for a template; a worker that stopped reading is caught by the deadline of its answer.
     pub fn tell(&self, message: &ToWorker) {
         self.tell_with(message, &[]);

@@ -26,6 +26,7 @@ impl Service {
             pid: std::process::id(),
             state: Word::Borrowed(self.supervisor.word()),
             ready: self.supervisor.is_ready(),
+            uptime_s: now.saturating_duration_since(self.began).as_secs_f64(),
             generations: generations.filter_map(|generation| self.shown(generation, now)).collect(),
             listeners: self.serving_addresses(&shared.listeners),
             requests: totals.requests,
@@ -33,6 +34,7 @@ impl Service {
             errors: totals.errors,
             handoffs: totals.handoffs,
             last_reload: self.last_reload.as_ref().map(Reload::shown),
+            last_refusal: self.last_refusal.as_ref().map(Reload::shown),
         }
     }
 
@@ -76,6 +78,9 @@ impl Service {
             requests: cell.map_or(0, |cell| cell.requests.load(Ordering::Relaxed)),
             busy: cell.map_or(0, |cell| cell.busy.load(Ordering::Relaxed)),
             connections: cell.map_or(0, |cell| cell.connections.load(Ordering::Relaxed)),
+            private_bytes: cell.map_or(0, |cell| cell.private_bytes.load(Ordering::Relaxed)),
+            pss_bytes: cell.map_or(0, |cell| cell.pss_bytes.load(Ordering::Relaxed)),
+            resident_bytes: worker.pid.and_then(watch::resident_bytes).unwrap_or(0),
             running: process.map_or_else(Vec::new, |process| running(&processes.board, process.cell)),
         }
     }
@@ -86,7 +91,8 @@ fn running(board: &Scoreboard, cell: u32) -> Vec<Running> {
     requests.sort_by_key(|running| running.started_ns);
     let shown = requests.iter().map(|running| {
         let (method, path) = running.text.split_once(' ').unwrap_or((&running.text, ""));
-        Running { method: method.to_owned(), path: path.to_owned(), age_s: watch::age(running).as_secs_f64() }
+        let client = running.client.map(|client| client.to_string());
+        Running { method: method.to_owned(), path: path.to_owned(), age_s: watch::age(running).as_secs_f64(), client }
     });
     shown.collect()
 }

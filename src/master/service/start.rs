@@ -118,6 +118,8 @@ impl Service {
             stacks,
             stacks_token,
             stacks_text: Vec::new(),
+            stacks_asked: false,
+            stacks_logged: false,
             killed: false,
             listeners,
         };

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use forkmaster_wire::scoreboard::{monotonic_ns, Running, Scoreboard};
 
+use super::slow::Looked;
 use super::{EventQueue, Service};
 use crate::clock::Clock;
 use crate::config::settings::Server;
@@ -38,7 +39,8 @@ impl Service {
             let Some(processes) = self.generations.get(&worker.generation) else { continue };
             let Some(pid) = worker.pid else { continue };
             let server = &processes.settings.server;
-            next = next.min(every(server));
+            let slow_request = processes.settings.log.slow_request;
+            next = next.min(every(server, slow_request));
             let mut report = |event| events.push_back(Event::Worker { worker: *id, event });
             let look = look(&processes.board, worker.cell, server, &shared.clock);
             if let Some((running, ..)) = look.stuck.first() {
@@ -46,11 +48,16 @@ impl Service {
             } else if look.silent {
                 report(WorkerEvent::Stuck(Stuck::Silent));
             }
+            let looked = Looked { id: *id, name: worker.name(), board: &processes.board, cell: worker.cell };
+            if self.slow.look(looked, slow_request, &shared.clock, now, &mut self.noticed) {
+                report(WorkerEvent::Slow);
+            }
             let too_big = |limit| resident_bytes(pid).is_some_and(|resident| resident > limit);
             if look_for_rss && server.max_rss.is_some_and(too_big) {
                 report(WorkerEvent::TooBig);
             }
         }
+        self.noticed.extend(self.slow.untold(now));
         self.look_at = now + next;
     }
 }
@@ -65,8 +72,8 @@ pub struct Look {
 }
 
 /// How often to look, so that a limit is noticed soon after it has passed.
-pub fn every(server: &Server) -> Duration {
-    let limits = server.request_timeouts.iter().map(|(_, limit)| *limit).chain([server.request_timeout]);
+pub fn every(server: &Server, slow_request: Option<Duration>) -> Duration {
+    let limits = server.request_timeouts.iter().map(|(_, limit)| *limit).chain([server.request_timeout, slow_request]);
     let shortest = limits.flatten().min().unwrap_or(EVERY_MAX * 4);
     (shortest / 4).clamp(EVERY_MIN, EVERY_MAX)
 }

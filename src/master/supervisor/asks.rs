@@ -161,9 +161,13 @@ impl Supervisor {
                     continue;
                 }
                 asked.push(worker.id);
+                // Where it does not answer, nothing older stands for it.
+                if let Some(worker) = self.generations[at].worker_mut(worker.id) {
+                    worker.stacks.clear();
+                }
                 // Where it is asked already, that answer is this one's, too.
                 if worker.dump == Dump::None {
-                    self.actions.push(Action::LookAtBoot { worker: worker.id });
+                    self.actions.push(Action::LookAt { worker: worker.id });
                     self.await_stacks(at, worker.id, now);
                 }
             }

@@ -10,7 +10,8 @@ use super::worker::Worker;
 use super::{Action, Supervisor};
 
 /// Time for a process to answer a request for its stacks, then for faulthandler to write them.
-pub const STACKS_WITHIN: Duration = Duration::from_millis(500);
+/// Together less than a second: whoever asks waits for it.
+pub const STACKS_WITHIN: Duration = Duration::from_millis(400);
 
 /// How far the dump of a worker's stacks has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,12 +25,14 @@ pub enum Dump {
     Signalled {
         over_at: Instant,
     },
+    /// What it has written is being taken, which is answered at once.
+    Taken,
 }
 
 impl Dump {
     pub fn deadline(self) -> Option<Instant> {
         match self {
-            Dump::None => None,
+            Dump::None | Dump::Taken => None,
             Dump::Asked { answer_by } => Some(answer_by),
             Dump::Signalled { over_at } => Some(over_at),
         }
@@ -50,11 +53,21 @@ impl Supervisor {
         }
     }
 
-    /// It has answered; the hands have logged what it said.
+    /// A request of it is slow: its stacks are wanted, unless they are on their way.
+    pub(super) fn look_at_slow(&mut self, at: usize, id: WorkerId, now: Instant) {
+        if self.generations[at].worker(id).is_some_and(|worker| worker.dump == Dump::None) {
+            self.actions.push(Action::LookAtSlow { worker: id });
+            self.await_stacks(at, id, now);
+        }
+    }
+
+    /// It has answered, or faulthandler has; an empty text: neither. The hands have logged what it said.
     pub(super) fn on_stacks(&mut self, at: usize, id: WorkerId, text: String) {
         if let Some(worker) = self.generations[at].worker_mut(id) {
             worker.dump = Dump::None;
-            worker.stacks = text;
+            if !text.is_empty() {
+                worker.stacks = text;
+            }
         }
     }
 
@@ -63,8 +76,8 @@ impl Supervisor {
             Dump::Asked { answer_by } if answer_by <= now => {
                 (Dump::Signalled { over_at: now + STACKS_WITHIN }, Action::SignalStacks { worker: worker.id })
             }
-            Dump::Signalled { over_at } if over_at <= now => (Dump::None, Action::LogStacks { worker: worker.id }),
-            Dump::None | Dump::Asked { .. } | Dump::Signalled { .. } => return,
+            Dump::Signalled { over_at } if over_at <= now => (Dump::Taken, Action::TakeStacks { worker: worker.id }),
+            Dump::None | Dump::Asked { .. } | Dump::Signalled { .. } | Dump::Taken => return,
         };
         if let Some(worker) = self.generations[at].worker_mut(worker.id) {
             worker.dump = next;

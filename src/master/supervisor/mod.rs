@@ -153,16 +153,20 @@ pub enum Action {
     AskStacks {
         worker: WorkerId,
     },
-    /// A worker boots for long: ask for the Python stacks of all threads.
-    LookAtBoot {
+    /// A worker boots for long, or somebody wants to know: ask for the Python stacks of all threads, and log them.
+    LookAt {
+        worker: WorkerId,
+    },
+    /// The same for the lines of its slow requests only.
+    LookAtSlow {
         worker: WorkerId,
     },
     /// There was no answer: have faulthandler write them, by a signal.
     SignalStacks {
         worker: WorkerId,
     },
-    /// Log what faulthandler has written.
-    LogStacks {
+    /// What faulthandler has written is the answer; it comes as an event, also where it is nothing.
+    TakeStacks {
         worker: WorkerId,
     },
     /// Say (as an event) whether the worker's stuck requests still run, and how many others do.

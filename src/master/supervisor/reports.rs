@@ -111,6 +111,16 @@ impl Supervisor {
                 Event::Stacks { text },
             ) => self.on_stacks(at, id, text),
 
+            (
+                S::Ready
+                | S::Opening { .. }
+                | S::Serving { .. }
+                | S::Closing { .. }
+                | S::Draining { .. }
+                | S::Terminating { .. },
+                Event::Slow,
+            ) => self.look_at_slow(at, id, now),
+
             // Usually it is dying; the exit status, which says more, follows at once. Without a pid there is nobody
             // whose exit could follow, and the hands say so.
             (S::Starting { deadline, .. }, Event::ChannelLost) => {
@@ -174,6 +184,7 @@ impl Supervisor {
                 | S::Killed { .. },
                 Event::Serving,
             )
+            | (S::Starting { .. } | S::Finishing { .. } | S::Exiting { .. } | S::Killed { .. }, Event::Slow)
             | (
                 S::Starting { .. } | S::Ready | S::Finishing { .. } | S::Exiting { .. } | S::Killed { .. },
                 Event::Drained { .. },

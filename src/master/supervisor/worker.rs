@@ -124,13 +124,15 @@ pub enum Event {
     TooBig,
     /// A request runs longer than its limit, or there is no beat.
     Stuck(Stuck),
+    /// A request runs longer than `slow_request`.
+    Slow,
     /// The answer to `Action::CheckStuck`: requests beyond their limit and others that run.
     StillStuck {
         others: u32,
     },
     /// The answer to `Action::CheckStuck` where the stuck request has ended after all.
     Unstuck,
-    /// The answer to `Action::AskStacks` and `Action::LookAtBoot`, and what faulthandler has written.
+    /// The answer to `Action::AskStacks`, `Action::LookAt` and `Action::LookAtSlow`, and what faulthandler has written.
     Stacks {
         text: String,
     },
@@ -200,7 +202,7 @@ impl Worker {
             // Its stacks are waited for, since they are the reason why.
             State::Terminating { check_at, deadline, .. } => match self.dump {
                 Dump::None => Some(check_at.min(deadline)),
-                Dump::Asked { .. } | Dump::Signalled { .. } => Some(deadline),
+                Dump::Asked { .. } | Dump::Signalled { .. } | Dump::Taken => Some(deadline),
             },
             State::Exiting { kill_at, .. } | State::Finishing { kill_at, .. } => Some(kill_at),
             State::Killed { give_up } => Some(give_up),
@@ -365,7 +367,7 @@ impl Supervisor {
             State::Starting { deadline, .. } if deadline > now => {
                 let after_s = now.saturating_duration_since(worker.born).as_secs_f64();
                 self.note(Note::StillBoots { worker: name, after_s });
-                self.actions.push(Action::LookAtBoot { worker: id });
+                self.actions.push(Action::LookAt { worker: id });
                 self.await_stacks(at, id, now);
                 let look_at = next_look(worker.born, now, deadline);
                 self.change(at, id, State::Starting { deadline, look_at }, now);

@@ -78,6 +78,37 @@ pub fn ask_and_look(
     }
 }
 
+/// One request, and then as many lines as come.
+pub struct Lines<'a> {
+    stream: &'a mut UnixStream,
+    unread: Vec<u8>,
+}
+
+impl Lines<'_> {
+    pub fn ask<'a>(stream: &'a mut UnixStream, request: &Request) -> Result<Lines<'a>, NoAnswer> {
+        stream.write_all(request.to_line().as_bytes())?;
+        Ok(Lines { stream, unread: Vec::new() })
+    }
+
+    /// The next line, without its end.
+    pub fn next(&mut self, deadline: Option<Instant>) -> Result<String, NoAnswer> {
+        loop {
+            if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.unread.drain(..=end).collect();
+                return Ok(String::from_utf8_lossy(&line).trim_end().to_owned());
+            }
+            if self.unread.len() > ANSWER_BYTES_MAX {
+                return Err(NoAnswer::Refused(Refused::because("its answer has no end")));
+            }
+            let mut bytes = [0; 4096];
+            match read_until(self.stream, &mut bytes, deadline)? {
+                0 => return Err(NoAnswer::Ended),
+                read => self.unread.extend_from_slice(&bytes[..read]),
+            }
+        }
+    }
+}
+
 pub fn read<T: DeserializeOwned>(line: &str) -> Result<T, NoAnswer> {
     read_reply(line).map_err(NoAnswer::Refused)
 }
@@ -122,6 +153,20 @@ mod tests {
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
         drop(ours);
         server.join().unwrap();
+    }
+
+    #[test]
+    fn lines_come_one_by_one_however_they_arrive() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"one\ntwo\nth").unwrap();
+        let mut lines = Lines::ask(&mut ours, &Request::Events).unwrap();
+        let soon = || Some(Instant::now() + Duration::from_secs(5));
+        assert_eq!((lines.next(soon()), lines.next(soon())), (Ok("one".to_owned()), Ok("two".to_owned())));
+        assert_eq!(lines.next(Some(Instant::now())), Err(NoAnswer::Late));
+        theirs.write_all(b"ree\n").unwrap();
+        assert_eq!(lines.next(soon()), Ok("three".to_owned()));
+        drop(theirs);
+        assert_eq!(lines.next(soon()), Err(NoAnswer::Ended));
     }
 
     #[test]

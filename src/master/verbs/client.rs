@@ -15,7 +15,7 @@ use crate::doors::protocol::{Proving, Request, Stopping};
 use crate::exit_code::ExitCode;
 use crate::facts::snapshot::{LastReload, Snapshot};
 use crate::verbs::command_line::{Client, HealthProbe, Waiting};
-use crate::verbs::{find, output, show};
+use crate::verbs::{find, output};
 
 /// The master answers in milliseconds; one that takes longer than this is stuck. Docker gives a probe 30 s, Kubernetes
 /// 1 s unless told otherwise, and both end it themselves.
@@ -29,29 +29,6 @@ const LOOK_AFTER: Duration = Duration::from_secs(2);
 
 /// How often `wait` looks for a master that is not there yet.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-
-pub fn status(client: &Client, context: &ProcessContext, json: bool) -> ExitCode {
-    let mut stream = match connect(client, context) {
-        Ok(stream) => stream,
-        Err(code) => return code,
-    };
-    let answer =
-        ask(&mut stream, &Request::Status, Some(ANSWER_WITHIN)).and_then(|line| Ok((read::<Snapshot>(&line)?, line)));
-    match answer {
-        Ok((snapshot, line)) => {
-            match json {
-                // The master's own words: it may be newer and know fields that are not known here.
-                true => output::print(format_args!("{}\n", output::printable_json(&line))),
-                false => output::print(show::status(&snapshot)),
-            }
-            match snapshot.ready {
-                true => ExitCode::Done,
-                false => ExitCode::Refused,
-            }
-        }
-        Err(no_answer) => told("no status", no_answer),
-    }
-}
 
 /// Exit 0 or 1 and nothing else: probes know healthy and unhealthy, and Docker reserves 2.
 pub fn health(client: &Client, context: &ProcessContext, probe: HealthProbe) -> ExitCode {

@@ -19,6 +19,7 @@ use crate::config::units::parse_duration;
 use crate::config::{self, ConfigFile, Overrides, Source};
 use crate::exit_code;
 use crate::verbs::convert;
+use crate::verbs::status::Wanted;
 use crate::verbs::words::{self, error};
 
 /// Read where neither `-c` nor a module says otherwise.
@@ -34,7 +35,8 @@ pub enum Command {
     ConfigReference,
     ConfigInit(ConfigFile),
     Convert(convert::Order),
-    Status { client: Client, json: bool },
+    Status { client: Client, wanted: Wanted },
+    Events { client: Client, json: bool, timeout: Option<Duration> },
     List { json: bool },
     Health { client: Client, probe: HealthProbe },
     Reload { client: Client, force: bool, waiting: Waiting },
@@ -137,7 +139,11 @@ pub fn parse(
             let python = python.map(|path| place.context.absolute(&path));
             Ok(Command::Convert(convert::Order { from, to, flags, python, yes }))
         }
-        Verb::Status { json } => Ok(Command::Status { client: place.client()?, json }),
+        Verb::Status { json, requests, watch, timeout } => {
+            let watch = watch.then_some(timeout);
+            Ok(Command::Status { client: place.client()?, wanted: Wanted { json, requests, watch } })
+        }
+        Verb::Events { json, timeout } => Ok(Command::Events { client: place.client()?, json, timeout }),
         Verb::List { json } => Ok(Command::List { json }),
         Verb::Health { live, ready: _ } => {
             let probe = if live { HealthProbe::Live } else { HealthProbe::Ready };
@@ -260,11 +266,29 @@ enum Verb {
         #[arg(last = true, value_name = "FLAGS")]
         flags: Vec<String>,
     },
-    /// What the master and its workers are doing
+    /// What the master and its workers are doing; exit 0 when a worker serves, 1 when none does
     Status {
         /// As JSON
         #[arg(long)]
         json: bool,
+        /// Only the requests that run now, in which worker and for whom, the oldest first
+        #[arg(long, conflicts_with = "json")]
+        requests: bool,
+        /// Again each second, until the master ends
+        #[arg(long)]
+        watch: bool,
+        /// Watch for so long, as in 30s
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "watch")]
+        timeout: Option<Duration>,
+    },
+    /// What happens, as it happens, until the master ends
+    Events {
+        /// An object a line
+        #[arg(long)]
+        json: bool,
+        /// For so long, as in 30s
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        timeout: Option<Duration>,
     },
     /// The masters of this machine: name, pid, uid, socket, and the state of your own
     #[command(visible_alias = "ps")]
@@ -513,172 +537,4 @@ fn nothing_to_serve() -> clap::Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn context(cwd: &Path) -> ProcessContext {
-        ProcessContext {
-            environment: Default::default(),
-            cwd: cwd.to_owned(),
-            executable: None,
-            uid: 0,
-            gid: 0,
-            cpus: 1,
-            mount_namespace: 0,
-        }
-    }
-
-    fn line(text: &str) -> Result<Command, clap::Error> {
-        parse(std::iter::once("forkmaster").chain(text.split_whitespace()), &context(Path::new("/nowhere")))
-    }
-
-    fn source(file: Option<&str>, overrides: Overrides) -> Source {
-        let file = file.map(|shown| ConfigFile { path: Path::new("/nowhere").join(shown), shown: shown.to_owned() });
-        Source { file, overrides }
-    }
-
-    #[test]
-    fn clap_finds_the_definition_sound() {
-        Line::command().debug_assert();
-    }
-
-    #[test]
-    fn serving_in_all_its_forms() {
-        let plain = || source(Some("app.toml"), Overrides::default());
-        let module = |text: &str| source(None, Overrides { module: Some(text.to_owned()), ..Overrides::default() });
-        assert_eq!(line("-c app.toml").unwrap(), Command::Run(plain()));
-        assert_eq!(line("run -c app.toml").unwrap(), Command::Run(plain()));
-        assert_eq!(line("-c app.toml run").unwrap(), Command::Run(plain()));
-        assert_eq!(line("shop.wsgi:app").unwrap(), Command::Run(module("shop.wsgi:app")));
-        assert_eq!(line("app").unwrap(), Command::Run(module("app")));
-        assert_eq!(line("run status").unwrap(), Command::Run(module("status")));
-        let text = "-b 127.0.0.1:1 --bind unix:run/a.sock -w auto --threads 4 --preload --release rel --venv v --name n --log-level debug a:b";
-        let overrides = Overrides {
-            module: Some("a:b".into()),
-            name: Some("n".into()),
-            release: Some("/nowhere/rel".into()),
-            venv: Some("/nowhere/v".into()),
-            python: None,
-            preload: Some("true".into()),
-            bind: vec!["127.0.0.1:1".into(), "unix:/nowhere/run/a.sock".into()],
-            workers: Some("auto".into()),
-            threads: Some("4".into()),
-            log_level: Some("debug".into()),
-        };
-        assert_eq!(line(text).unwrap(), Command::Run(source(None, overrides)));
-        let overrides = Overrides { preload: Some("false".into()), ..Overrides::default() };
-        let check = Command::Check { source: source(Some("a.toml"), overrides), boot: true };
-        assert_eq!(line("check --boot --preload=false -c a.toml").unwrap(), check);
-        assert_eq!(line("config show -c app.toml").unwrap(), Command::ConfigShow { source: plain(), explain: false });
-    }
-
-    #[test]
-    fn clients() {
-        let client = || Client { socket: None, source: source(Some("a.toml"), Overrides::default()) };
-        assert_eq!(line("-c a.toml status").unwrap(), Command::Status { client: client(), json: false });
-        assert_eq!(line("status --json -c a.toml").unwrap(), Command::Status { client: client(), json: true });
-        let healthy = |probe| Command::Health { client: client(), probe };
-        assert_eq!(line("-c a.toml health").unwrap(), healthy(HealthProbe::Ready));
-        assert_eq!(line("-c a.toml health --ready").unwrap(), healthy(HealthProbe::Ready));
-        assert_eq!(line("-c a.toml health --live").unwrap(), healthy(HealthProbe::Live));
-        assert!(line("-c a.toml health --live --ready").is_err());
-        let forever = Waiting::Until(None);
-        assert_eq!(
-            line("reload -c a.toml").unwrap(),
-            Command::Reload { client: client(), force: false, waiting: forever }
-        );
-        let seconds = Some(Duration::from_secs(90));
-        let until = Waiting::Until(seconds);
-        assert_eq!(
-            line("-c a.toml reload --timeout 1m30s").unwrap(),
-            Command::Reload { client: client(), force: false, waiting: until }
-        );
-        assert_eq!(
-            line("-c a.toml reload --no-wait").unwrap(),
-            Command::Reload { client: client(), force: false, waiting: Waiting::No }
-        );
-        assert_eq!(
-            line("-c a.toml wait ready --timeout 90s").unwrap(),
-            Command::WaitReady { client: client(), timeout: seconds }
-        );
-        assert_eq!(
-            line("-c a.toml shutdown --now").unwrap(),
-            Command::Stop { client: client(), now: true, waiting: forever }
-        );
-        let client = Client { socket: Some("/nowhere/run/a.sock".into()), source: Source::default() };
-        assert_eq!(line("status --socket run/a.sock").unwrap(), Command::Status { client, json: false });
-        assert_eq!(line("list --json").unwrap(), Command::List { json: true });
-        assert_eq!(line("ps").unwrap(), Command::List { json: false });
-        let check = || Command::Check { source: source(Some("a.toml"), Overrides::default()), boot: false };
-        for text in
-            ["check -c a.toml", "validate -c a.toml", "configtest -c a.toml", "-t -c a.toml", "-c a.toml --test"]
-        {
-            assert_eq!(line(text).unwrap(), check(), "{text}");
-        }
-    }
-
-    #[test]
-    fn app_toml_is_found() {
-        let directory = tempfile::tempdir().unwrap();
-        let here = context(directory.path());
-        let error = parse(["forkmaster"], &here).unwrap_err();
-        assert_eq!((error.exit_code(), error.to_string().trim_end().lines().count()), (2, 3));
-        std::fs::write(directory.path().join("app.toml"), "").unwrap();
-        let file = ConfigFile { path: directory.path().join("app.toml"), shown: "app.toml".to_owned() };
-        let expected = Source { file: Some(file), overrides: Overrides::default() };
-        assert_eq!(parse(["forkmaster"], &here).unwrap(), Command::Run(expected.clone()));
-        let client = Client { socket: None, source: expected };
-        assert_eq!(parse(["forkmaster", "status"], &here).unwrap(), Command::Status { client, json: false });
-        // A module on the command line needs no file, and takes none.
-        let Command::Run(source) = parse(["forkmaster", "shop.wsgi"], &here).unwrap() else { panic!("not run") };
-        assert_eq!(source.file, None);
-    }
-
-    #[test]
-    fn bad_arguments_exit_2_and_say_why() {
-        let cases = [
-            ("relaod", "did you mean `reload`?"),
-            ("restart", "`forkmaster reload` deploys"),
-            ("start", "forkmaster -c app.toml"),
-            ("up", "forkmaster -c app.toml"),
-            ("logs", "[log] error"),
-            ("init", "forkmaster config init"),
-            ("lst", "did you mean `list`?"),
-            ("status --socket @forkmaster/0/shop", "forkmaster list"),
-            ("-t status", "after the verb"),
-            ("app.toml", "-c app.toml"),
-            ("--workers many a.b", "\"auto\""),
-            ("--bind 8000 a.b", "127.0.0.1:8000"),
-            ("--threads 0 a.b", "must be from 1"),
-            ("--log-level warning a.b", "warn"),
-            ("--venv v --python p a.b", "cannot be used with"),
-            ("reload --timeout 30", "30s"),
-            ("reload --timeout 30s --no-wait", "cannot be used with"),
-            ("wait sideways", "ready"),
-            ("--workers 2 status", "after the verb"),
-            ("a.b --socket x", "--socket is for"),
-            ("status --workers 2", "--workers"),
-            ("config", "show"),
-            ("--timeout 30 a.b", "FORKMASTER_SERVER__REQUEST_TIMEOUT"),
-            ("-k gthread a.b", "one kind of worker"),
-            ("--access-logfile - a.b", "[log] access"),
-            ("-t30 a.b", "request_timeout"),
-            ("-t 30 a.b", "request_timeout"),
-            ("--reload a.b", "forkmaster reload"),
-            ("--env A=1 a.b", "[env]"),
-            ("run --chdir /srv a.b", "--release"),
-            ("check", "nothing to serve"),
-        ];
-        for (text, hint) in cases {
-            let error = line(text).unwrap_err();
-            assert_eq!(error.exit_code(), 2, "{text}");
-            assert!(error.to_string().contains(hint), "{text}: {error}");
-        }
-        for text in ["--help", "--version", "reload --help"] {
-            assert_eq!(line(text).unwrap_err().exit_code(), 0, "{text}");
-        }
-        assert!(line("--version").unwrap_err().to_string().starts_with("forkmaster "));
-        let help = line("--help").unwrap_err().to_string();
-        assert!(help.contains("   78  the configuration is wrong; a restart does not help"), "{help}");
-    }
-}
+mod tests;

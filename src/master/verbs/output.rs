@@ -3,11 +3,21 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The reader of stdout went away.
+static CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// For verbs that would otherwise print for ever.
+pub fn is_closed() -> bool {
+    CLOSED.load(Ordering::Relaxed)
+}
 
 /// Prints lines to stdout.
 pub fn print(text: impl Display) {
     let mut stdout = io::stdout().lock();
     if let Err(error) = write!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        CLOSED.store(true, Ordering::Relaxed);
         // EPIPE: the reader had enough. Anything else is worth a word.
         if error.kind() != io::ErrorKind::BrokenPipe {
             complain(format_args!("stdout cannot be written: {error}"));

@@ -83,6 +83,11 @@ impl Gateway {
         })
     }
 
+    /// The calling thread will serve all requests of this gateway.
+    pub fn is_of_this_thread(&self) {
+        self.progress.is_this_thread();
+    }
+
     /// A request has come to this thread. To be called before the interpreter's lock is taken for it: that may never be
     /// had, and the request's limit counts all the same.
     pub fn dispatched(&mut self, exchange: &Exchange) {
@@ -105,7 +110,7 @@ impl Gateway {
                 (now, now.saturating_duration_since(begun), 500, true)
             }
         };
-        self.progress.end();
+        self.progress.end(status, ended);
         let (latency_ns, queued_ns) = (took.as_nanos() as u64, queued.as_nanos() as u64);
         self.worker.finished(Finished { status, latency_ns, queued_ns }, raised);
         ended
@@ -117,6 +122,7 @@ impl Gateway {
             Ok(environ) => environ,
             Err(error) => return Err(self.fail(py, exchange, None, &error)),
         };
+        self.progress.client(self.builder.client());
         if let Err(error) = self.response.renew(py) {
             return Err(self.fail(py, exchange, Some(&environ), &error));
         }

@@ -1,5 +1,6 @@
 //! What an app thread is at, for the master, which watches `request_timeout`.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use forkmaster_wire::scoreboard::{monotonic_ns, ThreadCell};
@@ -56,7 +57,17 @@ impl Progress {
         self.cell.leave();
     }
 
-    pub fn end(self) {
-        self.cell.end();
+    /// The calling thread is the one that this is about. CPython's `threading.get_ident()` is pthread_self(3).
+    pub fn is_this_thread(self) {
+        // SAFETY: has no preconditions and cannot fail.
+        self.cell.is_thread(unsafe { libc::pthread_self() });
+    }
+
+    pub fn client(self, client: IpAddr) {
+        self.cell.client(client);
+    }
+
+    pub fn end(self, status: u16, ended: Instant) {
+        self.cell.end(status, self.clock.ns(ended));
     }
 }

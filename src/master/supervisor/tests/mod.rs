@@ -479,7 +479,7 @@ impl World {
                 self.notes.push(note);
             }
             Action::Exit { code } => self.exit = Some(code),
-            Action::AskStacks { worker } | Action::LookAtBoot { worker } => {
+            Action::AskStacks { worker } | Action::LookAt { worker } | Action::LookAtSlow { worker } => {
                 self.soon(worker, WorkerEvent::Stacks { text: format!("stacks of {worker}") })
             }
             Action::Commit { generation, close } | Action::Abandon { generation, close } => {
@@ -489,11 +489,11 @@ impl World {
             Action::GiveUpTemplate { generation } => {
                 self.templates.remove(&generation);
             }
+            Action::TakeStacks { worker } => self.soon(worker, WorkerEvent::Stacks { text: String::new() }),
             Action::CloseAllListeners
             | Action::Forget { .. }
             | Action::DumpTemplate { .. }
-            | Action::SignalStacks { .. }
-            | Action::LogStacks { .. } => {}
+            | Action::SignalStacks { .. } => {}
         }
     }
 

@@ -1,0 +1,176 @@
+//! What an operator sees while it runs: requests, events, memory, the latest refusal.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use crate::harness::client::{head, Connection};
+use crate::harness::master::{binary, Master};
+use crate::harness::site::Site;
+use crate::harness::{wait_for, wait_within, WAIT};
+
+/// A verb that runs on beside the test.
+struct Beside {
+    child: Child,
+    output: std::path::PathBuf,
+}
+
+impl Beside {
+    fn run(site: &Site, name: &str, args: &[&str]) -> Beside {
+        let output = site.path().join(name);
+        let file = File::create(&output).expect("a file of the site can be made");
+        let mut command = Command::new(binary());
+        command.args(args).arg("-c").arg(site.config_path()).current_dir(site.path());
+        let child = command.stdin(Stdio::null()).stdout(file).stderr(Stdio::null()).spawn();
+        Beside { child: child.expect("the binary can be started"), output }
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.output).unwrap_or_default()
+    }
+
+    #[track_caller]
+    fn exit_code(&mut self) -> Option<i32> {
+        let status = wait_within(WAIT, || self.child.try_wait().expect("it is our child"));
+        status.expect("it ends").code()
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The whole lines of JSON.
+fn objects(text: &str) -> Vec<Value> {
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
+}
+
+fn ask_for_long(master: &Master) -> Connection {
+    let mut running = Connection::to(&master.address());
+    running.must_send(head("GET", "/sleep?s=25", &[]));
+    running
+}
+
+#[test]
+fn requests_that_run_are_shown_with_their_client_and_worker() {
+    let site = Site::with_releases("requests", 1);
+    let master = site.start();
+    assert_eq!(master.cli(&["status", "--requests"]).stdout, "nothing runs\n");
+    let _running = ask_for_long(&master);
+    let shown = wait_for("the request", || {
+        let said = master.cli(&["status", "--requests"]).stdout;
+        said.contains("127.0.0.1").then_some(said)
+    });
+    let lines: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["age", "method", "path", "client", "worker", "pid", "generation"]);
+    assert_eq!(lines[1][1..5], ["s", "GET", "/sleep", "127.0.0.1"], "{shown}");
+    let workers = master.workers();
+    let named = workers.iter().any(|worker| lines[1][5..] == [&worker.slot.to_string(), &worker.pid.to_string(), "1"]);
+    assert!(named && lines.len() == 2, "{shown}");
+}
+
+/// The documentation of `status --json` names every field that there is.
+#[test]
+fn every_field_of_the_status_is_documented() {
+    let site = Site::with_releases("fields", 1);
+    let master = site.start();
+    let _running = ask_for_long(&master);
+    let status = wait_for("the request", || {
+        let status = master.status()?.0;
+        let runs = |worker: &Value| !worker["running"].as_array().is_none_or(Vec::is_empty);
+        status["generations"][0]["workers"].as_array()?.iter().any(runs).then_some(status)
+    });
+    fn keys(value: &Value, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(fields) => fields.iter().for_each(|(key, value)| {
+                found.insert(key.clone());
+                keys(value, found);
+            }),
+            Value::Array(values) => values.iter().for_each(|value| keys(value, found)),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+    let mut found = BTreeSet::new();
+    keys(&status, &mut found);
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/status.md")).expect("it is there");
+    let missing: Vec<_> = found.iter().filter(|key| !page.contains(&format!("`{key}`"))).collect();
+    assert!(found.len() > 30 && missing.is_empty(), "docs/status.md does not tell of {missing:?}");
+    let worker = &status["generations"][0]["workers"][0];
+    let bytes = |field: &str| worker[field].as_u64().unwrap_or(0);
+    assert!(bytes("private_bytes") > 1 << 20, "{worker}");
+    assert!(
+        bytes("private_bytes") <= bytes("pss_bytes") && bytes("pss_bytes") <= 2 * bytes("resident_bytes"),
+        "{worker}"
+    );
+}
+
+#[test]
+fn events_are_told_until_the_master_ends() {
+    let site = Site::with_releases("events", 2);
+    let master = site.start();
+    let mut programs = Beside::run(&site, "events.json", &["events", "--json"]);
+    let mut people = Beside::run(&site, "events.txt", &["events"]);
+    // Both listen once each has told something.
+    wait_for("both to listen", || {
+        assert!(master.cli(&["recycle", "0"]).ok());
+        (!programs.said().is_empty() && !people.said().is_empty()).then_some(())
+    });
+    site.flip("2");
+    master.reload();
+    let is = |event: &Value, to: &str| event["event"] == "generation" && event["generation"] == 2 && event["to"] == to;
+    wait_for("the reload's events", || {
+        let events = objects(&programs.said());
+        ["proving", "rolling", "serving"].iter().all(|to| events.iter().any(|event| is(event, to))).then_some(())
+    });
+    let refused = master.cli(&["events", "--timeout", "50ms"]);
+    assert_eq!(refused.code, Some(124), "{refused}");
+    master.stop();
+    assert_eq!((programs.exit_code(), people.exit_code()), (Some(0), Some(0)));
+    for event in objects(&programs.said()) {
+        let text = event["text"].as_str().expect("each has its line").to_owned();
+        assert!(event["time"].as_str().is_some_and(|time| time.ends_with('Z')), "{event}");
+        // The log has the same words, and so do people.
+        assert!(event["level"] == "debug" || master.log().contains(&text), "{text}");
+    }
+    assert!(people.said().contains(" INFO  generation gen=2 rolling -> serving\n"), "{}", people.said());
+}
+
+#[test]
+fn a_refusal_is_shown_in_full_until_a_reload_is_good() {
+    let site = Site::with_releases("last_refusal", 2);
+    site.build("broken").app("broken/missing_dependency.py").make();
+    let master = site.start();
+    assert_eq!(master.status().expect("it answers").0["last_refusal"], Value::Null);
+    site.flip("broken");
+    assert!(!master.cli(&["reload"]).ok());
+    let said = master.cli(&["status"]).stdout;
+    assert!(said.contains("the latest reload was refused: ModuleNotFoundError"), "{said}");
+    assert!(said.contains("\n  Traceback (most recent call last):\n"), "{said}");
+    site.flip("2");
+    master.reload();
+    let status = master.status().expect("it answers").0;
+    assert!(status["last_refusal"].is_null() && status["last_reload"]["ok"] == true, "{status}");
+}
+
+#[test]
+fn a_watched_status_comes_again_and_ends_with_the_master() {
+    let site = Site::with_releases("watch", 1);
+    let master = site.start();
+    let mut watching = Beside::run(&site, "watch.txt", &["status", "--watch"]);
+    let mut json = Beside::run(&site, "watch.json", &["status", "--watch", "--json"]);
+    wait_for("the second look", || {
+        let pages = watching.said().matches(": running").count();
+        (pages >= 2 && objects(&json.said()).len() >= 2).then_some(())
+    });
+    assert!(watching.said().contains(" requests/s\n") && !watching.said().contains('\x1b'), "{}", watching.said());
+    let late = master.cli(&["status", "--watch", "--timeout", "1ms"]);
+    assert_eq!(late.code, Some(124), "{late}");
+    master.stop();
+    assert_eq!((watching.exit_code(), json.exit_code()), (Some(3), Some(3)));
+}
