@@ -158,6 +158,11 @@ impl Builder {
         })
     }
 
+    /// What every environ is a copy of.
+    pub fn prepared<'py>(&self, py: Python<'py>) -> &Bound<'py, PyDict> {
+        self.prepared.bind(py)
+    }
+
     /// REMOTE_ADDR of the latest environ, as it was made.
     pub fn client(&self) -> IpAddr {
         self.client
@@ -224,6 +229,10 @@ impl Builder {
             Local::Unix(_) => None,
         };
         self.usual = Some(Usual { client, local });
+        // Every request replaces these. That costs less than adding them.
+        for key in [intern!(py, "PATH_INFO"), intern!(py, "RAW_URI"), intern!(py, "REQUEST_URI")] {
+            prepared.set_item(key, intern!(py, ""))?;
+        }
         // A dict doubles when two thirds of it are taken; it stays what it is when items go.
         let keys: Vec<_> = (0..ROOM).map(|number| PyString::new(py, &format!("room for {number}"))).collect();
         for key in &keys {

@@ -66,6 +66,7 @@ impl Gateway {
         let builder = Builder::new(py, common, &empty)?;
         let capi = Capi::find();
         let response = ResponseSlot::new(py, progress, response_buffer, capi)?;
+        response.add_callables(builder.prepared(py))?;
         let access = access.map(AccessRecorder::new);
         // No two requests of a worker have the same number.
         let requests = u64::from(thread) << 40;
@@ -118,19 +119,12 @@ impl Gateway {
 
     /// When it had ended, how long it took, and its status.
     fn call(&mut self, py: Python<'_>, mut exchange: Exchange) -> Result<(Instant, Duration, u16), Raised> {
-        let environ = match self.environ(py, &mut exchange) {
+        let environ = match self.renew(py).and_then(|()| self.environ(py, &mut exchange)) {
             Ok(environ) => environ,
             Err(error) => return Err(self.fail(py, exchange, None, &error)),
         };
         self.progress.client(self.builder.client());
-        if let Err(error) = self.response.renew(py) {
-            return Err(self.fail(py, exchange, Some(&environ), &error));
-        }
         self.response.enter(py, exchange);
-        if let Err(error) = self.response.add_callables(&environ) {
-            let Some(exchange) = self.response.leave(py) else { return Err(Raised) };
-            return Err(self.fail(py, exchange, Some(&environ), &error));
-        }
         let answered = response::answer(
             py,
             &self.capi,
@@ -183,6 +177,13 @@ impl Gateway {
                 access.note(exchange, environ, self.builder.client(), ended);
             }
         }
+    }
+
+    fn renew(&mut self, py: Python<'_>) -> PyResult<()> {
+        if self.response.renew(py)? {
+            self.response.add_callables(self.builder.prepared(py))?;
+        }
+        Ok(())
     }
 
     fn environ<'py>(&mut self, py: Python<'py>, exchange: &mut Exchange) -> PyResult<Bound<'py, PyDict>> {

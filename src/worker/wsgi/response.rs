@@ -112,18 +112,18 @@ impl ResponseSlot {
         Ok(ResponseSlot { response, start_response, early_hints, disconnected, left_behind, facts })
     }
 
-    /// Puts into the environ what a request may call besides `start_response`.
+    /// Puts into what environs are copied from what a request may call besides `start_response`.
     pub fn add_callables(&self, environ: &Bound<'_, PyDict>) -> PyResult<()> {
         let py = environ.py();
         environ.set_item(intern!(py, "wsgi.early_hints"), self.early_hints.bind(py))?;
         environ.set_item(intern!(py, CLIENT_DISCONNECTED), self.disconnected.bind(py))
     }
 
-    /// To be called before `enter`. Where the application has kept something of the last request, that stays the last
-    /// one's.
-    pub fn renew(&mut self, py: Python<'_>) -> PyResult<()> {
+    /// To be called before `enter`, and before the environ is made. Where the application has kept something of the last
+    /// request, that stays the last one's, and the next one's callables are to be added again: true.
+    pub fn renew(&mut self, py: Python<'_>) -> PyResult<bool> {
         if self.is_left(py) {
-            return Ok(());
+            return Ok(false);
         }
         let next = ResponseSlot::with(py, self.facts)?;
         // Or the two would keep each other for ever. Where it is borrowed, its borrower does it.
@@ -131,7 +131,7 @@ impl ResponseSlot {
             response.write = None;
         }
         *self = next;
-        Ok(())
+        Ok(true)
     }
 
     /// A request begins.
@@ -142,10 +142,12 @@ impl ResponseSlot {
         *response.slot() = Some(exchange);
     }
 
-    /// Nobody but us has any of the objects: five references to the response are ours and its methods'.
+    /// Nobody but us has any of the objects: five references to the response are ours and its methods', and two of those
+    /// stand in what environs are copied from.
     fn is_left(&self, py: Python<'_>) -> bool {
-        let methods = [&self.start_response, &self.early_hints, &self.disconnected];
-        if references(self.response.bind(py)) != 5 || methods.iter().any(|method| references(method.bind(py)) != 1) {
+        let methods = [(&self.start_response, 1), (&self.early_hints, 2), (&self.disconnected, 2)];
+        let is_ours = |(method, ours): (&Py<PyAny>, isize)| references(method.bind(py)) == ours;
+        if references(self.response.bind(py)) != 5 || !methods.into_iter().all(is_ours) {
             return false;
         }
         let Ok(response) = self.response.bind(py).try_borrow() else { return false };

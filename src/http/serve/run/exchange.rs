@@ -18,10 +18,10 @@ use crate::serve::conn::write_queue::Hold;
 use crate::serve::event_loop::mailbox::Notice;
 use crate::serve::event_loop::shared::Shared;
 use crate::serve::event_loop::EventLoop;
-use crate::serve::io::cpu::Measure;
 use crate::serve::io::socket::{self, HangUp};
 
 use super::app_times::Times;
+use super::close_look::CloseLook;
 use super::follower::Taken;
 use super::leader::{Leader, Lease};
 
@@ -59,18 +59,14 @@ pub struct Exchange {
     /// None: given back to the loop.
     request: Option<Box<Request>>,
     begun: Instant,
-    clocked: Option<Instant>,
-    /// What sending has taken, where the clock is read for it.
-    sending: Duration,
-    measure: Option<Measure>,
+    look: Option<Box<CloseLook>>,
     from_loop: bool,
 }
 
 impl Exchange {
     pub fn new(leader: Arc<Leader<EventLoop>>, taken: Taken<Box<Request>>) -> Exchange {
-        let Taken { request, lease, begun, clocked, measure, from_loop } = taken;
-        let sending = Duration::ZERO;
-        Exchange { leader, lease, request: Some(request), begun, clocked, sending, measure, from_loop }
+        let Taken { request, lease, begun, look, from_loop } = taken;
+        Exchange { leader, lease, request: Some(request), begun, look, from_loop }
     }
 
     fn shared(&self) -> &Shared {
@@ -270,12 +266,14 @@ impl Exchange {
     }
 
     fn send(&mut self, part: Part<'_>) -> Written {
-        if self.clocked.is_none() {
+        if !self.look.as_ref().is_some_and(|look| look.clocks_sends()) {
             return self.deliver(part);
         }
         let begun = Instant::now();
         let written = self.deliver(part);
-        self.sending += begun.elapsed();
+        if let Some(look) = &mut self.look {
+            look.sent(begun.elapsed());
+        }
         written
     }
 
@@ -473,10 +471,10 @@ impl Exchange {
     }
 
     fn record(&self, now: Instant, took: Duration) {
-        // The loop's clock is that of the answer before, and what measuring costs lies between.
-        let took = self.measure.map_or(took, |measure| measure.took(now).min(took));
-        let inside = self.clocked.map(|clocked| now.saturating_duration_since(clocked).saturating_sub(self.sending));
-        let waited = self.measure.map(|measure| measure.waited(now).saturating_sub(self.sending));
+        let look = self.look.as_deref();
+        let took = look.map_or(took, |look| look.took(now, took));
+        let inside = look.and_then(|look| look.inside(now));
+        let waited = look.and_then(|look| look.waited(now));
         let (begun, from_loop) = (self.begun, self.from_loop);
         self.leader.times().record(Times { begun, ended: now, took, inside, waited, from_loop });
     }

@@ -7,8 +7,8 @@ use std::time::Instant;
 use crate::serve::base::names::Blocking;
 use crate::serve::event_loop::interface::{Doors, Loop, Step};
 use crate::serve::event_loop::run_queue::Waited;
-use crate::serve::io::cpu::Measure;
 
+use super::close_look::CloseLook;
 use super::leader::{Leader, LeaderGuard, Lease};
 
 /// A request, and the way back to the loop for the thread that took it from there.
@@ -17,10 +17,7 @@ pub struct Taken<R> {
     pub lease: Option<Lease>,
     /// When the thread took it.
     pub begun: Instant,
-    /// When it began by a clock that was read for it; None: the time of its sends need not be known.
-    pub clocked: Option<Instant>,
-    /// None: it is not measured.
-    pub measure: Option<Measure>,
+    pub look: Option<Box<CloseLook>>,
     pub from_loop: bool,
 }
 
@@ -188,17 +185,13 @@ fn from_loop<L: Loop>(
     mut request: L::Request,
 ) -> Taken<L::Request> {
     let begun = guard.event_loop().now();
-    let times = guard.leader().times();
-    let measure = times.measures().then(Measure::begin);
-    let clocked = times.looks_closer().then(Instant::now);
+    let look = CloseLook::begin(guard.leader().times());
     *lease = guard.enter_app_with(&mut request);
-    Taken { request, lease: *lease, begun, clocked, measure, from_loop: true }
+    Taken { request, lease: *lease, begun, look, from_loop: true }
 }
 
 /// A request that waited in the run queue.
 fn from_queue<L: Loop>(leader: &Leader<L>, lease: Option<Lease>, request: L::Request) -> Taken<L::Request> {
-    let measure = leader.times().measures().then(Measure::begin);
-    let begun = Instant::now();
-    let clocked = leader.times().looks_closer().then_some(begun);
-    Taken { request, lease, begun, clocked, measure, from_loop: false }
+    let look = CloseLook::begin(leader.times());
+    Taken { request, lease, begun: Instant::now(), look, from_loop: false }
 }

@@ -2,6 +2,7 @@
 
 pub mod app_thread;
 pub mod app_times;
+pub mod close_look;
 pub mod exchange;
 pub mod follower;
 pub mod leader;
