@@ -360,6 +360,7 @@ fn serve(
     let threads = threads::waited_for(py).unwrap_or_else(|error| vec![summary(py, &error)]);
     worker.master.show("drained");
     worker.master.tell(&FromWorker::Drained { threads });
+    step_back();
     py.detach(|| {
         LOCK_WATCH.end(lock_watch);
         worker.finish_logs();
@@ -367,6 +368,18 @@ fn serve(
     });
     Ok(())
 }
+
+/// From here on this thread only takes the interpreter down, which computes for ten milliseconds and more. In a deploy all
+/// old workers do that at once, while others of them still finish and the new ones begin: those come first. On Linux this
+/// is the calling thread's alone (setpriority(2), "C library/kernel differences"); threads that are still at work keep
+/// their priority.
+fn step_back() {
+    // SAFETY: sets a number of this thread. That it has the lowest priority already is no failure.
+    unsafe { libc::nice(STEP_BACK) };
+}
+
+/// A tenth of the processor time of one that competes with it; on an idle processor all of it (sched(7), "The nice value").
+const STEP_BACK: libc::c_int = 10;
 
 /// App threads are Python's own threads, with one thread state for life: `threading.local` keeps its values, and
 /// with it Django its database connection.

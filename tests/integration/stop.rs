@@ -289,6 +289,29 @@ fn atexit_runs_and_threads_are_joined_when_a_worker_drains() {
     });
 }
 
+/// Old workers that end at once must not take the processors from those that still finish and from the new ones.
+#[test]
+fn a_worker_that_ends_steps_back_and_its_threads_do_not() {
+    let site = Site::new("step_back");
+    let app = "import os, threading, time\nfrom good import application\n\
+               def priority(thread):\n\
+               \x20   return os.getpriority(os.PRIO_PROCESS, thread)\n\
+               def watch(main, usual):\n\
+               \x20   while priority(main) == usual:\n\
+               \x20       time.sleep(0.01)\n\
+               \x20   print('main', priority(main) - usual, 'thread', priority(0) - usual, flush=True)\n\
+               threading.Thread(target=watch, args=(threading.get_native_id(), priority(0))).start()\n";
+    site.build("1").file("good.py", &crate::harness::site::app_source("app.py")).file("app.py", app).make();
+    site.flip("1");
+    site.set("server.workers", "1");
+    let master = site.start();
+    master.wait_serving();
+    assert_eq!(master.stdout(), "");
+    master.term();
+    assert_eq!(master.wait_exit().code(), Some(0));
+    assert_eq!(master.stdout(), "main 10 thread 0\n");
+}
+
 /// A process that a debugger holds cannot be reaped, as one in the kernel's own hands cannot. The stop ends without it
 /// and says what it is.
 #[test]
