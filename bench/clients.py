@@ -2,6 +2,7 @@
 
 import dataclasses
 import heapq
+import multiprocessing
 import random
 import select
 import socket
@@ -183,6 +184,47 @@ class Crowd:
             self.by_descriptor.pop(client.socket.fileno(), None)
             client.socket.close()
             client.socket = None
+
+
+class SlowReaders:
+    """Clients in a process of their own that each ask for something large and read a little of it every second."""
+
+    def __init__(self, port, path, count, bytes_per_s):
+        self.pipe, theirs = multiprocessing.Pipe()
+        arguments = (port, path, count, bytes_per_s, theirs)
+        self.process = multiprocessing.Process(target=_read_slowly, args=arguments, daemon=True)
+
+    def __enter__(self):
+        self.process.start()
+        return self
+
+    def __exit__(self, *exc_info):
+        self.pipe.send("end")
+        self.begun = self.pipe.recv()
+        self.process.join()
+
+
+def _read_slowly(port, path, count, bytes_per_s, pipe):
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    readers = []
+    for _ in range(count):
+        reader = socket.socket()
+        # A small window, so that the server has to keep the answer and not the kernel.
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+        reader.connect(("127.0.0.1", port))
+        reader.sendall(request)
+        reader.setblocking(False)
+        readers.append(reader)
+    seen = set()
+    while not pipe.poll(1.0):
+        for reader in readers:
+            try:
+                if reader.recv(bytes_per_s):
+                    seen.add(reader)
+            except OSError:
+                pass
+    pipe.recv()
+    pipe.send(len(seen))
 
 
 def percentile(values, share):

@@ -74,6 +74,13 @@ RANDOM_SLOW = (
     Column("per_second", "fast requests", per_second),
     Column("error_share", "errors", percent),
 )
+SLOW_READERS = (
+    Column("p99_s", "p99 of ordinary requests", ms),
+    Column("p50_s", "p50", ms),
+    Column("longest_s", "longest", ms),
+    Column("attackers_begun", "attackers whose answer has begun", count),
+    Column("error_share", "errors", percent),
+)
 HERD = (
     Column("cpu_us", "CPU a connection", us),
     Column("switches", "context switches", times),
@@ -112,6 +119,7 @@ KINDS = {
     "throughput": Kind(THROUGHPUT, more_is_better=True),
     "mixed": Kind(MIXED),
     "random slow": Kind(RANDOM_SLOW),
+    "slow readers": Kind(SLOW_READERS),
     "herd": Kind(HERD),
     "alternating": Kind(ALTERNATING, more_is_better=True),
     "balance": Kind(BALANCE),

@@ -25,6 +25,7 @@ BALANCE_CLIENTS = 32
 RANDOM_CLIENTS, SLOW_S = 24, 0.2
 # Connections one after the other to workers that are idle otherwise.
 HERD_CONNECTIONS, HERD_PAUSE_S = 400, 0.005
+SLOW_READERS, SLOW_READER_BYTES_PER_S, ATTACK_S, ATTACK_PAUSE_S = 1_000, 2_000, 5.0, 0.01
 
 
 def throughput(server, scenario, connections, seconds):
@@ -91,6 +92,29 @@ def random_slow(server, scenario, connections, seconds):
         "ideal_p99_s": at_best_s,
         "per_second": len(latencies) / seconds,
         "error_share": sum(client.errors for client in crowd) / len(latencies),
+    }
+
+
+def slow_readers(server, scenario, connections, seconds):
+    """Ordinary requests, one after the other, in the first seconds of an attack by slow readers."""
+    clients.ask(server.port)
+    time.sleep(REST_S)
+    latencies, errors = [], 0
+    with clients.SlowReaders(server.port, "/large", SLOW_READERS, SLOW_READER_BYTES_PER_S) as readers:
+        end = time.monotonic() + ATTACK_S
+        while (begun := time.monotonic()) < end:
+            try:
+                clients.ask(server.port)
+            except OSError:
+                errors += 1
+            latencies.append(time.monotonic() - begun)
+            time.sleep(ATTACK_PAUSE_S)
+    return {
+        "p99_s": clients.percentile(latencies, 0.99),
+        "p50_s": clients.percentile(latencies, 0.50),
+        "longest_s": max(latencies),
+        "attackers_begun": readers.begun,
+        "error_share": errors / len(latencies),
     }
 
 
@@ -246,6 +270,7 @@ KINDS = {
     "throughput": throughput,
     "mixed": mixed,
     "random slow": random_slow,
+    "slow readers": slow_readers,
     "herd": herd,
     "alternating": alternating,
     "ticker": ticker,

@@ -10,8 +10,8 @@ AS_DEPLOYED = {"defaults": {"defaults": True}, "access log": {"access_log": True
 @dataclasses.dataclass(frozen=True)
 class Scenario:
     name: str
-    # throughput, mixed, random slow, herd, alternating, ticker, balance, idle, memory, start, reload, take over, respawn:
-    # kinds.py
+    # throughput, mixed, random slow, slow readers, herd, alternating, ticker, balance, idle, memory, start, reload, take
+    # over, respawn: kinds.py
     kind: str = "throughput"
     app: str = "hello:application"
     # Each server is started once and measured with these in turn. Only the first is for the slow peers.
@@ -125,6 +125,7 @@ SCENARIOS = [
         longer=8,
         slow_peers=True,
     ),
+    Scenario("1000 slow readers of 5 MB", kind="slow readers", app="pieces:attacked", workers=2, close=True),
     Scenario("1 idle worker", kind="herd", close=True, slow_peers=True),
     Scenario("64 idle workers", kind="herd", close=True, workers=64, slow_peers=True),
     Scenario(

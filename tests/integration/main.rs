@@ -50,6 +50,8 @@ mod lines;
 mod log_forms;
 // The access log and the error log, their files, and probes of health.
 mod logs;
+// Who comes behind a crowd of costly requests.
+mod order;
 // The wheel.
 mod packaging;
 // A generation is one thing, whatever happens to symlinks and files meanwhile.

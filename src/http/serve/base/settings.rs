@@ -150,5 +150,13 @@ pub const DEFER_ACCEPT_S: libc::c_int = 1;
 /// processor.
 pub const YIELD_ACCEPT: Duration = Duration::from_millis(1);
 
+/// A connection that has waited for so long in the kernel's queue, which knows no order but arrival, shows that all others
+/// there are to be taken in and put in order, whatever threads are free. A service that is merely busy lets nobody wait for
+/// so long: its queue goes on being shared with its siblings.
+pub const BEHIND_AFTER: Duration = Duration::from_millis(50);
+
+/// How often the kernel is asked for how long a connection has waited.
+pub const ASK_WAIT_EVERY: Duration = Duration::from_millis(10);
+
 /// The loop turns at least this often and tells so (`Metrics::heartbeat`).
 pub const HEARTBEAT: Duration = Duration::from_millis(900);

@@ -107,20 +107,31 @@ impl EventLoop {
             self.report_draining = false;
             self.reports.draining();
         }
-        let (now, load, has_slot) = (self.now, self.load(), self.has_slot());
-        if self.listeners.admission.should_unmask(now, load, has_slot) {
+        let load = self.load();
+        let mut view = View {
+            now: self.now,
+            load,
+            has_slot: self.has_slot(),
+            waits: false,
+            may_be_more: self.epoll.was_full(),
+            should_yield: false,
+            takes_in: self.takes_in(load),
+        };
+        if self.listeners.admission.should_unmask(view) {
             self.listeners.set_masked(&self.epoll, false);
         }
         self.watch_queue_of_others();
         let listener = self.listeners.next_ready();
-        let ready = match self.handoff.takes_turn(listener.is_some()) {
+        // What lies in the queue is for whoever has a free thread.
+        let may_adopt = !view.takes_in || listener.is_none();
+        let ready = match may_adopt && self.handoff.takes_turn(listener.is_some()) {
             true => Some(Door::Queue),
             false => listener.map(Door::Listener),
         };
-        let waits = ready.is_some();
-        let should_yield = listener.is_some() && self.metrics.should_yield_accept(self.table.open());
-        let may_be_more = self.epoll.was_full();
-        let decision = self.listeners.admission.decide(View { now, load, has_slot, waits, may_be_more, should_yield });
+        view.takes_in &= matches!(ready, Some(Door::Listener(_)));
+        view.waits = ready.is_some();
+        view.should_yield = listener.is_some() && self.metrics.should_yield_accept(self.table.open());
+        let decision = self.listeners.admission.decide(view);
         let outcome = match (decision, ready) {
             (Decision::Accept, Some(Door::Listener(index))) => self.accept_one(index),
             (Decision::Accept, Some(Door::Queue)) => self.adopt_one(),
@@ -154,6 +165,15 @@ impl EventLoop {
     fn end_pass(&mut self) {
         self.listeners.end_pass();
         self.handoff.end_pass();
+        self.listeners.admission.end_turn(self.shared.run_queue.has_waiting());
+        self.shared.set_behind(self.listeners.admission.is_behind());
+    }
+
+    /// Connections are taken in although no thread is free for them: some have waited for too long, and no sibling has a free
+    /// thread either.
+    fn takes_in(&self, load: Load) -> bool {
+        let admission = &self.listeners.admission;
+        admission.is_behind() && !admission.has_time(load) && !self.table.is_full() && self.metrics.free_siblings() == 0
     }
 
     pub(super) fn load(&self) -> Load {

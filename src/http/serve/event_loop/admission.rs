@@ -3,10 +3,14 @@
 //! All workers share the listeners, and whoever has a free thread takes a connection, so that the kernel's queue balances
 //! between them. Therefore: never more at a time than there are free threads, nothing is heard of listeners while there
 //! is none, and new connections stand in one line with the requests that wait for a thread.
+//!
+//! The kernel's queue knows no order but arrival. Who comes behind a thousand costly requests would wait for all of them. So
+//! where somebody has waited there for too long and no sibling has a free thread, all are taken in, and their requests wait
+//! here in an order that lets a stranger through (`fair_line`).
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::serve::base::settings::{TURN_ACCEPTS_MAX, YIELD_ACCEPT};
+use crate::serve::base::settings::{ASK_WAIT_EVERY, BEHIND_AFTER, TURN_ACCEPTS_MAX, YIELD_ACCEPT};
 
 #[derive(Debug)]
 pub struct Admission {
@@ -17,7 +21,19 @@ pub struct Admission {
     paused_until: Option<Instant>,
     yielding: Yielding,
     line: Option<Line>,
+    behind: Behind,
+    asked_at: Option<Instant>,
     accepted_this_turn: u32,
+}
+
+/// Whether those who wait are taken in before a thread is free for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Behind {
+    No,
+    /// Somebody has waited in the kernel's queue for too long.
+    Yes,
+    /// Nobody waits there any more, but requests do here.
+    TakenIn,
 }
 
 /// In the same line as the requests that wait for a thread, for connections that wait to be taken. Without it keep-alive
@@ -64,6 +80,8 @@ pub struct View {
     pub may_be_more: bool,
     /// A sibling has less to do.
     pub should_yield: bool,
+    /// Nobody has a free thread, here or elsewhere, and there are free slots.
+    pub takes_in: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +117,8 @@ impl Admission {
             paused_until: None,
             yielding: Yielding::Possible,
             line: None,
+            behind: Behind::No,
+            asked_at: None,
             accepted_this_turn: 0,
         }
     }
@@ -157,14 +177,56 @@ impl Admission {
         load.free().max(in_line)
     }
 
+    /// The threads have time for another connection.
+    pub fn has_time(&self, load: Load) -> bool {
+        self.budget(load) > 0
+    }
+
     /// Whether listeners, masked until now, shall be heard again.
-    pub fn should_unmask(&mut self, now: Instant, load: Load, has_slot: bool) -> bool {
-        let rests = self.is_paused(now) | self.is_yielding(now);
-        self.masked && !rests && has_slot && self.budget(load) > 0
+    pub fn should_unmask(&mut self, view: View) -> bool {
+        let rests = self.is_paused(view.now) | self.is_yielding(view.now);
+        self.masked && !rests && view.has_slot && (self.has_time(view.load) || view.takes_in)
+    }
+
+    /// Whether to ask the kernel for how long the connection has waited that comes next.
+    pub fn asks_wait(&mut self, now: Instant) -> bool {
+        let asks = self.line.is_some() && self.asked_at.is_none_or(|at| now >= at + ASK_WAIT_EVERY);
+        if asks {
+            self.asked_at = Some(now);
+        }
+        asks
+    }
+
+    /// It has waited for so long.
+    pub fn note_wait(&mut self, waited: Duration) {
+        if waited >= BEHIND_AFTER {
+            self.behind = Behind::Yes;
+        }
+    }
+
+    pub fn is_behind(&self) -> bool {
+        match self.behind {
+            Behind::Yes | Behind::TakenIn => true,
+            Behind::No => false,
+        }
+    }
+
+    /// The turn is over. `waiting`: requests wait here for a thread.
+    pub fn end_turn(&mut self, waiting: bool) {
+        if self.behind == Behind::TakenIn && !waiting {
+            self.behind = Behind::No;
+        }
+    }
+
+    fn note_empty(&mut self) {
+        self.line = None;
+        if self.behind == Behind::Yes {
+            self.behind = Behind::TakenIn;
+        }
     }
 
     pub fn decide(&mut self, view: View) -> Decision {
-        let has_time = self.budget(view.load) > 0;
+        let has_time = self.has_time(view.load) || view.takes_in;
         match view.waits {
             true if !has_time => Decision::Mask,
             true if view.should_yield && self.yield_accept(view.now) => Decision::Yield,
@@ -190,7 +252,7 @@ impl Admission {
 
     /// A listener was found empty.
     pub fn found_none(&mut self) {
-        self.line = None;
+        self.note_empty();
     }
 
     /// No connection waits, as far as this turn's events say: the sibling that it was left to has taken it.
@@ -200,7 +262,7 @@ impl Admission {
         }
         if !self.unheard && !may_be_more {
             // Siblings have taken them: their place in the line must not be there for others that come later.
-            self.line = None;
+            self.note_empty();
         }
         match self.yielding {
             Yielding::Ending => self.yielding = Yielding::Over,
@@ -240,6 +302,39 @@ mod tests {
 
     fn load(dispatched: u64, completed: u64) -> Load {
         Load { threads: 2, dispatched, completed }
+    }
+
+    fn waiting(now: Instant, load: Load) -> View {
+        let (has_slot, waits) = (true, true);
+        View { now, load, has_slot, waits, may_be_more: false, should_yield: false, takes_in: false }
+    }
+
+    /// Once somebody has waited for too long all are taken in, until nobody waits there nor here.
+    #[test]
+    fn who_has_waited_too_long_brings_the_others_in() {
+        let now = Instant::now();
+        let mut admission = Admission::new();
+        let busy = waiting(now, load(2, 0));
+        assert!(!admission.asks_wait(now), "nobody waits");
+        assert_eq!(admission.decide(busy), Decision::Mask);
+        admission.line_up(busy.load, 100);
+        assert!(admission.asks_wait(now) && !admission.asks_wait(now) && admission.asks_wait(now + ASK_WAIT_EVERY));
+        admission.note_wait(BEHIND_AFTER - Duration::from_millis(1));
+        assert!(!admission.is_behind());
+        admission.note_wait(BEHIND_AFTER);
+        assert!(admission.is_behind());
+        admission.set_masked(true);
+        assert!(!admission.should_unmask(busy), "a sibling has a free thread");
+        let busy = View { takes_in: true, ..busy };
+        assert!(admission.should_unmask(busy));
+        assert_eq!(admission.decide(busy), Decision::Accept);
+        admission.end_turn(false);
+        assert!(admission.is_behind(), "some wait outside");
+        admission.found_none();
+        admission.end_turn(true);
+        assert!(admission.is_behind(), "some wait here");
+        admission.end_turn(false);
+        assert!(!admission.is_behind());
     }
 
     #[test]
@@ -299,7 +394,7 @@ mod tests {
     #[test]
     fn what_is_not_there_comes_before_whom_to_yield_to() {
         let now = Instant::now();
-        let view = View { now, load: load(0, 0), has_slot: true, waits: true, may_be_more: false, should_yield: false };
+        let view = waiting(now, load(0, 0));
         let decide = |view| Admission::new().decide(view);
         assert_eq!(decide(view), Decision::Accept);
         assert_eq!(decide(View { waits: false, ..view }), Decision::Rest);

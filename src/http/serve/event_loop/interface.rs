@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::serve::base::names::Blocking;
 use crate::serve::conn::request::Request;
 
+use super::fair_line::Alike;
 use super::mailbox::Notice;
 use super::run_queue::RunQueue;
 use super::shared::Shared;
@@ -24,7 +25,7 @@ pub enum Step<R> {
 
 /// Only the leader has it.
 pub trait Loop {
-    type Request;
+    type Request: Alike;
     type Doors: Doors<Self::Request>;
 
     /// Goes on with what was fetched. Never waits.
@@ -53,7 +54,7 @@ pub trait Loop {
 }
 
 /// What threads that do not lead have of the loop.
-pub trait Doors<R> {
+pub trait Doors<R: Alike> {
     fn run_queue(&self) -> &RunQueue<R>;
 
     /// The loop shall look at what there is before it sleeps again.
@@ -65,6 +66,9 @@ pub trait Doors<R> {
 
     /// The same for a request that was taken already.
     fn if_wanted(&self, request: R) -> Option<R>;
+
+    /// Somebody has waited too long to be taken in: the loop is needed, whatever the threads are at.
+    fn is_behind(&self) -> bool;
 
     /// A thread has come back from the application, whoever still has the request.
     fn complete(&self);
@@ -131,6 +135,10 @@ impl Doors<Box<Request>> for Shared {
         self.complete();
         self.mailbox.notify(Notice::Returned(request));
         None
+    }
+
+    fn is_behind(&self) -> bool {
+        Shared::is_behind(self)
     }
 
     fn complete(&self) {

@@ -235,6 +235,11 @@ impl Listeners {
         for _ in 0..TRIES_MAX {
             match socket::accept(fd.as_fd()) {
                 Ok((socket, peer)) => {
+                    if self.admission.asks_wait(now) {
+                        if let Some(waited) = socket::silence(socket.as_raw_fd()) {
+                            self.admission.note_wait(waited);
+                        }
+                    }
                     self.admission.accepted();
                     let local = listener.local_of(&socket);
                     let proxy = listener.proxy.as_ref().map(|proxy| (proxy.version, (proxy.trusts)(&peer)));

@@ -9,6 +9,7 @@ mod accepting;
 pub mod admission;
 mod bulk;
 mod closing;
+pub mod fair_line;
 mod flush_batch;
 mod flushing;
 pub mod handoff;

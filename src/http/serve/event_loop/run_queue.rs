@@ -1,14 +1,16 @@
-//! Requests that wait for a thread, in order, where the monitor runs the loop. A thread that finds none says so and
-//! sleeps; one sleeper is woken a request.
+//! Requests that wait for a thread, in order (`fair_line`), where the monitor runs the loop. A thread that finds none says so
+//! and sleeps; one sleeper is woken a request.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::Ordering;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use crate::serve::base::sync::{AtomicUsize, Mutex, MutexGuard};
 use crate::serve::io::parker::{Parked, Parker};
+
+use super::fair_line::{Alike, FairLine};
 
 /// Why a thread waits no longer.
 pub enum Waited<T> {
@@ -28,13 +30,13 @@ pub struct RunQueue<T> {
 }
 
 struct State<T> {
-    ready: VecDeque<T>,
+    ready: FairLine<T>,
     /// Sleeping threads; the last to fall asleep is woken first, its caches are warm.
     idle: Vec<usize>,
     done: bool,
 }
 
-impl<T> RunQueue<T> {
+impl<T: Alike> RunQueue<T> {
     /// The first thread is the process's main thread.
     pub fn new(threads: usize, connections: usize) -> io::Result<RunQueue<T>> {
         let mut parkers = Vec::with_capacity(threads);
@@ -45,8 +47,7 @@ impl<T> RunQueue<T> {
 
     /// A place to sleep for each thread.
     pub fn with_parkers(parkers: Vec<Parker>, connections: usize) -> RunQueue<T> {
-        let ready = VecDeque::with_capacity(connections);
-        let state = State { ready, idle: Vec::with_capacity(parkers.len()), done: false };
+        let state = State { ready: FairLine::new(connections), idle: Vec::with_capacity(parkers.len()), done: false };
         RunQueue { state: Mutex::new(state), ready: AtomicUsize::new(0), parkers }
     }
 
@@ -75,7 +76,7 @@ impl<T> RunQueue<T> {
     pub fn push(&self, request: T) {
         let sleeper = {
             let mut state = self.lock();
-            state.ready.push_back(request);
+            state.ready.push(request);
             self.ready.store(state.ready.len(), Ordering::Release);
             state.idle.pop()
         };
@@ -84,16 +85,20 @@ impl<T> RunQueue<T> {
         }
     }
 
-    /// Requests wait for a thread.
+    /// Requests wait for a thread: so many.
+    pub fn waiting(&self) -> usize {
+        self.ready.load(Ordering::Acquire)
+    }
+
     pub fn has_waiting(&self) -> bool {
-        self.ready.load(Ordering::Acquire) > 0
+        self.waiting() > 0
     }
 
     /// It was taken, and stays the first in line after all.
     pub fn put_back(&self, request: T) {
         let sleeper = {
             let mut state = self.lock();
-            state.ready.push_front(request);
+            state.ready.put_back(request);
             self.ready.store(state.ready.len(), Ordering::Release);
             state.idle.pop()
         };
@@ -110,9 +115,14 @@ impl<T> RunQueue<T> {
     }
 
     fn take_from(&self, state: &mut State<T>) -> Option<T> {
-        let request = state.ready.pop_front();
+        let request = state.ready.pop();
         self.ready.store(state.ready.len(), Ordering::Release);
         request
+    }
+
+    /// A request that came from here, or one like it, has kept its thread for so long.
+    pub fn learn(&self, likeness: &[u8], took: Duration) {
+        self.lock().ready.learn(likeness, took);
     }
 
     /// Threads sleep, and no request is there for them.

@@ -9,15 +9,25 @@ use crate::serve::conn::request::Request;
 use crate::serve::conn::rules::Rules;
 use crate::serve::io::copies::Copies;
 
+use super::fair_line::Alike;
 use super::mailbox::Mailbox;
 use super::mode::Command;
 use super::run_queue::RunQueue;
+
+/// Requests for one path run the same code.
+impl Alike for Box<Request> {
+    fn likeness(&self) -> &[u8] {
+        self.path()
+    }
+}
 
 pub struct Shared {
     pub rules: Rules,
     pub run_queue: RunQueue<Box<Request>>,
     pub mailbox: Mailbox,
     pub copies: Copies,
+    /// Somebody has waited too long for its connection to be taken (`admission`).
+    behind: AtomicBool,
     /// Every answer from now on says `Connection: close`.
     closing: AtomicBool,
     /// Requests of which app threads have come back since the start.
@@ -31,6 +41,7 @@ impl Shared {
             mailbox: Mailbox::new(settings.connections)?,
             copies: Copies::new(settings.connections, fds),
             rules: Rules::new(settings),
+            behind: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             completed: AtomicU64::new(0),
         })
@@ -50,6 +61,15 @@ impl Shared {
 
     pub fn completed(&self) -> u64 {
         self.completed.load(Ordering::Acquire)
+    }
+
+    /// The monitor keeps the loop, and all who wait are put in order.
+    pub fn is_behind(&self) -> bool {
+        self.behind.load(Ordering::Relaxed)
+    }
+
+    pub fn set_behind(&self, behind: bool) {
+        self.behind.store(behind, Ordering::Relaxed);
     }
 
     pub fn is_closing(&self) -> bool {

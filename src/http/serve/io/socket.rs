@@ -6,6 +6,7 @@ use std::mem::{size_of, zeroed, MaybeUninit};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::serve::base::address::{Local, Peer};
 
@@ -193,14 +194,22 @@ pub fn unacknowledged(socket: RawFd) -> u64 {
 /// How many connections wait in a listening socket: its TCP_INFO has their number where a connection's has the segments
 /// that were not acknowledged (tcp_get_info). None: not TCP, or not known.
 pub fn waiting(listener: RawFd) -> Option<u32> {
+    tcp_info(listener).map(|info| info.tcpi_unacked)
+}
+
+/// Since when the peer has sent nothing. One that has sent its request and waits has waited for so long. None: not TCP.
+pub fn silence(socket: RawFd) -> Option<Duration> {
+    tcp_info(socket).map(|info| Duration::from_millis(info.tcpi_last_data_recv.into()))
+}
+
+fn tcp_info(socket: RawFd) -> Option<libc::tcp_info> {
     // SAFETY: tcp_info is plain data, for which zeroes are valid.
     let mut info: libc::tcp_info = unsafe { zeroed() };
     let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes into `info`, which outlives the call.
-    let outcome = unsafe {
-        libc::getsockopt(listener, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut length)
-    };
-    (outcome == 0).then_some(info.tcpi_unacked)
+    let outcome =
+        unsafe { libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut length) };
+    (outcome == 0).then_some(info)
 }
 
 /// What the peer has done to a connection.

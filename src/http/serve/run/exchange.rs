@@ -455,6 +455,9 @@ impl Exchange {
         let Some(mut request) = self.request.take() else { return };
         request.decide_after(end);
         let shared = self.leader.doors();
+        if !self.from_loop {
+            shared.run_queue.learn(request.path(), took);
+        }
         match self.lease.take().and_then(|lease| self.leader.exit_app(lease)) {
             Some(mut guard) => {
                 // Only now: what measuring costs must not keep the leader in the application for longer.

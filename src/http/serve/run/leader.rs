@@ -151,10 +151,15 @@ impl<L: Loop> Leader<L> {
         kept
     }
 
-    /// Leads if nobody does. Not while the application waits: then the monitor does.
+    /// The monitor leads throughout: the application waits, or clients have waited too long to be taken in.
+    pub fn is_monitors(&self) -> bool {
+        self.times.waits() || self.doors.is_behind()
+    }
+
+    /// Leads if nobody does, and the lead is not the monitor's.
     pub fn acquire(&self) -> Option<LeaderGuard<'_, L>> {
         let word = self.word();
-        if word.owner() != Owner::Free || self.times.waits() {
+        if word.owner() != Owner::Free || self.is_monitors() {
             return None;
         }
         let mine = word.next(Owner::Loop);
@@ -167,7 +172,7 @@ impl<L: Loop> Leader<L> {
     pub fn reclaim(&self) -> Option<LeaderGuard<'_, L>> {
         match self.word().owner() {
             Owner::Free => self.acquire(),
-            Owner::Monitor if !self.times.waits() => {
+            Owner::Monitor if !self.is_monitors() => {
                 self.wanted.store(true, Ordering::SeqCst);
                 self.doors.wake();
                 None
@@ -201,7 +206,7 @@ impl<L: Loop> Leader<L> {
         if lease.is_some_and(|lease| lease.word == word) {
             return true;
         }
-        if self.times.waits() {
+        if self.is_monitors() {
             return false;
         }
         match word.owner() {
@@ -311,14 +316,13 @@ impl<'a, L: Loop> LeaderGuard<'a, L> {
         event_loop.as_mut().expect("whoever ends the loop leads no more")
     }
 
-    /// Into the application with a request. The way back; none where the application waits, and the monitor is woken
-    /// at once.
+    /// Into the application with a request. The way back; none where the monitor leads throughout, and it is woken at once.
     pub fn enter_app(mut self) -> Option<Lease> {
         let holds = self.event_loop().holds_answers();
         if self.leader.holding.load(Ordering::Relaxed) != holds {
             self.leader.holding.store(holds, Ordering::Relaxed);
         }
-        if self.leader.times.waits() {
+        if self.leader.is_monitors() {
             let leader = self.leader;
             self.release();
             leader.wake_monitor();

@@ -109,7 +109,7 @@ fn lead<L: Loop>(mut guard: LeaderGuard<'_, L>) -> Option<Word> {
     loop {
         match guard.event_loop().step(Blocking::Allowed) {
             Step::Request(request) => run_queue.push(request),
-            Step::Idle if !leader.times().waits() && (leader.was_wanted() || run_queue.is_idle()) => {
+            Step::Idle if !leader.is_monitors() && (leader.was_wanted() || run_queue.is_idle()) => {
                 let word = guard.release();
                 run_queue.wake_one();
                 return Some(word);

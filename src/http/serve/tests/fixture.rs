@@ -58,6 +58,8 @@ struct Teller {
     sender: Mutex<Sender<Told>>,
     /// What `Metrics::should_yield_accept` says.
     crowded: Arc<AtomicBool>,
+    /// No sibling has a free thread (`Metrics::free_siblings`).
+    alone: Arc<AtomicBool>,
 }
 
 impl Teller {
@@ -76,6 +78,12 @@ impl Metrics for Teller {
     }
     fn ended(&self, record: &mut [u8], ending: Ending) {
         self.tell(Told::Ended(String::from_utf8_lossy(record).into_owned(), ending.how, ending.body_bytes));
+    }
+    fn free_siblings(&self) -> usize {
+        match self.alone.load(Ordering::Relaxed) {
+            true => 0,
+            false => usize::MAX,
+        }
     }
     fn should_yield_accept(&self, _open: usize) -> bool {
         self.crowded.load(Ordering::Relaxed)
@@ -130,6 +138,8 @@ pub struct Fixture {
     pub address: SocketAddr,
     /// Siblings have less to do.
     pub crowded: Arc<AtomicBool>,
+    /// No sibling has a free thread.
+    pub alone: Arc<AtomicBool>,
     told: Receiver<Told>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -167,7 +177,9 @@ impl Fixture {
     ) -> Fixture {
         let (sender, told) = channel();
         let crowded = Arc::new(AtomicBool::new(false));
-        let teller = Arc::new(Teller { sender: Mutex::new(sender), crowded: Arc::clone(&crowded) });
+        let alone = Arc::new(AtomicBool::new(false));
+        let sender = Mutex::new(sender);
+        let teller = Arc::new(Teller { sender, crowded: Arc::clone(&crowded), alone: Arc::clone(&alone) });
         let metrics: Arc<dyn Metrics> = Arc::<Teller>::clone(&teller);
         let reports: Arc<dyn Reports> = Arc::<Teller>::clone(&teller);
         let server = Server::new(settings, listeners, queue, metrics, reports).expect("server");
@@ -190,7 +202,7 @@ impl Fixture {
             })
         });
         let threads = threads.collect();
-        Fixture { handle, gate, address, crowded, told, threads }
+        Fixture { handle, gate, address, crowded, alone, told, threads }
     }
 
     /// Waits until the server or the application has said this; what else it said before is skipped.

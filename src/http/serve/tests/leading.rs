@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::serve::base::names::Blocking;
+use crate::serve::event_loop::fair_line::Alike;
 use crate::serve::event_loop::interface::{Doors, Loop, Step};
 use crate::serve::event_loop::run_queue::RunQueue;
 use crate::serve::io::parker::Parker;
@@ -13,6 +14,12 @@ use crate::serve::run::follower::{Event, Follower};
 use crate::serve::run::leader::{Leader, Lease, Owner};
 
 struct ToyDoors(RunQueue<()>);
+
+impl Alike for () {
+    fn likeness(&self) -> &[u8] {
+        b""
+    }
+}
 
 impl Doors<()> for ToyDoors {
     fn run_queue(&self) -> &RunQueue<()> {
@@ -24,6 +31,9 @@ impl Doors<()> for ToyDoors {
     }
     fn if_wanted(&self, request: ()) -> Option<()> {
         Some(request)
+    }
+    fn is_behind(&self) -> bool {
+        false
     }
     fn complete(&self) {}
     fn is_forgotten(&self) -> bool {

@@ -9,6 +9,7 @@ mod fixture;
 mod flush_batch;
 mod handoff;
 mod leading;
+mod order;
 mod proxy;
 mod requests;
 mod slow;

@@ -33,6 +33,11 @@ impl EventLoop {
                 self.later.push_back(request);
             }
         }
+        for _ in 0..self.shared.run_queue.waiting() {
+            if let Some(request) = self.shared.run_queue.take().and_then(|request| self.give_dispatched(request)) {
+                self.shared.run_queue.push(request);
+            }
+        }
         for index in 0..self.table.slots() {
             if let Some(request) = self.take_waiting(index) {
                 self.part_or_wait(request);
