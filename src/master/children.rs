@@ -25,11 +25,17 @@ use crate::supervisor::worker::Exit;
 /// For what no descriptor tells.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
+/// One run of a command, unique over the life of the master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HookId(pub u64);
+
 /// Whose process it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Who {
     Template(GenerationId),
     Worker(WorkerId),
+    /// A command of `[hooks]`.
+    Hook(HookId),
     /// Given up, or found at the end, holding what only this service's processes have.
     Stray,
 }
@@ -125,6 +131,14 @@ impl Children {
     /// SIGKILL. False: nobody of that name is in the books, so no exit will follow.
     pub fn kill(&self, who: Who) -> bool {
         self.signal(who, libc::SIGKILL)
+    }
+
+    /// SIGKILL to a process that leads a group, and to all in it. Until the leader is reaped the number is theirs.
+    pub fn kill_group(&self, who: Who) {
+        let Some(pid) = self.pid_of(who) else { return };
+        // SAFETY: no memory is involved. ESRCH: it has not made its group yet, and is alone.
+        unsafe { libc::kill(-pid, libc::SIGKILL) };
+        self.kill(who);
     }
 
     /// Sends a signal to a process in the books. False: it is not there.

@@ -24,6 +24,7 @@ mod verbs;
 
 use std::io;
 
+use chores::gauges::Gauges;
 use chores::{NotDone, NotStarted, CONFIGURATION_WITHIN, OPEN_WITHIN};
 use config::process_context::ProcessContext;
 use config::settings::Identity;
@@ -127,6 +128,16 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
         Ok(Err(error)) => return fail("[server] pidfile cannot be written", &error),
         Err(not_started) => return give_up(not_started),
     };
+    let app = &settings.app;
+    let rights = settings.server.identity.as_ref().map(Identity::rights);
+    if let Some(gauges) = Gauges::of(&app.environment, &app.release, rights) {
+        let remove = move || gauges.remove(None);
+        match chores::at_start(&mut signals, "removing live gauges", OPEN_WITHIN, remove) {
+            Ok(()) => {}
+            Err(NotStarted::Stopped) => return give_up(NotStarted::Stopped),
+            Err(NotStarted::NotDone(NotDone(sentence))) => log::warn!("{sentence}"),
+        }
+    }
     log::info!("forkmaster {} name={} pid={}", env!("CARGO_PKG_VERSION"), settings.name, std::process::id());
     let socket = settings.control.socket.clone();
     let mut master = match Master::new(source, context, log.clone(), signals, &socket) {

@@ -84,7 +84,8 @@ impl Master {
     pub fn run(&mut self) -> i32 {
         loop {
             self.tell_manager();
-            if let Some(code) = self.exit {
+            self.service.run_hooks(&mut self.shared);
+            if let Some(code) = self.exit.filter(|_| !self.service.has_hooks_left()) {
                 self.sweep();
                 return code;
             }
@@ -174,6 +175,13 @@ impl Master {
         if taken.child || self.reap_again {
             self.reap();
         }
+        if self.exit.is_some() {
+            // Only the command of `on_exit` is waited for.
+            if taken.terms > 0 || taken.stop_now {
+                self.service.end_hooks(&mut self.shared);
+            }
+            return;
+        }
         if taken.reopen {
             self.service.ask_to_reopen_logs(&mut self.shared);
         }
@@ -229,6 +237,7 @@ impl Master {
                     service.forget_template(generation, shared);
                     events.push_back(Event::Template { generation, event: TemplateEvent::Exited(exit) });
                 }
+                Some(Who::Hook(hook)) => service.hook_ended(hook, &exit, shared.clock.now()),
                 Some(Who::Stray) | None => log::debug!("reaped pid={pid}, left behind by the application: {exit}"),
             }
             self.decide(events);
@@ -413,7 +422,10 @@ impl Master {
                 }
             }
             Action::Note(note) => self.note(&note),
-            Action::Exit { code } => self.exit = Some(code),
+            Action::Exit { code } => {
+                service.hook_exit(code);
+                self.exit = Some(code);
+            }
         }
         None
     }

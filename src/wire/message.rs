@@ -120,6 +120,8 @@ pub enum FromWorker {
         boot_wall_ms: u64,
         /// Time on a processor, of all its threads.
         boot_cpu_ms: u64,
+        /// No temporary directory is writable.
+        bodies_in_memory: bool,
     },
     /// Import or proof failed; the worker exits after sending it.
     Failed(Failure),
@@ -160,9 +162,15 @@ pub struct Boot {
     /// Further entries of `sys.path`, after the release.
     pub pythonpath: Vec<PathBuf>,
     pub application: Application,
+    /// SCRIPT_NAME of every request: where the application is mounted. Empty, or with a slash at its beginning and none
+    /// at its end.
+    pub script_name: String,
     pub preload: bool,
     /// Modules that must import before the release counts as proved.
     pub imports: Vec<String>,
+    /// Called in each worker: before it serves, where an exception refuses the worker, and after its last request.
+    pub worker_start: Option<Application>,
+    pub worker_exit: Option<Application>,
     pub probe: Option<Probe>,
     /// Requests at every boot, before `Ready`; their answers decide nothing.
     pub warmup: Vec<Probe>,
@@ -284,8 +292,9 @@ pub struct Probe {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Http {
     pub connections: u32,
-    #[serde(with = "millis")]
-    pub keepalive_timeout: Duration,
+    /// None: every connection ends with its answer.
+    #[serde(with = "millis::optional")]
+    pub keepalive_timeout: Option<Duration>,
     #[serde(with = "millis")]
     pub header_timeout: Duration,
     #[serde(with = "millis")]
@@ -299,11 +308,15 @@ pub struct Http {
     pub limit_request_field_size: u32,
     pub limit_request_head: u32,
     pub body_memory: u64,
+    /// Of all bodies of a worker together, where there is no directory for temporary files.
+    pub body_memory_alone: u64,
     pub max_body: u64,
     /// Directories to try for temporary files, first writable wins.
     pub temp_dirs: Vec<PathBuf>,
     pub temp_limit: u64,
     pub response_buffer: u64,
+    /// A path that the loop answers without the application.
+    pub health_path: Option<String>,
     /// Who is believed about where a request came from.
     pub forwarded_allow_ips: Vec<TrustedPeer>,
     pub forwarded_headers: Vec<ForwardedHeader>,
@@ -325,6 +338,9 @@ pub enum ForwardedHeader {
     Host,
     /// `X-Forwarded-Prefix`.
     Prefix,
+    /// `SCRIPT_NAME`, as Gunicorn takes it: a field with an underscore in its name.
+    #[serde(rename = "script_name")]
+    ScriptName,
     /// `Forwarded` (RFC 7239), in place of the first two.
     Forwarded,
 }
@@ -415,5 +431,7 @@ pub enum ProofStep {
     Imports,
     /// Django's URLconf.
     Urlconf,
+    /// `[hooks] worker_start`, or finding `worker_exit`.
+    Hook,
     Probe,
 }

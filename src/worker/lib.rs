@@ -13,6 +13,7 @@ mod failure;
 mod fork;
 mod forked_child;
 mod handoff;
+mod hooks;
 mod kind;
 mod line_rate;
 mod lock_watch;

@@ -7,13 +7,16 @@ use nix::fcntl::{open, OFlag};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{statfs, TMPFS_MAGIC};
 
-/// With `tell`, says what an operator should know of the choice.
-pub fn choose(directories: &[PathBuf], tell: bool) -> Option<PathBuf> {
+/// With `tell`, says what an operator should know of the choice. `alone`: what bodies may have without files.
+pub fn choose(directories: &[PathBuf], alone: u64, tell: bool) -> Option<PathBuf> {
     let chosen = directories.iter().find(|directory| writable(directory));
     match chosen {
         None if tell => {
             let tried = list(directories);
-            log::warn!("no temporary directory is writable ({tried}): bodies larger than body_memory get 413");
+            log::warn!(
+                "no temporary directory is writable ({tried}): request bodies lie in memory, at most {alone} bytes of them \
+                 together (body_memory)"
+            );
         }
         Some(chosen) if tell && in_memory(chosen) => {
             log::warn!("temporary directory {} is a tmpfs: large bodies go to memory", chosen.display());

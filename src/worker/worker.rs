@@ -35,7 +35,7 @@ use crate::wsgi::environ::Common;
 use crate::wsgi::forwarded::{Believed, Trusted};
 use crate::wsgi::progress::Progress;
 use crate::wsgi::Gateway;
-use crate::{forked_child, logger, memory, probe, startup, tempdir, threads};
+use crate::{forked_child, hooks, logger, memory, probe, startup, tempdir, threads};
 
 /// Other Python threads get their turn within CPython's switch interval (sys.setswitchinterval: 5 ms), also where
 /// requests follow each other without a wait between them.
@@ -59,6 +59,8 @@ pub struct Worker {
     /// Counted only where there is a limit.
     answered: AtomicU64,
     max_requests: Option<u64>,
+    /// No temporary directory is writable.
+    without_files: AtomicBool,
     /// The application has forked, and this is the child.
     forked_child: AtomicBool,
     /// Descriptors that belong to the worker and not to such a child.
@@ -160,6 +162,7 @@ pub fn live(py: Python<'_>, boot: &Boot, born: Born, preloaded: Option<Py<PyAny>
             Some(application) => application.into_bound(py),
             None => startup::import(py, boot)?,
         };
+        let at_exit = hooks::start(py, boot)?;
         let common = Arc::new(common(boot));
         prove(py, boot, &spawn, &worker, &application, &common)?;
         // Once a generation is enough to see how long they take.
@@ -169,7 +172,14 @@ pub fn live(py: Python<'_>, boot: &Boot, born: Born, preloaded: Option<Py<PyAny>
             channel_closed(py);
         }
         let server = make_server(boot, &spawn, &worker, queue, listeners)?;
-        serve(py, &worker, server, &application, &common, wakeup, since).map_err(broken)
+        serve(py, &worker, server, &application, &common, wakeup, since).map_err(broken)?;
+        at_exit.run(py, &worker);
+        step_back();
+        py.detach(|| {
+            worker.finish_logs();
+            logger::finish();
+        });
+        Ok(())
     })();
     match started {
         Ok(()) => Ok(()),
@@ -207,6 +217,7 @@ impl Worker {
             cell: board.cell(spawn.cell),
             answered: AtomicU64::new(0),
             max_requests: spawn.max_requests,
+            without_files: AtomicBool::new(false),
             forked_child: AtomicBool::new(false),
             own,
             access,
@@ -242,6 +253,7 @@ fn prove(
 
 fn common(boot: &Boot) -> Common {
     Common {
+        script_name: boot.script_name.clone().into_bytes(),
         response_buffer: boot.http.response_buffer,
         multithread: boot.threads > 1,
         multiprocess: boot.workers > 1,
@@ -260,6 +272,8 @@ fn make_server(
     listeners: Vec<OwnedFd>,
 ) -> Result<Server, Failure> {
     let http = &boot.http;
+    let temp_dir = tempdir::choose(&http.temp_dirs, http.body_memory_alone, spawn.prove);
+    worker.without_files.store(temp_dir.is_none(), Ordering::Relaxed);
     let settings = serve::Settings {
         threads: boot.threads as usize,
         connections: http.connections as usize,
@@ -275,9 +289,11 @@ fn make_server(
         limit_request_head: http.limit_request_head as usize,
         body_memory: http.body_memory,
         max_body: http.max_body,
-        temp_dir: tempdir::choose(&http.temp_dirs, spawn.prove),
+        body_memory_alone: http.body_memory_alone,
+        temp_dir,
         temp_limit: http.temp_limit,
         response_buffer: http.response_buffer,
+        health_path: http.health_path.clone().map(String::into_bytes),
         // Who is alone would only give them to itself.
         shared_requests_max: if boot.workers > 1 { (boot.workers * boot.threads) as usize } else { 0 },
     };
@@ -344,6 +360,7 @@ fn serve(
         private_bytes: memory::say(worker.cell).private,
         boot_wall_ms: since.elapsed().as_millis() as u64,
         boot_cpu_ms: memory::cpu_time().as_millis() as u64,
+        bodies_in_memory: worker.without_files.load(Ordering::Relaxed),
     });
     worker.master.serve_with(handle);
     if let Some(main) = &mut main {
@@ -360,12 +377,7 @@ fn serve(
     let threads = threads::waited_for(py).unwrap_or_else(|error| vec![summary(py, &error)]);
     worker.master.show("drained");
     worker.master.tell(&FromWorker::Drained { threads });
-    step_back();
-    py.detach(|| {
-        LOCK_WATCH.end(lock_watch);
-        worker.finish_logs();
-        logger::finish();
-    });
+    py.detach(|| LOCK_WATCH.end(lock_watch));
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! `convert` with configurations as they are in use: ten of Gunicorn's and ten of uWSGI's, with settings that public ones
+//! `convert` with configurations as they are in use: eleven of Gunicorn's and ten of uWSGI's, with settings that public ones
 //! have. Each becomes the file beside it in tests/convert, which `check` calls good, or is refused with the words there.
 //! Run with FORKMASTER_BLESS=1, the test writes what is expected anew.
 
@@ -40,7 +40,7 @@ impl Place {
         }
         fs::write(place.path("site/shop/tasks.py"), "try:\n    import uwsgi\nexcept ImportError:\n    uwsgi = None\n")
             .expect("it is our file");
-        fs::write(place.path("shop/tasks.py"), "").expect("it is our file");
+        fs::write(place.path("shop/tasks.py"), "def start_tracing():\n    pass\n").expect("it is our file");
         fs::write(place.path("prometheus_that_is_there.py"), "multiprocess = None\n").expect("it is our file");
         make_venv(Machine::get().default_python(), &place.path("venv"));
         place
@@ -89,7 +89,7 @@ fn convert(example: &Path) -> String {
 #[test]
 fn what_others_have_becomes_a_good_configuration_or_is_refused_with_the_way_out() {
     let examples = examples();
-    assert_eq!(examples.len(), 20);
+    assert_eq!(examples.len(), 21);
     let mut wrong = Vec::new();
     for example in examples {
         let made = convert(&example);

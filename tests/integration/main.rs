@@ -8,6 +8,8 @@ mod agents;
 mod alive;
 // A bad release cannot take the service down.
 mod broken;
+// What teams bring along from Gunicorn.
+mod brought_along;
 // What a configuration leads to, and what people from other servers are told.
 mod configuration;
 // The commands of an operator and the socket they talk through.
@@ -38,6 +40,8 @@ mod hangs;
 mod healing;
 // Applications and neighbours that want more than they may have.
 mod hostile;
+// Functions and commands at moments of the service's life.
+mod hooks;
 // HTTP/1.1 to the letter, PROXY headers, large bodies.
 mod http;
 // What whoever starts the master leaves to it.
@@ -56,6 +60,8 @@ mod order;
 mod packaging;
 // A generation is one thing, whatever happens to symlinks and files meanwhile.
 mod pin;
+// A container in which only shared memory is writable.
+mod pods;
 // What a proxy says of its clients, nginx and HAProxy themselves.
 mod proxies;
 // A reload that is refused changes nothing.

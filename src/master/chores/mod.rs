@@ -1,6 +1,7 @@
 //! What may wait, and how long: reading the configuration (NSS, NFS) and opening logs. The loop gives it away and goes
 //! on; the start, which has no loop yet, waits for it and for a signal to stop.
 
+pub mod gauges;
 mod pool;
 mod removals;
 
@@ -21,6 +22,7 @@ use crate::files::Made;
 use crate::logs::{self, AccessLog, ErrorLog, Named, NotOpened, Opened};
 use crate::signals::Signals;
 
+use gauges::Gauges;
 use pool::Pool;
 pub use pool::{ChoreId, NotDone};
 use removals::Removals;
@@ -47,6 +49,11 @@ pub enum Chore {
     },
     /// What a reload that was refused has made.
     Remove(Vec<Made>),
+    /// Of a process that is gone.
+    RemoveGauges {
+        gauges: Gauges,
+        pid: i32,
+    },
 }
 
 /// What the configuration is read from.
@@ -87,15 +94,18 @@ impl Chores {
             Chore::OpenLogs { .. } => ("opening the logs", OPEN_WITHIN),
             Chore::ReopenLogs { .. } => ("opening the logs again", OPEN_WITHIN),
             Chore::Remove(_) => ("removing new logs", OPEN_WITHIN),
+            Chore::RemoveGauges { .. } => ("removing live gauges", OPEN_WITHIN),
         };
         let chore = match chore {
             Chore::Remove(made) => {
                 self.removals.add(made);
                 Chore::Remove(Vec::new())
             }
-            Chore::ReadConfiguration(_) | Chore::FindAgain(_) | Chore::OpenLogs { .. } | Chore::ReopenLogs { .. } => {
-                chore
-            }
+            Chore::ReadConfiguration(_)
+            | Chore::FindAgain(_)
+            | Chore::OpenLogs { .. }
+            | Chore::ReopenLogs { .. }
+            | Chore::RemoveGauges { .. } => chore,
         };
         let removals = self.removals.clone();
         self.pool.give(what, within, now, move || chore.carry_out(&removals))
@@ -141,6 +151,10 @@ impl Chore {
             }
             Chore::Remove(_) => {
                 removals.carry_out();
+                Done::Removed
+            }
+            Chore::RemoveGauges { gauges, pid } => {
+                gauges.remove(Some(pid));
                 Done::Removed
             }
         }

@@ -4,8 +4,13 @@
 
 use super::keys::{KeySpec, KEYS, SECTIONS};
 
-const HOOKS: &str = "there are no hooks: the configuration is not a program; the application can use \
-                     os.register_at_fork and atexit";
+const HOOKS: &str = "the configuration is not a program; `[hooks]` has functions that workers call, and commands";
+const BEFORE: &str =
+    "what must happen before the first boot is for whoever starts it: `ExecStartPre=` of a unit, an init \
+                      container, an entrypoint";
+const AROUND: &str = "what happens around a request is for middleware of the application";
+const CHILD: &str = "the live gauges of prometheus_client are removed without it; what a worker does at its end is \
+                     `[hooks] worker_exit`";
 const TLS: &str = "TLS is for the proxy in front; forkmaster speaks plain HTTP";
 const STATIC: &str = "static files are for the proxy in front, or for WhiteNoise in the application";
 const ONE_KIND: &str = "there is one kind of worker; set `[server] threads` and remove the line";
@@ -49,10 +54,14 @@ const WITHOUT_COUNTERPART: &[(&[&str], &str)] = &[
     (&["syslog", "syslog_addr", "syslog_prefix", "syslog_facility", "log_syslog", "log_syslog_to"], SYSLOG),
     (&["log_syslog_prefix", "log_syslog_facility", "disable_redirect_access_to_syslog"], SYSLOG),
     (&["paste", "paste_global", "ini_paste"], "Paste files are not read; set `[app] module`"),
-    (&["on_starting", "on_reload", "when_ready", "pre_fork", "post_fork", "post_worker_init", "worker_int"], HOOKS),
-    (&["worker_abort", "pre_exec", "pre_request", "post_request", "child_exit", "worker_exit", "on_exit"], HOOKS),
-    (&["nworkers_changed", "ssl_context", "hook_post_fork", "hook_pre_app", "hook_post_app", "hook_as_user"], HOOKS),
-    (&["exec_asap", "exec_pre_app", "exec_post_app", "exec_as_user", "hook_asap", "hook_master_start"], HOOKS),
+    (
+        &["on_starting", "hook_asap", "hook_pre_app", "hook_as_user", "exec_asap", "exec_pre_app", "exec_as_user"],
+        BEFORE,
+    ),
+    (&["pre_fork", "pre_exec", "worker_int", "worker_abort", "nworkers_changed", "ssl_context"], HOOKS),
+    (&["hook_post_fork", "hook_post_app", "exec_post_app", "hook_master_start"], HOOKS),
+    (&["pre_request", "post_request"], AROUND),
+    (&["child_exit"], CHILD),
     (&["reload"], RELOAD),
     (&["reload_engine", "reload_extra_file", "reload_extra_files", "py_autoreload", "python_autoreload"], RELOAD),
     (&["reload_dir", "reload_include", "reload_exclude", "reload_paths"], RELOAD),
@@ -71,8 +80,7 @@ const WITHOUT_COUNTERPART: &[(&[&str], &str)] = &[
     (&["check_config"], "run `forkmaster check` instead"),
     (&["print_config", "show_config"], "run `forkmaster config show` instead"),
     (&["default_proc_name"], "the name is `name`, at the top of the file"),
-    (&["root_path", "url_path_prefix"], "SCRIPT_NAME comes from the proxy: \"prefix\" in `[http] forwarded_headers`"),
-    (&["mount", "manage_script_name"], "SCRIPT_NAME comes from the proxy: \"prefix\" in `[http] forwarded_headers`"),
+    (&["mount", "manage_script_name"], "one application is mounted at `[app] script_name`"),
     (&["static_map", "static_map2", "check_static", "static_index", "static_expires", "static_safe"], STATIC),
     (&["static_path_mount", "static_path_route"], STATIC),
     (&["master", "master_as_root"], "there always is a master; remove the line"),
@@ -167,6 +175,8 @@ fn differs(of: &str, name: &str) -> &'static str {
         ("uWSGI", "reload-mercy" | "worker-reload-mercy") => " for a stop, and `[reload] drain_timeout` for a reload",
         ("uWSGI", "wsgi-file") => ", as \"shop.wsgi\" for shop/wsgi.py",
         ("uWSGI", "callable") => ", as \"shop.wsgi:app\"",
+        ("Gunicorn", "post_fork" | "post_worker_init") => ", a function without arguments: \"shop.hooks:start\"",
+        ("Gunicorn", "when_ready") => ", a command that ends",
         ("Gunicorn", "timeout") => ", and it counts for threaded workers too",
         (_, "pp") => ", as a list",
         (_, _) => "",
@@ -335,6 +345,13 @@ mod tests {
             ("wsgi-file", "`[app] module` here, as \"shop.wsgi\""),
             ("http-socket", "`[server] bind`"),
             ("socket", "not `uwsgi_pass`"),
+            ("post_fork", "`[hooks] worker_start` here, a function without arguments"),
+            ("when_ready", "`[hooks] on_ready` here, a command"),
+            ("worker_exit", "it belongs to [hooks]"),
+            ("on_exit", "it belongs to [hooks]"),
+            ("child_exit", "removed without it"),
+            ("on_starting", "ExecStartPre="),
+            ("mount", "`[app] script_name`"),
         ];
         for (name, words) in cases {
             assert!(unknown_key("server", name).contains(words), "{name}: {}", unknown_key("server", name));

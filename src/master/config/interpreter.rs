@@ -141,7 +141,7 @@ pub fn reason(error: &io::Error) -> String {
     error.raw_os_error().map_or_else(|| error.to_string(), |code| nix::errno::Errno::from_raw(code).desc().to_owned())
 }
 
-fn check_executable(path: &Path) -> Result<(), String> {
+pub fn check_executable(path: &Path) -> Result<(), String> {
     let meta = path.metadata().map_err(|error| missing(path, "file", &error))?;
     if !meta.is_file() {
         return Err(format!("{} is not a file", path.display()));

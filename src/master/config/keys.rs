@@ -59,6 +59,8 @@ pub enum Kind {
     /// A duration that makes no sense as zero.
     Timeout,
     DurationOrNone,
+    /// `none` is not "without a limit", but what is said here.
+    TimeoutOrNone(&'static str),
     Size,
     SizeBetween {
         min: u64,
@@ -92,7 +94,7 @@ pub enum Preset {
 }
 
 /// Sections, in the order of the documentation, with what stands in them.
-pub const SECTIONS: [(&str, &str); 8] = [
+pub const SECTIONS: [(&str, &str); 9] = [
     ("app", "The application, and the release in which it lies."),
     (
         "env",
@@ -101,6 +103,13 @@ pub const SECTIONS: [(&str, &str); 8] = [
     ),
     ("server", "Addresses, processes and their limits."),
     ("reload", "How a new generation takes over."),
+    (
+        "hooks",
+        "What else is run: functions of the release in each worker, and commands when the service starts, reloads and ends. A \
+         command runs as `[server] user` in the release, with its environment and FORKMASTER_HOOK (`on_ready`), \
+         FORKMASTER_HOOK_RESULT, _REASON, _GENERATION, _RELEASE, _NAME and _PID (the master's). One runs at a time, and \
+         what becomes of it is logged and changes nothing.",
+    ),
     ("http", "Connections, requests, and what is believed of proxies."),
     ("log", "What is logged, and where to."),
     ("control", "The socket for `forkmaster status`, `reload`, `stop` and the others."),
@@ -112,6 +121,7 @@ const BACKLOG_MAX: u32 = i32::MAX as u32;
 /// Far above what a machine bears; a slip such as 80000 is caught.
 pub const WORKERS_MAX: u32 = 4096;
 pub const THREADS_MAX: u32 = 1024;
+pub const FIELDS_MAX: u32 = 32_768;
 const CONNECTIONS_MAX: u32 = 1 << 20;
 /// Old, new and draining workers of that many.
 const PROCESSES_MAX: u32 = 3 * WORKERS_MAX;
@@ -175,6 +185,12 @@ pub const KEYS: &[KeySpec] = &[
         "The application: `\"shop.wsgi\"` (the callable is `application`), `\"shop.wsgi:app\"`, or a factory call with \
          literal arguments, `\"shop:create_app('prod')\"`.")
         .gunicorn(&["wsgi_app"]).uwsgi(&["wsgi", "wsgi-file", "callable"]),
+    row("app", "script_name", Kind::Own("path, or \"\""), Text(""), Generation,
+        "Where the application is mounted: `\"/shop\"` is SCRIPT_NAME of every request, and PATH_INFO is what lies below. \
+         A path that does not begin so is taken for one that the proxy has stripped already. What a trusted proxy says \
+         (`\"prefix\"` and `\"script_name\"` in `[http] forwarded_headers`) stands in its place. The variable SCRIPT_NAME \
+         counts where nothing else is said, as in Gunicorn.")
+        .uwsgi(&["url-path-prefix", "root-path"]),
     row("app", "release", Kind::Own("path"), Words("the configuration file's directory"), Generation,
         "Directory of the application: working directory and first entry of `sys.path`. Followed afresh at every \
          reload, then pinned, so that a flipped symlink deploys. Relative to the configuration file's real directory.")
@@ -280,6 +296,10 @@ pub const KEYS: &[KeySpec] = &[
     row("server", "shutdown_delay", Kind::Duration, Text("0s"), Generation,
         "At a stop: how long all goes on as before, so that a load balancer can notice. Less than `graceful_timeout`, of \
          which it is a part."),
+    row("server", "health_path", Kind::Own("path, or \"none\""), Text("none"), Generation,
+        "A path that the worker answers itself, `\"/-/healthz\"`: 200 while it serves, 503 once the service stops. It asks \
+         neither Python nor what Host the request names, needs no free thread, and stands in no log. For probes that \
+         have only the port of the application; `[status] bind` tells more."),
     row("server", "temp_dir", Kind::Own("path, or \"auto\""), Text("auto"), Generation,
         "Directory of temporary files for large bodies. `\"auto\"`: the first writable one of `$TMPDIR`, /var/tmp and \
          /tmp.")
@@ -304,9 +324,30 @@ pub const KEYS: &[KeySpec] = &[
     row("reload", "keep_previous", Kind::Own("\"0s\""), Text("0s"), Generation,
         "Reserved for a later version."),
 
-    row("http", "keepalive_timeout", Kind::Timeout, Text("75s"), Generation,
+    row("hooks", "worker_start", Kind::Own("module:function"), Words("none"), Generation,
+        "A function of the release, `\"shop.hooks:start\"`, that each worker calls without arguments when the application is \
+         imported and before it serves. An exception refuses the worker, and with it the release. With `preload` it is the \
+         place for what a fork must not share: connections, threads, agents.")
+        .gunicorn(&["post_fork", "post_worker_init"]),
+    row("hooks", "worker_exit", Kind::Own("module:function"), Words("none"), Generation,
+        "The same after a worker's last request, within `graceful_timeout`. A worker that is killed calls nothing."),
+    row("hooks", "on_ready", Kind::List("a command and its arguments"), List(&[]), Commit,
+        "Runs once, when the first worker serves: `[\"/usr/local/bin/announce\", \"shop\"]`. A name without a slash is looked \
+         for on the PATH of the release.")
+        .gunicorn(&["when_ready"]),
+    row("hooks", "on_reload", Kind::List("a command and its arguments"), List(&[]), Commit,
+        "Runs after each reload; FORKMASTER_HOOK_RESULT is `committed`, `refused`, `superseded` or `stopped`."),
+    row("hooks", "on_exit", Kind::List("a command and its arguments"), List(&[]), Commit,
+        "Runs when the last worker is gone; FORKMASTER_HOOK_RESULT is the exit code. The master's end waits for it, no \
+         longer than `command_timeout`."),
+    row("hooks", "command_timeout", Kind::Timeout, Text("5s"), Commit,
+        "A command that takes longer is killed, with what it has started. `graceful_timeout` and this together stay within \
+         the 30 s of Kubernetes."),
+
+    row("http", "keepalive_timeout", Kind::TimeoutOrNone("each answer then closes its connection"), Text("75s"), Generation,
         "How long an idle connection stays open. Longer than the 60 s of common load balancers, so that they close \
-         first; behind Google's write \"620s\". nginx: 75 s, Gunicorn: 2 s.")
+         first; behind Google's write \"620s\". `\"none\"`: each answer closes its connection. nginx: 75 s, Gunicorn: \
+         2 s.")
         .gunicorn(&["keepalive", "keep_alive"]).uwsgi(&["http-keepalive"]),
     row("http", "header_timeout", Kind::Timeout, Text("10s"), Generation,
         "How long a client may take to send the head of a request. nginx: 60 s, Apache: 20 to 40 s.")
@@ -323,18 +364,20 @@ pub const KEYS: &[KeySpec] = &[
         "The same for the peers in `forwarded_allow_ips`: a proxy that takes nothing has its buffers full and a slow \
          client behind it. nginx reads up to `proxy_max_temp_file_size` (1 GB) and then nothing until its client has \
          taken that."),
-    row("http", "limit_request_line", Kind::Count { min: 64, max: 1 << 20 }, Number(8190), Generation,
-        "Bytes of a request line: method, target and version. As Apache; Gunicorn: 4094."),
-    row("http", "limit_request_fields", Kind::Count { min: 1, max: 32_768 }, Number(100), Generation,
-        "Header fields of a request. As Apache and Gunicorn."),
-    row("http", "limit_request_field_size", Kind::Count { min: 64, max: 1 << 20 }, Number(8190), Generation,
-        "Bytes of one header field, name and value. As Apache and Gunicorn."),
+    row("http", "limit_request_line", Kind::CountOrNone { min: 64, max: 1 << 20 }, Number(8190), Generation,
+        "Bytes of a request line: method, target and version. `\"none\"`: as many as the head may have. As Apache; \
+         Gunicorn: 4094."),
+    row("http", "limit_request_fields", Kind::CountOrNone { min: 1, max: FIELDS_MAX }, Number(100), Generation,
+        "Header fields of a request. `\"none\"`: as many as there is room for in the head. As Apache and Gunicorn."),
+    row("http", "limit_request_field_size", Kind::CountOrNone { min: 64, max: 1 << 20 }, Number(8190), Generation,
+        "Bytes of one header field, name and value. `\"none\"`: as many as the head may have. As Apache and Gunicorn."),
     row("http", "limit_request_head", Kind::SizeBetween { min: 1024, max: 16 << 20 }, Text("64KiB"), Generation,
         "Bytes of a whole head: a client holds so much of a worker's memory before it has sent a request.")
         .uwsgi(&["buffer-size"]),
     row("http", "body_memory", Kind::Size, Text("512KiB"), Generation,
         "How much of a request body lies in memory; what is larger goes to a temporary file. All bodies of a worker \
-         together have 64 MiB, then files are used earlier.")
+         together have 64 MiB, then files are used earlier. Where no temporary directory is writable, it bounds all \
+         bodies of a worker together, and they have 64 MiB unless it is set; `check` and `status` say so.")
         .uwsgi(&["post-buffering"]),
     row("http", "max_body", Kind::Size, Text("100MiB"), Generation,
         "The largest request body; beyond it there is 413. nginx: 1 MiB, Gunicorn and uWSGI: no limit.")
@@ -344,10 +387,12 @@ pub const KEYS: &[KeySpec] = &[
         "Peers that are believed about where a request came from, by header fields and by the PROXY protocol. The \
          variable FORWARDED_ALLOW_IPS counts where nothing else is said.")
         .gunicorn(&["forwarded_allow_ips", "proxy_allow_ips"]),
-    row("http", "forwarded_headers", Kind::List("\"for\", \"proto\", \"host\" and \"prefix\", or \"forwarded\""),
+    row("http", "forwarded_headers",
+        Kind::List("\"for\", \"proto\", \"host\", \"prefix\" and \"script_name\", or \"forwarded\""),
         List(&["for", "proto"]), Generation,
-        "Which `X-Forwarded-` fields a trusted proxy sets, or \"forwarded\" for RFC 7239. Name only those that it really \
-         sets: nginx passes on what a client sends of the others.")
+        "Which `X-Forwarded-` fields a trusted proxy sets, \"forwarded\" for RFC 7239, and \"script_name\" for Gunicorn's \
+         field `SCRIPT_NAME`, which is stripped from the path. Name only those that it really sets: nginx passes on what a \
+         client sends of the others.")
         .gunicorn(&["forwarder_headers"]),
     row("http", "secure_scheme_headers", Kind::Own("table"), Table, Generation,
         "Header fields by which a trusted proxy says that its client came by https: `{ \"X-Forwarded-Ssl\" = \"on\" }`."),

@@ -1,5 +1,5 @@
 //! Where values come from, highest first: command line, FORKMASTER_* variables, file, the variables that platforms
-//! set (PORT, WEB_CONCURRENCY, FORWARDED_ALLOW_IPS, LISTEN_FDS). What is in none of them has its default from `keys`. And how
+//! set (PORT, WEB_CONCURRENCY, FORWARDED_ALLOW_IPS, SCRIPT_NAME, LISTEN_FDS). What is in none of them has its default from `keys`. And how
 //! `${NAME}` is expanded in what the file says.
 
 use std::collections::BTreeMap;
@@ -94,6 +94,8 @@ fn our_variables(environment: &Environment, warnings: &mut Vec<String>) -> BTree
             }
             // What Docker's links and Kubernetes set for a service that is called forkmaster.
             (None, _) if of_a_service(name, value.to_str().unwrap_or_default()) => {}
+            // A command of `[hooks]` has them.
+            (None, _) if name.starts_with("FORKMASTER_HOOK") => {}
             // Read by the build, not by the program.
             (None, _) if name == "FORKMASTER_WORKER_LIB" => {}
             (None, _) => {
@@ -134,6 +136,8 @@ fn platform_variables(environment: &Environment) -> BTreeMap<Key, Entry> {
         ),
         (("server", "workers"), "WEB_CONCURRENCY", variable("WEB_CONCURRENCY")),
         (("http", "forwarded_allow_ips"), "FORWARDED_ALLOW_IPS", variable("FORWARDED_ALLOW_IPS")),
+        // Shells use the name for the script that runs.
+        (("app", "script_name"), "SCRIPT_NAME", variable("SCRIPT_NAME").filter(|name| name.starts_with('/'))),
     ];
     let entry = |(key, name, text): (Key, &str, Option<String>)| {
         let text = text.filter(|text| !text.is_empty())?;

@@ -17,6 +17,7 @@ pub mod discovery;
 pub mod environment;
 mod file;
 pub mod hints;
+mod hooks;
 mod identity;
 mod interpreter;
 mod journal;

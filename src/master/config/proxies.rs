@@ -19,9 +19,10 @@ pub fn parse_forwarded_header(text: &str) -> Result<ForwardedHeader, String> {
         "proto" => Ok(ForwardedHeader::Proto),
         "host" => Ok(ForwardedHeader::Host),
         "prefix" => Ok(ForwardedHeader::Prefix),
+        "script_name" => Ok(ForwardedHeader::ScriptName),
         "forwarded" => Ok(ForwardedHeader::Forwarded),
         _ => Err(format!(
-            "`{text}` is not known; there are \"for\", \"proto\", \"host\" and \"prefix\", or \"forwarded\""
+            "`{text}` is not known; there are \"for\", \"proto\", \"host\", \"prefix\" and \"script_name\", or \"forwarded\""
         )),
     }
 }
@@ -32,6 +33,7 @@ pub fn show_forwarded_header(header: ForwardedHeader) -> &'static str {
         ForwardedHeader::Proto => "proto",
         ForwardedHeader::Host => "host",
         ForwardedHeader::Prefix => "prefix",
+        ForwardedHeader::ScriptName => "script_name",
         ForwardedHeader::Forwarded => "forwarded",
     }
 }

@@ -19,7 +19,7 @@ use super::file::{quoted, Value, Written};
 use super::identity::{find_group, find_user, run_as};
 use super::interpreter;
 use super::journal;
-use super::keys::WORKERS_MAX;
+use super::keys::{FIELDS_MAX, WORKERS_MAX};
 use super::passed;
 use super::problem::{Problem, Problems};
 use super::process_context::ProcessContext;
@@ -34,6 +34,8 @@ use super::values::{count, duration_or_none, id_text, path, quoted_path, string}
 use super::{Loaded, Origin, Source};
 
 pub const LATER: &str = "comes with a later version";
+/// What all bodies of a worker may have where no temporary file can be made: as much as they may have beside files.
+const BODIES_IN_MEMORY: u64 = 64 * 1024 * 1024;
 /// File names end at 255 bytes, socket paths at 107.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -81,13 +83,14 @@ impl Resolver<'_> {
             Fixed { name, identity, pidfile, control, status } = fixed.clone();
         }
         let app = self.app(identity.as_ref());
+        let hooks = self.hooks(&app);
         let socket = self.socket_file(identity.as_ref());
         let server = self.server(identity, socket, pidfile);
         self.warn_of_unused_sockets(&server, &status);
         let reload = self.reload();
         let http = self.http();
         let log = self.log();
-        Settings { name, app, server, reload, http, log, control, status }
+        Settings { name, app, server, reload, hooks, http, log, control, status }
     }
 
     fn name(&mut self) -> String {
@@ -311,9 +314,10 @@ impl Resolver<'_> {
     }
 
     fn http(&mut self) -> Http {
-        let limit_request_line: u32 = self.get("http", "limit_request_line");
-        let limit_request_field_size: u32 = self.get("http", "limit_request_field_size");
         let limit_request_head: u32 = self.get("http", "limit_request_head");
+        let limit_request_line = self.get::<Option<u32>>("http", "limit_request_line").unwrap_or(limit_request_head);
+        let limit_request_field_size =
+            self.get::<Option<u32>>("http", "limit_request_field_size").unwrap_or(limit_request_head);
         for (key, limit) in
             [("limit_request_line", limit_request_line), ("limit_request_field_size", limit_request_field_size)]
         {
@@ -329,6 +333,7 @@ impl Resolver<'_> {
         if let Err(reason) = proxies::check_one_family(&forwarded_headers) {
             self.refuse(("http", "forwarded_headers"), &reason);
         }
+        let body_memory = self.get("http", "body_memory");
         Http {
             connections: self.get("server", "connections"),
             keepalive_timeout: self.get("http", "keepalive_timeout"),
@@ -337,14 +342,19 @@ impl Resolver<'_> {
             write_timeout: self.get("http", "write_timeout"),
             proxy_write_timeout: self.get("http", "proxy_write_timeout"),
             limit_request_line,
-            limit_request_fields: self.get("http", "limit_request_fields"),
+            limit_request_fields: self.get::<Option<u32>>("http", "limit_request_fields").unwrap_or(FIELDS_MAX),
             limit_request_field_size,
             limit_request_head,
-            body_memory: self.get("http", "body_memory"),
+            body_memory,
+            body_memory_alone: match self.height(("http", "body_memory")) {
+                Some(_) => body_memory,
+                None => BODIES_IN_MEMORY,
+            },
             max_body: self.get("http", "max_body"),
             temp_dirs: self.temp_dirs(),
             temp_limit: self.get("server", "temp_limit"),
             response_buffer: self.get("server", "response_buffer"),
+            health_path: self.health_path(),
             forwarded_allow_ips: self
                 .list("http", "forwarded_allow_ips", proxies::parse_peer, |peer| quoted(&peer.to_string())),
             forwarded_headers,
@@ -357,6 +367,19 @@ impl Resolver<'_> {
             underscore_headers: self
                 .list("http", "underscore_headers", proxies::parse_underscore_header, |name| quoted(name)),
         }
+    }
+
+    fn health_path(&mut self) -> Option<String> {
+        let parse = |value: &Value| match string(value)? {
+            "none" => Ok(None),
+            path if path.starts_with('/')
+                && path.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte)) =>
+            {
+                Ok(Some(path.to_owned()))
+            }
+            _ => Err("a path begins with a slash and has no query; write \"/-/healthz\", or \"none\"".to_owned()),
+        };
+        self.get_with("server", "health_path", parse, |path| quoted(path.as_deref().unwrap_or("none")))
     }
 
     fn log(&mut self) -> Log {

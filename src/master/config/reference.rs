@@ -103,6 +103,7 @@ fn kind(kind: Kind) -> String {
         Kind::Duration => "Duration".to_owned(),
         Kind::Timeout => "Duration, more than zero".to_owned(),
         Kind::DurationOrNone => "Duration, or `\"none\"`".to_owned(),
+        Kind::TimeoutOrNone(_) => "Duration, more than zero, or `\"none\"`".to_owned(),
         Kind::Size => "Size".to_owned(),
         Kind::SizeBetween { min, max } => format!("Size from {} to {}", show_size(&min), show_size(&max)),
         Kind::SizeOrNone => "Size, or `\"none\"`".to_owned(),
@@ -142,7 +143,9 @@ mod tests {
             assert!(page.contains(&format!("\n### {}\n", spec.key)), "{}", spec.key);
         }
         let flat = page.replace('\n', " ");
-        assert!(flat.contains("Duration, more than zero. Default: `\"75s\"`. Changes with the next generation."));
+        assert!(flat.contains(
+            "Duration, more than zero, or `\"none\"`. Default: `\"75s\"`. Changes with the next generation."
+        ));
         assert!(flat.contains("Changes with a restart. Option: `--name`. Gunicorn: `proc_name`."));
         assert!(page.lines().all(|line| line.chars().count() <= LINE_CHARS_MAX + 8));
     }

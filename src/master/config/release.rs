@@ -59,6 +59,7 @@ impl Resolver<'_> {
             None => self.application_found(release.as_deref()),
         };
         let environment = self.environment();
+        let script_name = self.script_name();
         let interpreter = self.interpreter(release.as_deref(), &environment);
         let preload = self.get_with("app", "preload", parse_preload, bool::to_string);
         let base = release.clone().unwrap_or_else(|| self.place.real.clone());
@@ -93,6 +94,7 @@ impl Resolver<'_> {
             interpreter.unwrap_or(Interpreter { executable: PathBuf::new(), venv: None, chosen_by: "default" });
         App {
             application,
+            script_name,
             release,
             release_named,
             interpreter,
@@ -103,6 +105,15 @@ impl Resolver<'_> {
             warmup,
             environment,
         }
+    }
+
+    fn script_name(&mut self) -> String {
+        let name = self.get_with("app", "script_name", parse_script_name, |name| quoted(name));
+        if self.height(("app", "script_name")).is_none() && self.explicit.iter().any(|name| name == "SCRIPT_NAME") {
+            let warning = "SCRIPT_NAME of env_file or [env] says nothing to forkmaster; write [app] script_name";
+            self.warnings.push(warning.to_owned());
+        }
+        name
     }
 
     /// Where none is set.
@@ -333,6 +344,20 @@ fn variable(name: &str, value: &Value, variables: &Environment) -> Result<String
         return Err("a NUL byte in the value".to_owned());
     }
     Ok(text)
+}
+
+fn parse_script_name(value: &Value) -> Result<String, String> {
+    let text = string(value)?;
+    let name = text.trim_end_matches('/');
+    match text.is_empty() || text.starts_with('/') {
+        true if !name.contains("//") => Ok(name.to_owned()),
+        _ => Err(format!("it begins with a slash and has no empty parts; write {}", quoted(&mount(text)))),
+    }
+}
+
+fn mount(text: &str) -> String {
+    let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty()).collect();
+    format!("/{}", parts.join("/"))
 }
 
 fn parse_preload(value: &Value) -> Result<bool, String> {

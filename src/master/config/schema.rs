@@ -74,7 +74,7 @@ fn kind(spec: &KeySpec) -> Value {
         Kind::CountOrNone { min, max } => number(min, Some(max), r"^none$|\$\{"),
         Kind::Number => number(0, None, VARIABLE),
         Kind::Duration | Kind::Timeout => text(DURATION),
-        Kind::DurationOrNone => or_word(DURATION, "none"),
+        Kind::DurationOrNone | Kind::TimeoutOrNone(_) => or_word(DURATION, "none"),
         Kind::Size | Kind::SizeBetween { .. } => text(SIZE),
         Kind::SizeOrNone => or_word(SIZE, "none"),
         Kind::Mode => text(OCTAL),

@@ -18,6 +18,7 @@ pub struct Settings {
     pub app: App,
     pub server: Server,
     pub reload: Reload,
+    pub hooks: Hooks,
     /// What travels to the workers as it is; some of it stands in `[server]`.
     pub http: Http,
     pub log: Log,
@@ -28,6 +29,8 @@ pub struct Settings {
 #[derive(Clone, Debug, PartialEq)]
 pub struct App {
     pub application: Application,
+    /// Where it is mounted: empty, or with a slash at its beginning and none at its end.
+    pub script_name: String,
     /// The real directory: no symlink is left in it.
     pub release: PathBuf,
     /// As it was written, made absolute: often a symlink, which deploys change.
@@ -124,6 +127,24 @@ impl Identity {
     pub fn rights(&self) -> Rights {
         Rights { uid: self.uid, gid: self.gid, groups: self.groups.clone() }
     }
+}
+
+/// What else is run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hooks {
+    /// Called in each worker.
+    pub worker_start: Option<Application>,
+    pub worker_exit: Option<Application>,
+    pub commands: Commands,
+}
+
+/// Each a program and its arguments; empty: none.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Commands {
+    pub on_ready: Vec<String>,
+    pub on_reload: Vec<String>,
+    pub on_exit: Vec<String>,
+    pub timeout: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -132,6 +132,7 @@ impl Setting for Option<Duration> {
     fn parse(value: &Value, kind: Kind, _: &Place) -> Result<Option<Duration>, String> {
         match kind {
             Kind::DurationOrNone => duration_or_none(value),
+            Kind::TimeoutOrNone(then) => timeout_or_none(value, then),
             other => mistaken(other),
         }
     }
@@ -263,6 +264,27 @@ pub fn duration_or_none(value: &Value) -> Result<Option<Duration>, String> {
         return Ok(None);
     }
     positive(duration(value)?).map(Some).map_err(|reason| format!("{reason}; without a limit it is \"none\""))
+}
+
+/// Zero seconds are meant as none, whatever the unit.
+fn timeout_or_none(value: &Value, then: &str) -> Result<Option<Duration>, String> {
+    if is_word(value, "none") {
+        return Ok(None);
+    }
+    let instead = format!("write \"none\": {then}");
+    let zero = match value {
+        Value::Integer { value, .. } => *value == Some(0),
+        Value::Text(text) | Value::Loose(text) => text.trim() == "0",
+        Value::Boolean(is_on) => !is_on,
+        Value::List(_) | Value::Table(_) | Value::Other { .. } => false,
+    };
+    if zero {
+        return Err(instead);
+    }
+    match duration(value)? {
+        Duration::ZERO => Err(instead),
+        duration => Ok(Some(duration)),
+    }
 }
 
 fn size(value: &Value) -> Result<u64, String> {

@@ -78,6 +78,8 @@ pub fn text(measures: &Measures) -> String {
     page.one("forkmaster_threads_busy", "gauge", "App threads in the application.", sum(|one| one.busy));
     let help = "App threads of the workers that serve.";
     page.one("forkmaster_threads_max", "gauge", help, measures.threads_max);
+    let help = "1: no temporary directory is writable, so request bodies have only memory.";
+    page.one("forkmaster_bodies_in_memory", "gauge", help, flag(measures.bodies_in_memory));
     let help = "What app threads have spent on requests.";
     page.one("forkmaster_thread_busy_seconds_total", "counter", help, seconds(totals.latency.sum_ns));
     let help = "From an app thread's taking the request to the end of the answer.";

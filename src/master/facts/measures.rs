@@ -63,15 +63,19 @@ pub const RESTART_REASONS: [&str; 8] =
     ["exit", "leave", "max_lifetime", "max_requests", "max_rss", "recycle", "signal", "timeout"];
 pub const RELOAD_RESULTS: [&str; 4] = ["committed", "refused", "stopped", "superseded"];
 
+/// Which of `RELOAD_RESULTS` it is.
+pub fn result_of(reload: &Reload) -> &'static str {
+    match reload.end {
+        End::Committed => "committed",
+        End::Refused(_) => "refused",
+        End::Superseded { .. } => "superseded",
+        End::Stopped => "stopped",
+    }
+}
+
 impl Tally {
     pub fn reload(&mut self, reload: &Reload) {
-        let result = match reload.end {
-            End::Committed => "committed",
-            End::Refused(_) => "refused",
-            End::Superseded { .. } => "superseded",
-            End::Stopped => "stopped",
-        };
-        *self.reloads.entry(result).or_default() += 1;
+        *self.reloads.entry(result_of(reload)).or_default() += 1;
     }
 
     pub fn restart(&mut self, reason: &'static str) {
@@ -93,6 +97,8 @@ pub struct Measures {
     pub generations: Vec<OfGeneration>,
     /// Of the generation that serves.
     pub threads_max: u64,
+    /// No temporary directory is writable, for the generation that serves.
+    pub bodies_in_memory: bool,
     pub listeners: Vec<OfListener>,
     pub master_bytes: u64,
 }

@@ -49,6 +49,9 @@ pub struct Generation {
     pub preload: bool,
     #[serde(default)]
     pub in_place: bool,
+    /// No temporary directory is writable: large request bodies have only memory.
+    #[serde(default)]
+    pub bodies_in_memory: bool,
     #[serde(default)]
     pub age_s: f64,
     #[serde(default)]

@@ -29,10 +29,12 @@ use nix::unistd::{geteuid, Uid, User};
 use crate::progress;
 
 mod made;
+mod removing;
 #[cfg(test)]
 mod tests;
 
 pub use made::{Made, Node};
+pub use removing::{may_make, remove};
 
 /// As the kernel has it (path_resolution(7)).
 const LINKS_MAX: u32 = 40;
@@ -111,6 +113,8 @@ enum Purpose {
     Append,
     Read,
     PidFile,
+    /// A directory, to look at what is in it.
+    Directory,
 }
 
 struct Found {
@@ -127,10 +131,18 @@ struct Found {
 struct MadeBy(Option<Rights>);
 
 fn open(path: &Path, purpose: Purpose, application: Option<&Rights>) -> io::Result<Found> {
+    with_rights(application, |walk| walk.open(path, purpose))
+}
+
+/// Whatever rights the walk takes end with it.
+fn with_rights<T: Send>(
+    application: Option<&Rights>,
+    work: impl FnOnce(&mut Walk<'_>) -> io::Result<T> + Send,
+) -> io::Result<T> {
     let root = geteuid().is_root();
     let walk = || {
         let mut walk = Walk { application, switches: root, acting: geteuid().as_raw(), taken: None, given_up_at: None };
-        walk.open(path, purpose).map_err(|error| walk.explain(error))
+        work(&mut walk).map_err(|error| walk.explain(error))
     };
     if !root {
         return walk();
@@ -164,7 +176,7 @@ impl Walk<'_> {
             let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let entry = match openat(&directory, part.as_os_str(), flags, Mode::empty()) {
                 Ok(entry) => entry,
-                Err(Errno::ENOENT) if last && purpose != Purpose::Read => match create(&directory, &part, purpose) {
+                Err(Errno::ENOENT) if last && purpose.makes() => match create(&directory, &part, purpose) {
                     Ok(file) => {
                         let made = Some(MadeBy(self.taken.take()));
                         return Ok(Found { file, reader: None, made, directory, place, name: part });
@@ -195,12 +207,15 @@ impl Walk<'_> {
                         parts.push_front(part);
                     }
                 }
-                SFlag::S_IFDIR if !last => {
+                SFlag::S_IFDIR if !last || purpose == Purpose::Directory => {
                     match part == ".." {
                         true => drop(place.pop()),
                         false => place.push(&part),
                     }
                     self.enter(&entry, &place)?;
+                    if last {
+                        return Ok(Found { file: entry, reader: None, made: None, directory, place, name: part });
+                    }
                     directory = entry;
                 }
                 _ if !last => return Err(Errno::ENOTDIR.into()),
@@ -266,6 +281,7 @@ impl Walk<'_> {
         let wrong = |text: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         match (purpose, kind(stat)) {
             (Purpose::Read, _) => return Ok(()),
+            (Purpose::Directory, _) => return Err(Errno::ENOTDIR.into()),
             (Purpose::Append, SFlag::S_IFIFO | SFlag::S_IFCHR) => return Ok(()),
             (Purpose::Append | Purpose::PidFile, SFlag::S_IFREG) => {}
             (Purpose::Append | Purpose::PidFile, SFlag::S_IFDIR) => return wrong("it is a directory"),
@@ -400,7 +416,7 @@ fn create(directory: &OwnedFd, name: &OsStr, purpose: Purpose) -> nix::Result<Ow
     let mode = match purpose {
         Purpose::PidFile => Mode::from_bits_truncate(0o644),
         // As umask has it.
-        Purpose::Append | Purpose::Read => Mode::from_bits_truncate(0o666),
+        Purpose::Append | Purpose::Read | Purpose::Directory => Mode::from_bits_truncate(0o666),
     };
     let flags = purpose.flags() | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     openat(directory, name, flags, mode)
@@ -412,6 +428,15 @@ impl Purpose {
             Purpose::Append => OFlag::O_WRONLY | OFlag::O_APPEND,
             Purpose::Read => OFlag::O_RDONLY,
             Purpose::PidFile => OFlag::O_RDWR,
+            Purpose::Directory => OFlag::O_PATH,
+        }
+    }
+
+    /// What is not there is made.
+    fn makes(self) -> bool {
+        match self {
+            Purpose::Append | Purpose::PidFile => true,
+            Purpose::Read | Purpose::Directory => false,
         }
     }
 }

@@ -20,6 +20,9 @@ impl Service {
         }
         shared.log.set_level(processes.settings.log.level);
         shared.log.set_form(processes.settings.log.form);
+        let settings = processes.settings.clone();
+        self.set_hooks(&settings);
+        let Some(processes) = self.generations.get_mut(&generation) else { return };
         let (settings, effective) = (processes.settings.clone(), processes.written.clone());
         let loaded = Loaded { settings, warnings: Vec::new(), effective };
         self.earlier.committed(generation, loaded, processes.back);

@@ -10,6 +10,9 @@ use mio::Token;
 use super::dumps::log_last_stacks;
 use super::{name, EventQueue, Service};
 use crate::children::{Proof, Who};
+use crate::chores::gauges::Gauges;
+use crate::chores::Chore;
+use crate::config::settings::Identity;
 use crate::facts::outcome::Refusal;
 use crate::shared::Shared;
 use crate::supervisor::pace::Boot;
@@ -33,6 +36,7 @@ impl Service {
                     self.read_template(generation, token, shared, events);
                 }
             }
+            Some(Who::Hook(_)) => {}
             Some(Who::Stray) | None => {
                 let unborn = self.workers.iter().filter(|(_, worker)| worker.pid.is_none());
                 for worker in unborn.map(|(id, _)| *id).collect::<Vec<_>>() {
@@ -222,11 +226,16 @@ impl Service {
                     }
                 }
             }
-            FromWorker::Ready { private_bytes, boot_wall_ms, boot_cpu_ms } => WorkerEvent::Ready(Boot {
-                private_bytes,
-                wall: Duration::from_millis(boot_wall_ms),
-                cpu: Duration::from_millis(boot_cpu_ms),
-            }),
+            FromWorker::Ready { private_bytes, boot_wall_ms, boot_cpu_ms, bodies_in_memory } => {
+                if let Some(processes) = self.generations.get_mut(&worker.generation) {
+                    processes.bodies_in_memory = bodies_in_memory;
+                }
+                WorkerEvent::Ready(Boot {
+                    private_bytes,
+                    wall: Duration::from_millis(boot_wall_ms),
+                    cpu: Duration::from_millis(boot_cpu_ms),
+                })
+            }
             FromWorker::Failed(failure) => WorkerEvent::Failed(failure.into()),
             FromWorker::Serving => WorkerEvent::Serving,
             FromWorker::Draining => WorkerEvent::Draining,
@@ -249,6 +258,10 @@ impl Service {
     /// The process has been reaped, or was never born.
     pub fn worker_ended(&mut self, id: WorkerId, exit: Exit, shared: &mut Shared, events: &mut EventQueue) {
         self.name_death(id, &exit, shared.clock.now());
+        if let Some((generation, pid)) = self.workers.get(&id).and_then(|worker| Some((worker.generation, worker.pid?)))
+        {
+            self.remove_gauges(generation, pid, shared);
+        }
         self.forget_worker(id, shared);
         events.push_back(Event::Worker { worker: id, event: WorkerEvent::Exited(exit) });
     }
@@ -274,8 +287,19 @@ impl Service {
 
     pub fn forget_template(&mut self, generation: GenerationId, shared: &mut Shared) {
         self.unwatch_template(generation, shared);
-        if let Some(processes) = self.generations.get_mut(&generation) {
-            processes.template = None;
+        let template = self.generations.get_mut(&generation).and_then(|processes| processes.template.take());
+        if let Some(template) = template {
+            self.remove_gauges(generation, template.pid, shared);
+        }
+    }
+
+    /// A process of the application is gone, and may have left live gauges of prometheus_client behind.
+    fn remove_gauges(&self, generation: GenerationId, pid: i32, shared: &mut Shared) {
+        let Some(processes) = self.generations.get(&generation) else { return };
+        let app = &processes.settings.app;
+        let rights = processes.settings.server.identity.as_ref().map(Identity::rights);
+        if let Some(gauges) = Gauges::of(&app.environment, &app.release, rights) {
+            shared.chores.give(Chore::RemoveGauges { gauges, pid }, shared.clock.now());
         }
     }
 }

@@ -87,6 +87,7 @@ impl Service {
             last_reload_ok: self.last_reload.as_ref().map(|reload| reload.end == End::Committed),
             serving: serving.map(|generation| (generation.id, self.supervisor.wanted_of(generation))),
             generations: self.supervisor.generations().iter().filter_map(|one| self.measured(one.id)).collect(),
+            bodies_in_memory: threads.is_some_and(|processes| processes.bodies_in_memory),
             threads_max: serving.zip(threads).map_or(0, |(generation, processes)| {
                 generation.serving() as u64 * u64::from(processes.settings.server.threads)
             }),

@@ -1,11 +1,13 @@
 //! The hands of one application: its processes and what is known of them. It decides nothing: the supervisor's actions
 //! come in, and what happens goes out as events.
 
+mod child;
 pub mod commit;
 pub mod deaths;
 pub mod dumps;
 mod earlier;
 pub mod heirs;
+pub mod hooks;
 pub mod inbox;
 mod made_logs;
 pub mod measures;
@@ -36,6 +38,7 @@ use crate::facts::outcome::{End, Reload};
 use crate::supervisor::{Event, Supervisor};
 
 use earlier::Earlier;
+use hooks::Hooks;
 use measures::Counted;
 use oom::OomKills;
 use preparing::{Preparing, Reopening};
@@ -64,6 +67,7 @@ pub struct Service {
     began: Instant,
     preparing: Preparing,
     reopening: Reopening,
+    hooks: Hooks,
     oom: OomKills,
     last_stacks: u64,
     slow: SlowLog,
@@ -91,6 +95,7 @@ impl Service {
             began: now,
             preparing: Preparing::default(),
             reopening: Reopening::default(),
+            hooks: Hooks::default(),
             oom: OomKills::watch(),
             last_stacks: 0,
             slow: SlowLog::default(),
@@ -104,6 +109,7 @@ impl Service {
     pub fn concluded(&mut self, reload: Reload) {
         if self.last_reload.is_some() {
             self.counted.reload(&reload);
+            self.hook_reload(&reload);
         }
         match reload.end {
             End::Committed => self.last_refusal = None,
@@ -120,7 +126,8 @@ impl Service {
 
     /// When something is to be looked at, at the latest.
     pub fn wake_at(&self) -> Instant {
-        self.supervisor.next_deadline().into_iter().fold(self.look_at, Instant::min)
+        let deadlines = self.supervisor.next_deadline().into_iter().chain(self.hooks.next_deadline());
+        deadlines.fold(self.look_at, Instant::min)
     }
 }
 

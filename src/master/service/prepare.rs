@@ -27,7 +27,10 @@ impl Service {
             log::warn!("{warning}");
         }
         let settings = loaded.settings;
-        self.fixed.get_or_insert_with(|| Fixed::of(&settings));
+        if self.fixed.is_none() {
+            self.fixed = Some(Fixed::of(&settings));
+            self.set_hooks(&settings);
+        }
         let predecessor = self.supervisor.serving().and_then(|generation| self.generations.get(&generation.id));
         let mut in_place = false;
         if let Some(predecessor) = predecessor {

@@ -34,6 +34,8 @@ pub struct GenerationProcesses {
     /// The interpreter as the first template found itself; a restarted one must be the same.
     pub interpreter: Option<Hello>,
     pub board: Scoreboard,
+    /// Its workers found no temporary directory that they can write to.
+    pub bodies_in_memory: bool,
     pub access: Option<AccessLog>,
     /// What the master logs to from the commit on.
     pub error_log: Option<ErrorLog>,
@@ -89,6 +91,7 @@ impl GenerationProcesses {
             template: None,
             interpreter: None,
             board,
+            bodies_in_memory: false,
             access,
             error_log: None,
             cells,
@@ -128,7 +131,7 @@ impl GenerationProcesses {
             unavailable: settings.reload.max_unavailable,
             boot_timeout: server.boot_timeout,
             // Idle connections get their whole keep-alive time, so that a reload closes nothing that would have lived.
-            drain_timeout: settings.reload.drain_timeout.max(settings.http.keepalive_timeout),
+            drain_timeout: settings.reload.drain_timeout.max(settings.http.keepalive_timeout.unwrap_or_default()),
             graceful_timeout: server.graceful_timeout,
             shutdown_delay: server.shutdown_delay,
             max_requests: server.max_requests,
@@ -151,15 +154,18 @@ impl GenerationProcesses {
 
     /// What template and workers must know of the settings.
     pub fn boot(&self, generation: GenerationId) -> Boot {
-        let Settings { name, app, server, http, log, .. } = &self.settings;
+        let Settings { name, app, server, hooks, http, log, .. } = &self.settings;
         Boot {
             generation,
             name: name.clone(),
             release: app.release.clone(),
             pythonpath: app.pythonpath.clone(),
             application: app.application.clone(),
+            script_name: app.script_name.clone(),
             preload: app.preload,
             imports: app.imports.clone(),
+            worker_start: hooks.worker_start.clone(),
+            worker_exit: hooks.worker_exit.clone(),
             probe: app.probe.clone(),
             warmup: app.warmup.clone(),
             threads: server.threads,

@@ -56,6 +56,7 @@ impl Service {
             python: processes.interpreter.as_ref().map(|interpreter| interpreter.version.clone()),
             preload: app.preload,
             in_place: processes.in_place,
+            bodies_in_memory: processes.bodies_in_memory,
             age_s: now.saturating_duration_since(processes.began).as_secs_f64(),
             workers_wanted: self.supervisor.wanted_of(generation),
             waiting: generation.waiting(),

@@ -16,9 +16,11 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use crate::children::{Children, FalseClaim, Proof, Who};
 use crate::clock::Clock;
 use crate::config::process_context::ProcessContext;
-use crate::config::settings::Settings;
+use crate::config::settings::{Identity, Settings};
+use crate::config::units::show_size;
 use crate::config::{self, Source};
 use crate::exit_code::ExitCode;
+use crate::files;
 use crate::library::Library;
 use crate::service::not_started::NotStarted;
 use crate::service::processes::GenerationProcesses;
@@ -70,12 +72,29 @@ pub fn run(source: &Source, context: &ProcessContext, with_boot: bool) -> ExitCo
     for warning in &loaded.warnings {
         output::complain(format_args!("warning: {warning}"));
     }
+    warn_of_bodies(&loaded.settings);
     let place = source.file.as_ref().map_or("the command line", |file| file.shown.as_str());
     output::print(format_args!("{place}: the configuration is good\n"));
     match with_boot {
         true => boot(&loaded.settings),
         false => ExitCode::Done,
     }
+}
+
+/// Where large bodies find no directory: a read-only root, most often.
+fn warn_of_bodies(settings: &Settings) {
+    let rights = settings.server.identity.as_ref().map(Identity::rights);
+    let directories = &settings.http.temp_dirs;
+    if directories.iter().any(|directory| files::may_make(directory, rights.as_ref())) {
+        return;
+    }
+    let names: Vec<String> = directories.iter().map(|directory| directory.display().to_string()).collect();
+    output::complain(format_args!(
+        "warning: no temporary directory is writable ({}): request bodies lie in memory, {} of them together in each worker \
+         ([http] body_memory); mount one, in Kubernetes an emptyDir on /tmp, or set [server] temp_dir",
+        names.join(", "),
+        show_size(&settings.http.body_memory_alone)
+    ));
 }
 
 fn boot(settings: &Settings) -> ExitCode {

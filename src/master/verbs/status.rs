@@ -209,6 +209,9 @@ fn write_generation(text: &mut String, generation: &Generation, paints: bool) ->
     if let Some(waiting) = &generation.waiting {
         writeln!(text, "  waits for {waiting}")?;
     }
+    if generation.bodies_in_memory {
+        writeln!(text, "  no temporary directory is writable: large request bodies have only memory")?;
+    }
     writeln!(text, "  template pid {} {}", pid(generation.template.pid), state(&generation.template.state, paints))?;
     if generation.workers.is_empty() {
         return Ok(());

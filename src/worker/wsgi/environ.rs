@@ -43,6 +43,8 @@ pub enum Scheme {
 
 /// What all requests of a process have in common.
 pub struct Common {
+    /// Where the application is mounted: empty, or with a slash at its beginning and none at its end.
+    pub script_name: Vec<u8>,
     pub response_buffer: u64,
     pub multithread: bool,
     pub multiprocess: bool,
@@ -93,6 +95,7 @@ struct Noted<'a> {
     proto: Option<Cow<'a, [u8]>>,
     forwarded_host: Option<Cow<'a, [u8]>>,
     prefix: Option<Cow<'a, [u8]>>,
+    script_name: Option<Cow<'a, [u8]>>,
     forwarded: Option<Cow<'a, [u8]>>,
     /// A field of `Common::secure_schemes` is there, so its value counts.
     secure_scheme: bool,
@@ -108,6 +111,7 @@ impl<'a> Noted<'a> {
             Meaning::ForwardedProto => Some(&mut self.proto),
             Meaning::ForwardedHost => Some(&mut self.forwarded_host),
             Meaning::ForwardedPrefix => Some(&mut self.prefix),
+            Meaning::ScriptName => Some(&mut self.script_name),
             Meaning::Forwarded => Some(&mut self.forwarded),
             Meaning::SecureScheme => {
                 self.secure_scheme = true;
@@ -123,17 +127,20 @@ impl<'a> Noted<'a> {
 
     /// Whether a proxy may have said anything.
     fn says_anything(&self) -> bool {
-        let fields = [&self.client, &self.proto, &self.forwarded_host, &self.prefix, &self.forwarded];
-        self.secure_scheme || fields.iter().any(|field| field.is_some())
+        let origin = [&self.client, &self.proto, &self.forwarded];
+        let names = [&self.forwarded_host, &self.prefix, &self.script_name];
+        let mut fields = origin.into_iter().chain(names);
+        self.secure_scheme || fields.any(|field| field.is_some())
     }
 }
 
 impl Builder {
     pub fn new(py: Python<'_>, common: Arc<Common>, empty: &Bound<'_, PyAny>) -> PyResult<Builder> {
         let prepared = PyDict::new(py);
+        let mut strings = Strings::new();
         prepared.set_item(intern!(py, "REQUEST_METHOD"), intern!(py, "GET"))?;
         prepared.set_item(intern!(py, "QUERY_STRING"), intern!(py, ""))?;
-        prepared.set_item(intern!(py, "SCRIPT_NAME"), intern!(py, ""))?;
+        prepared.set_item(intern!(py, "SCRIPT_NAME"), strings.get(py, &common.script_name)?)?;
         prepared.set_item(intern!(py, "SERVER_PROTOCOL"), intern!(py, "HTTP/1.1"))?;
         prepared.set_item(intern!(py, "SERVER_SOFTWARE"), concat!("forkmaster/", env!("CARGO_PKG_VERSION")))?;
         prepared.set_item(intern!(py, "wsgi.version"), PyTuple::new(py, [1, 0])?)?;
@@ -151,7 +158,7 @@ impl Builder {
             prepared: prepared.unbind(),
             usual: None,
             names: Names::new(),
-            strings: Strings::new(),
+            strings,
             scratch: Vec::new(),
             client: IpAddr::V4(Ipv4Addr::LOCALHOST),
             client_text: PyString::new(py, "127.0.0.1").unbind(),
@@ -187,11 +194,12 @@ impl Builder {
         }
         let (target, path, query) = (request.target(), request.path(), request.query());
         let target_text = self.strings.get(py, target)?;
-        if path == target && !path.contains(&b'%') {
+        if path == target && !path.contains(&b'%') && self.common.script_name.is_empty() {
             environ.set_item(intern!(py, "PATH_INFO"), &target_text)?;
         } else {
             percent::decode(path, &mut self.scratch);
-            environ.set_item(intern!(py, "PATH_INFO"), self.strings.get(py, &self.scratch)?)?;
+            let below = below(&self.scratch, &self.common.script_name);
+            environ.set_item(intern!(py, "PATH_INFO"), self.strings.get(py, below)?)?;
         }
         // Gunicorn's name, and that of uWSGI, mod_wsgi and waitress.
         environ.set_item(intern!(py, "RAW_URI"), &target_text)?;
@@ -255,6 +263,12 @@ impl Builder {
             let Field { key, meaning, .. } = self.names.get(py, name, &self.common);
             let place = noted.place(*meaning);
             if matches!(meaning, Meaning::Dropped | Meaning::Underscored) {
+                continue;
+            }
+            if *meaning == Meaning::ScriptName {
+                if let Some(place) = place {
+                    *place = Some(Cow::Borrowed(value));
+                }
                 continue;
             }
             let entries = environ.len();
@@ -325,6 +339,12 @@ impl Builder {
             percent::decode(prefix.as_bytes(), &mut self.scratch);
             environ.set_item(intern!(py, "SCRIPT_NAME"), self.strings.get(py, &self.scratch)?)?;
         }
+        if let Some(name) = said.script_name {
+            environ.set_item(intern!(py, "SCRIPT_NAME"), self.strings.get(py, name.as_bytes())?)?;
+            percent::decode(request.path(), &mut self.scratch);
+            let below = below(&self.scratch, name.as_bytes());
+            environ.set_item(intern!(py, "PATH_INFO"), self.strings.get(py, below)?)?;
+        }
         if client != self.client {
             self.set_client(py, client)?;
         }
@@ -373,6 +393,15 @@ impl Builder {
     }
 }
 
+/// What of a path lies below where the application is mounted. A proxy that has taken the mount off already, and a
+/// probe that never had it, are served as well, as waitress does it.
+fn below<'a>(path: &'a [u8], mount: &[u8]) -> &'a [u8] {
+    match path.strip_prefix(mount) {
+        Some(rest) if rest.is_empty() || rest.starts_with(b"/") => rest,
+        Some(_) | None => path,
+    }
+}
+
 /// Keys that are put into the prepared dict and taken out again, so that it has room for those that requests add.
 const ROOM: usize = 6;
 
@@ -406,6 +435,7 @@ struct Texts<'a> {
     proto: Option<Cow<'a, str>>,
     host: Option<Cow<'a, str>>,
     prefix: Option<Cow<'a, str>>,
+    script_name: Option<Cow<'a, str>>,
     forwarded: Option<Cow<'a, str>>,
 }
 
@@ -417,6 +447,7 @@ impl<'a> Texts<'a> {
             proto: text(&noted.proto),
             host: text(&noted.forwarded_host),
             prefix: text(&noted.prefix),
+            script_name: text(&noted.script_name),
             forwarded: text(&noted.forwarded),
         }
     }
@@ -429,25 +460,29 @@ struct Said<'a> {
     proto: Option<Cow<'a, str>>,
     host: Option<Cow<'a, str>>,
     prefix: Option<&'a str>,
+    script_name: Option<&'a str>,
 }
 
 fn said<'a>(common: &Common, texts: &'a Texts<'_>) -> Said<'a> {
     let Common { trusted, believed, .. } = common;
     let host_of = |host: Option<Cow<'a, str>>| host.filter(|host| believed.host && host_is_plausible(host));
+    let mount = |text: &'a str| Some(last_element(text).trim_end_matches('/')).filter(|mount| mount.starts_with('/'));
+    let script_name = texts.script_name.as_deref().and_then(mount);
     match believed.family {
         Family::Forwarded => {
             let hops = texts.forwarded.as_deref().and_then(|field| trusted.forwarded(field)).unwrap_or_default();
-            Said { client: hops.client, proto: hops.proto, host: host_of(hops.host), prefix: None }
+            Said { client: hops.client, proto: hops.proto, host: host_of(hops.host), prefix: None, script_name }
         }
         Family::XForwarded => {
             let client = texts.client.as_deref().filter(|_| believed.client);
             let proto = texts.proto.as_deref().filter(|_| believed.proto);
-            let prefix = texts.prefix.as_deref().filter(|_| believed.prefix).map(last_element);
+            let prefix = texts.prefix.as_deref().filter(|_| believed.prefix).and_then(mount);
             Said {
                 client: client.and_then(|field| trusted.client(field)),
                 proto: proto.map(|field| last_element(field).into()),
                 host: host_of(texts.host.as_deref().map(|field| last_element(field).into())),
-                prefix: prefix.map(|prefix| prefix.trim_end_matches('/')).filter(|prefix| prefix.starts_with('/')),
+                prefix,
+                script_name,
             }
         }
     }

@@ -21,6 +21,7 @@ pub struct Believed {
     pub proto: bool,
     pub host: bool,
     pub prefix: bool,
+    pub script_name: bool,
 }
 
 /// A proxy sets one of the two; the other passes through it as the client sent it.
@@ -115,6 +116,7 @@ impl Believed {
                 ForwardedHeader::Proto => believed.proto = true,
                 ForwardedHeader::Host => believed.host = true,
                 ForwardedHeader::Prefix => believed.prefix = true,
+                ForwardedHeader::ScriptName => believed.script_name = true,
                 ForwardedHeader::Forwarded => {
                     believed.family = Family::Forwarded;
                     believed.client = true;

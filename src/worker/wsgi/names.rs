@@ -44,6 +44,8 @@ pub enum Meaning {
     ForwardedProto,
     ForwardedHost,
     ForwardedPrefix,
+    /// Gunicorn's `SCRIPT_NAME`, where it is believed. It has no key of its own.
+    ScriptName,
     Forwarded,
     /// One of `Common::secure_schemes`.
     SecureScheme,
@@ -95,6 +97,9 @@ impl Field {
 
 impl Meaning {
     fn of(name: &[u8], key: &str, common: &Common) -> Meaning {
+        if common.believed.script_name && name.eq_ignore_ascii_case(b"script_name") {
+            return Meaning::ScriptName;
+        }
         let has_underscore = name.contains(&b'_');
         let is_allowed = |allowed: &String| name.eq_ignore_ascii_case(allowed.as_bytes());
         // `X_A` and `X-A` become the same key: a client could overwrite what a proxy set, so names with `_` go.

@@ -13,7 +13,8 @@ use super::address::Peer;
 pub struct Settings {
     pub threads: usize,
     pub connections: usize,
-    pub keepalive_timeout: Duration,
+    /// None: every connection ends with its answer.
+    pub keepalive_timeout: Option<Duration>,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
     pub write_timeout: Duration,
@@ -25,11 +26,15 @@ pub struct Settings {
     pub limit_request_field_size: usize,
     pub limit_request_head: usize,
     pub body_memory: u64,
+    /// Of all bodies together, where there is no `temp_dir`: then one may be as large as that.
+    pub body_memory_alone: u64,
     pub max_body: u64,
-    /// None: nothing is writable; larger bodies get 413.
+    /// None: nothing is writable.
     pub temp_dir: Option<PathBuf>,
     pub temp_limit: u64,
     pub response_buffer: u64,
+    /// Requests for this path are answered here, without the application.
+    pub health_path: Option<Vec<u8>>,
     /// Whole requests that would wait for a thread here, and may lie in the handoff queue for other processes. 0: there is none
     /// that could take them.
     pub shared_requests_max: usize,
@@ -54,6 +59,11 @@ impl Settings {
             fields: self.limit_request_fields,
             head: self.limit_request_head,
         }
+    }
+
+    /// How long a connection may say nothing. Where none is kept, that is before its only request.
+    pub fn idle_timeout(&self) -> Duration {
+        self.keepalive_timeout.unwrap_or(self.header_timeout)
     }
 }
 

@@ -33,7 +33,7 @@ impl RequestBody {
             present: false,
             memory: Vec::new(),
             memory_bytes_max: 0,
-            charge: rules.memory.charge(),
+            charge: rules.bodies.charge(),
             buffers: Arc::clone(&rules.buffers),
             file: None,
             length: 0,
@@ -109,7 +109,7 @@ impl RequestBody {
             }
             self.memory_bytes_max = body_memory.min(GATHER_BYTES as u64);
         }
-        let memory = if length > body_memory { 0 } else { rules.memory.left() };
+        let memory = if length > body_memory { 0 } else { rules.bodies.left() };
         if length > memory && length > rules.temp.left() {
             return Err(refusal::TEMP_FULL);
         }

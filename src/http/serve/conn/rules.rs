@@ -15,6 +15,8 @@ pub struct Rules {
     pub limits: Limits,
     pub temp: TempFiles,
     pub memory: Arc<Budget>,
+    /// Of the bodies of requests. The same, unless nothing is there to relieve it.
+    pub bodies: Arc<Budget>,
     pub buffers: Arc<Buffers>,
     pub hops: Hops,
 }
@@ -36,16 +38,15 @@ impl Hops {
 }
 
 impl Rules {
-    pub fn new(settings: Settings) -> Rules {
+    pub fn new(mut settings: Settings) -> Rules {
+        let memory = Budget::new(MEMORY_BYTES_MAX);
+        let mut bodies = Arc::clone(&memory);
+        if settings.temp_dir.is_none() {
+            settings.body_memory = settings.body_memory_alone;
+            bodies = Budget::new(settings.body_memory_alone);
+        }
         let temp = TempFiles::new(settings.temp_dir.clone(), settings.temp_limit);
         let limits = settings.limits();
-        Rules {
-            settings,
-            limits,
-            temp,
-            memory: Budget::new(MEMORY_BYTES_MAX),
-            buffers: Arc::default(),
-            hops: Hops::default(),
-        }
+        Rules { settings, limits, temp, memory, bodies, buffers: Arc::default(), hops: Hops::default() }
     }
 }

@@ -32,8 +32,12 @@ impl EventLoop {
         }
         match effects.keepalive {
             Keepalive::Unchanged => {}
-            Keepalive::AsConfigured => self.keepalive = self.shared.rules.settings.keepalive_timeout,
+            Keepalive::AsConfigured => {
+                self.keepalive = self.shared.rules.settings.idle_timeout();
+                self.stopping = false;
+            }
             Keepalive::AtMost(idle) => {
+                self.stopping = true;
                 self.keepalive = self.keepalive.min(idle);
                 self.timers.bring_forward(TimerKind::Keepalive, self.now + self.keepalive);
             }

@@ -13,6 +13,7 @@ pub mod fair_line;
 mod flush_batch;
 mod flushing;
 pub mod handoff;
+mod health;
 pub mod interface;
 pub mod listeners;
 pub mod mailbox;
@@ -63,6 +64,8 @@ pub struct EventLoop {
     report_draining: bool,
     /// As configured, or shorter once the service stops.
     keepalive: Duration,
+    /// The whole service stops.
+    stopping: bool,
     now: Instant,
     phase: TurnPhase,
     /// Complete requests. Whoever steps gets them before anything else is done.
@@ -117,7 +120,8 @@ impl EventLoop {
             reports,
             mode: Mode::Paused,
             report_draining: false,
-            keepalive: shared.rules.settings.keepalive_timeout,
+            keepalive: shared.rules.settings.idle_timeout(),
+            stopping: false,
             now,
             phase: TurnPhase::Idle,
             ready: VecDeque::with_capacity(connections),

@@ -49,6 +49,7 @@ pub enum Report {
 pub enum Keepalive {
     Unchanged,
     AsConfigured,
+    /// The service stops.
     AtMost(Duration),
 }
 

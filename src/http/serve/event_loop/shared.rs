@@ -73,7 +73,7 @@ impl Shared {
     }
 
     pub fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Relaxed)
+        self.rules.settings.keepalive_timeout.is_none() || self.closing.load(Ordering::Relaxed)
     }
 
     pub fn set_closing(&self, closing: bool) {

@@ -51,6 +51,11 @@ impl EventLoop {
                     self.close(request);
                     continue;
                 }
+                if self.asks_for_health(&request) {
+                    self.dispatched -= 1;
+                    self.answer_health(request);
+                    continue;
+                }
                 if self.mode == Mode::Retiring {
                     self.dispatched -= 1;
                     if let Some(request) = self.give_whole(request) {

@@ -125,8 +125,8 @@ fn a_turn_moves_so_much_and_no_more() {
 fn what_came_in_time_is_read_before_a_client_is_given_up() {
     // More than a batch of events has.
     const CLIENTS: usize = 100;
-    let keepalive_timeout = Duration::from_millis(400);
-    let header_timeout = keepalive_timeout;
+    let header_timeout = Duration::from_millis(400);
+    let keepalive_timeout = Some(header_timeout);
     let mut turns = Turns::new(Settings { connections: 128, keepalive_timeout, header_timeout, ..settings() });
     let request = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n";
     let mut clients: Vec<Client> =
@@ -155,7 +155,7 @@ fn what_came_in_time_is_read_before_a_client_is_given_up() {
         client.send(if index < CLIENTS / 2 { &request[..] } else { &request[10..] });
     }
     // Nobody turns the loop meanwhile.
-    std::thread::sleep(keepalive_timeout * 2);
+    std::thread::sleep(header_timeout * 2);
     answer_all(&mut turns);
     for client in &mut clients {
         assert_eq!(client.answer().status, 200);
@@ -196,8 +196,8 @@ fn idle_connections_and_free_places_keep_little() {
 /// A client that sends nothing is given up as before.
 #[test]
 fn silence_has_its_end() {
-    let keepalive_timeout = Duration::from_millis(50);
-    let header_timeout = keepalive_timeout;
+    let header_timeout = Duration::from_millis(50);
+    let keepalive_timeout = Some(header_timeout);
     let fixture = Fixture::new(Settings { keepalive_timeout, header_timeout, ..settings() }, app);
     let mut client = fixture.client();
     assert_eq!(client.get("/hello").text(), "hello");

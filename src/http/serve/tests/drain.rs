@@ -44,7 +44,7 @@ fn draining_finishes_what_was_begun() {
 
 #[test]
 fn draining_waits_for_idle_connections_until_their_deadline() {
-    let fixture = Fixture::new(Settings { keepalive_timeout: Duration::from_millis(300), ..settings() }, app);
+    let fixture = Fixture::new(Settings { keepalive_timeout: Some(Duration::from_millis(300)), ..settings() }, app);
     let mut idle = fixture.client();
     assert_eq!(idle.get("/hello").text(), "hello");
     fixture.handle.drain(vec![]);

@@ -22,7 +22,7 @@ pub fn settings() -> Settings {
     Settings {
         threads: 1,
         connections: 64,
-        keepalive_timeout: PATIENCE * 2,
+        keepalive_timeout: Some(PATIENCE * 2),
         header_timeout: PATIENCE,
         body_timeout: PATIENCE,
         write_timeout: PATIENCE,
@@ -33,10 +33,12 @@ pub fn settings() -> Settings {
         limit_request_field_size: 8190,
         limit_request_head: 64 * 1024,
         body_memory: 512 * 1024,
+        body_memory_alone: 64 * 1024 * 1024,
         max_body: 100 * 1024 * 1024,
         temp_dir: Some(std::env::temp_dir()),
         temp_limit: 1 << 30,
         response_buffer: 64 * 1024 * 1024,
+        health_path: None,
         shared_requests_max: 0,
     }
 }

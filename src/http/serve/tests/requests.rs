@@ -2,6 +2,7 @@
 
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::fixture::{app, body_of, settings, Client, Fixture, Told};
@@ -109,6 +110,28 @@ fn large_bodies_lie_in_a_file() {
     fixture.stop();
 }
 
+/// Without temporary files one body may be as large as all together, and no larger.
+#[test]
+fn without_temporary_files_bodies_share_what_memory_they_have() {
+    let alone = Settings { temp_dir: None, body_memory: 1000, body_memory_alone: 100_000, ..settings() };
+    let fixture = Fixture::new(alone, app);
+    let mut one = fixture.client();
+    let body = vec![b'x'; 90_000];
+    let answer = one.post("/echo", &body);
+    assert_eq!((answer.field("x-body"), answer.body == body), (Some("memory"), true));
+    // What has come of one counts against the other.
+    one.send("POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 90000\r\n\r\n").send(&body[..80_000]);
+    let mut other = fixture.client();
+    let budget = Arc::clone(&fixture.handle.shared.rules.bodies);
+    while budget.used() < 80_000 {
+        std::thread::yield_now();
+    }
+    assert_eq!(other.post("/echo", &body[..30_000]).status, 503);
+    one.send(&body[80_000..]);
+    assert_eq!(one.answer().status, 200);
+    fixture.stop();
+}
+
 #[test]
 fn bodies_that_find_no_place() {
     let chunked = |bytes: usize| {
@@ -116,7 +139,8 @@ fn bodies_that_find_no_place() {
         format!("POST /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n{}", chunk.repeat(bytes / 100))
     };
     let plain = |bytes: usize| format!("POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: {bytes}\r\n\r\n");
-    let small = Settings { body_memory: 1000, max_body: 10_000, temp_limit: 5_000, ..settings() };
+    let small =
+        Settings { body_memory: 1000, body_memory_alone: 2000, max_body: 10_000, temp_limit: 5_000, ..settings() };
     let nowhere = Settings { temp_dir: None, ..small.clone() };
     for (settings, request, status) in [
         (small.clone(), plain(10_001), 413),
@@ -124,8 +148,8 @@ fn bodies_that_find_no_place() {
         (Settings { temp_limit: 1 << 20, ..small.clone() }, chunked(10_100), 413),
         (small.clone(), plain(6_000), 503),
         (small.clone(), chunked(9_000) + "0\r\n\r\n", 503),
-        (nowhere.clone(), plain(1_001), 413),
-        (nowhere, chunked(1_100), 413),
+        (nowhere.clone(), plain(2_001), 413),
+        (nowhere, chunked(2_100), 413),
     ] {
         let fixture = Fixture::new(settings, app);
         let mut client = fixture.client();
@@ -191,7 +215,7 @@ fn refused_requests_end_the_connection() {
 fn silence_has_its_limits() {
     let short = Duration::from_millis(50);
     let fixture = Fixture::new(
-        Settings { keepalive_timeout: short, header_timeout: short, body_timeout: short, ..settings() },
+        Settings { keepalive_timeout: Some(short), header_timeout: short, body_timeout: short, ..settings() },
         app,
     );
     let mut silent = fixture.client();

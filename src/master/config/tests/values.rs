@@ -6,8 +6,11 @@ use super::*;
 fn defaults_are_those_of_the_documentation() {
     let deploy = Deploy::new();
     let loaded = deploy.read(APP).unwrap();
-    let Settings { name, app, server, reload, http, log, control, status } = loaded.settings;
+    let Settings { name, app, server, reload, hooks, http, log, control, status } = loaded.settings;
     assert!(status.bind.is_empty());
+    assert!(hooks.worker_start.is_none() && hooks.worker_exit.is_none() && hooks.commands.on_ready.is_empty());
+    assert_eq!(hooks.commands.timeout, Duration::from_secs(5));
+    assert_eq!((app.script_name.as_str(), &http.health_path, http.body_memory_alone), ("", &None, 64 << 20));
     assert!(name.starts_with("app-") && name.len() == 12, "{name}");
     assert_eq!(app.release, deploy.path("releases/1"));
     assert_eq!(app.interpreter.executable, deploy.path("releases/1/venv/bin/python"));
@@ -26,7 +29,7 @@ fn defaults_are_those_of_the_documentation() {
     assert_eq!((http.temp_limit, http.response_buffer), (4 << 30, 64 << 20));
     assert_eq!((reload.max_surge, reload.max_unavailable), (Surge::Auto, 0));
     assert_eq!(reload.drain_timeout, seconds(600));
-    assert_eq!((http.keepalive_timeout, http.header_timeout), (seconds(75), seconds(10)));
+    assert_eq!((http.keepalive_timeout, http.header_timeout), (Some(seconds(75)), seconds(10)));
     assert_eq!((http.body_timeout, http.write_timeout), (seconds(30), seconds(30)));
     assert_eq!((http.limit_request_line, http.limit_request_fields), (8190, 100));
     assert_eq!((http.limit_request_field_size, http.limit_request_head), (8190, 65536));
@@ -50,6 +53,7 @@ fn every_setting_is_read_and_a_shown_configuration_reads_the_same() {
 name = "shop"
 [app]
 module = "shop:create_app('prod')"
+script_name = "/shop/"
 release = "."
 venv = "venv"
 preload = true
@@ -81,6 +85,7 @@ boot_timeout = "2m"
 request_timeout = "none"
 graceful_timeout = "20s"
 shutdown_delay = "5s"
+health_path = "/-/healthz"
 temp_dir = "/usr/lib"
 temp_limit = "1GB"
 response_buffer = "8MiB"
@@ -92,6 +97,13 @@ max_surge = "100%"
 max_unavailable = 1
 drain_timeout = "1m"
 keep_previous = "0s"
+[hooks]
+worker_start = "shop.hooks:start"
+worker_exit = "shop.hooks:Life.stop"
+on_ready = ["/bin/sh", "-c", "true"]
+on_reload = ["sh"]
+on_exit = ["sh", "-c", "true"]
+command_timeout = "30s"
 [http]
 keepalive_timeout = "620s"
 header_timeout = "5s"
@@ -129,6 +141,7 @@ bind = ["127.0.0.1:9090"]
     let settings = &loaded.settings;
     let (real, named) = (deploy.path("releases/1"), deploy.path("current"));
     assert_eq!(settings.app.application.call.as_deref(), Some("'prod'"));
+    assert_eq!(settings.app.script_name, "/shop");
     assert_eq!(settings.app.pythonpath, [real.join("lib")]);
     assert_eq!(settings.server.bind[2], Bind::Unix(named.join("run/shop.sock")));
     assert_eq!(settings.server.pidfile, Some(named.join("shop.pid")));
@@ -198,6 +211,24 @@ fn each_wrong_value_is_refused_with_what_to_write() {
         ("server", "group = \"no-such-group\"", "no such group"),
         ("server", "user = 3999999999", "has no passwd entry"),
         ("server", "max_rss = 1048576", "write \"1MiB\""),
+        ("server", "health_path = \"healthz\"", "write \"/-/healthz\""),
+        ("server", "health_path = \"/healthz?full\"", "has no query"),
+        ("http", "keepalive_timeout = 0", "write \"none\": each answer then closes its connection"),
+        ("http", "keepalive_timeout = \"0s\"", "write \"none\": each answer then closes its connection"),
+        ("http", "keepalive_timeout = false", "write \"none\""),
+        ("http", "keepalive_timeout = 5", "write \"5s\""),
+        ("http", "limit_request_line = 0", "must be from 64 to 1048576, or \"none\""),
+        ("http", "limit_request_fields = 0", "or \"none\""),
+        ("http", "limit_request_field_size = 0", "or \"none\""),
+        ("hooks", "worker_start = \"shop.hooks\"", "which function? Write \"shop.hooks:start\""),
+        ("hooks", "worker_exit = \"shop.hooks:stop()\"", "it is called by the worker; write \"shop.hooks:stop\""),
+        ("hooks", "on_ready = \"announce\"", "a list is needed; write [\"announce\"]"),
+        ("hooks", "on_ready = [\"echo it serves\"]", "no shell takes it apart; write [\"echo\", \"it\", \"serves\"]"),
+        ("hooks", "on_exit = [\"no-such-command\"]", "there is no no-such-command on PATH"),
+        ("hooks", "on_reload = [\"/usr/bin/no-such\", \"shop\"]", "there is no file /usr/bin/no-such"),
+        ("hooks", "on_reload = [\"\"]", "a command is missing"),
+        ("app", "script_name = \"shop/\"", "write \"/shop\""),
+        ("app", "script_name = \"/a//b\"", "write \"/a/b\""),
         ("server", "max_lifetime = \"0s\"", "without a limit it is \"none\""),
         ("server", "boot_timeout = \"none\"", "cannot be \"none\""),
         ("server", "boot_timeout = \"0s\"", "more than zero"),
@@ -209,7 +240,7 @@ fn each_wrong_value_is_refused_with_what_to_write() {
         ("http", "limit_request_head = \"64GiB\"", "\"16MiB\""),
         ("http", "limit_request_line = 65537", "raise limit_request_head"),
         ("http", "forwarded_allow_ips = [\"10.0.0.0/40\"]", "10.0.0.0/8"),
-        ("http", "forwarded_headers = [\"by\"]", "\"prefix\", or \"forwarded\""),
+        ("http", "forwarded_headers = [\"by\"]", "\"script_name\", or \"forwarded\""),
         ("http", "forwarded_headers = [\"forwarded\", \"proto\"]", "keep the one that your proxy sets"),
         ("http", "secure_scheme_headers = { \"X_Ssl\" = \"on\" }", "not the name of a header"),
         ("http", "secure_scheme_headers = { \"X-Ssl\" = \"\" }", "not the value of a header"),

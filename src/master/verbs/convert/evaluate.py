@@ -79,14 +79,59 @@ def is_logging(statement):
     return words == "print" or ".log." in words or words.startswith(("log.", "logger.", "logging."))
 
 
-sources, only_logs = {}, set()
+def imports_of(body):
+    """Which names stand for what, as `module:attribute` or `module:`."""
+    names = {}
+    for statement in body:
+        if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
+            for alias in statement.names:
+                names[alias.asname or alias.name] = f"{statement.module}:{alias.name}"
+        elif isinstance(statement, ast.Import):
+            for alias in statement.names:
+                names[alias.asname or alias.name.split(".")[0]] = (alias.name if alias.asname else alias.name.split(".")[0]) + ":"
+    return names
+
+
+def text_of(node):
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def hook_of(function, imported):
+    """What a hook comes to, where it is simple: it only logs, marks a process as dead, runs a command, or calls a function."""
+    hook = {"logs": False, "marks": False, "command": None, "function": None}
+    imported = {**imported, **imports_of(function.body)}
+    rest = [node for node in function.body if not is_logging(node) and not isinstance(node, (ast.Import, ast.ImportFrom))]
+    hook["logs"] = not rest
+    if len(rest) != 1 or not isinstance(rest[0], ast.Expr) or not isinstance(rest[0].value, ast.Call):
+        return hook
+    call = rest[0].value
+    words = ast.unparse(call.func)
+    hook["marks"] = words.endswith("mark_process_dead")
+    first = call.args[0] if call.args else None
+    if words in ("subprocess.run", "subprocess.call", "subprocess.check_call", "subprocess.Popen") and isinstance(first, ast.List):
+        items = [text_of(item) for item in first.elts]
+        if items and None not in items:
+            hook["command"] = items
+    elif words == "os.system" and text_of(first):
+        hook["command"] = ["sh", "-c", text_of(first)]
+    if not call.args and not call.keywords:
+        name, _, attributes = words.partition(".")
+        place = imported.get(name, "")
+        if place and not place.endswith(":"):
+            hook["function"] = place + ("." + attributes if attributes else "")
+        elif place and attributes:
+            hook["function"] = place + attributes
+    return hook
+
+
+sources, found, imported = {}, {}, imports_of(ast.parse(source).body)
 for node in ast.parse(source).body:
     if isinstance(node, ast.Assign):
         for target in node.targets:
             if isinstance(target, ast.Name):
                 sources[target.id] = ast.unparse(node.value)
-    elif isinstance(node, ast.FunctionDef) and all(map(is_logging, node.body)):
-        only_logs.add(node.name)
+    elif isinstance(node, ast.FunctionDef):
+        found[node.name] = hook_of(node, imported)
 
 
 def plain(value):
@@ -104,7 +149,7 @@ for name, value in names.items():
     if name.startswith("_") or isinstance(value, type(os)):
         continue
     if callable(value) and not isinstance(value, type):
-        hooks[name] = name in only_logs
+        hooks[name] = found.get(name, {})
     elif isinstance(value, type):
         settings[name] = f"{value.__module__}.{value.__qualname__}"
     else:

@@ -23,12 +23,25 @@ const FIRST_MARK: u32 = 48_271;
 #[derive(Clone, Debug, Default, Deserialize)]
 struct Run {
     settings: BTreeMap<String, Value>,
-    /// Functions, and whether they only log.
-    hooks: BTreeMap<String, bool>,
+    /// Functions.
+    hooks: BTreeMap<String, Hook>,
     /// Variables, with the default that the file has for them.
     reads: BTreeMap<String, Option<String>>,
     /// The expressions of assignments.
     sources: BTreeMap<String, String>,
+}
+
+/// What a function of the file comes to, where it is simple.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Hook {
+    pub logs: bool,
+    /// It only calls prometheus_client's `mark_process_dead`.
+    pub marks: bool,
+    /// It only runs this.
+    pub command: Option<Vec<String>>,
+    /// It only calls this, without arguments: `module:function`.
+    pub function: Option<String>,
 }
 
 /// What the file means by a setting.
@@ -57,7 +70,7 @@ pub enum MadeOf {
 #[derive(Clone, Debug, Default)]
 pub struct Evaluated {
     pub settings: BTreeMap<String, Meant>,
-    pub hooks: BTreeMap<String, bool>,
+    pub hooks: BTreeMap<String, Hook>,
 }
 
 /// Runs the file by this Python. The error is what Python says.

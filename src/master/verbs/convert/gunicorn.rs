@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::draft::Draft;
-use super::evaluate::{Evaluated, MadeOf, Meant};
+use super::evaluate::{Evaluated, Hook, MadeOf, Meant};
 use crate::config::{self, Elsewhere};
 
 /// Why there is no file.
@@ -34,17 +34,45 @@ pub fn convert(file: &Evaluated, flags: &BTreeMap<String, Meant>, draft: &mut Dr
              the request. Raise it for long reports, or set [server.request_timeouts] for their paths.",
         );
     }
-    for (name, only_logs) in &file.hooks {
-        match config::elsewhere(config::Server::Gunicorn, name) {
-            Some(Elsewhere::Sentence(sentence)) => {
-                let why = if *only_logs { "it only logs, and forkmaster's log has such lines" } else { sentence };
-                draft.leave_out(format!("{name}()"), why);
-            }
-            // A helper of the file's own.
-            Some(Elsewhere::Setting(_)) | None => {}
-        }
+    for (name, hook) in &file.hooks {
+        take_hook(name, hook, draft);
     }
     Ok(())
+}
+
+/// A function of the file: written where it is a command or a call, and told otherwise.
+fn take_hook(name: &str, hook: &Hook, draft: &mut Draft) {
+    let key = match name {
+        "post_fork" | "post_worker_init" => Some("worker_start"),
+        "worker_exit" => Some("worker_exit"),
+        "when_ready" => Some("on_ready"),
+        "on_reload" => Some("on_reload"),
+        "on_exit" => Some("on_exit"),
+        _other => None,
+    };
+    let is_function = matches!(key, Some("worker_start" | "worker_exit"));
+    let why = match (key, config::elsewhere(config::Server::Gunicorn, name)) {
+        // A helper of the file's own.
+        (None, Some(Elsewhere::Setting(_)) | None) => return,
+        (_, _) if hook.logs => "it only logs, and forkmaster's log has such lines".to_owned(),
+        (_, _) if hook.marks => "the master removes the live gauges of dead workers itself".to_owned(),
+        (Some(key), _) if is_function => match &hook.function {
+            Some(function) if !draft.has("hooks", key) => return draft.set_text("hooks", key, function),
+            Some(_) | None => format!(
+                "make it a function without arguments in a module of the release, and write [hooks] {key} = \
+                 \"shop.hooks:{name}\""
+            ),
+        },
+        (Some(key), _) => match &hook.command {
+            Some(words) => {
+                let words: Vec<String> = words.iter().map(|word| config::quoted(&word.replace('$', "$$"))).collect();
+                return draft.set("hooks", key, format!("[{}]", words.join(", ")));
+            }
+            None => format!("the master runs no Python; [hooks] {key} takes a command that ends"),
+        },
+        (None, Some(Elsewhere::Sentence(sentence))) => sentence.to_owned(),
+    };
+    draft.leave_out(format!("{name}()"), why);
 }
 
 /// Only what waits in threads can be taken: the others have thousands of requests at once, or another interface.
@@ -97,6 +125,7 @@ fn take(name: &str, meant: &Meant, draft: &mut Draft) {
         "raw_env" => {
             for item in list(value) {
                 match item.split_once('=') {
+                    Some(("SCRIPT_NAME", mount)) => draft.set_text("app", "script_name", mount),
                     Some((name, value)) => draft.secrets.push((name.to_owned(), value.to_owned())),
                     None => draft.leave_out(format!("raw_env: {item}"), "it has no value"),
                 }
@@ -116,12 +145,7 @@ fn take(name: &str, meant: &Meant, draft: &mut Draft) {
                 "It holds for a stop. At a reload running requests have [reload] drain_timeout, 10 minutes.",
             );
         }
-        "keepalive" if text(value) == "0" => {
-            draft.leave_out(
-                "keepalive = 0",
-                "connections are kept open; a proxy that wants none says `Connection: close`",
-            );
-        }
+        "keepalive" if text(value) == "0" => draft.set_text("http", "keepalive_timeout", "none"),
         "keepalive" => seconds(("http", "keepalive_timeout"), meant, draft),
         "limit_request_line" | "limit_request_fields" | "limit_request_field_size" => {
             let key = match name {
@@ -130,14 +154,9 @@ fn take(name: &str, meant: &Meant, draft: &mut Draft) {
                 _size => "limit_request_field_size",
             };
             match text(value).as_str() {
-                // The largest that is taken.
-                "0" if key != "limit_request_fields" => {
-                    draft.set("http", key, "65536");
-                    draft.comment(
-                        "http",
-                        key,
-                        "Gunicorn's 0 is no limit; here the whole head has [http] limit_request_head.",
-                    );
+                "0" => {
+                    draft.set_text("http", key, "none");
+                    draft.comment("http", key, "The whole head has [http] limit_request_head all the same.");
                 }
                 _limit => set_bare(("http", key), meant, draft),
             }

@@ -248,13 +248,7 @@ fn application(entries: &[Entry], draft: &mut Draft) {
         draft.set_text("app", "module", &module);
     }
     if let Some((prefix, _)) = mounted.filter(|(prefix, _)| *prefix != "/") {
-        draft.leave_out(
-            format!("mount = {}", mount.as_deref().unwrap_or_default()),
-            format!(
-                "SCRIPT_NAME comes from the proxy: in nginx `proxy_set_header X-Forwarded-Prefix {prefix};`, and here \
-                 [http] forwarded_headers = [\"for\", \"proto\", \"prefix\"]"
-            ),
-        );
+        draft.set_text("app", "script_name", prefix);
     }
 }
 
