@@ -36,6 +36,8 @@ pub enum Who {
     Worker(WorkerId),
     /// A command of `[hooks]`.
     Hook(HookId),
+    /// The command of a paused reload. It leads a process group of its own.
+    Command(GenerationId),
     /// Given up, or found at the end, holding what only this service's processes have.
     Stray,
 }
@@ -148,6 +150,14 @@ impl Children {
         true
     }
 
+    /// The same to a process that leads a group, and to all in it. Its number stands for the group until it is reaped.
+    pub fn signal_group(&self, who: Who, signal: i32) -> bool {
+        let Some(pid) = self.pid_of(who) else { return false };
+        // SAFETY: no memory is involved. ESRCH: the whole group has ended.
+        unsafe { libc::kill(-pid, signal) };
+        true
+    }
+
     /// SIGKILL did not end it, so the kernel itself hangs (state D). Its name is free for a successor; it is still reaped,
     /// as nobody's, should it end after all.
     pub fn give_up(&mut self, who: Who) {
@@ -159,7 +169,10 @@ impl Children {
     /// SIGKILL to all that are left.
     pub fn kill_all(&self) {
         for (pid, child) in &self.0 {
-            child.signal(*pid, libc::SIGKILL);
+            match child.who {
+                Who::Command(_) => drop(self.signal_group(child.who, libc::SIGKILL)),
+                Who::Template(_) | Who::Worker(_) | Who::Hook(_) | Who::Stray => child.signal(*pid, libc::SIGKILL),
+            }
         }
     }
 

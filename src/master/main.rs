@@ -55,6 +55,11 @@ fn main() {
         Command::Health { client, probe } => client::health(&client, &context, probe),
         Command::Reload { client, force, waiting } => client::reload(&client, &context, force, waiting),
         Command::Rollback { client, to, waiting } => client::rollback(&client, &context, to, waiting),
+        Command::ReloadPaused { client, force, command, timeout } => {
+            client::reload_paused(&client, &context, force, command, timeout)
+        }
+        Command::Pause { client, timeout } => act::pause(&client, &context, timeout),
+        Command::Resume { client, timeout } => act::resume(&client, &context, timeout),
         Command::WaitDown { client, timeout } => act::wait_down(&client, &context, timeout),
         Command::Scale { client, to, waiting } => act::scale(&client, &context, to, waiting),
         Command::Recycle { client, slot, waiting } => act::recycle(&client, &context, slot, waiting),

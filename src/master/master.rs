@@ -162,6 +162,7 @@ impl Master {
             Some(Source::Template(generation)) => service.read_template(generation, token, shared, &mut events),
             Some(Source::Worker(worker)) => service.read_worker(worker, shared, &mut events),
             Some(Source::Stacks(worker)) => service.read_stacks(worker, shared),
+            Some(Source::Command(generation)) => service.read_command(generation, shared),
             Some(Source::Status) => self.doors.accept_status(&mut shared.sources, shared.clock.now()),
             Some(Source::Signals | Source::Control | Source::Chores) => {}
             // Or a process's that something earlier in the same batch has closed.
@@ -238,6 +239,7 @@ impl Master {
                     events.push_back(Event::Template { generation, event: TemplateEvent::Exited(exit) });
                 }
                 Some(Who::Hook(hook)) => service.hook_ended(hook, &exit, shared.clock.now()),
+                Some(Who::Command(generation)) => events.push_back(service.command_ended(generation, exit, shared)),
                 Some(Who::Stray) | None => log::debug!("reaped pid={pid}, left behind by the application: {exit}"),
             }
             self.decide(events);
@@ -285,6 +287,15 @@ impl Master {
             Request::Reload { wait, force } => {
                 self.ask(client, Ask::Reload { deploy: Deploy::OnDisk { force }, wait });
             }
+            Request::ReloadPaused { force, argv, timeout_ms } => {
+                let timeout = Duration::from_millis(timeout_ms);
+                let deploy = Deploy::Paused { force, command: argv, timeout };
+                self.ask(client, Ask::Reload { deploy, wait: true });
+            }
+            Request::Pause { timeout_ms } => {
+                self.ask(client, Ask::Pause { timeout: Duration::from_millis(timeout_ms) });
+            }
+            Request::Resume => self.ask(client, Ask::Resume),
             Request::Rollback { wait, to } => self.ask(client, Ask::Reload { deploy: Deploy::Back { to }, wait }),
             Request::WaitReady => self.ask(client, Ask::Ready),
             Request::Scale { by, wait } => self.ask(client, Ask::Scale { by, wait }),
@@ -374,8 +385,8 @@ impl Master {
             Action::PingTemplate { generation, ping } => {
                 service.tell_template(generation, &ToTemplate::Ping { id: ping });
             }
-            Action::Spawn { generation, slot, worker, prove, max_requests } => {
-                let order = SpawnOrder { slot, worker, prove, max_requests };
+            Action::Spawn { generation, slot, worker, prove, probe, max_requests } => {
+                let order = SpawnOrder { slot, worker, prove, probe, max_requests };
                 if let Err(error) = service.spawn(generation, order, shared) {
                     log::error!("worker gen={generation} slot={slot} cannot be forked: {error}");
                     let refusal = Refusal::new(format!("the worker could not be forked: {error}"));
@@ -383,6 +394,13 @@ impl Master {
                 }
             }
             Action::Serve { worker } => service.tell_worker(worker, &ToWorker::Serve),
+            Action::Pause { worker } => service.tell_worker(worker, &ToWorker::Pause),
+            Action::Probe { worker } => service.tell_worker(worker, &ToWorker::Probe),
+            Action::NameRunning { workers } => {
+                return Some(Event::StillRunning { text: service.name_running(&workers) });
+            }
+            Action::RunCommand { generation } => return service.run_command(generation, shared),
+            Action::EndCommand { generation, kill } => service.end_command(generation, kill, shared),
             Action::Drain { worker, keep } => service.tell_worker(worker, &ToWorker::Drain { keep }),
             Action::Retire { worker } => service.tell_worker(worker, &ToWorker::Retire),
             Action::StopWorker { worker } => {
@@ -440,7 +458,7 @@ fn reply(outcome: &Outcome) -> Reply {
         Outcome::Scaled { workers } => Reply::Scaled(Scaled { workers: *workers }),
         Outcome::Recycled { slot, pid } => Reply::Recycled(Recycled { slot: *slot, pid: *pid }),
         Outcome::Dumped(workers) => Reply::Dumped(Dumped { workers: workers.iter().map(stacks).collect() }),
-        Outcome::Asked => Reply::Done {},
+        Outcome::Asked | Outcome::Paused | Outcome::Resumed => Reply::Done {},
         Outcome::Stopping => Reply::Stopping(Stopping { pid: std::process::id() }),
         Outcome::Refused(refusal) => {
             Reply::Refused(Refused { reason: refusal.reason.clone(), details: refusal.details.clone() })

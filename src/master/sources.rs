@@ -22,6 +22,8 @@ pub enum Source {
     Worker(WorkerId),
     /// The pipe that faulthandler writes to.
     Stacks(WorkerId),
+    /// What a command of a paused reload writes.
+    Command(GenerationId),
 }
 
 pub const SIGNALS: Token = Token(0);

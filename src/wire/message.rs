@@ -97,6 +97,11 @@ pub enum ToWorker {
     /// and close;
     /// the others may finish; then exit 0.
     Retire,
+    /// Finish what was begun, and begin nothing until `Serve`: connections go to the handoff queue or wait, unread.
+    /// Answered with `Paused` once no request is under way.
+    Pause,
+    /// Send the probe once more, now that something has changed beneath the release. Answered with `Probed`.
+    Probe,
     /// Answer with `Stacks`: the Python stacks of all threads.
     Stacks { id: u64 },
     /// The logs have been opened again; file descriptors as with `ToTemplate::Boot`. A worker may not be allowed to
@@ -129,6 +134,12 @@ pub enum FromWorker {
     Serving,
     /// A `Drain`, `Stop` or `Retire` has been carried out as far as accepting is concerned.
     Draining,
+    /// A `Pause` has been carried out: no request is under way.
+    Paused,
+    /// How a `Probe` went; None: well.
+    Probed {
+        failure: Option<Failure>,
+    },
     /// Nothing is served any more: all requests are answered, no connection is left. Only the interpreter's own end is
     /// missing, which waits for the threads named here: they live and are no daemons.
     Drained {
@@ -374,6 +385,9 @@ pub struct Spawn {
     /// The release must prove itself in this worker. On a later respawn a failing probe is only logged: a
     /// database outage must not empty the slots.
     pub prove: bool,
+    /// The probe is part of the proof. Not where something is still to be done before the release can answer it
+    /// (`reload --pause`): then a `Probe` follows.
+    pub probe: bool,
     /// Send `RequestsServed` after so many requests (jitter included); None: never.
     pub max_requests: Option<u64>,
 }

@@ -61,6 +61,7 @@ fn receive(master: &Arc<MasterChannel>, logs: Logs, dumping: &Arc<AtomicBool>) {
     loop {
         match master.receive() {
             Ok(Received::Message(ToWorker::Stacks { id }, _)) => dump_stacks(master, dumping, id),
+            Ok(Received::Message(ToWorker::Probe, _)) => probe(master),
             Ok(Received::Message(ToWorker::Logs, fds)) => logs.replace(&fds),
             Ok(Received::Message(command, _)) => master.obey(command),
             Ok(Received::Empty) => return,
@@ -95,6 +96,14 @@ fn dump_stacks(master: &Arc<MasterChannel>, dumping: &Arc<AtomicBool>, id: u64) 
     if let Err(error) = thread::Builder::new().name("fm-stacks".into()).spawn(dump) {
         dumping.store(false, Ordering::Relaxed);
         log::error!("no thread for the stacks: {error}");
+    }
+}
+
+/// On a thread of its own, since the application may take its time. The master asks once, and has a deadline for it.
+fn probe(master: &Arc<MasterChannel>) {
+    let asked = Arc::clone(master);
+    if let Err(error) = thread::Builder::new().name("fm-probe".into()).spawn(move || asked.probe()) {
+        log::error!("no thread for the probe: {error}");
     }
 }
 

@@ -9,11 +9,15 @@ use std::time::Duration;
 
 use forkmaster_http::serve::{Handle, Reports};
 use forkmaster_wire::channel::{Channel, Received};
-use forkmaster_wire::message::{FromWorker, ListenerId, ToWorker};
+use forkmaster_wire::message::{Failure, FromWorker, ListenerId, ProofStep, ToWorker};
 use forkmaster_wire::mutant::{self, Mutant};
 
+use crate::failure::failure;
 use crate::sockets;
 use crate::title::Title;
+
+/// None: the application has answered as it should.
+pub type Prober = Box<dyn Fn() -> Option<Failure> + Send + Sync>;
 
 pub struct MasterChannel {
     channel: Channel,
@@ -26,6 +30,8 @@ pub struct MasterChannel {
     /// another thread may have held at the fork.
     handle: OnceLock<Handle>,
     served: AtomicBool,
+    /// Sends the probe once more. Set once, before `Ready`.
+    prober: OnceLock<Prober>,
     /// What the channel's number means as long as nobody else has closed it.
     identity: Option<u64>,
 }
@@ -34,7 +40,8 @@ impl MasterChannel {
     pub fn new(channel: Channel, title: Title, who: String) -> MasterChannel {
         let identity = sockets::identity(channel.as_raw_fd());
         let (waiting, handle, served) = (Mutex::default(), OnceLock::new(), AtomicBool::new(false));
-        let master = MasterChannel { channel, title, who, waiting, handle, served, identity };
+        let prober = OnceLock::new();
+        let master = MasterChannel { channel, title, who, waiting, handle, served, prober, identity };
         master.show("starting");
         master
     }
@@ -86,6 +93,21 @@ impl MasterChannel {
         let _ = self.handle.set(handle);
     }
 
+    /// The application is there.
+    pub fn probe_with(&self, prober: Prober) {
+        // Called once in the life of a worker.
+        let _ = self.prober.set(prober);
+    }
+
+    /// Sends the probe once more and tells what came of it. Waits for the interpreter's lock and for the application.
+    pub fn probe(&self) {
+        let failure = match self.prober.get() {
+            Some(prober) => prober(),
+            None => Some(failure(ProofStep::Probe, "there is no application yet".to_owned(), "")),
+        };
+        self.tell(&FromWorker::Probed { failure });
+    }
+
     pub fn handle(&self) -> Option<&Handle> {
         self.handle.get()
     }
@@ -133,6 +155,11 @@ impl Reports for MasterChannel {
         self.show("draining");
         self.tell(&FromWorker::Draining);
     }
+
+    fn paused(&self) {
+        self.show("paused");
+        self.tell(&FromWorker::Paused);
+    }
 }
 
 fn obey(handle: &Handle, command: ToWorker) {
@@ -144,7 +171,8 @@ fn obey(handle: &Handle, command: ToWorker) {
         ToWorker::CloseListeners { listeners } => handle.close_listeners(ids(listeners)),
         ToWorker::Stop { idle_ms } => handle.stop(Duration::from_millis(idle_ms)),
         ToWorker::Retire => handle.retire(),
+        ToWorker::Pause => handle.pause(),
         // Dealt with by the control thread, with or without a server.
-        ToWorker::Stacks { .. } | ToWorker::Logs => {}
+        ToWorker::Probe | ToWorker::Stacks { .. } | ToWorker::Logs => {}
     }
 }

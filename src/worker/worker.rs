@@ -27,7 +27,7 @@ use crate::failure::{failure, from_exception, summary, traceback};
 use crate::handoff::Handoff;
 use crate::lock_watch::LockWatch;
 use crate::logs::Logs;
-use crate::master_channel::MasterChannel;
+use crate::master_channel::{MasterChannel, Prober};
 use crate::metrics::CellMetrics;
 use crate::signals::{self, exit_now, with_all_blocked, Signals};
 use crate::template::channel_closed;
@@ -165,6 +165,7 @@ pub fn live(py: Python<'_>, boot: &Boot, born: Born, preloaded: Option<Py<PyAny>
         let at_exit = hooks::start(py, boot)?;
         let common = Arc::new(common(boot));
         prove(py, boot, &spawn, &worker, &application, &common)?;
+        master.probe_with(prober(boot, application.clone().unbind(), &common));
         // Once a generation is enough to see how long they take.
         let level = if spawn.prove && spawn.slot.0 == 0 { log::Level::Info } else { log::Level::Debug };
         probe::warm_up(py, &application, &common, boot, &probe::Told { name: &worker, level });
@@ -239,7 +240,7 @@ fn prove(
     application: &Bound<'_, PyAny>,
     common: &Arc<Common>,
 ) -> Result<(), Failure> {
-    let Some(request) = &boot.probe else { return Ok(()) };
+    let Some(request) = boot.probe.as_ref().filter(|_| spawn.probe) else { return Ok(()) };
     match probe::run(py, application, Arc::clone(common), request) {
         Ok(()) => Ok(()),
         Err(failure) if spawn.prove => Err(failure),
@@ -262,6 +263,16 @@ fn common(boot: &Boot) -> Common {
         secure_schemes: boot.http.secure_scheme_headers.clone(),
         underscored: boot.http.underscore_headers.clone(),
     }
+}
+
+/// Sends the probe when the master asks for it.
+fn prober(boot: &Boot, application: Py<PyAny>, common: &Arc<Common>) -> Prober {
+    let (request, common) = (boot.probe.clone(), Arc::clone(common));
+    Box::new(move || {
+        let request = request.as_ref()?;
+        let run = |py: Python<'_>| probe::run(py, application.bind(py), Arc::clone(&common), request).err();
+        Python::try_attach(run).unwrap_or_else(|| Some(failure(ProofStep::Probe, "the worker ends".to_owned(), "")))
+    })
 }
 
 fn make_server(

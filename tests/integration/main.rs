@@ -58,6 +58,8 @@ mod logs;
 mod order;
 // The wheel.
 mod packaging;
+// Clients wait, and nobody is refused.
+mod pause;
 // A generation is one thing, whatever happens to symlinks and files meanwhile.
 mod pin;
 // A container in which only shared memory is writable.

@@ -135,6 +135,12 @@ impl Handle {
         self.shared.command(Command::Retire);
     }
 
+    /// Begin nothing until `serve`: what was begun is finished, connections between requests go to the handoff queue or wait
+    /// here, unread. `Reports::paused` tells when no request is under way any more.
+    pub fn pause(&self) {
+        self.shared.command(Command::Pause);
+    }
+
     /// This process has forked (flag for closing: EPOLL_CTL_DEL, shutdown, close, since a child may hold copies).
     pub fn forked(&self) {
         self.shared.copies.set_forked();

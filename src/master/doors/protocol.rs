@@ -25,6 +25,22 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
+    /// The same, with requests held back while this command runs between the last request of the old release and the first
+    /// of the new one; no words: nothing is run. A verb of its own, so that an older master refuses it and does not reload
+    /// without the command.
+    ReloadPaused {
+        #[serde(default)]
+        force: bool,
+        #[serde(default)]
+        argv: Vec<String>,
+        timeout_ms: u64,
+    },
+    /// Finish what runs and begin nothing. Answered when no request is in the application any more.
+    Pause {
+        timeout_ms: u64,
+    },
+    /// Answered when the workers serve again.
+    Resume,
     /// A new generation as an earlier one was, the one before this one where none is named; answered like a reload.
     Rollback {
         #[serde(default = "yes")]
@@ -73,9 +89,12 @@ fn yes() -> bool {
 }
 
 /// The words that `command` may be.
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 14] = [
     "status",
     "reload",
+    "reload_paused",
+    "pause",
+    "resume",
     "rollback",
     "wait_ready",
     "scale",
@@ -183,6 +202,9 @@ impl Request {
             Request::Status | Request::WaitReady | Request::Dump { .. } | Request::Events => return None,
             Request::Reload { force: false, .. } => "reload".to_owned(),
             Request::Reload { force: true, .. } => "reload --force".to_owned(),
+            Request::ReloadPaused { argv, .. } => format!("reload --pause -- {}", argv.join(" ")),
+            Request::Pause { .. } => "pause".to_owned(),
+            Request::Resume => "resume".to_owned(),
             Request::Rollback { to: None, .. } => "rollback".to_owned(),
             Request::Rollback { to: Some(to), .. } => format!("rollback --to {to}"),
             Request::Scale { by, .. } => format!("scale {by:+}"),
@@ -267,6 +289,9 @@ mod tests {
         let requests = [
             Request::Status,
             Request::Reload { wait: false, force: true },
+            Request::ReloadPaused { force: false, argv: vec!["true".to_owned()], timeout_ms: 60_000 },
+            Request::Pause { timeout_ms: 30_000 },
+            Request::Resume,
             Request::Rollback { wait: true, to: Some(GenerationId(41)) },
             Request::WaitReady,
             Request::Scale { by: -1, wait: false },

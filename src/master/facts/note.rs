@@ -203,6 +203,25 @@ pub enum Note {
         by: Option<i32>,
         refusal: Refusal,
     },
+    /// Requests are held back from now on.
+    Pausing,
+    /// The last one has left the application.
+    Paused {
+        after_ms: u64,
+    },
+    Resumed {
+        after_ms: u64,
+    },
+    /// An operator's pause came to nothing.
+    PauseRefused {
+        refusal: Refusal,
+    },
+    /// A reload that was asked for waits until this one has ended.
+    ReloadWaits {
+        generation: GenerationId,
+    },
+    /// TERM while a command runs.
+    StopWaits,
     Stopping,
     /// So many processes still had requests, so many others only had not ended.
     GracefulOver {
@@ -234,6 +253,11 @@ impl Note {
             | Note::Due { .. }
             | Note::Rolling { .. }
             | Note::Scaled { .. }
+            | Note::Pausing
+            | Note::Paused { .. }
+            | Note::Resumed { .. }
+            | Note::ReloadWaits { .. }
+            | Note::StopWaits
             | Note::Stopping => Level::Info,
             Note::ReloadIgnored
             | Note::StillBoots { .. }
@@ -242,6 +266,7 @@ impl Note {
             | Note::DidNotConfirm { .. }
             | Note::NotFinished { .. }
             | Note::ScaleRefused { .. }
+            | Note::PauseRefused { .. }
             | Note::Waiting { .. }
             | Note::LeftoversCut { .. }
             | Note::Held { .. }
@@ -419,6 +444,14 @@ impl fmt::Display for Note {
             Note::Scaled { by, wanted } => write!(f, "scaled by {by:+}: {wanted} workers wanted"),
             Note::ScaleRefused { by: Some(by), refusal } => write!(f, "not scaled by {by:+}: {}", refusal.reason),
             Note::ScaleRefused { by: None, refusal } => write!(f, "not scaled: {}", refusal.reason),
+            Note::Pausing => f.write_str("pausing: what runs is finished, nothing is begun, clients wait"),
+            Note::Paused { after_ms } => write!(f, "paused after={after_ms}ms: no request is in the application"),
+            Note::Resumed { after_ms } => write!(f, "resumed after={after_ms}ms"),
+            Note::PauseRefused { refusal } => write!(f, "not paused: {}", refusal.reason),
+            Note::ReloadWaits { generation } => {
+                write!(f, "reload waits: the command of gen={generation} may be half-way through its work")
+            }
+            Note::StopWaits => f.write_str("stopping: the command has graceful_timeout to end first"),
             Note::Stopping => f.write_str("stopping: finishing what was begun"),
             Note::GracefulOver { running: 0, idle } => {
                 write!(f, "graceful_timeout is over: killing {idle} processes that serve nothing and do not end")

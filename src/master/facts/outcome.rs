@@ -34,6 +34,10 @@ pub enum Outcome {
     Scaled { workers: u32 },
     /// Another worker serves in this slot.
     Recycled { slot: SlotIndex, pid: Option<i32> },
+    /// No request is in the application, and none is begun.
+    Paused,
+    /// All workers serve again.
+    Resumed,
     /// What workers do.
     Dumped(Vec<Stacks>),
     /// It will be done.

@@ -37,6 +37,8 @@ impl Service {
                 }
             }
             Some(Who::Hook(_)) => {}
+            // It says nothing but what stands in its output.
+            Some(Who::Command(_)) => {}
             Some(Who::Stray) | None => {
                 let unborn = self.workers.iter().filter(|(_, worker)| worker.pid.is_none());
                 for worker in unborn.map(|(id, _)| *id).collect::<Vec<_>>() {
@@ -239,6 +241,8 @@ impl Service {
             FromWorker::Failed(failure) => WorkerEvent::Failed(failure.into()),
             FromWorker::Serving => WorkerEvent::Serving,
             FromWorker::Draining => WorkerEvent::Draining,
+            FromWorker::Paused => WorkerEvent::Paused,
+            FromWorker::Probed { failure } => WorkerEvent::Probed(failure.map(Refusal::from)),
             FromWorker::Drained { threads } => {
                 if !threads.is_empty() {
                     log::warn!(

@@ -29,6 +29,8 @@ impl Service {
             | WorkerState::Killed { .. } => false,
             WorkerState::Opening { .. }
             | WorkerState::Serving { .. }
+            | WorkerState::Pausing { .. }
+            | WorkerState::Paused { .. }
             | WorkerState::Closing { .. }
             | WorkerState::Draining { .. }
             | WorkerState::Terminating { .. }

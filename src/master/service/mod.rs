@@ -2,6 +2,7 @@
 //! come in, and what happens goes out as events.
 
 mod child;
+pub mod command;
 pub mod commit;
 pub mod deaths;
 pub mod dumps;
@@ -13,9 +14,11 @@ mod made_logs;
 pub mod measures;
 pub mod not_started;
 pub mod oom;
+pub mod output;
 pub mod prepare;
 pub mod preparing;
 pub mod processes;
+pub mod program;
 pub mod python;
 pub mod room;
 mod slow;

@@ -13,6 +13,7 @@ use crate::exit_code::ExitCode;
 use crate::facts::outcome::Refusal;
 use crate::logs::Opened;
 use crate::shared::Shared;
+use crate::supervisor::asks::Deploy;
 use crate::supervisor::generation::Plan;
 
 impl Service {
@@ -81,6 +82,9 @@ impl Service {
         };
         (processes.error_log, processes.access) = (logs.error, logs.access);
         processes.back = self.preparing.back();
+        if let Deploy::Paused { command, timeout, .. } = self.preparing.deploy() {
+            (processes.pause_timeout, processes.pause_command) = (Some(*timeout), command.clone());
+        }
         let plan = processes.plan();
         self.generations.insert(generation, processes);
         if mutant::is(Mutant::KillOldFirst) {

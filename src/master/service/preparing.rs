@@ -23,9 +23,10 @@ use crate::supervisor::asks::{AskId, Deploy};
 use crate::supervisor::generation::Plan;
 use crate::supervisor::Event;
 
-#[derive(Default)]
 pub struct Preparing {
     step: Step,
+    /// What the present round makes a generation of.
+    deploy: Deploy,
     /// What the step waits for.
     chore: Option<ChoreId>,
     /// Those whom the present round answers. A signal asks as well, and waits for nothing.
@@ -57,7 +58,26 @@ enum Step {
     },
 }
 
+impl Default for Preparing {
+    fn default() -> Preparing {
+        Preparing {
+            step: Step::Idle,
+            deploy: Deploy::OnDisk { force: false },
+            chore: None,
+            askers: Vec::new(),
+            back: None,
+            next: VecDeque::new(),
+            held_back: Vec::new(),
+        }
+    }
+}
+
 impl Preparing {
+    /// What the present round makes a generation of.
+    pub fn deploy(&self) -> &Deploy {
+        &self.deploy
+    }
+
     pub fn opens_logs(&self) -> bool {
         matches!(self.step, Step::OpeningLogs { .. })
     }
@@ -179,21 +199,22 @@ impl Service {
         let Some(Round { deploy, askers }) = self.preparing.next.pop_front() else { return };
         let began = shared.clock.now();
         self.preparing.back = None;
-        let chore = match deploy {
-            Deploy::OnDisk { force } => Chore::ReadConfiguration(Box::new(Reading {
+        let chore = match &deploy {
+            Deploy::OnDisk { force } | Deploy::Paused { force, .. } => Chore::ReadConfiguration(Box::new(Reading {
                 source: self.source.clone(),
                 context: shared.context.clone(),
                 fixed: self.fixed.clone(),
-                barred: self.earlier.barred().filter(|_| !force).cloned(),
+                barred: self.earlier.barred().filter(|_| !*force).cloned(),
             })),
             Deploy::Back { to } => {
-                let found = self.earlier.find(to).map_err(Problems::from);
+                let found = self.earlier.find(*to).map_err(Problems::from);
                 self.preparing.back = found.as_ref().ok().map(|(generation, _)| *generation);
                 Chore::FindAgain(Box::new(found.map(|(_, loaded)| loaded)))
             }
         };
         self.preparing.chore = Some(shared.chores.give(chore, began));
         (self.preparing.step, self.preparing.askers) = (Step::Reading { began }, askers);
+        self.preparing.deploy = deploy;
     }
 
     fn open_logs(&mut self, loaded: Loaded, shared: &mut Shared) {

@@ -2,7 +2,7 @@
 //! their states and nothing of this.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use forkmaster_wire::channel::Channel;
 use forkmaster_wire::message::{
@@ -11,12 +11,14 @@ use forkmaster_wire::message::{
 use forkmaster_wire::scoreboard::Scoreboard;
 use mio::Token;
 
+use super::command::CommandProcess;
 use crate::config::settings::{Settings, Surge};
 use crate::config::Effective;
 use crate::facts::note::WorkerName;
 use crate::listeners::Access;
 use crate::logs::{AccessLog, ErrorLog};
 use crate::supervisor::generation::{Plan, Surge as PlanSurge};
+use crate::supervisor::pause::PausePlan;
 
 /// Beyond the workers that are wanted: successors, draining ones, and workers added by TTIN.
 const SPARE_CELLS: u32 = 64;
@@ -29,6 +31,10 @@ pub struct GenerationProcesses {
     pub in_place: bool,
     /// The earlier generation that it was made of, if a rollback made it.
     pub back: Option<GenerationId>,
+    /// What `reload --pause` is to do before it takes over, and for how long it may pause.
+    pub pause_timeout: Option<Duration>,
+    pub pause_command: Vec<String>,
+    pub command: Option<CommandProcess>,
     pub listeners: Vec<ListenerId>,
     pub template: Option<TemplateProcess>,
     /// The interpreter as the first template found itself; a restarted one must be the same.
@@ -87,6 +93,9 @@ impl GenerationProcesses {
             written,
             in_place,
             back: None,
+            pause_timeout: None,
+            pause_command: Vec::new(),
+            command: None,
             listeners,
             template: None,
             interpreter: None,
@@ -124,6 +133,8 @@ impl GenerationProcesses {
             max_processes: server.max_processes,
             listeners: self.listeners.clone(),
             surge: match settings.reload.max_surge {
+                // All of them have to boot before anything is paused, and memory is the bound.
+                Surge::Workers(_) if self.pause_timeout.is_some() => PlanSurge::Auto,
                 Surge::Workers(workers) => PlanSurge::Workers(workers),
                 Surge::Auto => PlanSurge::Auto,
                 Surge::All => PlanSurge::All,
@@ -137,6 +148,11 @@ impl GenerationProcesses {
             max_requests: server.max_requests,
             max_requests_jitter: server.max_requests_jitter,
             max_lifetime: server.max_lifetime,
+            pause: self.pause_timeout.map(|timeout| PausePlan {
+                timeout,
+                has_command: !self.pause_command.is_empty(),
+                has_probe: settings.app.probe.is_some(),
+            }),
         }
     }
 

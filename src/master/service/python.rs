@@ -51,7 +51,7 @@ pub fn template(start: Start<'_>) -> Result<i32, NotStarted> {
 }
 
 /// "No such file or directory" is said of the interpreter and of the working directory alike.
-fn without_release(error: io::Error, release: &Path) -> io::Error {
+pub(super) fn without_release(error: io::Error, release: &Path) -> io::Error {
     match error.kind() == io::ErrorKind::NotFound && !release.exists() {
         true => io::Error::new(error.kind(), format!("the release directory {} is gone", release.display())),
         false => error,

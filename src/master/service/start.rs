@@ -19,6 +19,7 @@ pub struct SpawnOrder {
     pub slot: SlotIndex,
     pub worker: WorkerId,
     pub prove: bool,
+    pub probe: bool,
     pub max_requests: Option<u64>,
 }
 
@@ -76,7 +77,7 @@ impl Service {
 
     /// Leaves it to `spawn` to free the cell. Telling the template is the last thing that can fail.
     fn try_spawn(&mut self, generation: GenerationId, order: SpawnOrder, shared: &mut Shared) -> io::Result<()> {
-        let SpawnOrder { slot, worker: id, prove, max_requests } = order;
+        let SpawnOrder { slot, worker: id, prove, probe, max_requests } = order;
         let processes = self.generations.get_mut(&generation).ok_or(io::ErrorKind::NotFound)?;
         let cell = processes.take_cell(id).ok_or_else(|| io::Error::other("the scoreboard has no cell left"))?;
         let template = processes.template.as_ref().ok_or(io::ErrorKind::NotFound)?;
@@ -91,6 +92,7 @@ impl Service {
             cells: processes.board.cells(),
             listeners: listeners.iter().map(|(listener, _)| listener.clone()).collect(),
             prove,
+            probe,
             max_requests,
         });
         let mut fds: Vec<BorrowedFd<'_>> = vec![theirs.as_fd(), processes.board.as_fd(), stacks_write.as_fd()];

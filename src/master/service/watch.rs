@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
+use forkmaster_wire::message::WorkerId;
 use forkmaster_wire::scoreboard::{monotonic_ns, Running, Scoreboard};
 
 use super::slow::Looked;
-use super::{EventQueue, Service};
+use super::{name, EventQueue, Service};
 use crate::clock::Clock;
 use crate::config::settings::Server;
 use crate::shared::Shared;
@@ -59,6 +60,24 @@ impl Service {
         }
         self.noticed.extend(self.slow.untold(now));
         self.look_at = now + next;
+    }
+}
+
+impl Service {
+    /// The requests that these workers run, a line each, also in the log.
+    pub fn name_running(&self, workers: &[WorkerId]) -> String {
+        let mut text = String::new();
+        for worker in workers.iter().filter_map(|id| self.workers.get(id)) {
+            let Some(processes) = self.generations.get(&worker.generation) else { continue };
+            for running in running(&processes.board, worker.cell) {
+                let line =
+                    format!("{} runs \"{}\" since {:.1}s", name(worker), running.text, age(&running).as_secs_f64());
+                log::warn!("{line}");
+                text.push_str(&line);
+                text.push('\n');
+            }
+        }
+        text
     }
 }
 

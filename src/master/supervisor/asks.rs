@@ -9,7 +9,7 @@ use super::dump::Dump;
 use super::generation::{Generation, Plan};
 use super::target::Target;
 use super::worker::{Due, State as WorkerState, Worker};
-use super::{Action, Phase, Supervisor};
+use super::{Action, Event, Phase, Supervisor};
 use crate::facts::note::{Note, WorkerName};
 use crate::facts::outcome::{End, Outcome, Refusal, Reload, Stacks};
 
@@ -17,7 +17,7 @@ use crate::facts::outcome::{End, Outcome, Refusal, Reload, Stacks};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AskId(pub u64);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// A new generation. Answered when it has committed or was refused; without `wait` as soon as it has a number.
     Reload { deploy: Deploy, wait: bool },
@@ -29,6 +29,11 @@ pub enum Ask {
     ScaleTo { workers: u32, wait: bool },
     /// A successor for the worker in this slot. Answered when that serves; without `wait` at once.
     Recycle { slot: SlotIndex, wait: bool },
+    /// Requests that run are finished, nothing is begun. Answered when no request is in the application any more; given up
+    /// after `timeout`.
+    Pause { timeout: Duration },
+    /// Go on. Answered when the workers serve again.
+    Resume,
     /// The Python stacks of the workers, or of those in this slot.
     Dump { slot: Option<SlotIndex> },
     /// Finish what was begun, then exit.
@@ -38,10 +43,13 @@ pub enum Ask {
 }
 
 /// What a new generation is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Deploy {
     /// What the configuration leads to now. `force`: also what was rolled back from.
     OnDisk { force: bool },
+    /// The same, and requests are held back while this command runs, with nobody serving; at most for that long. Without
+    /// words there is no command.
+    Paused { force: bool, command: Vec<String>, timeout: Duration },
     /// The pinned directories and the settings of a generation that has served. None: of the one before this one.
     Back { to: Option<GenerationId> },
 }
@@ -65,6 +73,10 @@ enum On {
     Scaled { workers: u32 },
     /// Another worker than this one serves in its slot. As above.
     Recycled { slot: SlotIndex, old: WorkerId },
+    /// The last request leaves the application, which has a time of its own.
+    Paused,
+    /// Workers that were told to serve say so, or are gone; both have a deadline.
+    Resumed,
     /// Each of these has told its stacks, by itself or by a signal, or is gone; both have a deadline.
     Dumped { workers: Vec<WorkerId> },
 }
@@ -76,6 +88,7 @@ impl Supervisor {
                 self.note(Note::ReloadIgnored);
                 self.answer(asker, Outcome::Refused(Refusal::stopping()));
             }
+            Ask::Reload { .. } if self.is_commanding() => self.delay(Event::Ask { asker, ask }),
             Ask::Reload { deploy, wait } => {
                 self.wait(asker, On::Configuration { wait });
                 self.actions.push(Action::Configure { asker, deploy });
@@ -83,8 +96,16 @@ impl Supervisor {
             Ask::Ready if self.phase != Phase::Running => self.answer(asker, Outcome::Refused(Refusal::stopping())),
             // Answered by `answer_waiting`, perhaps at once.
             Ask::Ready => self.wait(asker, On::Ready),
-            Ask::Scale { .. } | Ask::ScaleTo { .. } | Ask::Recycle { .. } if !self.is_begun() => {
-                let stops = matches!(self.phase, Phase::Stopping { .. } | Phase::Ending { .. } | Phase::Ended);
+            Ask::Pause { .. } | Ask::Resume if self.phase != Phase::Running => {
+                self.answer(asker, Outcome::Refused(Refusal::stopping()));
+            }
+            Ask::Scale { .. } | Ask::ScaleTo { .. } | Ask::Recycle { .. } | Ask::Pause { .. } | Ask::Resume
+                if !self.is_begun() =>
+            {
+                let stops = match self.phase {
+                    Phase::Interrupting | Phase::Stopping { .. } | Phase::Ending { .. } | Phase::Ended => true,
+                    Phase::Running | Phase::Delaying { .. } => false,
+                };
                 let refusal = if stops { Refusal::stopping() } else { Refusal::new("no generation serves yet") };
                 self.answer(asker, Outcome::Refused(refusal));
             }
@@ -93,6 +114,8 @@ impl Supervisor {
                 self.on_scale(asker, wait, |target, plan| target.set(workers, plan), None);
             }
             Ask::Recycle { slot, wait } => self.on_recycle(asker, slot, wait),
+            Ask::Pause { timeout } => self.on_pause(asker, timeout, now),
+            Ask::Resume => self.on_resume(asker),
             Ask::Dump { slot } => self.on_dump(asker, slot, now),
             Ask::Stop => {
                 self.answer(asker, Outcome::Stopping);
@@ -140,6 +163,7 @@ impl Supervisor {
         let serves = |worker: &&Worker| worker.slot == slot && matches!(worker.state, WorkerState::Serving { .. });
         let Some(old) = self.generations[at].workers.iter().find(serves).map(|worker| worker.id) else {
             let reason = match slot.0 < wanted {
+                true if self.is_held() => "the service is paused".to_owned(),
                 true => format!("no worker serves in slot {slot} right now"),
                 false => format!("there is no slot {slot}; {wanted} workers are wanted, numbered from 0"),
             };
@@ -198,6 +222,8 @@ impl Supervisor {
             On::Scaled { workers } => self.scaled(*workers),
             On::Recycled { slot, old } => self.recycled(*slot, *old),
             On::Dumped { workers } => self.dumped(workers),
+            On::Paused => self.paused(),
+            On::Resumed => self.resumed(),
         }
     }
 
@@ -207,7 +233,22 @@ impl Supervisor {
             let reason = format!("superseded: {wanted} workers are wanted now");
             return Some(Outcome::Refused(Refusal::new(reason)));
         }
-        let accepting: usize = self.generations.iter().map(Generation::serving).sum();
+        let is_held = self.is_held();
+        let counts = |worker: &&Worker| match worker.state {
+            WorkerState::Serving { .. } => true,
+            // They will serve when the pause is over.
+            WorkerState::Ready | WorkerState::Paused { .. } => is_held,
+            WorkerState::Starting { .. }
+            | WorkerState::Opening { .. }
+            | WorkerState::Pausing { .. }
+            | WorkerState::Closing { .. }
+            | WorkerState::Draining { .. }
+            | WorkerState::Terminating { .. }
+            | WorkerState::Finishing { .. }
+            | WorkerState::Exiting { .. }
+            | WorkerState::Killed { .. } => false,
+        };
+        let accepting = self.generations.iter().flat_map(|generation| &generation.workers).filter(counts).count();
         (accepting == workers as usize && self.in_transaction().is_none()).then_some(Outcome::Scaled { workers })
     }
 
@@ -253,6 +294,21 @@ impl Supervisor {
     fn answer(&mut self, asker: Option<AskId>, outcome: Outcome) {
         if let Some(ask) = asker {
             self.actions.push(Action::Answer { ask, outcome });
+        }
+    }
+
+    pub(super) fn wait_for_pause(&mut self, asker: Option<AskId>) {
+        self.wait(asker, On::Paused);
+    }
+
+    pub(super) fn wait_for_resume(&mut self, asker: Option<AskId>) {
+        self.wait(asker, On::Resumed);
+    }
+
+    /// Whoever waits for the pause hears why there is none.
+    pub(super) fn refuse_paused(&mut self, refusal: &Refusal) {
+        for ask in self.take_waiting(|on| *on == On::Paused) {
+            self.answer(Some(ask), Outcome::Refused(refusal.clone()));
         }
     }
 
@@ -302,6 +358,7 @@ impl Supervisor {
     pub(super) fn answer_stopping(&mut self) {
         let is_over = |on: &On| match on {
             On::Ready | On::Configuration { .. } | On::Scaled { .. } | On::Recycled { .. } => true,
+            On::Paused | On::Resumed => true,
             // They have their own ends.
             On::Transaction(_) | On::Dumped { .. } => false,
         };
@@ -321,11 +378,13 @@ impl Supervisor {
     pub fn word(&self) -> &'static str {
         let lacks = |generation: &Generation| generation.serving() < self.wanted_of(generation) as usize;
         match self.phase {
-            Phase::Delaying { .. } | Phase::Stopping { .. } => "stopping",
+            Phase::Interrupting | Phase::Delaying { .. } | Phase::Stopping { .. } => "stopping",
             Phase::Ending { .. } | Phase::Ended => "ending",
             Phase::Running => match (self.serving(), self.in_transaction()) {
                 (None, _) => "starting",
                 (Some(_), Some(_)) => "reloading",
+                (Some(_), None) if self.held().is_some_and(|held| held.quiet) => "paused",
+                (Some(_), None) if self.held().is_some() => "pausing",
                 (Some(_), None) if self.target.is_off() => "off",
                 (Some(generation), None) if lacks(generation) => "degraded",
                 (Some(_), None) => "running",

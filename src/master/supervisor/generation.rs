@@ -20,6 +20,7 @@ use forkmaster_wire::message::{GenerationId, ListenerId, SlotIndex, WorkerId};
 
 use super::backoff::Backoff;
 use super::pace::{Boot, Pace};
+use super::pause::{Command, PausePlan};
 use super::template::Template;
 use super::worker::{State as WorkerState, Worker};
 use super::Supervisor;
@@ -45,6 +46,8 @@ pub struct Plan {
     pub max_requests: u64,
     pub max_requests_jitter: u64,
     pub max_lifetime: Option<Duration>,
+    /// Requests are held back before it takes over.
+    pub pause: Option<PausePlan>,
 }
 
 /// How many processes a reload may add.
@@ -61,6 +64,8 @@ pub enum Surge {
 pub struct Generation {
     pub id: GenerationId,
     pub plan: Plan,
+    /// The pause that is still to come.
+    pub pause: Option<PausePlan>,
     pub state: State,
     /// When it was asked for.
     pub began: Instant,
@@ -110,6 +115,15 @@ pub enum Step {
     Measuring { answer_by: Instant },
     /// Workers boot and change places; each change sets the deadline of the next.
     Exchanging { deadline: Instant },
+    /// All new workers are ready, and requests are held back, until none runs any more. `named`: its time is over, and
+    /// what still runs was asked for by name.
+    Pausing { give_up: Instant, named: bool },
+    /// Nothing runs but the command.
+    Commanding { command: Command },
+    /// The command has ended well, and this worker sends the probe.
+    Probing { worker: WorkerId, answer_by: Instant },
+    /// Workers that have died meanwhile boot again.
+    Refilling { deadline: Instant },
     /// All new workers are ready, all old ones were told to drain.
     HandingOver { serve_at: Instant },
     /// All new workers were told to serve.
@@ -122,6 +136,10 @@ impl Step {
             Step::Opening { answer_by } | Step::Asking { answer_by, .. } | Step::Measuring { answer_by } => answer_by,
             Step::Exchanging { deadline } | Step::TakingOver { deadline } => deadline,
             Step::HandingOver { serve_at } => serve_at,
+            Step::Pausing { give_up, .. } => give_up,
+            Step::Commanding { command } => command.deadline(),
+            Step::Probing { answer_by, .. } => answer_by,
+            Step::Refilling { deadline } => deadline,
         }
     }
 
@@ -132,6 +150,10 @@ impl Step {
             Step::Asking { .. } => "the old template's answer",
             Step::Measuring { .. } => "the measure of memory",
             Step::Exchanging { .. } => "workers to change places",
+            Step::Pausing { .. } => "the last request to leave the application",
+            Step::Commanding { .. } => "the command",
+            Step::Probing { .. } => "the probe",
+            Step::Refilling { .. } => "its workers to boot again",
             Step::HandingOver { .. } => "the old workers to stop accepting",
             Step::TakingOver { .. } => "the new workers to accept",
         }
@@ -266,6 +288,28 @@ impl State {
             State::Serving => "serving",
             State::Draining => "draining",
             State::Abandoned => "abandoned",
+        }
+    }
+
+    /// Requests are held back for it.
+    pub fn pauses(&self) -> bool {
+        matches!(self, State::Rolling { step: Step::Pausing { .. }, .. }) || self.commands()
+    }
+
+    /// Its command runs or has run, and it has not taken over yet.
+    pub fn commands(&self) -> bool {
+        match self {
+            State::Rolling { step, .. } => match step {
+                Step::Commanding { .. } | Step::Probing { .. } | Step::Refilling { .. } => true,
+                Step::Opening { .. }
+                | Step::Asking { .. }
+                | Step::Measuring { .. }
+                | Step::Exchanging { .. }
+                | Step::Pausing { .. }
+                | Step::HandingOver { .. }
+                | Step::TakingOver { .. } => false,
+            },
+            State::Proving | State::Serving | State::Draining | State::Abandoned => false,
         }
     }
 

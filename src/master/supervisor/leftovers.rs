@@ -124,6 +124,8 @@ impl Supervisor {
                 | WorkerState::Ready
                 | WorkerState::Opening { .. }
                 | WorkerState::Serving { .. }
+                | WorkerState::Pausing { .. }
+                | WorkerState::Paused { .. }
                 // Their own deadlines are no longer than this.
                 | WorkerState::Finishing { .. }
                 | WorkerState::Exiting { .. }

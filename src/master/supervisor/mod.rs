@@ -14,6 +14,7 @@ mod dump;
 pub mod generation;
 mod leftovers;
 pub mod pace;
+pub mod pause;
 mod recycle;
 mod reports;
 mod rolling;
@@ -36,9 +37,10 @@ use crate::facts::outcome::{Outcome, Refusal, Reload};
 use asks::{Ask, AskId, Deploy, Waiting};
 use generation::{Generation, Plan, State, Step};
 use pace::Room;
+use pause::{Held, Pause};
 use target::Target;
 use template::Event as TemplateEvent;
-use worker::{Event as WorkerEvent, Stuck, Worker};
+use worker::{Event as WorkerEvent, Exit, Stuck, Worker};
 
 /// A worker told to serve or drain answers within microseconds; one that does not within this is broken.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -91,6 +93,16 @@ pub enum Event {
         generation: GenerationId,
         room: Room,
     },
+    /// The answer to `Action::NameRunning`.
+    StillRunning {
+        text: String,
+    },
+    /// The command of a paused reload has ended, or could not be started; `output` is the end of what it has written.
+    CommandEnded {
+        generation: GenerationId,
+        exit: Exit,
+        output: String,
+    },
     /// A deadline may have passed.
     Tick,
 }
@@ -129,10 +141,32 @@ pub enum Action {
         slot: SlotIndex,
         worker: WorkerId,
         prove: bool,
+        probe: bool,
         max_requests: Option<u64>,
     },
     Serve {
         worker: WorkerId,
+    },
+    /// It finishes what runs and begins nothing until it is told to serve.
+    Pause {
+        worker: WorkerId,
+    },
+    /// It sends the probe once more, and `WorkerEvent::Probed` tells how that went.
+    Probe {
+        worker: WorkerId,
+    },
+    /// Say (as an event) which requests these run, and log them.
+    NameRunning {
+        workers: Vec<WorkerId>,
+    },
+    /// Start the command of this generation; `Event::CommandEnded` tells how it ended.
+    RunCommand {
+        generation: GenerationId,
+    },
+    /// TERM to it, or KILL.
+    EndCommand {
+        generation: GenerationId,
+        kill: bool,
     },
     /// It goes on accepting from `keep` until these are closed.
     Drain {
@@ -213,6 +247,8 @@ pub enum Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     Running,
+    /// TERM was taken while the command of a paused reload runs: the master stops when that has ended.
+    Interrupting,
     /// TERM was taken; workers go on accepting while load balancers notice.
     Delaying {
         until: Instant,
@@ -238,6 +274,11 @@ pub struct Supervisor {
     /// Oldest first.
     generations: Vec<Generation>,
     target: Target,
+    pause: Pause,
+    held: Option<Held>,
+    /// Reloads that wait until a command's reload has ended: those of clients, whose number is bounded, and of signals, of
+    /// which one of a kind is enough.
+    delayed: Vec<Event>,
     /// Asks without an answer.
     waiting: Vec<Waiting>,
     /// Bound and not closed.
@@ -254,6 +295,9 @@ impl Supervisor {
             term_taken: false,
             generations: Vec::new(),
             target: Target::default(),
+            pause: Pause::Off,
+            held: None,
+            delayed: Vec::new(),
             waiting: Vec::new(),
             listeners: BTreeSet::new(),
             last_worker: 0,
@@ -273,6 +317,8 @@ impl Supervisor {
             Event::ListenersOpen { generation } => self.on_listeners_open(generation, now),
             Event::ListenersRefused { generation, refusal } => self.on_listeners_refused(generation, refusal, now),
             Event::Room { generation, room } => self.on_room(generation, room, now),
+            Event::StillRunning { text } => self.on_still_running(&text, now),
+            Event::CommandEnded { generation, exit, output } => self.on_command_ended(generation, &exit, output, now),
             Event::Tick => {}
         }
         self.settle(now);
@@ -283,12 +329,12 @@ impl Supervisor {
     /// When `Tick` is due at the latest.
     pub fn next_deadline(&self) -> Option<Instant> {
         let phase = match self.phase {
-            Phase::Running | Phase::Ended => None,
+            Phase::Running | Phase::Interrupting | Phase::Ended => None,
             Phase::Delaying { until, .. } => Some(until),
             Phase::Stopping { deadline } => Some(deadline),
             Phase::Ending { give_up, .. } => Some(give_up),
         };
-        self.generations.iter().filter_map(Generation::deadline).chain(phase).min()
+        self.generations.iter().filter_map(Generation::deadline).chain(phase).chain(self.pause.deadline()).min()
     }
 
     pub fn generations(&self) -> &[Generation] {
@@ -335,7 +381,13 @@ impl Supervisor {
         self.in_transaction().filter(|generation| match generation.state {
             State::Rolling { step, .. } => match step {
                 Step::Exchanging { .. } | Step::HandingOver { .. } | Step::TakingOver { .. } => true,
-                Step::Opening { .. } | Step::Asking { .. } | Step::Measuring { .. } => false,
+                Step::Opening { .. }
+                | Step::Asking { .. }
+                | Step::Measuring { .. }
+                | Step::Pausing { .. }
+                | Step::Commanding { .. }
+                | Step::Probing { .. }
+                | Step::Refilling { .. } => false,
             },
             State::Proving | State::Serving | State::Draining | State::Abandoned => false,
         })
@@ -349,18 +401,23 @@ impl Supervisor {
     /// Derives what is due from the whole state. Idempotent: settling twice at the same time does nothing new.
     fn settle(&mut self, now: Instant) {
         self.expire(now);
+        self.take_up_delayed(now);
         match self.phase {
             Phase::Running => {
                 self.fix_slots();
+                self.hold(now);
                 self.roll(now);
                 self.recycle(now);
                 self.fill(now);
                 self.drain_surplus(now);
+                self.hold(now);
                 self.bound_leftovers(now);
                 self.make_room(now);
             }
             Phase::Delaying { until, deadline } if now >= until => self.stop_workers(now, deadline),
+            Phase::Interrupting => self.hold(now),
             Phase::Delaying { .. } => {
+                self.hold(now);
                 self.fix_slots();
                 self.fill(now);
                 self.make_room(now);
@@ -379,6 +436,7 @@ impl Supervisor {
                 self.graceful_over(now);
             }
         }
+        self.expire_pause(now);
         for at in 0..self.generations.len() {
             self.expire_template(at, now);
             for slot in &mut self.generations[at].slots {

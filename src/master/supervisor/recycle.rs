@@ -14,7 +14,9 @@ impl Supervisor {
     pub(super) fn mark_due(&mut self, at: usize, id: WorkerId, why: Due) {
         let generation = &mut self.generations[at];
         let Some(worker) = generation.worker_mut(id) else { return };
-        if let WorkerState::Serving { due, .. } = &mut worker.state {
+        if let WorkerState::Serving { due, .. } | WorkerState::Pausing { due } | WorkerState::Paused { due } =
+            &mut worker.state
+        {
             *due = Some(why);
             let worker = worker.clone();
             let worker = generation.name(&worker);
@@ -64,7 +66,11 @@ impl Supervisor {
             if (worker.slot.0 >= wanted || outlived)
                 && matches!(
                     worker.state,
-                    WorkerState::Opening { .. } | WorkerState::Serving { .. } | WorkerState::Ready
+                    WorkerState::Opening { .. }
+                        | WorkerState::Serving { .. }
+                        | WorkerState::Pausing { .. }
+                        | WorkerState::Paused { .. }
+                        | WorkerState::Ready
                 )
             {
                 self.drain(at, worker.id, now);

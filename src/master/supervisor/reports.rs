@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::WorkerId;
 
-use super::generation::State;
+use super::generation::{State, Step};
 use super::worker::{Due, Event, Exit, State as WorkerState, Worker, CHECK_STUCK_EVERY};
 use super::{Action, Supervisor, EXIT_WITHIN};
 use crate::facts::note::{Note, WorkerName};
 use crate::facts::outcome::Refusal;
 
 /// Boots that may fail while a proved generation rolls; the first one could be an accident.
-const FAILED_BOOTS_MAX: u32 = 3;
+pub(super) const FAILED_BOOTS_MAX: u32 = 3;
 
 impl Supervisor {
     pub(super) fn on_worker(&mut self, id: WorkerId, event: Event, now: Instant) {
@@ -64,32 +64,49 @@ impl Supervisor {
                 self.boot_failed(at, name, refusal, now);
             }
 
-            (S::Opening { .. }, Event::Serving) => self.change(at, id, S::Serving { since: now, due: None }, now),
+            (S::Opening { due, .. }, Event::Serving) => self.change(at, id, S::Serving { since: now, due }, now),
+            (S::Pausing { due }, Event::Paused) => self.change(at, id, S::Paused { due }, now),
+            (_state, Event::Probed(failure)) => self.on_probed(at, id, failure, now),
             (S::Closing { deadline, .. }, Event::Draining) => self.change(at, id, S::Draining { deadline }, now),
 
             (S::Closing { .. } | S::Draining { .. } | S::Terminating { .. }, Event::Drained { threads }) => {
                 self.change(at, id, S::Finishing { kill_at: now + graceful, threads }, now);
             }
             // It was told to serve again, too late for it.
-            (S::Opening { .. } | S::Serving { .. }, Event::Drained { threads }) => {
+            (
+                S::Opening { .. } | S::Serving { .. } | S::Pausing { .. } | S::Paused { .. },
+                Event::Drained { threads },
+            ) => {
                 self.slot_lost(at, &before, now);
                 self.change(at, id, S::Finishing { kill_at: now + graceful, threads }, now);
             }
 
-            (S::Serving { due: None, .. }, Event::RequestsServed) => self.mark_due(at, id, Due::Requests),
-            (S::Serving { due: None, .. }, Event::TooBig) => self.mark_due(at, id, Due::Memory),
+            (
+                S::Serving { due: None, .. } | S::Pausing { due: None } | S::Paused { due: None },
+                Event::RequestsServed,
+            ) => {
+                self.mark_due(at, id, Due::Requests);
+            }
+            (S::Serving { due: None, .. } | S::Pausing { due: None } | S::Paused { due: None }, Event::TooBig) => {
+                self.mark_due(at, id, Due::Memory);
+            }
 
             (S::Starting { .. }, Event::Leaving { reason }) => {
                 self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN, said_why: true }, now);
                 self.boot_failed(at, name, Refusal::new(format!("the worker ended itself: {reason}")), now);
             }
-            (S::Ready | S::Opening { .. } | S::Serving { .. }, Event::Leaving { reason }) => {
+            (
+                S::Ready | S::Opening { .. } | S::Serving { .. } | S::Pausing { .. } | S::Paused { .. },
+                Event::Leaving { reason },
+            ) => {
                 self.note(Note::WorkerLeaves { worker: name, reason });
                 self.slot_lost(at, &before, now);
                 self.drain(at, id, now);
             }
 
-            (S::Serving { .. }, Event::Stuck(stuck)) if may_terminate => self.terminate(at, id, stuck, now),
+            (S::Serving { .. } | S::Pausing { .. } | S::Paused { .. }, Event::Stuck(stuck)) if may_terminate => {
+                self.terminate(at, id, stuck, now);
+            }
             (S::Closing { .. } | S::Draining { .. }, Event::Stuck(stuck)) => self.terminate(at, id, stuck, now),
             (S::Terminating { .. }, Event::StillStuck { others: 0 }) => self.kill(at, id, now),
             (S::Terminating { stuck, deadline, .. }, Event::StillStuck { .. }) => {
@@ -102,6 +119,8 @@ impl Supervisor {
                 | S::Ready
                 | S::Opening { .. }
                 | S::Serving { .. }
+                | S::Pausing { .. }
+                | S::Paused { .. }
                 | S::Closing { .. }
                 | S::Draining { .. }
                 | S::Terminating { .. }
@@ -115,6 +134,8 @@ impl Supervisor {
                 S::Ready
                 | S::Opening { .. }
                 | S::Serving { .. }
+                | S::Pausing { .. }
+                | S::Paused { .. }
                 | S::Closing { .. }
                 | S::Draining { .. }
                 | S::Terminating { .. },
@@ -130,7 +151,10 @@ impl Supervisor {
             (S::Ready, Event::ChannelLost) => {
                 self.change(at, id, S::Starting { deadline: now + EXIT_WITHIN, look_at: None }, now);
             }
-            (S::Opening { .. } | S::Serving { .. }, Event::ChannelLost) => {
+            (
+                S::Opening { .. } | S::Serving { .. } | S::Pausing { .. } | S::Paused { .. },
+                Event::ChannelLost,
+            ) => {
                 self.slot_lost(at, &before, now);
                 self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN, said_why: false }, now);
             }
@@ -150,6 +174,8 @@ impl Supervisor {
                 | S::Ready
                 | S::Opening { .. }
                 | S::Serving { .. }
+                | S::Pausing { .. }
+                | S::Paused { .. }
                 | S::Closing { .. }
                 | S::Draining { .. }
                 | S::Terminating { .. }
@@ -164,6 +190,8 @@ impl Supervisor {
                 S::Ready
                 | S::Opening { .. }
                 | S::Serving { .. }
+                | S::Pausing { .. }
+                | S::Paused { .. }
                 | S::Closing { .. }
                 | S::Draining { .. }
                 | S::Terminating { .. }
@@ -176,6 +204,8 @@ impl Supervisor {
                 S::Starting { .. }
                 | S::Ready
                 | S::Serving { .. }
+                | S::Pausing { .. }
+                | S::Paused { .. }
                 | S::Closing { .. }
                 | S::Draining { .. }
                 | S::Terminating { .. }
@@ -194,6 +224,8 @@ impl Supervisor {
                 | S::Ready
                 | S::Opening { .. }
                 | S::Serving { .. }
+                | S::Pausing { .. }
+                | S::Paused { .. }
                 | S::Draining { .. }
                 | S::Terminating { .. }
                 | S::Finishing { .. }
@@ -206,6 +238,8 @@ impl Supervisor {
                 | S::Ready
                 | S::Opening { .. }
                 | S::Serving { .. }
+                | S::Pausing { .. }
+                | S::Paused { .. }
                 | S::Closing { .. }
                 | S::Draining { .. }
                 | S::Terminating { .. }
@@ -229,6 +263,8 @@ impl Supervisor {
                 | S::Ready
                 | S::Opening { .. }
                 | S::Serving { .. }
+                | S::Pausing { .. }
+                | S::Paused { .. }
                 | S::Terminating { .. }
                 | S::Finishing { .. }
                 | S::Exiting { .. }
@@ -240,12 +276,28 @@ impl Supervisor {
                 | S::Ready
                 | S::Opening { .. }
                 | S::Serving { .. }
+                | S::Pausing { .. }
+                | S::Paused { .. }
                 | S::Closing { .. }
                 | S::Draining { .. }
                 | S::Finishing { .. }
                 | S::Exiting { .. }
                 | S::Killed { .. },
                 Event::StillStuck { .. } | Event::Unstuck,
+            )
+            | (
+                S::Starting { .. }
+                | S::Ready
+                | S::Opening { .. }
+                | S::Serving { .. }
+                | S::Paused { .. }
+                | S::Closing { .. }
+                | S::Draining { .. }
+                | S::Terminating { .. }
+                | S::Finishing { .. }
+                | S::Exiting { .. }
+                | S::Killed { .. },
+                Event::Paused,
             ) => {}
         }
     }
@@ -290,9 +342,11 @@ impl Supervisor {
         // Where it takes over in one step nobody else serves: the old workers come back at once.
         let most = if self.is_taking_over(at) { 1 } else { FAILED_BOOTS_MAX };
         let generation = &mut self.generations[at];
-        if let State::Rolling { failed_boots, .. } = &mut generation.state {
+        if let State::Rolling { failed_boots, step, .. } = &mut generation.state {
             *failed_boots += 1;
-            if *failed_boots >= most {
+            // Nobody serves before the command has ended; then it counts.
+            let command_runs = matches!(step, Step::Commanding { .. });
+            if *failed_boots >= most && !command_runs {
                 self.refuse(id, refusal, now);
             }
         }
@@ -320,6 +374,8 @@ impl Supervisor {
             WorkerState::Starting { .. }
             | WorkerState::Ready
             | WorkerState::Opening { .. }
+            | WorkerState::Pausing { .. }
+            | WorkerState::Paused { .. }
             | WorkerState::Closing { .. }
             | WorkerState::Draining { .. }
             | WorkerState::Terminating { .. }
@@ -352,7 +408,9 @@ impl Supervisor {
             WorkerState::Starting { .. }
             | WorkerState::Ready
             | WorkerState::Opening { .. }
-            | WorkerState::Serving { .. } => false,
+            | WorkerState::Serving { .. }
+            | WorkerState::Pausing { .. }
+            | WorkerState::Paused { .. } => false,
         };
         let age_s = now.saturating_duration_since(worker.born).as_secs_f64();
         let (from, cause) = (worker.state.word(), exit.to_string());
@@ -365,7 +423,10 @@ impl Supervisor {
             WorkerState::Starting { .. } | WorkerState::Ready => {
                 self.boot_failed(at, name, exit.refusal("the worker died while it booted"), now);
             }
-            WorkerState::Opening { .. } | WorkerState::Serving { .. } => self.slot_lost(at, &worker, now),
+            WorkerState::Opening { .. }
+            | WorkerState::Serving { .. }
+            | WorkerState::Pausing { .. }
+            | WorkerState::Paused { .. } => self.slot_lost(at, &worker, now),
             WorkerState::Closing { .. }
             | WorkerState::Draining { .. }
             | WorkerState::Terminating { .. }

@@ -11,6 +11,7 @@
 //! | HandingOver | all have confirmed, or 100 ms | TakingOver | Serve to all new ones |
 //! | TakingOver | all serve, no old one accepts | commit | |
 //! | HandingOver, TakingOver | a new worker fails | abandoned | the old ones are told to serve again |
+//! | Exchanging, `--pause` | all new workers are ready | Pausing | see `pause` |
 //! | any | a step's time is over | abandoned | |
 
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use forkmaster_wire::message::GenerationId;
 
 use super::generation::{Generation, Plan, State, Step, Surge};
 use super::pace::{pace, Measured, Pace, Room};
+use super::pause::PausePlan;
 use super::worker::{State as WorkerState, Worker};
 use super::{Action, Supervisor, ANSWER_WITHIN, EXIT_WITHIN};
 use crate::facts::note::Note;
@@ -52,6 +54,11 @@ impl Supervisor {
             State::Proving => self.open_when_proved(at, now),
             State::Rolling { step: Step::Opening { .. } | Step::Asking { .. } | Step::Measuring { .. }, .. } => {}
             State::Rolling { step: Step::Exchanging { .. }, pace, .. } => self.exchange(at, pace, now),
+            State::Rolling { step: Step::Pausing { .. }, .. } => self.pausing(at, now),
+            // Its end is an event.
+            State::Rolling { step: Step::Commanding { .. }, .. } => {}
+            State::Rolling { step: Step::Probing { worker, .. }, .. } => self.probing(at, worker, now),
+            State::Rolling { step: Step::Refilling { .. }, .. } => self.refilling(at, now),
             State::Rolling { step: Step::HandingOver { serve_at }, .. } => self.hand_over(at, serve_at, now),
             State::Rolling { step: Step::TakingOver { .. }, .. } => self.take_over(at, now),
             State::Serving | State::Draining | State::Abandoned => {}
@@ -166,21 +173,27 @@ impl Supervisor {
         self.begin_exchange(at, now);
     }
 
-    fn begin_exchange(&mut self, at: usize, now: Instant) {
+    pub(super) fn begin_exchange(&mut self, at: usize, now: Instant) {
         let deadline = now + step_limit(&self.generations[at].plan);
         self.change_step(at, Step::Exchanging { deadline });
     }
 
-    fn change_step(&mut self, at: usize, to: Step) {
+    pub(super) fn change_step(&mut self, at: usize, to: Step) {
         if let State::Rolling { step, .. } = &mut self.generations[at].state {
             *step = to;
         }
     }
 
     /// Starts, serves and drains as its pace allows, and commits when all have changed.
-    fn exchange(&mut self, at: usize, pace: Pace, now: Instant) {
+    pub(super) fn exchange(&mut self, at: usize, pace: Pace, now: Instant) {
         let wanted = self.wanted(at);
+        if let Some(plan) = self.generations[at].pause {
+            return self.exchange_with_pause(at, plan, wanted, pace, now);
+        }
         let Some(predecessor) = self.serving_index() else { return self.first_start(at, wanted, now) };
+        if self.is_held() {
+            return self.exchange_held(at, wanted, pace, now);
+        }
         if wanted == 0 {
             // Nobody serves, and nobody is to: the release counts from now on.
             while self.drain_other(at, now) {}
@@ -228,6 +241,41 @@ impl Supervisor {
         }
     }
 
+    /// Everything that can refuse the release by itself comes before anything is paused.
+    fn exchange_with_pause(&mut self, at: usize, plan: PausePlan, wanted: u32, pace: Pace, now: Instant) {
+        let impossible = match self.serving_index() {
+            None => Some("nothing serves yet that could be paused"),
+            Some(_) if wanted == 0 => Some("the workers are switched off: run the command yourself, then reload"),
+            Some(_) if !pace.one_step => {
+                Some("there is no room for all new workers beside the old ones, and a paused reload needs that")
+            }
+            Some(_) => None,
+        };
+        if let Some(reason) = impossible {
+            return self.refuse(self.generations[at].id, Refusal::new(reason), now);
+        }
+        self.boot(at, wanted, usize::MAX, pace, now);
+        if self.generations[at].all_booted(wanted) {
+            self.generations[at].pause = None;
+            self.begin_pausing(at, plan, now);
+        }
+    }
+
+    /// Nobody serves meanwhile, so nobody is missed: the new workers boot and wait as the old ones did.
+    fn exchange_held(&mut self, at: usize, wanted: u32, pace: Pace, now: Instant) {
+        let room = self.room_beside(at, wanted as usize, pace);
+        let vacant = self.generations[at].vacant(wanted).len();
+        self.boot(at, wanted, room, pace, now);
+        if self.generations[at].all_booted(wanted) {
+            while self.drain_other(at, now) {}
+            if !self.others(at).any(Worker::may_accept) {
+                self.commit(at, now);
+            }
+        } else if vacant > room {
+            self.drain_other(at, now);
+        }
+    }
+
     /// The other slots boot in parallel, and the first worker that serves is enough.
     fn first_start(&mut self, at: usize, wanted: u32, now: Instant) {
         self.serve_ready(at, now);
@@ -255,7 +303,7 @@ impl Supervisor {
     }
 
     /// Starts workers for vacant slots, as many as there is room for and as boot at a time.
-    fn boot(&mut self, at: usize, wanted: u32, room: usize, pace: Pace, now: Instant) {
+    pub(super) fn boot(&mut self, at: usize, wanted: u32, room: usize, pace: Pace, now: Instant) {
         let booting = self.generations[at].workers.iter();
         let booting = booting.filter(|worker| matches!(worker.state, WorkerState::Starting { .. })).count();
         let more = (pace.boots as usize).saturating_sub(booting).min(room);
@@ -295,8 +343,20 @@ impl Supervisor {
     pub(super) fn drain_other(&mut self, at: usize, now: Instant) -> bool {
         let mut others: Vec<(usize, &Worker)> = Vec::new();
         for (index, generation) in self.generations.iter().enumerate().filter(|(index, _)| *index != at) {
-            let serving =
-                |worker: &&Worker| matches!(worker.state, WorkerState::Opening { .. } | WorkerState::Serving { .. });
+            let serving = |worker: &&Worker| match worker.state {
+                WorkerState::Opening { .. }
+                | WorkerState::Serving { .. }
+                | WorkerState::Pausing { .. }
+                | WorkerState::Paused { .. } => true,
+                WorkerState::Starting { .. }
+                | WorkerState::Ready
+                | WorkerState::Closing { .. }
+                | WorkerState::Draining { .. }
+                | WorkerState::Terminating { .. }
+                | WorkerState::Finishing { .. }
+                | WorkerState::Exiting { .. }
+                | WorkerState::Killed { .. } => false,
+            };
             others.extend(generation.workers.iter().filter(serving).map(|worker| (index, worker)));
         }
         let abandoned_first =
@@ -351,12 +411,24 @@ impl Supervisor {
             Step::Exchanging { deadline } | Step::TakingOver { deadline } if deadline <= now => {
                 self.refuse(id, Refusal::new("rolling made no progress in time (boot_timeout)"), now);
             }
+            Step::Pausing { give_up: due, .. }
+            | Step::Probing { answer_by: due, .. }
+            | Step::Refilling { deadline: due }
+                if due <= now =>
+            {
+                self.expire_pausing(at, step, now);
+            }
+            Step::Commanding { command } if command.deadline() <= now => self.expire_pausing(at, step, now),
             // `roll` acts on it.
             Step::HandingOver { .. }
             | Step::Opening { .. }
             | Step::Asking { .. }
             | Step::Measuring { .. }
             | Step::Exchanging { .. }
+            | Step::Pausing { .. }
+            | Step::Commanding { .. }
+            | Step::Probing { .. }
+            | Step::Refilling { .. }
             | Step::TakingOver { .. } => {}
         }
     }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::generation::State;
+use super::pause::Pause;
 use super::template::Template;
 use super::worker::State as WorkerState;
 use super::{Action, Phase, Supervisor, ANSWER_WITHIN};
@@ -20,8 +21,12 @@ impl Supervisor {
         self.term_taken |= signal;
         match self.phase {
             Phase::Running => {}
-            Phase::Delaying { .. } | Phase::Stopping { .. } if again => return self.end(0, now),
-            Phase::Delaying { .. } | Phase::Stopping { .. } | Phase::Ending { .. } | Phase::Ended => return,
+            Phase::Interrupting | Phase::Delaying { .. } | Phase::Stopping { .. } if again => return self.end(0, now),
+            Phase::Interrupting
+            | Phase::Delaying { .. }
+            | Phase::Stopping { .. }
+            | Phase::Ending { .. }
+            | Phase::Ended => return,
         }
         let Some((graceful, delay)) =
             self.serving().map(|generation| (generation.plan.graceful_timeout, generation.plan.shutdown_delay))
@@ -29,8 +34,12 @@ impl Supervisor {
             // Nobody serves yet: there is nothing to finish.
             return self.end(0, now);
         };
-        self.note(Note::Stopping);
+        self.pause = Pause::Off;
         self.answer_stopping();
+        if self.interrupt_command(now) {
+            return self.note(Note::StopWaits);
+        }
+        self.note(Note::Stopping);
         if let Some(id) = self.in_transaction().map(|generation| generation.id) {
             self.abandon(id, End::Stopped, now);
         }
@@ -53,9 +62,16 @@ impl Supervisor {
                     WorkerState::Ready
                     | WorkerState::Opening { .. }
                     | WorkerState::Serving { .. }
+                    | WorkerState::Pausing { .. }
+                    | WorkerState::Paused { .. }
                     | WorkerState::Closing { .. }
                     | WorkerState::Draining { .. }
                     | WorkerState::Terminating { .. } => {
+                        // Whoever has never served leaves to others what waits. Where the service was paused there may
+                        // be no others.
+                        if worker.state == WorkerState::Ready && self.generations[at].state == State::Serving {
+                            self.actions.push(Action::Serve { worker: worker.id });
+                        }
                         self.actions.push(Action::StopWorker { worker: worker.id });
                         let heard_by = now + ANSWER_WITHIN;
                         self.change(at, worker.id, WorkerState::Closing { heard_by, deadline }, now);
@@ -82,6 +98,8 @@ impl Supervisor {
                     | WorkerState::Ready
                     | WorkerState::Opening { .. }
                     | WorkerState::Serving { .. }
+                    | WorkerState::Pausing { .. }
+                    | WorkerState::Paused { .. }
                     | WorkerState::Closing { .. }
                     | WorkerState::Draining { .. }
                     | WorkerState::Terminating { .. } => running += 1,
@@ -100,6 +118,10 @@ impl Supervisor {
         }
         self.phase = Phase::Ending { code, give_up: now + ENDING_WITHIN };
         self.answer_stopping();
+        if let Some(generation) = self.in_transaction().filter(|generation| generation.state.commands()) {
+            let generation = generation.id;
+            self.actions.push(Action::EndCommand { generation, kill: true });
+        }
         if let Some((id, began)) = self.in_transaction().map(|generation| (generation.id, generation.began)) {
             self.conclude(id, began, End::Stopped, now);
             // So that the deaths of its processes refuse nothing any more.
@@ -120,7 +142,7 @@ impl Supervisor {
             let generation = &self.generations[at];
             let done = match generation.state {
                 State::Proving | State::Rolling { .. } => false,
-                State::Serving => !matches!(self.phase, Phase::Running | Phase::Delaying { .. }),
+                State::Serving => !matches!(self.phase, Phase::Running | Phase::Interrupting | Phase::Delaying { .. }),
                 State::Draining | State::Abandoned => true,
             };
             let ending = matches!(self.phase, Phase::Ending { .. });
@@ -135,9 +157,12 @@ impl Supervisor {
         let code = match self.phase {
             Phase::Stopping { .. } if self.generations.is_empty() => 0,
             Phase::Ending { code, give_up } if self.generations.is_empty() || give_up <= now => code,
-            Phase::Running | Phase::Delaying { .. } | Phase::Stopping { .. } | Phase::Ending { .. } | Phase::Ended => {
-                return
-            }
+            Phase::Running
+            | Phase::Interrupting
+            | Phase::Delaying { .. }
+            | Phase::Stopping { .. }
+            | Phase::Ending { .. }
+            | Phase::Ended => return,
         };
         self.phase = Phase::Ended;
         self.actions.push(Action::Exit { code });

@@ -10,6 +10,7 @@
 //! | refused | `max_processes` leaves no room for a candidate, or for a worker while it rolls | `leftovers` |
 //! | refused | a new listener cannot be opened, or not in time | `rolling::on_listeners_refused`, `expire_step` |
 //! | refused | three boots or new workers fail while it rolls, or one as it takes over | `reports::count_failed_boot` |
+//! | refused | requests do not end, the command fails or is late, or the release does not answer after it (`--pause`) | `pause` |
 //! | refused | no worker changed places within a step's time | `rolling::expire_step` |
 //! | superseded | a later reload | `on_configured` |
 //! | stopped | TERM, `stop` | `stop` |
@@ -25,7 +26,7 @@ use super::generation::{Generation, Plan, Slot, State};
 use super::pace::Boot;
 use super::template::Template;
 use super::worker::State as WorkerState;
-use super::{Action, Phase, Supervisor};
+use super::{Action, Event, Phase, Supervisor};
 use crate::facts::note::Note;
 use crate::facts::outcome::{End, Refusal};
 
@@ -38,6 +39,9 @@ impl Supervisor {
         result: Result<(GenerationId, Plan), Refusal>,
         now: Instant,
     ) {
+        if self.is_commanding() {
+            return self.delay(Event::Configured { askers: askers.to_vec(), began, result });
+        }
         match result {
             Ok((id, plan)) => {
                 for asker in askers {
@@ -63,6 +67,7 @@ impl Supervisor {
         // It is there before the current one is abandoned: what both have bound stays open.
         self.generations.push(Generation {
             id,
+            pause: plan.pause,
             plan,
             state: State::Proving,
             began,
@@ -143,6 +148,8 @@ impl Supervisor {
                 WorkerState::Ready => self.drain(at, worker.id, now),
                 WorkerState::Opening { .. }
                 | WorkerState::Serving { .. }
+                | WorkerState::Pausing { .. }
+                | WorkerState::Paused { .. }
                 | WorkerState::Closing { .. }
                 | WorkerState::Draining { .. }
                 | WorkerState::Terminating { .. }

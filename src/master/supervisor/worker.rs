@@ -11,17 +11,20 @@
 //! | Ready | its turn | Opening | told to serve |
 //! | Opening | serves | Serving | |
 //! | Opening | deadline | Killed | the slot gets another |
+//! | Opening, Serving | the service is paused | Pausing | told to pause: it finishes what runs |
+//! | Pausing | no request is under way | Paused | |
+//! | Pausing, Paused | the pause is over | Opening | told to serve |
 //! | Serving | `max_*` reached | Serving, due | a successor first, then it drains |
-//! | Ready, Opening, Serving | superseded, scaled down, due and replaced | Closing | told to drain |
-//! | Ready, Opening, Serving, Closing | leaves by itself | Draining | the slot gets another |
+//! | Ready, Opening, Serving, Pausing, Paused | superseded, scaled down, due and replaced | Closing | told to drain |
+//! | Ready, Opening, Serving, Pausing, Paused, Closing | leaves by itself | Draining | the slot gets another |
 //! | Closing | confirms, or does not in time | Draining | |
 //! | Closing, Draining | the successor was refused | Opening | told to serve again |
 //! | Closing, Draining, Terminating | serves nothing any more | Finishing | only the interpreter's own end is missing |
-//! | Serving, Closing, Draining | a request over its limit, no sign of life | Terminating | stacks; takes nothing new |
+//! | Serving, Pausing, Paused, Closing, Draining | a request over its limit, no sign of life | Terminating | stacks; takes nothing new |
 //! | Terminating | the request has ended after all | Draining | |
 //! | Terminating | only stuck requests are left, deadline | Killed | |
 //! | Closing, Draining, Finishing, Exiting | deadline | Killed | every request that is cut gets a line |
-//! | Opening, Serving | its channel is closed | Exiting | the slot gets another |
+//! | Opening, Serving, Pausing, Paused | its channel is closed | Exiting | the slot gets another |
 //! | Killed | deadline | gone | given up: the kernel does not let it die |
 //! | any | exit | gone | one line with generation, slot, pid, cause, age |
 
@@ -31,6 +34,7 @@ use std::time::{Duration, Instant};
 use forkmaster_wire::message::{SlotIndex, WorkerId, EXIT_CHANNEL_CLOSED};
 
 use super::dump::Dump;
+use super::generation::State as GenerationState;
 use super::pace::Boot;
 use super::{Action, Supervisor, ANSWER_WITHIN, KILLED_WITHIN};
 use crate::facts::note::Note;
@@ -65,9 +69,13 @@ pub enum State {
     /// Booted and paused: it waits to be told to serve.
     Ready,
     /// Told to serve; not yet heard that it accepts.
-    Opening { deadline: Instant },
+    Opening { deadline: Instant, due: Option<Due> },
     /// It accepts. `due` says why it is to be replaced, if it is.
     Serving { since: Instant, due: Option<Due> },
+    /// Told to pause; a request may still run.
+    Pausing { due: Option<Due> },
+    /// No request is under way, and none is begun.
+    Paused { due: Option<Due> },
     /// Told to drain; not yet heard that it has stopped accepting.
     Closing { heard_by: Instant, deadline: Instant },
     /// It accepts nothing new and finishes what was begun.
@@ -112,6 +120,9 @@ pub enum Event {
     Failed(Refusal),
     Serving,
     Draining,
+    Paused,
+    /// The answer to `Action::Probe`; None: the release answers.
+    Probed(Option<Refusal>),
     /// It serves nothing any more: no request, no connection. It waits for these threads, which are not daemons.
     Drained {
         threads: Vec<String>,
@@ -160,7 +171,12 @@ impl Worker {
     /// Occupies its slot: booting, waiting, or serving. The others are on their way out.
     pub fn is_present(&self) -> bool {
         match self.state {
-            State::Starting { .. } | State::Ready | State::Opening { .. } | State::Serving { .. } => true,
+            State::Starting { .. }
+            | State::Ready
+            | State::Opening { .. }
+            | State::Serving { .. }
+            | State::Pausing { .. }
+            | State::Paused { .. } => true,
             State::Closing { .. }
             | State::Draining { .. }
             | State::Terminating { .. }
@@ -178,9 +194,10 @@ impl Worker {
     /// May still accept a connection: was told to serve and has not confirmed that it stopped.
     pub fn may_accept(&self) -> bool {
         match self.state {
-            State::Opening { .. } | State::Serving { .. } | State::Closing { .. } => true,
+            State::Opening { .. } | State::Serving { .. } | State::Pausing { .. } | State::Closing { .. } => true,
             State::Starting { .. }
             | State::Ready
+            | State::Paused { .. }
             | State::Draining { .. }
             | State::Terminating { .. }
             | State::Finishing { .. }
@@ -197,7 +214,7 @@ impl Worker {
     fn state_deadline(&self, max_lifetime: Option<Duration>) -> Option<Instant> {
         match self.state {
             State::Starting { deadline, look_at } => Some(look_at.map_or(deadline, |look_at| look_at.min(deadline))),
-            State::Opening { deadline } | State::Draining { deadline } => Some(deadline),
+            State::Opening { deadline, .. } | State::Draining { deadline } => Some(deadline),
             State::Closing { heard_by, deadline } => Some(heard_by.min(deadline)),
             // Its stacks are waited for, since they are the reason why.
             State::Terminating { check_at, deadline, .. } => match self.dump {
@@ -207,7 +224,11 @@ impl Worker {
             State::Exiting { kill_at, .. } | State::Finishing { kill_at, .. } => Some(kill_at),
             State::Killed { give_up } => Some(give_up),
             State::Serving { since, due: None } => max_lifetime.map(|lifetime| since + lifetime),
-            State::Ready | State::Serving { due: Some(_), .. } => None,
+            State::Ready
+            | State::Serving { due: Some(_), .. }
+            // As long as the pause lasts, which is the supervisor's.
+            | State::Pausing { .. }
+            | State::Paused { .. } => None,
         }
     }
 }
@@ -220,6 +241,8 @@ impl State {
             State::Ready => "ready",
             State::Opening { .. } => "opening",
             State::Serving { .. } => "serving",
+            State::Pausing { .. } => "pausing",
+            State::Paused { .. } => "paused",
             State::Closing { .. } => "closing",
             State::Draining { .. } => "draining",
             State::Finishing { .. } => "finishing",
@@ -306,17 +329,21 @@ impl Supervisor {
         let deadline = now + generation.plan.boot_timeout;
         let state = State::Starting { deadline, look_at: next_look(now, now, deadline) };
         let prove = !generation.slot_mut(slot).proved;
+        // What the command of a paused reload is still to do, the release cannot be asked for yet.
+        let probe = !(generation.plan.pause.is_some()
+            && matches!(generation.state, GenerationState::Proving | GenerationState::Rolling { .. }));
         let max_requests = max_requests(generation.plan.max_requests, generation.plan.max_requests_jitter, id);
         let (pid, dump, stacks, private_bytes) = (None, Dump::None, String::new(), 0);
         generation.workers.push(Worker { id, slot, pid, state, since: now, born: now, dump, stacks, private_bytes });
         let generation = generation.id;
-        self.actions.push(Action::Spawn { generation, slot, worker: id, prove, max_requests });
+        self.actions.push(Action::Spawn { generation, slot, worker: id, prove, probe, max_requests });
         self.watch_forks(at, false, now);
     }
 
     pub(super) fn serve_ready(&mut self, at: usize, now: Instant) {
-        // The candidate of a release that was proved while nobody is wanted leaves without having served.
-        if self.wanted(at) == 0 {
+        // The candidate of a release that was proved while nobody is wanted leaves without having served. And while the
+        // service is paused a worker that has never served need not be told.
+        if self.wanted(at) == 0 || self.is_held() {
             return;
         }
         for id in self.worker_ids(at) {
@@ -332,8 +359,25 @@ impl Supervisor {
     }
 
     pub(super) fn serve_within(&mut self, at: usize, id: WorkerId, limit: Duration, now: Instant) {
+        let Some(worker) = self.generations[at].worker(id).cloned() else { return };
+        if self.is_held() {
+            return self.pause_worker(at, &worker, now);
+        }
+        let due = match worker.state {
+            State::Pausing { due } | State::Paused { due } => due,
+            State::Starting { .. }
+            | State::Ready
+            | State::Opening { .. }
+            | State::Serving { .. }
+            | State::Closing { .. }
+            | State::Draining { .. }
+            | State::Terminating { .. }
+            | State::Finishing { .. }
+            | State::Exiting { .. }
+            | State::Killed { .. } => None,
+        };
         self.actions.push(Action::Serve { worker: id });
-        self.change(at, id, State::Opening { deadline: now + limit }, now);
+        self.change(at, id, State::Opening { deadline: now + limit, due }, now);
     }
 
     pub(super) fn drain(&mut self, at: usize, id: WorkerId, now: Instant) {
@@ -405,7 +449,7 @@ impl Supervisor {
                 self.generations[at].workers.retain(|worker| worker.id != id);
                 self.watch_forks(at, false, now);
             }
-            State::Ready | State::Serving { due: Some(_), .. } => {}
+            State::Ready | State::Serving { due: Some(_), .. } | State::Pausing { .. } | State::Paused { .. } => {}
         }
     }
 }

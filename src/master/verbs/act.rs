@@ -42,6 +42,20 @@ pub fn recycle(client: &Client, context: &ProcessContext, slot: SlotIndex, waiti
     act(client, context, "recycle", |wait| Request::Recycle { slot, wait }, waiting, text)
 }
 
+/// The master resumes by itself where requests still run when the time is over.
+pub fn pause(client: &Client, context: &ProcessContext, timeout: Duration) -> ExitCode {
+    let text = |_: &IgnoredAny, _| {
+        "paused: no request is in the application, and clients wait for `forkmaster resume`\n".to_owned()
+    };
+    let timeout_ms = timeout.as_millis() as u64;
+    act(client, context, "pause", |_| Request::Pause { timeout_ms }, Waiting::Until(None), text)
+}
+
+pub fn resume(client: &Client, context: &ProcessContext, timeout: Option<Duration>) -> ExitCode {
+    let text = |_: &IgnoredAny, _| "all workers serve again\n".to_owned();
+    act(client, context, "resume", |_| Request::Resume, Waiting::Until(timeout), text)
+}
+
 pub fn reopen_logs(client: &Client, context: &ProcessContext, timeout: Option<Duration>) -> ExitCode {
     let text = |_: &IgnoredAny, _| "the logs were opened again\n".to_owned();
     act(client, context, "reopen-logs", |_| Request::ReopenLogs, Waiting::Until(timeout), text)

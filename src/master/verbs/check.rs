@@ -186,6 +186,7 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
         cells: processes.board.cells(),
         listeners: Vec::new(),
         prove: true,
+        probe: true,
         max_requests: None,
     };
     let queue = Queue::create()?;
@@ -216,6 +217,7 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
             FromWorker::Failed(failure) => return Err(Refused::Failure(failure)),
             FromWorker::Leaving { .. } => return Err(Refused::Died("the worker")),
             FromWorker::Drained { .. } | FromWorker::Serving | FromWorker::Draining | FromWorker::RequestsServed => {}
+            FromWorker::Paused | FromWorker::Probed { .. } => {}
             FromWorker::Stacks { text, .. } => stacks = text,
         }
     }

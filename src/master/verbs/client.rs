@@ -68,6 +68,19 @@ pub fn reload(client: &Client, context: &ProcessContext, force: bool, waiting: W
     deploy(client, context, "reload", |wait| Request::Reload { wait, force }, waiting)
 }
 
+/// The master has a deadline for each step, and this waits for all of them.
+pub fn reload_paused(
+    client: &Client,
+    context: &ProcessContext,
+    force: bool,
+    command: Vec<String>,
+    timeout: Duration,
+) -> ExitCode {
+    let timeout_ms = timeout.as_millis() as u64;
+    let request = |_| Request::ReloadPaused { force, argv: command.clone(), timeout_ms };
+    deploy(client, context, "reload", request, Waiting::Until(None))
+}
+
 pub fn rollback(client: &Client, context: &ProcessContext, to: Option<GenerationId>, waiting: Waiting) -> ExitCode {
     deploy(client, context, "rollback", |wait| Request::Rollback { wait, to }, waiting)
 }

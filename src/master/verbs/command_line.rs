@@ -25,6 +25,13 @@ use crate::verbs::words::{self, error};
 /// Read where neither `-c` nor a module says otherwise.
 const FILE_DEFAULT: &str = "app.toml";
 
+/// A migration that takes longer is better done without a pause: clients and proxies give up after a minute (nginx:
+/// `proxy_read_timeout`).
+const RELOAD_PAUSE: Duration = Duration::from_secs(60);
+
+/// As long as running requests may take at a stop (`graceful_timeout`), and some more.
+const PAUSE: Duration = Duration::from_secs(30);
+
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -40,7 +47,10 @@ pub enum Command {
     List { json: bool },
     Health { client: Client, probe: HealthProbe },
     Reload { client: Client, force: bool, waiting: Waiting },
+    ReloadPaused { client: Client, force: bool, command: Vec<String>, timeout: Duration },
     Rollback { client: Client, to: Option<GenerationId>, waiting: Waiting },
+    Pause { client: Client, timeout: Duration },
+    Resume { client: Client, timeout: Option<Duration> },
     WaitReady { client: Client, timeout: Option<Duration> },
     WaitDown { client: Client, timeout: Option<Duration> },
     Stop { client: Client, now: bool, waiting: Waiting },
@@ -149,12 +159,18 @@ pub fn parse(
             let probe = if live { HealthProbe::Live } else { HealthProbe::Ready };
             Ok(Command::Health { client: place.client()?, probe })
         }
-        Verb::Reload { force, waiting } => {
+        Verb::Reload { force, pause: true, command, waiting } => {
+            let timeout = waiting.timeout.unwrap_or(RELOAD_PAUSE);
+            Ok(Command::ReloadPaused { client: place.client()?, force, command, timeout })
+        }
+        Verb::Reload { force, pause: false, command: _, waiting } => {
             Ok(Command::Reload { client: place.client()?, force, waiting: waiting.waiting() })
         }
         Verb::Rollback { to, waiting } => {
             Ok(Command::Rollback { client: place.client()?, to: to.map(GenerationId), waiting: waiting.waiting() })
         }
+        Verb::Pause { timeout } => Ok(Command::Pause { client: place.client()?, timeout: timeout.unwrap_or(PAUSE) }),
+        Verb::Resume { timeout } => Ok(Command::Resume { client: place.client()?, timeout }),
         Verb::Wait { state: State::Ready, timeout } => Ok(Command::WaitReady { client: place.client()?, timeout }),
         Verb::Wait { state: State::Down, timeout } => Ok(Command::WaitDown { client: place.client()?, timeout }),
         Verb::Scale { to, waiting } => Ok(Command::Scale { client: place.client()?, to, waiting: waiting.waiting() }),
@@ -311,6 +327,14 @@ enum Verb {
         /// Also the release that was rolled back from
         #[arg(long)]
         force: bool,
+        /// Hold requests back before it takes over: boot it first, then finish what runs, run the command, send the probe,
+        /// and go on with the new release; what fails goes on with the old one. --timeout bounds the pause up to the
+        /// command's end [default: 60s]
+        #[arg(long, conflicts_with = "no_wait")]
+        pause: bool,
+        /// The command, in the directory, virtualenv and environment of the new release
+        #[arg(last = true, value_name = "COMMAND", requires = "pause")]
+        command: Vec<String>,
         #[command(flatten)]
         waiting: WaitOptions,
     },
@@ -321,6 +345,18 @@ enum Verb {
         to: Option<u32>,
         #[command(flatten)]
         waiting: WaitOptions,
+    },
+    /// Finish what runs and begin nothing, until `resume`: clients wait, and none is refused
+    Pause {
+        /// Resume and exit 1 where requests still run after so long [default: 30s]
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        timeout: Option<Duration>,
+    },
+    /// Go on after `pause`
+    Resume {
+        /// Give up waiting after so long, as in 30s; it goes on
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        timeout: Option<Duration>,
     },
     /// Wait for a state of the master, also of one that is not there yet
     Wait {

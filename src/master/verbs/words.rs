@@ -7,7 +7,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::config;
 
-const VERBS: [&str; 20] = [
+const VERBS: [&str; 22] = [
     "run",
     "check",
     "validate",
@@ -19,6 +19,8 @@ const VERBS: [&str; 20] = [
     "ps",
     "health",
     "reload",
+    "pause",
+    "resume",
     "wait",
     "stop",
     "shutdown",
@@ -31,7 +33,7 @@ const VERBS: [&str; 20] = [
 ];
 
 /// No module may be taken for one of them now, or the day they exist would change what a command does.
-const VERBS_TO_COME: [&str; 8] = ["ctl", "dev", "events", "history", "pause", "report", "resume", "upgrade"];
+const VERBS_TO_COME: [&str; 6] = ["ctl", "dev", "events", "history", "report", "upgrade"];
 
 /// Verbs of systemctl, supervisorctl, circusctl, docker and caddy, and what does that here.
 const VERBS_OF_OTHERS: [(&str, &str); 11] = [

@@ -76,4 +76,6 @@ pub trait Reports: Send + Sync {
     fn serving(&self);
     /// `drain`, `stop` or `retire` was carried out as far as accepting is concerned.
     fn draining(&self);
+    /// `pause` was carried out: no request is under way, and none is begun until `serve`.
+    fn paused(&self) {}
 }

@@ -22,6 +22,7 @@ impl EventLoop {
             self.metrics.accepting(accepting);
             self.shared.set_closing(!accepting);
             self.report_draining &= !accepting;
+            self.report_paused = false;
         }
         self.hand_off(&effects.handoff);
         match effects.listeners {
@@ -29,6 +30,10 @@ impl EventLoop {
             Change::PauseAllBut(keep) => self.listeners.pause(&self.epoll, |id| !keep.contains(&id)),
             Change::Close(which) => self.close_listeners(|id| which.contains(&id)),
             Change::CloseAll => self.close_listeners(|_| true),
+            Change::ResumeAndCloseAll => {
+                self.listeners.resume(&self.epoll);
+                self.close_listeners(|_| true);
+            }
         }
         match effects.keepalive {
             Keepalive::Unchanged => {}
@@ -53,6 +58,7 @@ impl EventLoop {
             Report::Serving => self.reports.serving(),
             Report::Draining => self.reports.draining(),
             Report::DrainingOnceQuiet => self.report_draining = true,
+            Report::PausedOnceQuiet => self.report_paused = true,
         }
     }
 
@@ -69,7 +75,15 @@ impl EventLoop {
                 if self.handoff.exists() {
                     self.shared.set_closing(false);
                     self.begin_giving(keep);
+                } else {
+                    // It may have been held back.
+                    self.end_giving();
                 }
+            }
+            Handoff::HoldBack => {
+                self.handoff.receive(false);
+                self.shared.set_closing(false);
+                self.begin_giving(&[]);
             }
         }
         self.watch_queue_of_others();
@@ -110,6 +124,10 @@ impl EventLoop {
         if self.report_draining && self.listeners.are_quiet() {
             self.report_draining = false;
             self.reports.draining();
+        }
+        if self.report_paused && self.table.nothing_under_way() {
+            self.report_paused = false;
+            self.reports.paused();
         }
         let load = self.load();
         let mut view = View {

@@ -62,6 +62,8 @@ pub struct EventLoop {
     mode: Mode,
     /// `Reports::draining` is due when all listeners are quiet.
     report_draining: bool,
+    /// `Reports::paused` is due when no request is under way.
+    report_paused: bool,
     /// As configured, or shorter once the service stops.
     keepalive: Duration,
     /// The whole service stops.
@@ -122,6 +124,7 @@ impl EventLoop {
             report_draining: false,
             keepalive: shared.rules.settings.idle_timeout(),
             stopping: false,
+            report_paused: false,
             now,
             phase: TurnPhase::Idle,
             ready: VecDeque::with_capacity(connections),

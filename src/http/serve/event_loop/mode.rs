@@ -10,6 +10,7 @@ pub enum Command {
     CloseListeners(Vec<u32>),
     Stop { idle: Duration },
     Retire,
+    Pause,
 }
 
 /// What the process was told last.
@@ -22,6 +23,9 @@ pub enum Mode {
     Draining,
     /// As `Draining`, and requests that have not begun go to another worker or get 503.
     Retiring,
+    /// Told to pause: what was begun is finished, and nothing is begun until it is told to serve again. Connections lie in
+    /// the handoff queue, or wait here for room in it. It does not end.
+    Held,
 }
 
 /// What becomes of listeners.
@@ -33,6 +37,8 @@ pub enum Change {
     /// Emptied first, where this process was accepting from them.
     Close(Vec<u32>),
     CloseAll,
+    /// Nobody was accepting from them, and whoever waits there is answered first.
+    ResumeAndCloseAll,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -42,6 +48,8 @@ pub enum Report {
     Draining,
     /// `Draining`, when nothing will be accepted any more.
     DrainingOnceQuiet,
+    /// `Paused`, when no request is under way any more.
+    PausedOnceQuiet,
 }
 
 /// How long idle connections stay.
@@ -61,6 +69,8 @@ pub enum Handoff {
     Receive,
     /// They go to others, except those from these listeners, which no other worker has.
     GiveAllBut(Vec<u32>),
+    /// They go to the queue, and what does not go is held here, unread: nobody takes anything from the queue meanwhile.
+    HoldBack,
     /// The service ends: they stay, and those that lie in the queue are taken too.
     Empty,
     /// They stay.
@@ -109,11 +119,15 @@ impl Mode {
                 (self, Effects { accepting: None, ..effects })
             }
             Command::Stop { idle } => {
-                let effects = ends(Change::CloseAll, Report::DrainingOnceQuiet);
+                let listeners = match self {
+                    Mode::Held => Change::ResumeAndCloseAll,
+                    Mode::Paused | Mode::Serving | Mode::Draining | Mode::Retiring => Change::CloseAll,
+                };
+                let effects = ends(listeners, Report::DrainingOnceQuiet);
                 // A worker that never served leaves all to the others.
                 let handoff = match self {
                     Mode::Paused => Handoff::Nothing,
-                    Mode::Serving | Mode::Draining | Mode::Retiring => Handoff::Empty,
+                    Mode::Serving | Mode::Draining | Mode::Retiring | Mode::Held => Handoff::Empty,
                 };
                 (self.drained(), Effects { keepalive: Keepalive::AtMost(idle), handoff, ..effects })
             }
@@ -121,6 +135,18 @@ impl Mode {
                 let effects = ends(Change::PauseAllBut(Vec::new()), Report::Draining);
                 (Mode::Retiring, Effects { recall: true, handoff: Handoff::GiveAllBut(Vec::new()), ..effects })
             }
+            Command::Pause => match self {
+                // Also whoever was told to drain, where the successor has failed.
+                Mode::Paused | Mode::Serving | Mode::Draining | Mode::Held => {
+                    let effects = ends(Change::PauseAllBut(Vec::new()), Report::PausedOnceQuiet);
+                    (Mode::Held, Effects { handoff: Handoff::HoldBack, ..effects })
+                }
+                // It will be killed, and begins nothing anyway.
+                Mode::Retiring => {
+                    let nothing = ends(Change::Close(Vec::new()), Report::Nothing);
+                    (self, Effects { accepting: None, ..nothing })
+                }
+            },
         }
     }
 
@@ -128,7 +154,7 @@ impl Mode {
     fn drained(self) -> Mode {
         match self {
             Mode::Retiring => Mode::Retiring,
-            Mode::Paused | Mode::Serving | Mode::Draining => Mode::Draining,
+            Mode::Paused | Mode::Serving | Mode::Draining | Mode::Held => Mode::Draining,
         }
     }
 
@@ -136,7 +162,7 @@ impl Mode {
     pub fn is_ending(self) -> bool {
         match self {
             Mode::Draining | Mode::Retiring => true,
-            Mode::Paused | Mode::Serving => false,
+            Mode::Paused | Mode::Serving | Mode::Held => false,
         }
     }
 }
@@ -173,10 +199,26 @@ mod tests {
         assert_eq!(Mode::Paused.obey(Command::Stop { idle }).1.handoff, Handoff::Nothing);
     }
 
+    #[test]
+    fn a_paused_process_serves_again_or_ends_and_one_that_ends_is_not_paused() {
+        let (mode, effects) = Mode::Serving.obey(Command::Pause);
+        assert_eq!((mode, effects.accepting, effects.report), (Mode::Held, Some(false), Report::PausedOnceQuiet));
+        assert_eq!((effects.handoff, effects.recall, mode.is_ending()), (Handoff::HoldBack, false, false));
+        assert_eq!(mode.obey(Command::Pause).0, Mode::Held);
+        assert_eq!(mode.obey(Command::Serve).0, Mode::Serving);
+        assert_eq!(mode.obey(Command::Drain { keep: Vec::new() }).0, Mode::Draining);
+        let (_, stops) = mode.obey(Command::Stop { idle: Duration::ZERO });
+        assert_eq!((stops.listeners, stops.handoff), (Change::ResumeAndCloseAll, Handoff::Empty));
+        assert_eq!(mode.obey(Command::Retire).0, Mode::Retiring);
+        assert_eq!(Mode::Draining.obey(Command::Pause).0, Mode::Held);
+        let (mode, effects) = Mode::Retiring.obey(Command::Pause);
+        assert_eq!((mode, effects.accepting, effects.report), (Mode::Retiring, None, Report::Nothing));
+    }
+
     /// A listener that is given up says nothing about the others.
     #[test]
     fn closing_listeners_changes_no_mode() {
-        for mode in [Mode::Paused, Mode::Serving, Mode::Draining, Mode::Retiring] {
+        for mode in [Mode::Paused, Mode::Serving, Mode::Draining, Mode::Retiring, Mode::Held] {
             let (after, effects) = mode.obey(Command::CloseListeners(vec![3]));
             assert_eq!((after, effects.accepting, effects.report), (mode, None, Report::Nothing));
             assert_eq!((effects.listeners, effects.keepalive), (Change::Close(vec![3]), Keepalive::Unchanged));

@@ -116,6 +116,16 @@ impl Table {
         slot.is_some_and(|slot| matches!(slot.state, SlotState::Dispatched))
     }
 
+    /// No request has been begun that the application has not answered. What waits for a client that takes its answer
+    /// slowly is no matter of the application's any more.
+    pub fn nothing_under_way(&self) -> bool {
+        self.slots.iter().all(|slot| match &slot.state {
+            SlotState::Free(_) | SlotState::Flushing(_) | SlotState::Leaving(_) | SlotState::Lingering(..) => true,
+            // While connections are held back only those of them wait here that are in the middle of a request.
+            SlotState::Waiting(_) | SlotState::Dispatched => false,
+        })
+    }
+
     /// Whether an event of this connection may mean many bytes or a disk.
     pub fn is_heavy(&self, token: Token) -> bool {
         let slot = self.slots.get(token.index as usize).filter(|slot| slot.token == token);

@@ -70,6 +70,74 @@ fn serving_again_after_a_drain() {
 }
 
 #[test]
+fn a_paused_worker_finishes_what_was_begun_and_begins_nothing_until_it_serves_again() {
+    let fixture = Fixture::new(settings(), app);
+    let mut idle = fixture.client();
+    assert_eq!(idle.get("/hello").text(), "hello");
+    let mut half = fixture.client();
+    half.send("GET /hello HTTP/1.1\r\nHo");
+    let mut uploads = fixture.client();
+    uploads.send("POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\na");
+    let mut running = fixture.client();
+    running.send("GET /gate HTTP/1.1\r\nHost: h\r\n\r\nGET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
+    fixture.expect(&Told::Connections(4));
+    fixture.expect_app("at the gate");
+
+    fixture.handle.pause();
+    fixture.expect(&Told::Accepting(false));
+    idle.send("GET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
+    half.send("st: h\r\n\r\n");
+    let mut late = fixture.client();
+    late.send("GET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
+    fixture.gate.open();
+    let answer = running.answer();
+    assert_eq!((answer.text(), answer.closes()), ("passed", false));
+    assert_eq!(uploads.send("bc").answer().text(), "abc");
+    fixture.expect(&Told::Paused);
+    // The second request of `running` was read already: nobody begins it.
+    for client in [&mut idle, &mut half, &mut late, &mut running] {
+        client.expect_silence();
+    }
+
+    fixture.handle.serve();
+    fixture.expect(&Told::Serving);
+    for client in [&mut idle, &mut half, &mut late, &mut running] {
+        let answer = client.answer();
+        assert_eq!((answer.text(), answer.closes()), ("hello", false));
+    }
+    assert_eq!(uploads.get("/hello").text(), "hello");
+    fixture.stop();
+}
+
+#[test]
+fn a_paused_worker_drains_and_stops_as_any_other() {
+    for stops in [false, true] {
+        let fixture = Fixture::new(settings(), app);
+        let mut idle = fixture.client();
+        assert_eq!(idle.get("/hello").text(), "hello");
+        fixture.handle.pause();
+        fixture.expect(&Told::Paused);
+        idle.send("GET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
+        let mut late = fixture.client();
+        late.send("GET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
+        match stops {
+            true => fixture.handle.stop(PATIENCE),
+            false => fixture.handle.drain(vec![]),
+        }
+        fixture.expect(&Told::Draining);
+        let answer = idle.answer();
+        assert_eq!((answer.text(), answer.closes()), ("hello", true), "{stops}");
+        idle.expect_closed();
+        if stops {
+            // Nobody else would.
+            assert_eq!(late.answer().text(), "hello");
+        }
+        drop((idle, late));
+        fixture.join();
+    }
+}
+
+#[test]
 fn kept_listeners_are_emptied_when_they_are_closed() {
     let bind = || {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");

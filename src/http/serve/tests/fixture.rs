@@ -47,6 +47,9 @@ pub fn settings() -> Settings {
 pub enum Told {
     Serving,
     Draining,
+    Paused,
+    /// Whether connections are taken from now on.
+    Accepting(bool),
     Connections(usize),
     Accepted,
     /// What the handler of the test has to say.
@@ -71,6 +74,9 @@ impl Teller {
 }
 
 impl Metrics for Teller {
+    fn accepting(&self, accepting: bool) {
+        self.tell(Told::Accepting(accepting));
+    }
     fn heartbeat(&self) {}
     fn accepted(&self) {
         self.tell(Told::Accepted);
@@ -98,6 +104,10 @@ impl Reports for Teller {
     }
     fn draining(&self) {
         self.tell(Told::Draining);
+    }
+
+    fn paused(&self) {
+        self.tell(Told::Paused);
     }
 }
 
@@ -424,6 +434,14 @@ impl Client {
     pub fn expect_closed(&mut self) {
         let rest = self.rest();
         assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest));
+    }
+
+    /// Nothing comes, at least for a while in which a server would have answered often.
+    pub fn expect_silence(&mut self) {
+        self.stream.set_read_timeout(Some(Duration::from_millis(100))).expect("timeout");
+        let read = self.stream.read(&mut [0; 1]);
+        assert!(self.buffer.is_empty() && read.is_err(), "{read:?}");
+        self.stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
     }
 
     pub fn half_close(&mut self) {

@@ -35,6 +35,8 @@ impl World {
                 | Outcome::Scaled { .. }
                 | Outcome::Recycled { .. }
                 | Outcome::Dumped(_)
+                | Outcome::Paused
+                | Outcome::Resumed
                 | Outcome::Asked
                 | Outcome::Stopping
                 | Outcome::Refused(_) => unreachable!("filtered"),

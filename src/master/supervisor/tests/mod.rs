@@ -4,6 +4,7 @@
 mod asks;
 mod healing;
 mod leftovers;
+mod pause;
 mod random;
 mod rolling;
 mod stopping;
@@ -52,11 +53,26 @@ enum Behaviour {
     ServesMutely,
     /// Told to serve they die.
     DiesServing,
+    /// They answer requests that never end: told to pause they say nothing.
+    Streams,
+}
+
+/// How the command of a paused reload behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CommandBehaviour {
+    EndsWell,
+    Fails,
+    /// Until it is told to end.
+    Hangs,
+    /// Until it is killed.
+    IgnoresTerm,
+    CannotStart,
 }
 
 enum Happening {
     Template(GenerationId, TemplateEvent),
     Worker(WorkerId, WorkerEvent),
+    Command(Exit),
 }
 
 struct World {
@@ -90,6 +106,12 @@ struct World {
     most_processes: usize,
     /// SIGKILL ends nobody.
     nobody_dies: bool,
+    command: CommandBehaviour,
+    /// The command that runs, and those that have run.
+    commanding: Option<GenerationId>,
+    commanded: Vec<GenerationId>,
+    /// The release does not answer the probe after the command.
+    probe_fails: bool,
     /// The configuration was asked for, by whom.
     configure: VecDeque<Option<AskId>>,
     /// Closed by a commit, an abandonment, or all at the end.
@@ -114,6 +136,7 @@ pub fn plan(workers: u32) -> Plan {
         max_requests: 0,
         max_requests_jitter: 0,
         max_lifetime: None,
+        pause: None,
     }
 }
 
@@ -143,6 +166,10 @@ impl World {
             drained: BTreeSet::new(),
             most_processes: 0,
             nobody_dies: false,
+            command: CommandBehaviour::EndsWell,
+            commanding: None,
+            commanded: Vec::new(),
+            probe_fails: false,
             configure: VecDeque::new(),
             closed: Vec::new(),
             pings_are_lost: false,
@@ -192,7 +219,9 @@ impl World {
             }
             for worker in &generation.workers {
                 let bounded = match worker.state {
-                    WorkerState::Serving { .. } => true,
+                    // As long as the pause lasts, which is an operator's or has its own deadline.
+                    WorkerState::Serving { .. } | WorkerState::Pausing { .. } | WorkerState::Paused { .. } => true,
+                    WorkerState::Ready if self.supervisor.is_held() => true,
                     // Its turn comes with its generation's step, or its successor's.
                     WorkerState::Ready => rolling || self.supervisor.exchanging().is_some() || !running,
                     WorkerState::Starting { .. }
@@ -222,7 +251,8 @@ impl World {
                 return Some(format!("template {id} {}", generation.template.word()));
             }
             let wanted = self.supervisor.wanted_of(generation) as usize;
-            if running && generation.state == State::Serving && generation.serving() < wanted {
+            let paused = self.supervisor.is_held();
+            if running && !paused && generation.state == State::Serving && generation.serving() < wanted {
                 // Its own deadlines, or those of the exchange that takes its places.
                 if generation.deadline().is_none() && self.supervisor.exchanging().is_none() {
                     return Some(format!("the lack of workers of {id}"));
@@ -276,6 +306,7 @@ impl World {
             Some(Happening::Template(generation, event)) if self.templates.contains(&generation) => {
                 self.template_event(generation, event)
             }
+            Some(Happening::Command(exit)) if self.commanding.is_some() => self.command_ended(exit),
             // It died meanwhile.
             Some(_) => {}
             None => return !self.todo.is_empty(),
@@ -286,6 +317,8 @@ impl World {
     fn carry_out_all(&mut self) {
         while let Some(action) = self.todo.pop_front() {
             self.carry_out(action);
+            let served = self.commanding.is_some() && !self.accepting.is_empty();
+            assert!(!served, "{:?} serve while the command runs: {:#?}", self.accepting, self.log);
             self.fewest_accepting = self.fewest_accepting.min(self.accepting.len());
             let present = self.supervisor.generations().iter().map(Generation::present).sum();
             self.most_present = self.most_present.max(present);
@@ -341,7 +374,8 @@ impl World {
                     | Behaviour::ThreadRunsOn
                     | Behaviour::DrainsMutely
                     | Behaviour::ServesMutely
-                    | Behaviour::DiesServing => TemplateEvent::Loaded,
+                    | Behaviour::DiesServing
+                    | Behaviour::Streams => TemplateEvent::Loaded,
                 };
                 let exits = matches!(event, TemplateEvent::Failed(_));
                 self.soon_template(generation, event);
@@ -385,6 +419,7 @@ impl World {
                     | Behaviour::DrainsMutely
                     | Behaviour::ServesMutely
                     | Behaviour::DiesServing
+                    | Behaviour::Streams
                     | Behaviour::TemplateHangs
                     | Behaviour::TemplateFails
                     | Behaviour::TemplateDies => self.soon(worker, WorkerEvent::Ready(self.boot)),
@@ -407,6 +442,7 @@ impl World {
                         | Behaviour::OnlyCandidateBoots
                         | Behaviour::DrainsForEver
                         | Behaviour::ThreadRunsOn
+                        | Behaviour::Streams
                         | Behaviour::DrainsMutely => {
                             self.accepting.insert(worker);
                             self.soon(worker, WorkerEvent::Serving);
@@ -419,7 +455,7 @@ impl World {
                 if let Some(generation) = self.alive.get(&worker).copied() {
                     match behaviour(self, generation) {
                         Behaviour::DrainsMutely => {}
-                        Behaviour::DrainsForEver => self.soon(worker, WorkerEvent::Draining),
+                        Behaviour::DrainsForEver | Behaviour::Streams => self.soon(worker, WorkerEvent::Draining),
                         Behaviour::ThreadRunsOn => {
                             self.soon(worker, WorkerEvent::Draining);
                             self.drained.insert(worker);
@@ -441,6 +477,40 @@ impl World {
                             self.soon(worker, WorkerEvent::Exited(Exit::Code(0)));
                         }
                     }
+                }
+            }
+            Action::Pause { worker } => {
+                self.accepting.remove(&worker);
+                if let Some(generation) = self.alive.get(&worker).filter(|_| !self.drained.contains(&worker)) {
+                    if !matches!(behaviour(self, *generation), Behaviour::Streams | Behaviour::ServesMutely) {
+                        self.soon(worker, WorkerEvent::Paused);
+                    }
+                }
+            }
+            Action::Probe { worker } => {
+                let failure = self.probe_fails.then(|| refusal("probe GET / answered 500"));
+                self.soon(worker, WorkerEvent::Probed(failure));
+            }
+            Action::NameRunning { workers } => {
+                self.event(Event::StillRunning { text: format!("{} workers run requests", workers.len()) });
+            }
+            Action::RunCommand { generation } => {
+                self.commanding = Some(generation);
+                self.commanded.push(generation);
+                match self.command {
+                    CommandBehaviour::EndsWell => self.happenings.push_back(Happening::Command(Exit::Code(0))),
+                    CommandBehaviour::Fails => self.happenings.push_back(Happening::Command(Exit::Code(3))),
+                    CommandBehaviour::Hangs | CommandBehaviour::IgnoresTerm => {}
+                    CommandBehaviour::CannotStart => {
+                        let never = Exit::NeverBorn(refusal("the command could not be run"));
+                        self.command_ended(never);
+                    }
+                }
+            }
+            Action::EndCommand { kill, .. } => {
+                assert!(self.commanding.is_some(), "a command that has ended was signalled");
+                if (kill && !self.nobody_dies) || self.command == CommandBehaviour::Hangs {
+                    self.happenings.push_back(Happening::Command(Exit::Signal { number: 15, core: false }));
                 }
             }
             Action::Retire { worker } => {
@@ -495,6 +565,11 @@ impl World {
             | Action::DumpTemplate { .. }
             | Action::SignalStacks { .. } => {}
         }
+    }
+
+    fn command_ended(&mut self, exit: Exit) {
+        let Some(generation) = self.commanding.take() else { return };
+        self.event(Event::CommandEnded { generation, exit, output: "its output".to_owned() });
     }
 
     fn fail(&mut self, worker: WorkerId) {

@@ -1,5 +1,6 @@
 //! Random events at random moments.
 
+use super::super::pause::PausePlan;
 use super::*;
 
 /// Random events at random moments: whatever comes, the invariants hold, no deadline is overlooked, and in the end
@@ -15,9 +16,15 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
             let workers = 1 + dice.roll(4) as u32;
             let max_processes = (dice.roll(4) == 0).then(|| workers + 1 + dice.roll(4) as u32);
             let listeners = vec![ListenerId(1), ListenerId(2 + dice.roll(3) as u32)];
-            Plan { surge, unavailable, max_processes, listeners, ..plan(workers) }
+            let surge_of = |pause: &Option<PausePlan>| if pause.is_some() { Surge::Auto } else { surge };
+            let pause = (dice.roll(4) == 0).then(|| PausePlan {
+                timeout: Duration::from_secs(5 + dice.roll(30) as u64),
+                has_command: dice.roll(4) > 0,
+                has_probe: dice.roll(2) == 0,
+            });
+            Plan { surge: surge_of(&pause), pause, unavailable, max_processes, listeners, ..plan(workers) }
         };
-        let mut world = World::serving(any_plan(&mut dice));
+        let mut world = World::serving(Plan { pause: None, ..any_plan(&mut dice) });
         let mut asked = 0;
         for _ in 0..60 {
             world.carry_out_all();
@@ -40,7 +47,20 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                 Behaviour::DrainsMutely,
                 Behaviour::ServesMutely,
                 Behaviour::DiesServing,
+                Behaviour::Streams,
             ];
+            let commands = [
+                CommandBehaviour::EndsWell,
+                CommandBehaviour::EndsWell,
+                CommandBehaviour::Fails,
+                CommandBehaviour::Hangs,
+                CommandBehaviour::IgnoresTerm,
+                CommandBehaviour::CannotStart,
+            ];
+            if world.commanding.is_none() {
+                world.command = commands[dice.roll(commands.len())];
+            }
+            world.probe_fails = dice.roll(4) == 0;
             let someone = world.alive.keys().nth(dice.roll(world.alive.len().max(1))).copied();
             let template = world.templates.iter().nth(dice.roll(world.templates.len().max(1))).copied();
             match (dice.roll(14), someone, template) {
@@ -72,8 +92,10 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                         Ask::ScaleTo { workers: dice.roll(4) as u32, wait: true },
                         Ask::Recycle { slot: SlotIndex(dice.roll(4) as u32), wait: true },
                         Ask::Dump { slot: None },
+                        Ask::Pause { timeout: Duration::from_secs(dice.roll(20) as u64) },
+                        Ask::Resume,
                     ];
-                    world.event(Event::Ask { asker: Some(AskId(asked)), ask: asks[dice.roll(7)] });
+                    world.event(Event::Ask { asker: Some(AskId(asked)), ask: asks[dice.roll(asks.len())].clone() });
                 }
                 (11, Some(worker), _) => {
                     world.worker_event(worker, WorkerEvent::Drained { threads: Vec::new() });
@@ -102,7 +124,9 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
         for behaviour in world.behaviour.values_mut() {
             *behaviour = Behaviour::Healthy;
         }
-        let last = Plan { max_processes: None, ..any_plan(&mut dice) };
+        (world.command, world.probe_fails) = (CommandBehaviour::EndsWell, false);
+        let last = Plan { max_processes: None, pause: None, ..any_plan(&mut dice) };
+        world.ask(Ask::Resume);
         world.ask(Ask::Scale { by: 1, wait: false });
         world.reload(last, Behaviour::Healthy);
         world.pass(MINUTE * 60);

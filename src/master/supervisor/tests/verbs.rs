@@ -1,5 +1,6 @@
 //! Every verb in every state of the master: each ask has exactly one answer, and a true one.
 
+use super::super::pause::PausePlan;
 use super::*;
 
 /// What a verb is answered.
@@ -17,7 +18,7 @@ use Hears::{Done, No, Waits};
 
 const ASKER: AskId = AskId(77);
 
-fn verbs() -> [Ask; 8] {
+fn verbs() -> [Ask; 10] {
     [
         Ask::Ready,
         Ask::Scale { by: 1, wait: false },
@@ -27,6 +28,8 @@ fn verbs() -> [Ask; 8] {
         Ask::Dump { slot: None },
         Ask::Stop,
         Ask::StopNow,
+        Ask::Pause { timeout: MINUTE },
+        Ask::Resume,
     ]
 }
 
@@ -64,6 +67,14 @@ fn states() -> Vec<(&'static str, World)> {
     stopping.behaviour.insert(GenerationId(1), Behaviour::DrainsForEver);
     stopping.ask(Ask::Stop);
     stopping.run();
+    let mut paused = World::serving(plan(2));
+    paused.ask(Ask::Pause { timeout: MINUTE });
+    paused.run();
+    let mut commanding = World::serving(plan(2));
+    commanding.command = CommandBehaviour::Hangs;
+    let pause = PausePlan { timeout: MINUTE, has_command: true, has_probe: false };
+    commanding.reload(Plan { surge: Surge::Auto, pause: Some(pause), ..plan(2) }, Behaviour::Healthy);
+    commanding.run();
     vec![
         ("proving at the start", proving_first),
         ("serving", World::serving(plan(2))),
@@ -74,24 +85,29 @@ fn states() -> Vec<(&'static str, World)> {
         ("no worker alive", dead),
         ("delaying", delaying),
         ("stopping", stopping),
+        ("paused", paused),
+        ("command runs", commanding),
     ]
 }
 
 #[test]
 fn every_verb_in_every_state_is_answered_once_and_truly() {
-    // Ready, scale, scale and wait, scale 0, recycle, dump, stop, stop --now.
+    // Ready, scale, scale and wait, scale 0, recycle, dump, stop, stop --now, pause, resume.
     let table = [
-        ("proving at the start", [Waits, No, No, No, No, Done, Done, Done]),
-        ("serving", [Done, Done, Done, Done, Done, Done, Done, Done]),
+        ("proving at the start", [Waits, No, No, No, No, Done, Done, Done, No, No]),
+        ("serving", [Done, Done, Done, Done, Done, Done, Done, Done, Done, Done]),
         // What is waited for comes with the end of the reload.
-        ("proving", [Done, Done, Waits, Waits, Done, Done, Done, Done]),
+        ("proving", [Done, Done, Waits, Waits, Done, Done, Done, Done, Done, Done]),
         // Its old workers have been told to drain.
-        ("rolling", [Done, Done, Waits, Waits, No, Done, Done, Done]),
-        ("draining", [Done, Done, Done, Done, Done, Done, Done, Done]),
-        ("off", [Waits, Done, Done, Done, No, No, Done, Done]),
-        ("no worker alive", [Waits, Done, Waits, Done, No, No, Done, Done]),
-        ("delaying", [No, Done, Done, Waits, Waits, Done, Done, Done]),
-        ("stopping", [No, No, No, No, No, Done, Done, Done]),
+        ("rolling", [Done, Done, Waits, Waits, No, Done, Done, Done, Waits, Done]),
+        ("draining", [Done, Done, Done, Done, Done, Done, Done, Done, Waits, Done]),
+        ("off", [Waits, Done, Done, Done, No, No, Done, Done, Done, Done]),
+        ("no worker alive", [Waits, Done, Waits, Done, No, No, Done, Done, Done, Done]),
+        ("delaying", [No, Done, Done, Waits, Waits, Done, Done, Done, No, No]),
+        ("stopping", [No, No, No, No, No, Done, Done, Done, No, No]),
+        ("paused", [Waits, Done, Done, Done, No, Done, Done, Done, Done, Done]),
+        // The reload resumes when it has ended.
+        ("command runs", [Waits, Done, Waits, Waits, No, Done, Done, Done, Done, Waits]),
     ];
     let names: Vec<&str> = states().into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, table.map(|(name, _)| name));
@@ -99,7 +115,7 @@ fn every_verb_in_every_state_is_answered_once_and_truly() {
         for (verb, expected) in verbs().into_iter().zip(row) {
             let (_, mut world) = states().swap_remove(at);
             let before = world.answers.len();
-            world.event(Event::Ask { asker: Some(ASKER), ask: verb });
+            world.event(Event::Ask { asker: Some(ASKER), ask: verb.clone() });
             world.run();
             let answers: Vec<Outcome> = world.answers[before..]
                 .iter()

@@ -8,6 +8,7 @@ use crate::serve::base::address::Local;
 use crate::serve::base::handoff::{Given, Luggage};
 use crate::serve::base::observers::{Giving, HandoffRefusal};
 use crate::serve::conn::request::Request;
+use crate::serve::event_loop::mode::Mode;
 use crate::serve::event_loop::table::SlotState;
 use crate::serve::event_loop::EventLoop;
 
@@ -242,6 +243,10 @@ impl EventLoop {
         self.handoff.receives = false;
         self.handoff.watch(&self.epoll, true);
         self.handoff.queue = None;
+        // What is held back stays so, unread.
+        if self.mode == Mode::Held {
+            return;
+        }
         let gave = self.handoff.gives;
         self.end_giving();
         if gave {
