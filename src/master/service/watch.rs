@@ -1,5 +1,6 @@
 //! Looking at the scoreboard: which requests run beyond their limit, which workers give no sign of life. A worker
-//! may be hostile, so every value is checked; at worst a worker escapes its own limit, or is replaced for nothing.
+//! may be hostile, so every value is checked; at worst a worker escapes its own limit, or has its siblings replaced, whom
+//! it could as well kill: all of them are one user's.
 
 use std::time::Duration;
 
