@@ -35,7 +35,7 @@ use master::Master;
 use pidfile::PidFile;
 use signals::Signals;
 use verbs::command_line::Command;
-use verbs::{act, check, client, command_line, convert, events, help, init, list, show, status};
+use verbs::{act, check, client, command_line, convert, events, help, history, init, list, show, status};
 
 fn main() {
     let context = ProcessContext::gather();
@@ -58,6 +58,8 @@ fn main() {
         Command::ReloadPaused { client, force, command, timeout } => {
             client::reload_paused(&client, &context, force, command, timeout)
         }
+        Command::History { client, json, all } => history::history(&client, &context, json, all),
+        Command::Report { client, generation, json } => history::report(&client, &context, generation, json),
         Command::Pause { client, timeout } => act::pause(&client, &context, timeout),
         Command::Resume { client, timeout } => act::resume(&client, &context, timeout),
         Command::WaitDown { client, timeout } => act::wait_down(&client, &context, timeout),

@@ -13,7 +13,7 @@ use crate::config::settings::{Bind, ControlSocket};
 use crate::config::{Loaded, Source as ConfigSource};
 use crate::doors::control::{ClientId, Waiting};
 use crate::doors::metrics;
-use crate::doors::protocol::{Dumped, Proving, Recycled, Refused, Reply, Request, Scaled, Stacks, Stopping};
+use crate::doors::protocol::{Dumped, History, Proving, Recycled, Refused, Reply, Request, Scaled, Stacks, Stopping};
 use crate::doors::status::{Answer, Page};
 use crate::doors::{Asked, Doors};
 use crate::facts::note::{Note, WorkerName};
@@ -75,7 +75,9 @@ impl Master {
     /// The first generation.
     pub fn start(&mut self, loaded: Loaded, access: Option<AccessLog>) -> Result<(), Refusal> {
         let began = self.shared.clock.now();
+        let history = loaded.settings.control.history.clone();
         let prepared = self.service.prepare(loaded, Opened { error: None, access }, &mut self.shared)?;
+        self.service.open_history(history, &mut self.shared);
         self.tell(Event::Configured { askers: Vec::new(), began, result: Ok(prepared) });
         Ok(())
     }
@@ -278,6 +280,10 @@ impl Master {
     fn on_request(&mut self, client: ClientId, request: Request) {
         if let (Some(what), Some(peer)) = (request.changes(), self.doors.peer(client)) {
             log::info!("asked by uid={} pid={}: {what}", peer.uid, peer.pid);
+            if request.deploys() {
+                let who = format!("uid={} pid={}: {what}", peer.uid, peer.pid);
+                self.service.history.note_asker(AskId(client.0), who);
+            }
         }
         match request {
             Request::Status => {
@@ -297,6 +303,10 @@ impl Master {
             }
             Request::Resume => self.ask(client, Ask::Resume),
             Request::Rollback { wait, to } => self.ask(client, Ask::Reload { deploy: Deploy::Back { to }, wait }),
+            Request::History => {
+                let entries = self.service.history();
+                self.answer(client, Reply::History(History { entries }));
+            }
             Request::WaitReady => self.ask(client, Ask::Ready),
             Request::Scale { by, wait } => self.ask(client, Ask::Scale { by, wait }),
             Request::ScaleTo { workers, wait } => self.ask(client, Ask::ScaleTo { workers, wait }),
@@ -352,6 +362,7 @@ impl Master {
     /// For the log, and for whoever counts.
     fn note(&mut self, note: &Note) {
         self.service.counted.note(note);
+        self.service.note_proved(note);
         log::log!(note.level(), "{note}");
         self.doors.tell(note, self.shared.clock.now());
     }
@@ -427,8 +438,12 @@ impl Master {
                 service.abandon_logs(generation, shared);
             }
             Action::CloseAllListeners => shared.listeners.close_all(),
-            Action::Forget { generation } => service.forget(generation, shared),
+            Action::Forget { generation } => {
+                service.remember_served(generation, shared);
+                service.forget(generation, shared);
+            }
             Action::Concluded(reload) => {
+                service.remember_deploy(&reload, shared);
                 service.concluded(reload);
                 self.tell_manager();
             }

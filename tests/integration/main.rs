@@ -42,6 +42,8 @@ mod healing;
 mod hostile;
 // Functions and commands at moments of the service's life.
 mod hooks;
+// What was deployed when, and how it went.
+mod history;
 // HTTP/1.1 to the letter, PROXY headers, large bodies.
 mod http;
 // What whoever starts the master leaves to it.

@@ -2,11 +2,13 @@
 //! on; the start, which has no loop yet, waits for it and for a signal to stop.
 
 pub mod gauges;
+mod history;
 mod pool;
 mod removals;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::GenerationId;
@@ -18,6 +20,7 @@ use crate::config::problem::Problems;
 use crate::config::process_context::ProcessContext;
 use crate::config::settings::{AccessTarget, LogTarget};
 use crate::config::{self, Loaded, Source};
+use crate::facts::history::Entry;
 use crate::files::Made;
 use crate::logs::{self, AccessLog, ErrorLog, Named, NotOpened, Opened};
 use crate::signals::Signals;
@@ -49,6 +52,13 @@ pub enum Chore {
     },
     /// What a reload that was refused has made.
     Remove(Vec<Made>),
+    /// What earlier masters remember of deploys.
+    ReadHistory(PathBuf),
+    /// Lines for them.
+    KeepHistory {
+        path: PathBuf,
+        lines: Vec<String>,
+    },
     /// Of a process that is gone.
     RemoveGauges {
         gauges: Gauges,
@@ -70,6 +80,8 @@ pub enum Done {
     Logs(Result<Opened, NotOpened>),
     Reopened(Reopened),
     Removed,
+    HistoryRead(Vec<Entry>),
+    HistoryKept(io::Result<()>),
 }
 
 pub struct Reopened {
@@ -94,6 +106,8 @@ impl Chores {
             Chore::OpenLogs { .. } => ("opening the logs", OPEN_WITHIN),
             Chore::ReopenLogs { .. } => ("opening the logs again", OPEN_WITHIN),
             Chore::Remove(_) => ("removing new logs", OPEN_WITHIN),
+            Chore::ReadHistory(_) => ("reading the history", OPEN_WITHIN),
+            Chore::KeepHistory { .. } => ("writing the history", OPEN_WITHIN),
             Chore::RemoveGauges { .. } => ("removing live gauges", OPEN_WITHIN),
         };
         let chore = match chore {
@@ -105,6 +119,8 @@ impl Chores {
             | Chore::FindAgain(_)
             | Chore::OpenLogs { .. }
             | Chore::ReopenLogs { .. }
+            | Chore::ReadHistory(_)
+            | Chore::KeepHistory { .. }
             | Chore::RemoveGauges { .. } => chore,
         };
         let removals = self.removals.clone();
@@ -153,6 +169,8 @@ impl Chore {
                 removals.carry_out();
                 Done::Removed
             }
+            Chore::ReadHistory(path) => Done::HistoryRead(history::read(&path)),
+            Chore::KeepHistory { path, lines } => Done::HistoryKept(history::keep(&path, &lines)),
             Chore::RemoveGauges { gauges, pid } => {
                 gauges.remove(Some(pid));
                 Done::Removed

@@ -36,13 +36,14 @@ impl Fixed {
     pub fn differences(&self, written: &Fixed) -> Vec<String> {
         // Where the control socket has its name from `name`, one sentence is enough.
         let renamed = self.name != written.name;
-        let control =
-            self.control != written.control && !(renamed && self.control.is_auto() && written.control.is_auto());
+        let both_auto = self.control.is_auto() && written.control.is_auto();
+        let control = self.control.socket != written.control.socket && !(renamed && both_auto);
         let changed = [
             ("name", renamed),
             ("[server] user, group", self.identity != written.identity),
             ("[server] pidfile", self.pidfile != written.pidfile),
             ("[control] socket", control),
+            ("[control] history", self.control.history != written.control.history),
             ("[status] bind", self.status != written.status),
         ];
         let sentence =

@@ -444,6 +444,11 @@ pub const KEYS: &[KeySpec] = &[
          file by name.")
         .gunicorn(&["control_socket"]).uwsgi(&["master-fifo"]),
 
+    row("control", "history", Kind::Own("path, \"auto\" or \"none\""), Text("auto"), Restart,
+        "The file in which deploys are remembered for `forkmaster history` and `report`, a JSON object a line. `\"auto\"`: \
+         history.jsonl in `$STATE_DIRECTORY` (systemd's StateDirectory=), and where there is none, memory only, up to \
+         the next restart. It has a bound of 1 MiB; a file that cannot be written is no error."),
+
     row("status", "bind", Kind::List("HOST:PORT, [v6]:PORT, unix:PATH, fd://N or systemd:NAME"), List(&[]), Restart,
         "Where the master answers `/livez` (its loop turns), `/readyz` (a worker serves, and it was not told to stop) and \
          `/metrics` (for Prometheus). Off by default. It answers whoever can reach it: keep it on a loopback or pod \

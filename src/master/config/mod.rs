@@ -32,6 +32,7 @@ mod read;
 pub mod reference;
 mod release;
 mod resolver;
+mod revision;
 pub mod schema;
 pub mod settings;
 pub mod starter;

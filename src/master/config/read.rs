@@ -503,7 +503,22 @@ impl Resolver<'_> {
                 ControlSocket::Path(path) => quoted_path(path),
             },
         );
-        Control { socket }
+        // systemd.exec(5): several are separated by colons.
+        let state =
+            self.context.environment.iter().find(|(name, _)| *name == "STATE_DIRECTORY").map(|(_, value)| value);
+        let state = state.and_then(|state| std::env::split_paths(state).next()).filter(|path| path.is_absolute());
+        let auto = state.map(|directory| directory.join("history.jsonl"));
+        let history = self.get_with(
+            "control",
+            "history",
+            |value| match string(value)? {
+                "auto" => Ok(auto.clone()),
+                "none" => Ok(None),
+                _path => path(value, &base).map(Some),
+            },
+            |history| history.as_ref().map_or_else(|| quoted("none"), |path| quoted_path(path)),
+        );
+        Control { socket, history }
     }
 }
 

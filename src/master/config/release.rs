@@ -17,6 +17,7 @@ use super::problem::Problem;
 use super::process_context::absolute;
 use super::read::LATER;
 use super::resolver::Resolver;
+use super::revision;
 use super::settings::{App, Identity, Interpreter};
 use super::values::{boolean, is_word, quoted_path, string, toml_key};
 use super::Origin;
@@ -93,6 +94,7 @@ impl Resolver<'_> {
         let interpreter =
             interpreter.unwrap_or(Interpreter { executable: PathBuf::new(), venv: None, chosen_by: "default" });
         App {
+            revision: revision::of(&release),
             application,
             script_name,
             release,

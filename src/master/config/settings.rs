@@ -35,6 +35,8 @@ pub struct App {
     pub release: PathBuf,
     /// As it was written, made absolute: often a symlink, which deploys change.
     pub release_named: PathBuf,
+    /// Which state of its source the release says it is.
+    pub revision: Option<String>,
     pub interpreter: Interpreter,
     pub preload: bool,
     /// Absolute.
@@ -202,6 +204,8 @@ pub struct Status {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Control {
     pub socket: ControlSocket,
+    /// Where deploys are remembered; None: in memory only.
+    pub history: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use forkmaster_wire::message::{GenerationId, SlotIndex};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::facts::history::Entry;
 use crate::facts::snapshot::{LastReload, Snapshot};
 
 /// In every request and answer. A request without it is of version 1.
@@ -48,6 +49,8 @@ pub enum Request {
         #[serde(default)]
         to: Option<GenerationId>,
     },
+    /// What is remembered of deploys, and what the generations do that serve or drain.
+    History,
     /// Answered when a worker serves.
     WaitReady,
     /// So many workers more or fewer; answered with how many are wanted, when they serve or at once.
@@ -89,13 +92,14 @@ fn yes() -> bool {
 }
 
 /// The words that `command` may be.
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "status",
     "reload",
     "reload_paused",
     "pause",
     "resume",
     "rollback",
+    "history",
     "wait_ready",
     "scale",
     "scale_to",
@@ -119,6 +123,7 @@ pub enum Reply {
     Scaled(Scaled),
     Recycled(Recycled),
     Dumped(Dumped),
+    History(History),
     Stopping(Stopping),
     Refused(Refused),
 }
@@ -154,6 +159,18 @@ pub struct Stacks {
     pub pid: Option<i32>,
     #[serde(default)]
     pub stacks: String,
+}
+
+/// Oldest first.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct History {
+    pub entries: Vec<Entry>,
+}
+
+/// As a reader of another version sees it: entries that it does not know are skipped.
+#[derive(Debug, Deserialize)]
+pub struct HistoryRead {
+    pub entries: Vec<serde_json::Value>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,7 +216,9 @@ impl Request {
     /// What it would change, in words for the log. None: it only looks.
     pub fn changes(&self) -> Option<String> {
         Some(match self {
-            Request::Status | Request::WaitReady | Request::Dump { .. } | Request::Events => return None,
+            Request::Status | Request::History | Request::WaitReady | Request::Dump { .. } | Request::Events => {
+                return None
+            }
             Request::Reload { force: false, .. } => "reload".to_owned(),
             Request::Reload { force: true, .. } => "reload --force".to_owned(),
             Request::ReloadPaused { argv, .. } => format!("reload --pause -- {}", argv.join(" ")),
@@ -214,6 +233,11 @@ impl Request {
             Request::Stop { now: false } => "stop".to_owned(),
             Request::Stop { now: true } => "stop --now".to_owned(),
         })
+    }
+
+    /// It asks for another generation.
+    pub fn deploys(&self) -> bool {
+        matches!(self, Request::Reload { .. } | Request::ReloadPaused { .. } | Request::Rollback { .. })
     }
 
     /// The line that asks, with its end.
@@ -243,6 +267,7 @@ impl Reply {
         match self {
             Reply::Status(_) | Reply::Proving(_) | Reply::Ready {} | Reply::Done {} => true,
             Reply::Scaled(_) | Reply::Recycled(_) | Reply::Dumped(_) | Reply::Stopping(_) => true,
+            Reply::History(_) => true,
             Reply::Reload(last) => last.ok,
             Reply::Refused(_) => false,
         }
@@ -293,6 +318,7 @@ mod tests {
             Request::Pause { timeout_ms: 30_000 },
             Request::Resume,
             Request::Rollback { wait: true, to: Some(GenerationId(41)) },
+            Request::History,
             Request::WaitReady,
             Request::Scale { by: -1, wait: false },
             Request::ScaleTo { workers: 0, wait: true },

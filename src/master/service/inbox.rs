@@ -8,7 +8,7 @@ use forkmaster_wire::WIRE_HASH;
 use mio::Token;
 
 use super::dumps::log_last_stacks;
-use super::{name, EventQueue, Service};
+use super::{history, name, EventQueue, Service};
 use crate::children::{Proof, Who};
 use crate::chores::gauges::Gauges;
 use crate::chores::Chore;
@@ -280,6 +280,7 @@ impl Service {
         if let Some(generation) = self.generations.get_mut(&worker.generation) {
             self.counted.fold(worker.generation, &generation.board, worker.cell);
             generation.free_cell_of(id);
+            history::fold(&mut generation.grown, worker.growth);
         }
     }
 

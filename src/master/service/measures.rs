@@ -22,6 +22,7 @@ pub struct Counted {
     gone: Totals,
     /// The same by generation, as long as it has processes.
     gone_of: BTreeMap<GenerationId, Totals>,
+    restarts_of: BTreeMap<GenerationId, BTreeMap<String, u64>>,
     /// The highest that was ever shown.
     shown: Totals,
     tally: Tally,
@@ -37,15 +38,37 @@ impl Counted {
 
     pub fn forget(&mut self, generation: GenerationId) {
         self.gone_of.remove(&generation);
+        self.restarts_of.remove(&generation);
+    }
+
+    /// Of its processes that are gone.
+    pub fn gone_of(&self, generation: GenerationId) -> Totals {
+        self.gone_of.get(&generation).copied().unwrap_or_default()
+    }
+
+    /// Its workers that were replaced, by the reason.
+    pub fn restarts_of(&self, generation: GenerationId) -> BTreeMap<String, u64> {
+        self.restarts_of.get(&generation).cloned().unwrap_or_default()
+    }
+
+    fn restart(&mut self, generation: GenerationId, why: &'static str) {
+        self.tally.restart(why);
+        *self.restarts_of.entry(generation).or_default().entry(why.to_owned()).or_default() += 1;
     }
 
     pub fn note(&mut self, note: &Note) {
         match note {
-            Note::Due { why, .. } => self.tally.restart(why),
-            Note::Worker { to: "terminating", .. } => self.tally.restart("timeout"),
-            Note::WorkerLeaves { .. } => self.tally.restart("leave"),
-            Note::WorkerGone { from: "opening" | "serving" | "exiting", expected: false, cause, .. } => {
-                self.tally.restart(if cause.starts_with("exit code") { "exit" } else { "signal" });
+            Note::Due { why, worker } => self.restart(worker.generation, why),
+            Note::Worker { to: "terminating", worker, .. } => self.restart(worker.generation, "timeout"),
+            Note::WorkerLeaves { worker, .. } => self.restart(worker.generation, "leave"),
+            Note::WorkerGone {
+                from: "opening" | "serving" | "pausing" | "paused" | "exiting",
+                expected: false,
+                cause,
+                worker,
+                ..
+            } => {
+                self.restart(worker.generation, if cause.starts_with("exit code") { "exit" } else { "signal" });
             }
             Note::BootFailed { .. } | Note::BootFailedAgain { .. } => self.tally.boots_failed += 1,
             _other => {}
@@ -126,7 +149,7 @@ impl Service {
     }
 }
 
-fn of_cell(board: &Scoreboard, cell: u32) -> Totals {
+pub fn of_cell(board: &Scoreboard, cell: u32) -> Totals {
     let cell = board.cell(cell);
     Totals {
         requests: cell.requests.load(Ordering::Relaxed),

@@ -8,6 +8,7 @@ pub mod deaths;
 pub mod dumps;
 mod earlier;
 pub mod heirs;
+pub mod history;
 pub mod hooks;
 pub mod inbox;
 mod made_logs;
@@ -41,6 +42,7 @@ use crate::facts::outcome::{End, Reload};
 use crate::supervisor::{Event, Supervisor};
 
 use earlier::Earlier;
+use history::History;
 use hooks::Hooks;
 use measures::Counted;
 use oom::OomKills;
@@ -68,6 +70,7 @@ pub struct Service {
     pub counted: Counted,
     /// The start.
     began: Instant,
+    pub history: History,
     preparing: Preparing,
     reopening: Reopening,
     hooks: Hooks,
@@ -96,6 +99,7 @@ impl Service {
             earlier: Earlier::default(),
             counted: Counted::default(),
             began: now,
+            history: History::default(),
             preparing: Preparing::default(),
             reopening: Reopening::default(),
             hooks: Hooks::default(),

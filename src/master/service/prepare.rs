@@ -60,9 +60,11 @@ impl Service {
         if in_place && !app.preload {
             log::info!("generation gen={generation} in place: code on disk is not pinned; preload = true pins it");
         }
+        let mut changes_shown = Vec::new();
         if let Some(before) = self.earlier.written() {
             let changes = config::change::diff(before, &loaded.effective);
-            let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+            changes_shown = changes.iter().map(ToString::to_string).collect::<Vec<String>>();
+            let changes = &changes_shown;
             if !changes.is_empty() {
                 log::info!("generation gen={generation} changes {}", changes.join("; "));
             }
@@ -82,6 +84,10 @@ impl Service {
         };
         (processes.error_log, processes.access) = (logs.error, logs.access);
         processes.back = self.preparing.back();
+        processes.changes = changes_shown;
+        if self.last_generation > 1 {
+            processes.asked = self.asked();
+        }
         if let Deploy::Paused { command, timeout, .. } = self.preparing.deploy() {
             (processes.pause_timeout, processes.pause_command) = (Some(*timeout), command.clone());
         }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use forkmaster_wire::message::GenerationId;
 
 use super::prepare::refusal;
-use super::Service;
+use super::{history, Service};
 use crate::chores::{Chore, ChoreId, Done, NotDone, Reading, Reopened};
 use crate::config::problem::Problems;
 use crate::config::settings::LogTarget;
@@ -173,6 +173,14 @@ impl Service {
             },
             Ok(Done::Logs(opened)) => self.on_logs(opened, shared),
             Ok(Done::Removed) => None,
+            Ok(Done::HistoryRead(entries)) => {
+                self.on_history_read(entries);
+                None
+            }
+            Ok(Done::HistoryKept(result)) => {
+                self.on_history_kept(id, history::kept(result), shared);
+                None
+            }
             Ok(Done::Reopened(reopened)) => {
                 self.on_reopened(reopened, shared);
                 self.end_reopening(shared);
@@ -187,6 +195,7 @@ impl Service {
             Err(NotDone(reason)) if self.preparing.chore == Some(id) => {
                 self.refuse(refusal(reason, ExitCode::InUse), shared)
             }
+            Err(NotDone(sentence)) if self.on_history_kept(id, Err(sentence.clone()), shared) => None,
             Err(NotDone(sentence)) => {
                 log::warn!("{sentence}");
                 None
@@ -233,6 +242,11 @@ impl Service {
         Some(self.end_round(began, result, shared))
     }
 
+    /// Who asked for what the present round makes, in words.
+    pub fn asked(&mut self) -> String {
+        self.history.take_askers(&self.preparing.askers)
+    }
+
     fn refuse(&mut self, refusal: Refusal, shared: &mut Shared) -> Option<Event> {
         match std::mem::take(&mut self.preparing.step) {
             Step::Idle => None,
@@ -249,6 +263,10 @@ impl Service {
         result: Result<(GenerationId, Plan), Refusal>,
         shared: &mut Shared,
     ) -> Event {
+        if result.is_err() {
+            let asked = self.asked();
+            self.history.note_refused(asked);
+        }
         let askers = std::mem::take(&mut self.preparing.askers);
         let held_back = std::mem::take(&mut self.preparing.held_back);
         self.give_back(held_back, shared);

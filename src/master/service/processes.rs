@@ -14,6 +14,7 @@ use mio::Token;
 use super::command::CommandProcess;
 use crate::config::settings::{Settings, Surge};
 use crate::config::Effective;
+use crate::facts::history::{Grown, Growth};
 use crate::facts::note::WorkerName;
 use crate::listeners::Access;
 use crate::logs::{AccessLog, ErrorLog};
@@ -35,6 +36,13 @@ pub struct GenerationProcesses {
     pub pause_timeout: Option<Duration>,
     pub pause_command: Vec<String>,
     pub command: Option<CommandProcess>,
+    /// Who asked for it, and what it changes, in words.
+    pub asked: String,
+    pub changes: Vec<String>,
+    /// From the ask until its candidate was ready.
+    pub proved_s: Option<f64>,
+    /// The memory of its workers that are gone.
+    pub grown: Grown,
     pub listeners: Vec<ListenerId>,
     pub template: Option<TemplateProcess>,
     /// The interpreter as the first template found itself; a restarted one must be the same.
@@ -73,6 +81,8 @@ pub struct WorkerProcess {
     pub stacks_logged: bool,
     /// SIGKILL was sent by the master, which has named the requests that it cut.
     pub killed: bool,
+    /// What was seen of its memory.
+    pub growth: Option<Growth>,
     pub listeners: Vec<ListenerId>,
 }
 
@@ -96,6 +106,10 @@ impl GenerationProcesses {
             pause_timeout: None,
             pause_command: Vec::new(),
             command: None,
+            asked: "start".to_owned(),
+            changes: Vec::new(),
+            proved_s: None,
+            grown: Grown::default(),
             listeners,
             template: None,
             interpreter: None,

@@ -123,6 +123,7 @@ impl Service {
             stacks_asked: false,
             stacks_logged: false,
             killed: false,
+            growth: None,
             listeners,
         };
         self.workers.insert(id, worker);

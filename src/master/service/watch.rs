@@ -35,6 +35,7 @@ impl Service {
         let look_for_rss = now >= self.rss_at;
         if look_for_rss {
             self.rss_at = now + RSS_EVERY;
+            self.look_at_growth();
         }
         let mut next = EVERY_MAX;
         for (id, worker) in &self.workers {

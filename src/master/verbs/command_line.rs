@@ -51,6 +51,8 @@ pub enum Command {
     Rollback { client: Client, to: Option<GenerationId>, waiting: Waiting },
     Pause { client: Client, timeout: Duration },
     Resume { client: Client, timeout: Option<Duration> },
+    History { client: Client, json: bool, all: bool },
+    Report { client: Client, generation: Option<GenerationId>, json: bool },
     WaitReady { client: Client, timeout: Option<Duration> },
     WaitDown { client: Client, timeout: Option<Duration> },
     Stop { client: Client, now: bool, waiting: Waiting },
@@ -168,6 +170,10 @@ pub fn parse(
         }
         Verb::Rollback { to, waiting } => {
             Ok(Command::Rollback { client: place.client()?, to: to.map(GenerationId), waiting: waiting.waiting() })
+        }
+        Verb::History { json, all } => Ok(Command::History { client: place.client()?, json, all }),
+        Verb::Report { generation, json } => {
+            Ok(Command::Report { client: place.client()?, generation: generation.map(GenerationId), json })
         }
         Verb::Pause { timeout } => Ok(Command::Pause { client: place.client()?, timeout: timeout.unwrap_or(PAUSE) }),
         Verb::Resume { timeout } => Ok(Command::Resume { client: place.client()?, timeout }),
@@ -345,6 +351,24 @@ enum Verb {
         to: Option<u32>,
         #[command(flatten)]
         waiting: WaitOptions,
+    },
+    /// Which deploys there were, who asked for them, and how they ended
+    History {
+        /// As JSON, an object a line, with what each generation did
+        #[arg(long)]
+        json: bool,
+        /// All that is remembered, and not only the latest
+        #[arg(long)]
+        all: bool,
+    },
+    /// What a generation did, beside the one before it: requests, errors, times, growth of memory
+    Report {
+        /// The generation [default: the one that serves]
+        #[arg(value_name = "GEN")]
+        generation: Option<u32>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Finish what runs and begin nothing, until `resume`: clients wait, and none is refused
     Pause {

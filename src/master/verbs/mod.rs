@@ -11,6 +11,7 @@ pub mod convert;
 pub mod events;
 pub mod find;
 pub mod help;
+pub mod history;
 pub mod init;
 pub mod list;
 pub mod output;

@@ -7,7 +7,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::config;
 
-const VERBS: [&str; 22] = [
+const VERBS: [&str; 24] = [
     "run",
     "check",
     "validate",
@@ -19,6 +19,8 @@ const VERBS: [&str; 22] = [
     "ps",
     "health",
     "reload",
+    "history",
+    "report",
     "pause",
     "resume",
     "wait",
@@ -33,7 +35,7 @@ const VERBS: [&str; 22] = [
 ];
 
 /// No module may be taken for one of them now, or the day they exist would change what a command does.
-const VERBS_TO_COME: [&str; 6] = ["ctl", "dev", "events", "history", "report", "upgrade"];
+const VERBS_TO_COME: [&str; 4] = ["ctl", "dev", "events", "upgrade"];
 
 /// Verbs of systemctl, supervisorctl, circusctl, docker and caddy, and what does that here.
 const VERBS_OF_OTHERS: [(&str, &str); 11] = [
