@@ -325,6 +325,24 @@ fn an_env_file_is_read_with_the_rights_of_its_directory() {
     site.set("app.env_file", "'precious'");
     master.reload();
     assert_eq!(get(&site, "/info").json()["environ"]["DB_PASSWORD"], "hunter2");
+    // A link may have come with the code that root has unpacked: it leads nowhere that the application may not go.
+    for (written, link) in [("linked.env", "linked.env"), ("conf/.env", "conf")] {
+        let link = site.path().join(link);
+        if written.contains('/') {
+            let secrets = site.path().join("secrets");
+            fs::create_dir(&secrets).expect("it is our directory");
+            fs::rename(&precious, secrets.join(".env")).expect("it is our file");
+            symlink(&secrets, &link).expect("it is our directory");
+        } else {
+            symlink(&precious, &link).expect("it is our directory");
+        }
+        site.set("app.env_file", &format!("'{written}'"));
+        let refused = master.cli(&["reload"]);
+        assert_eq!(refused.code, Some(1), "{refused}");
+        let why =
+            format!("Permission denied (with the rights of uid 65534, since {} is a symbolic link)", link.display());
+        assert!(refused.text().contains(&why), "{refused}");
+    }
 }
 
 #[test]

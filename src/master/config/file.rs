@@ -3,7 +3,7 @@
 //! `read`.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use toml::Spanned;
 use super::hints::{unknown_key, unknown_section};
 use super::keys::{self, Key, KeySpec, REQUEST_TIMEOUTS, SECTIONS};
 use super::problem::Problem;
-use crate::files;
+use crate::files::{self, Rights};
 
 /// Far more than anyone writes, and little enough to read at once.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -102,7 +102,16 @@ pub fn quoted(text: &str) -> String {
 /// could wait for ever. The path is where it really lies, found on the way: a flip between two look-ups must not mix
 /// the file of one release with the path of another.
 pub fn read_text(path: &Path) -> Result<(String, PathBuf), String> {
-    let (file, real) = files::read(path).map_err(|error| super::interpreter::missing(path, "file", &error))?;
+    text(path, files::read(path))
+}
+
+/// The same with a user's rights, where this process is root. `because` says why, after "since".
+pub fn read_text_as(path: &Path, rights: &Rights, because: String) -> Result<(String, PathBuf), String> {
+    text(path, files::read_as(path, rights, because))
+}
+
+fn text(path: &Path, opened: io::Result<(std::fs::File, PathBuf)>) -> Result<(String, PathBuf), String> {
+    let (file, real) = opened.map_err(|error| super::interpreter::missing(path, "file", &error))?;
     let meta = file.metadata().map_err(|error| super::interpreter::reason(&error))?;
     if !meta.is_file() {
         let inside = path.join("app.toml");

@@ -224,7 +224,8 @@ pub const KEYS: &[KeySpec] = &[
          whose host and scheme they have."),
     row("app", "env_file", Kind::Own("path"), Words("none"), Generation,
         "A file of `NAME=value` lines, with `#` comments, quotes and `export`; nothing is expanded in it. Relative to \
-         the configuration file's real directory."),
+         the configuration file's real directory. A master that is root follows a symbolic link there with the rights of \
+         `[server] user`: links in a release may come with the code."),
 
     row("server", "bind", Kind::List("HOST:PORT, [v6]:PORT, unix:PATH, fd://N or systemd:NAME"), List(&["127.0.0.1:8000"]), Commit,
         "Addresses to listen on. `systemd:NAME` is the socket that systemd passes under that name; where nothing \

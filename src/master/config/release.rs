@@ -10,6 +10,7 @@ use super::callable::{check_module, parse_application, show_application};
 use super::discovery;
 use super::environment::{self, BadLine, Environment, MISLEAD_THE_INTERPRETER};
 use super::file::{self, quoted, Value, Written};
+use super::identity::{find_group, find_user, run_as};
 use super::interpreter;
 use super::layers::Entry;
 use super::probe;
@@ -19,8 +20,9 @@ use super::read::LATER;
 use super::resolver::Resolver;
 use super::revision;
 use super::settings::{App, Identity, Interpreter};
-use super::values::{boolean, is_word, quoted_path, string, toml_key};
+use super::values::{boolean, id_text, is_word, quoted_path, string, toml_key};
 use super::Origin;
+use crate::files::Rights;
 
 impl Resolver<'_> {
     pub fn env_file(&mut self) {
@@ -28,12 +30,20 @@ impl Resolver<'_> {
         let Some(Entry { value, origin }) = self.entry(key) else {
             return;
         };
-        let path = match string(&value) {
-            Ok(text) => absolute(&self.place.real, Path::new(text)),
+        let written = match string(&value) {
+            Ok(text) => PathBuf::from(text),
             Err(reason) => return self.problem(key, &value, &origin, &reason),
         };
+        let path = absolute(&self.place.real, &written);
         self.note(key, quoted_path(&path), origin.clone());
-        let text = match file::read_text(&path) {
+        let link = self.link_in(&written);
+        let read = match link.and_then(|link| Some((link, self.rights_of_workers()?))) {
+            Some((link, rights)) => {
+                file::read_text_as(&path, &rights, format!("{} is a symbolic link", link.display()))
+            }
+            None => file::read_text(&path),
+        };
+        let text = match read {
             Ok((text, _)) => text,
             Err(reason) => return self.problem(key, &value, &origin, &reason),
         };
@@ -49,6 +59,25 @@ impl Resolver<'_> {
                 self.problems.extend(errors.into_iter().map(problem));
             }
         }
+    }
+
+    /// A release comes from a repository, and so may the symbolic links in it: whoever wrote one is not who unpacked it.
+    /// Of a path that is written relative to the configuration every part counts, of another one the last.
+    fn link_in(&self, written: &Path) -> Option<PathBuf> {
+        let last = absolute(&self.place.real, written);
+        let parts = if written.is_absolute() { 1 } else { written.components().count() };
+        let mut places: Vec<_> = last.ancestors().take(parts).collect();
+        places.reverse();
+        places.into_iter().find(|place| place.is_symlink()).map(Path::to_owned)
+    }
+
+    /// Those of `[server] user`, as far as that can be known without the env file. What is wrong with it is said later.
+    fn rights_of_workers(&self) -> Option<Rights> {
+        let written = |key| id_text(&self.peek(("server", key))?).ok();
+        let user = find_user(&written("user")?).ok()?;
+        let group = written("group").and_then(|group| find_group(&group).ok());
+        let identity = run_as(Some(user), group, self.context.uid, self.context.gid).ok()??;
+        Some(identity.rights())
     }
 
     pub fn app(&mut self, identity: Option<&Identity>) -> App {

@@ -198,6 +198,15 @@ impl<'a> Resolver<'a> {
         list
     }
 
+    /// A value as far as it can be told now; what is wrong with it is said by `entry`.
+    pub fn peek(&self, key: Key) -> Option<Value> {
+        let (_, entry) = self.layers.find(key)?;
+        match entry.origin.line() {
+            None => Some(entry.value.clone()),
+            Some(_) => expanded(&entry.value, &self.variables).ok(),
+        }
+    }
+
     /// The highest entry of a key, expanded where it comes from the file. A failed expansion is noted once, however
     /// often the key is asked for.
     pub fn entry(&mut self, key: Key) -> Option<Entry> {

@@ -91,6 +91,16 @@ pub fn read(path: &Path) -> io::Result<(File, PathBuf)> {
     Ok((found.file.into(), found.place.join(found.name)))
 }
 
+/// The same with a user's rights from the first directory on, where this process is root. `because` says why, after "since".
+pub fn read_as(path: &Path, rights: &Rights, because: String) -> io::Result<(File, PathBuf)> {
+    progress::note(format!("reading {}", path.display()));
+    let found = with_rights(None, |walk| {
+        walk.give_up(rights.clone(), because)?;
+        walk.open(path, Purpose::Read)
+    })?;
+    Ok((found.file.into(), found.place.join(found.name)))
+}
+
 /// Opens a pid file, and makes it where it is not there. Its content stays.
 pub fn pid_file(path: &Path, application: Option<&Rights>) -> io::Result<PidPlace> {
     progress::note(format!("opening {}", path.display()));
@@ -141,7 +151,7 @@ fn with_rights<T: Send>(
 ) -> io::Result<T> {
     let root = geteuid().is_root();
     let walk = || {
-        let mut walk = Walk { application, switches: root, acting: geteuid().as_raw(), taken: None, given_up_at: None };
+        let mut walk = Walk { application, switches: root, acting: geteuid().as_raw(), taken: None, because: None };
         work(&mut walk).map_err(|error| walk.explain(error))
     };
     if !root {
@@ -161,8 +171,8 @@ struct Walk<'a> {
     acting: u32,
     /// Whose rights were taken last.
     taken: Option<Rights>,
-    /// Where root's rights were given up.
-    given_up_at: Option<PathBuf>,
+    /// Why root's rights were given up.
+    because: Option<String>,
 }
 
 impl Walk<'_> {
@@ -256,14 +266,18 @@ impl Walk<'_> {
             // Nobody's but root's, or given up already.
             Some(_) | None => return Ok(()),
         };
-        if !rights.take()? {
-            // A root without CAP_SETUID (a container that dropped it) is a user like others, and so is its application.
+        self.give_up(rights, format!("{} is not root's alone", place.display()))
+    }
+
+    fn give_up(&mut self, rights: Rights, because: String) -> io::Result<()> {
+        // A root without CAP_SETUID (a container that dropped it) is a user like others, and so is its application.
+        if !self.switches || !rights.take()? {
             self.switches = false;
             return Ok(());
         }
         self.acting = rights.uid;
         self.taken = Some(rights);
-        self.given_up_at.get_or_insert_with(|| place.to_owned());
+        self.because.get_or_insert(because);
         Ok(())
     }
 
@@ -302,15 +316,15 @@ impl Walk<'_> {
 
     /// Says whose rights they were that did not suffice.
     fn explain(&self, error: io::Error) -> io::Error {
-        match &self.given_up_at {
+        match &self.because {
             None => error,
-            Some(place) => {
-                let (uid, place) = (self.acting, place.display());
+            Some(because) => {
+                let uid = self.acting;
                 let reason = match error.raw_os_error() {
                     Some(code) => Errno::from_raw(code).desc().to_owned(),
                     None => error.to_string(),
                 };
-                let text = format!("{reason} (with the rights of uid {uid}, since {place} is not root's alone)");
+                let text = format!("{reason} (with the rights of uid {uid}, since {because})");
                 io::Error::new(error.kind(), text)
             }
         }
