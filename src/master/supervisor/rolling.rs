@@ -234,7 +234,9 @@ impl Supervisor {
             }
             drained = true;
         }
-        let coming = self.generations[at].workers.iter().any(|worker| worker.is_present() && !worker.is_serving());
+        // Also an old one that was told to serve and has not said so: it will, or it is killed and leaves its room.
+        let mut workers = self.generations.iter().flat_map(|generation| &generation.workers);
+        let coming = workers.any(|worker| worker.is_present() && !worker.is_serving());
         let waits_for_exits = self.generations[at].plan.surge == Surge::Workers(0) && pace.processes.is_none();
         if vacant > 0 && room == 0 && !coming && !drained && !waits_for_exits {
             self.generations[at].denied = vacant;
