@@ -20,6 +20,7 @@ use forkmaster_wire::channel::Sender;
 use forkmaster_wire::message::{GenerationId, WorkerId};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
+use crate::supervisor::services::ServiceId;
 use crate::supervisor::worker::Exit;
 
 /// For what no descriptor tells.
@@ -38,6 +39,8 @@ pub enum Who {
     Hook(HookId),
     /// The command of a paused reload. It leads a process group of its own.
     Command(GenerationId),
+    /// A service. The same.
+    Service(ServiceId),
     /// Given up, or found at the end, holding what only this service's processes have.
     Stray,
 }
@@ -170,7 +173,7 @@ impl Children {
     pub fn kill_all(&self) {
         for (pid, child) in &self.0 {
             match child.who {
-                Who::Command(_) => drop(self.signal_group(child.who, libc::SIGKILL)),
+                Who::Command(_) | Who::Service(_) => drop(self.signal_group(child.who, libc::SIGKILL)),
                 Who::Template(_) | Who::Worker(_) | Who::Hook(_) | Who::Stray => child.signal(*pid, libc::SIGKILL),
             }
         }

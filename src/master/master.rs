@@ -164,6 +164,7 @@ impl Master {
             Some(Source::Template(generation)) => service.read_template(generation, token, shared, &mut events),
             Some(Source::Worker(worker)) => service.read_worker(worker, shared, &mut events),
             Some(Source::Stacks(worker)) => service.read_stacks(worker, shared),
+            Some(Source::Service(of)) => service.read_service(of, shared),
             Some(Source::Command(generation)) => service.read_command(generation, shared),
             Some(Source::Status) => self.doors.accept_status(&mut shared.sources, shared.clock.now()),
             Some(Source::Signals | Source::Control | Source::Chores) => {}
@@ -241,6 +242,7 @@ impl Master {
                     events.push_back(Event::Template { generation, event: TemplateEvent::Exited(exit) });
                 }
                 Some(Who::Hook(hook)) => service.hook_ended(hook, &exit, shared.clock.now()),
+                Some(Who::Service(of)) => events.push_back(service.service_ended(of, exit, shared)),
                 Some(Who::Command(generation)) => events.push_back(service.command_ended(generation, exit, shared)),
                 Some(Who::Stray) | None => log::debug!("reaped pid={pid}, left behind by the application: {exit}"),
             }
@@ -409,6 +411,14 @@ impl Master {
             Action::Probe { worker } => service.tell_worker(worker, &ToWorker::Probe),
             Action::NameRunning { workers } => {
                 return Some(Event::StillRunning { text: service.name_running(&workers) });
+            }
+            Action::StartService { generation, service: of, name } => {
+                return Some(service.start_service(generation, of, &name, shared));
+            }
+            Action::StopService { service: of, kill } => service.stop_service(of, kill, shared),
+            Action::GiveUpService { service: of } => {
+                shared.children.give_up(Who::Service(of));
+                service.forget_service(of, shared);
             }
             Action::RunCommand { generation } => return service.run_command(generation, shared),
             Action::EndCommand { generation, kill } => service.end_command(generation, kill, shared),

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use crate::supervisor::services::ServiceId;
 use forkmaster_wire::message::{GenerationId, WorkerId};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
@@ -24,6 +25,8 @@ pub enum Source {
     Stacks(WorkerId),
     /// What a command of a paused reload writes.
     Command(GenerationId),
+    /// What a service writes.
+    Service(ServiceId),
 }
 
 pub const SIGNALS: Token = Token(0);

@@ -78,6 +78,8 @@ mod rollback;
 mod rolling;
 // Frameworks, clients and threads.
 mod serving;
+// Programs that belong to the deploy.
+mod services;
 // The configuration file: what is refused and with which words.
 mod settings;
 // What kubelet and Prometheus ask the master.

@@ -29,6 +29,8 @@ pub struct File {
     pub env: Vec<(String, Written)>,
     /// `[server.request_timeouts]`.
     pub request_timeouts: Vec<(String, Written)>,
+    /// `[[service]]`, each a table.
+    pub services: Vec<Written>,
 }
 
 /// A value and the line it stands on (from 1; 0 where it comes from no file).
@@ -178,6 +180,14 @@ impl Reading<'_> {
                 (Some(section), other) => {
                     let reason = format!("a section, not {}; write [{section}] on a line of its own", article(other));
                     self.problem(line, section, &reason);
+                }
+                (None, DeValue::Array(_)) if name == "service" => {
+                    if let Value::List(services) = self.written(value.span(), value.get_ref()).value {
+                        self.file.services = services;
+                    }
+                }
+                (None, DeValue::Table(_)) if name == "service" => {
+                    self.problem(line, "[service]", "write [[service]], with two brackets: there may be several");
                 }
                 (None, DeValue::Table(_)) => self.problem(line, &format!("[{name}]"), &unknown_section(name)),
                 (None, value_here) => match known("", name) {

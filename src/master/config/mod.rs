@@ -34,6 +34,7 @@ mod release;
 mod resolver;
 mod revision;
 pub mod schema;
+mod services;
 pub mod settings;
 pub mod starter;
 pub mod units;

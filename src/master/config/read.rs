@@ -90,7 +90,8 @@ impl Resolver<'_> {
         let reload = self.reload();
         let http = self.http();
         let log = self.log();
-        Settings { name, app, server, reload, hooks, http, log, control, status }
+        let services = self.services();
+        Settings { name, app, server, reload, hooks, services, http, log, control, status }
     }
 
     fn name(&mut self) -> String {

@@ -19,11 +19,22 @@ pub struct Settings {
     pub server: Server,
     pub reload: Reload,
     pub hooks: Hooks,
+    pub services: Vec<ServiceSettings>,
     /// What travels to the workers as it is; some of it stands in `[server]`.
     pub http: Http,
     pub log: Log,
     pub control: Control,
     pub status: Status,
+}
+
+/// A program that runs beside the workers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceSettings {
+    pub name: String,
+    pub command: Vec<String>,
+    pub count: u32,
+    pub stop_timeout: Duration,
+    pub stop_signal: i32,
 }
 
 #[derive(Clone, Debug, PartialEq)]

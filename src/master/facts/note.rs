@@ -19,6 +19,15 @@ pub struct WorkerName {
     pub pid: Option<i32>,
 }
 
+/// A process of a service as log lines name it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ServiceName {
+    pub name: String,
+    pub generation: GenerationId,
+    pub number: u32,
+    pub pid: Option<i32>,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Note {
@@ -203,6 +212,26 @@ pub enum Note {
         by: Option<i32>,
         refusal: Refusal,
     },
+    /// The state of a service's process has changed.
+    Service {
+        service: ServiceName,
+        from: Option<&'static str>,
+        to: &'static str,
+    },
+    /// It has ended; `next_s` where it begins again.
+    ServiceGone {
+        service: ServiceName,
+        from: &'static str,
+        cause: String,
+        next_s: Option<f64>,
+    },
+    /// It did not stop within its `stop_timeout`.
+    ServiceKilled {
+        service: ServiceName,
+    },
+    ServiceWontDie {
+        service: ServiceName,
+    },
     /// Requests are held back from now on.
     Pausing,
     /// The last one has left the application.
@@ -253,6 +282,8 @@ impl Note {
             | Note::Due { .. }
             | Note::Rolling { .. }
             | Note::Scaled { .. }
+            | Note::Service { .. }
+            | Note::ServiceGone { next_s: None, .. }
             | Note::Pausing
             | Note::Paused { .. }
             | Note::Resumed { .. }
@@ -267,6 +298,7 @@ impl Note {
             | Note::NotFinished { .. }
             | Note::ScaleRefused { .. }
             | Note::PauseRefused { .. }
+            | Note::ServiceKilled { .. }
             | Note::Waiting { .. }
             | Note::LeftoversCut { .. }
             | Note::Held { .. }
@@ -284,6 +316,8 @@ impl Note {
             | Note::BootFailedAgain { .. }
             | Note::DidNotServe { .. }
             | Note::WontDie { .. }
+            | Note::ServiceGone { next_s: Some(_), .. }
+            | Note::ServiceWontDie { .. }
             | Note::Broken { .. } => Level::Error,
         }
     }
@@ -296,6 +330,14 @@ impl fmt::Display for WorkerName {
             Some(pid) => write!(f, "worker gen={generation} slot={slot} pid={pid}"),
             None => write!(f, "worker gen={generation} slot={slot} pid=?"),
         }
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ServiceName { name, generation, number, pid } = self;
+        let pid = pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
+        write!(f, "service {name} gen={generation} number={number} pid={pid}")
     }
 }
 
@@ -444,6 +486,18 @@ impl fmt::Display for Note {
             Note::Scaled { by, wanted } => write!(f, "scaled by {by:+}: {wanted} workers wanted"),
             Note::ScaleRefused { by: Some(by), refusal } => write!(f, "not scaled by {by:+}: {}", refusal.reason),
             Note::ScaleRefused { by: None, refusal } => write!(f, "not scaled: {}", refusal.reason),
+            Note::Service { service, from: None, to } => write!(f, "{service} -> {to}"),
+            Note::Service { service, from: Some(from), to } => write!(f, "{service} {from} -> {to}"),
+            Note::ServiceGone { service, from, cause, next_s: None } => {
+                write!(f, "{service} {from} -> gone cause=\"{cause}\"")
+            }
+            Note::ServiceGone { service, from, cause, next_s: Some(next_s) } => {
+                write!(f, "{service} {from} -> resting cause=\"{cause}\": it begins again in {next_s:.1}s")
+            }
+            Note::ServiceKilled { service } => write!(f, "{service} did not stop within stop_timeout: killed"),
+            Note::ServiceWontDie { service } => {
+                write!(f, "{service} is still there after SIGKILL (state D?): given up")
+            }
             Note::Pausing => f.write_str("pausing: what runs is finished, nothing is begun, clients wait"),
             Note::Paused { after_ms } => write!(f, "paused after={after_ms}ms: no request is in the application"),
             Note::Resumed { after_ms } => write!(f, "resumed after={after_ms}ms"),

@@ -62,6 +62,21 @@ pub struct Generation {
     pub template: Template,
     #[serde(default)]
     pub workers: Vec<Worker>,
+    #[serde(default)]
+    pub services: Vec<ServiceProcess>,
+}
+
+/// A process of a `[[service]]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServiceProcess {
+    pub name: String,
+    /// From 0, within its service.
+    pub number: u32,
+    pub pid: Option<i32>,
+    pub state: Word,
+    /// How often it was started again.
+    pub restarts: u32,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

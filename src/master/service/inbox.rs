@@ -38,7 +38,7 @@ impl Service {
             }
             Some(Who::Hook(_)) => {}
             // It says nothing but what stands in its output.
-            Some(Who::Command(_)) => {}
+            Some(Who::Command(_) | Who::Service(_)) => {}
             Some(Who::Stray) | None => {
                 let unborn = self.workers.iter().filter(|(_, worker)| worker.pid.is_none());
                 for worker in unborn.map(|(id, _)| *id).collect::<Vec<_>>() {

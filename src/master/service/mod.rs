@@ -22,6 +22,7 @@ pub mod processes;
 pub mod program;
 pub mod python;
 pub mod room;
+pub mod services;
 mod slow;
 pub mod snapshot;
 mod stacks;
@@ -39,6 +40,7 @@ use crate::config::change::Fixed;
 use crate::config::Source as ConfigSource;
 use crate::facts::note::Note;
 use crate::facts::outcome::{End, Reload};
+use crate::supervisor::services::ServiceId;
 use crate::supervisor::{Event, Supervisor};
 
 use earlier::Earlier;
@@ -48,6 +50,7 @@ use measures::Counted;
 use oom::OomKills;
 use preparing::{Preparing, Reopening};
 use processes::{GenerationProcesses, WorkerProcess};
+use services::ServiceProcess;
 use slow::SlowLog;
 
 /// Events on their way to the supervisor, in the order in which they happened.
@@ -71,6 +74,7 @@ pub struct Service {
     /// The start.
     began: Instant,
     pub history: History,
+    pub services: BTreeMap<ServiceId, ServiceProcess>,
     preparing: Preparing,
     reopening: Reopening,
     hooks: Hooks,
@@ -100,6 +104,7 @@ impl Service {
             counted: Counted::default(),
             began: now,
             history: History::default(),
+            services: BTreeMap::new(),
             preparing: Preparing::default(),
             reopening: Reopening::default(),
             hooks: Hooks::default(),

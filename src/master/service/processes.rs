@@ -20,6 +20,7 @@ use crate::listeners::Access;
 use crate::logs::{AccessLog, ErrorLog};
 use crate::supervisor::generation::{Plan, Surge as PlanSurge};
 use crate::supervisor::pause::PausePlan;
+use crate::supervisor::services::ServicePlan;
 
 /// Beyond the workers that are wanted: successors, draining ones, and workers added by TTIN.
 const SPARE_CELLS: u32 = 64;
@@ -162,6 +163,15 @@ impl GenerationProcesses {
             max_requests: server.max_requests,
             max_requests_jitter: server.max_requests_jitter,
             max_lifetime: server.max_lifetime,
+            services: settings
+                .services
+                .iter()
+                .map(|service| ServicePlan {
+                    name: service.name.clone(),
+                    count: service.count,
+                    stop_timeout: service.stop_timeout,
+                })
+                .collect(),
             pause: self.pause_timeout.map(|timeout| PausePlan {
                 timeout,
                 has_command: !self.pause_command.is_empty(),

@@ -4,12 +4,13 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use forkmaster_wire::message::GenerationId;
 use forkmaster_wire::scoreboard::Scoreboard;
 
 use super::processes::GenerationProcesses;
 use super::{watch, Service};
 use crate::facts::outcome::Reload;
-use crate::facts::snapshot::{Generation, Listener, Running, Snapshot, Template, Word, Worker};
+use crate::facts::snapshot::{Generation, Listener, Running, ServiceProcess, Snapshot, Template, Word, Worker};
 use crate::listeners::Listeners;
 use crate::shared::Shared;
 use crate::supervisor::generation::Generation as GenerationState;
@@ -65,7 +66,20 @@ impl Service {
                 state: Word::Borrowed(generation.template.word()),
             },
             workers: generation.workers.iter().map(|worker| self.shown_worker(worker, processes, now)).collect(),
+            services: self.shown_services(generation.id),
         })
+    }
+
+    fn shown_services(&self, generation: GenerationId) -> Vec<ServiceProcess> {
+        let services = self.supervisor.services().iter().filter(|service| service.generation == generation);
+        let shown = services.map(|service| ServiceProcess {
+            name: service.name.clone(),
+            number: service.number,
+            pid: service.pid,
+            state: Word::Borrowed(service.state.word()),
+            restarts: service.restarts,
+        });
+        shown.collect()
     }
 
     fn shown_worker(&self, worker: &WorkerState, processes: &GenerationProcesses, now: Instant) -> Worker {

@@ -21,6 +21,7 @@ use forkmaster_wire::message::{GenerationId, ListenerId, SlotIndex, WorkerId};
 use super::backoff::Backoff;
 use super::pace::{Boot, Pace};
 use super::pause::{Command, PausePlan};
+use super::services::ServicePlan;
 use super::template::Template;
 use super::worker::{State as WorkerState, Worker};
 use super::Supervisor;
@@ -48,6 +49,7 @@ pub struct Plan {
     pub max_lifetime: Option<Duration>,
     /// Requests are held back before it takes over.
     pub pause: Option<PausePlan>,
+    pub services: Vec<ServicePlan>,
 }
 
 /// How many processes a reload may add.

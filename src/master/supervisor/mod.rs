@@ -18,6 +18,7 @@ pub mod pause;
 mod recycle;
 mod reports;
 mod rolling;
+pub mod services;
 mod stop;
 mod target;
 pub mod template;
@@ -38,6 +39,7 @@ use asks::{Ask, AskId, Deploy, Waiting};
 use generation::{Generation, Plan, State, Step};
 use pace::Room;
 use pause::{Held, Pause};
+use services::{Event as ServiceEvent, Service, ServiceId};
 use target::Target;
 use template::Event as TemplateEvent;
 use worker::{Event as WorkerEvent, Exit, Stuck, Worker};
@@ -92,6 +94,10 @@ pub enum Event {
     Room {
         generation: GenerationId,
         room: Room,
+    },
+    Service {
+        service: ServiceId,
+        event: ServiceEvent,
     },
     /// The answer to `Action::NameRunning`.
     StillRunning {
@@ -167,6 +173,21 @@ pub enum Action {
     EndCommand {
         generation: GenerationId,
         kill: bool,
+    },
+    /// Start this service of the generation; `ServiceEvent` tells what comes of it.
+    StartService {
+        generation: GenerationId,
+        service: ServiceId,
+        name: String,
+    },
+    /// Its signal to stop, or KILL to it and all that it has started.
+    StopService {
+        service: ServiceId,
+        kill: bool,
+    },
+    /// It does not die: it counts as gone.
+    GiveUpService {
+        service: ServiceId,
     },
     /// It goes on accepting from `keep` until these are closed.
     Drain {
@@ -279,6 +300,8 @@ pub struct Supervisor {
     /// Reloads that wait until a command's reload has ended: those of clients, whose number is bounded, and of signals, of
     /// which one of a kind is enough.
     delayed: Vec<Event>,
+    services: Vec<Service>,
+    last_service: u64,
     /// Asks without an answer.
     waiting: Vec<Waiting>,
     /// Bound and not closed.
@@ -298,6 +321,8 @@ impl Supervisor {
             pause: Pause::Off,
             held: None,
             delayed: Vec::new(),
+            services: Vec::new(),
+            last_service: 0,
             waiting: Vec::new(),
             listeners: BTreeSet::new(),
             last_worker: 0,
@@ -317,6 +342,7 @@ impl Supervisor {
             Event::ListenersOpen { generation } => self.on_listeners_open(generation, now),
             Event::ListenersRefused { generation, refusal } => self.on_listeners_refused(generation, refusal, now),
             Event::Room { generation, room } => self.on_room(generation, room, now),
+            Event::Service { service, event } => self.on_service(service, event, now),
             Event::StillRunning { text } => self.on_still_running(&text, now),
             Event::CommandEnded { generation, exit, output } => self.on_command_ended(generation, &exit, output, now),
             Event::Tick => {}
@@ -334,7 +360,14 @@ impl Supervisor {
             Phase::Stopping { deadline } => Some(deadline),
             Phase::Ending { give_up, .. } => Some(give_up),
         };
-        self.generations.iter().filter_map(Generation::deadline).chain(phase).chain(self.pause.deadline()).min()
+        let services = self.services.iter().filter_map(Service::deadline);
+        self.generations
+            .iter()
+            .filter_map(Generation::deadline)
+            .chain(phase)
+            .chain(self.pause.deadline())
+            .chain(services)
+            .min()
     }
 
     pub fn generations(&self) -> &[Generation] {
@@ -411,6 +444,7 @@ impl Supervisor {
                 self.fill(now);
                 self.drain_surplus(now);
                 self.hold(now);
+                self.tend_services(now);
                 self.bound_leftovers(now);
                 self.make_room(now);
             }
@@ -437,6 +471,7 @@ impl Supervisor {
             }
         }
         self.expire_pause(now);
+        self.expire_services(now);
         for at in 0..self.generations.len() {
             self.expire_template(at, now);
             for slot in &mut self.generations[at].slots {

@@ -481,6 +481,7 @@ impl Supervisor {
                 | Event::ListenersOpen { .. }
                 | Event::ListenersRefused { .. }
                 | Event::Room { .. }
+                | Event::Service { .. }
                 | Event::StillRunning { .. }
                 | Event::CommandEnded { .. }
                 | Event::Tick => {}

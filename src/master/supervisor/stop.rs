@@ -54,6 +54,7 @@ impl Supervisor {
     pub(super) fn stop_workers(&mut self, now: Instant, deadline: Instant) {
         self.phase = Phase::Stopping { deadline };
         self.actions.push(Action::CloseAllListeners);
+        self.stop_services(now);
         for at in 0..self.generations.len() {
             self.stop_template(at, now);
             for worker in self.generations[at].workers.clone() {
@@ -128,6 +129,7 @@ impl Supervisor {
             self.index(id).into_iter().for_each(|at| self.change_generation(at, State::Abandoned));
         }
         self.actions.push(Action::CloseAllListeners);
+        self.kill_services(now);
         for at in 0..self.generations.len() {
             self.kill_template(at, now);
             for worker in self.generations[at].workers.clone() {
@@ -146,7 +148,8 @@ impl Supervisor {
                 State::Draining | State::Abandoned => true,
             };
             let ending = matches!(self.phase, Phase::Ending { .. });
-            if (done || ending) && generation.workers.is_empty() && generation.template == Template::Gone {
+            let is_empty = generation.workers.is_empty() && generation.template == Template::Gone;
+            if (done || ending) && is_empty && !self.has_services(generation.id) {
                 let id = generation.id;
                 let from = Some(self.generations[at].state.word());
                 self.note(Note::Generation { generation: id, from, to: "gone" });

@@ -213,6 +213,12 @@ fn write_generation(text: &mut String, generation: &Generation, paints: bool) ->
         writeln!(text, "  no temporary directory is writable: large request bodies have only memory")?;
     }
     writeln!(text, "  template pid {} {}", pid(generation.template.pid), state(&generation.template.state, paints))?;
+    for service in &generation.services {
+        let restarts =
+            if service.restarts > 0 { format!(", started again {} times", service.restarts) } else { String::new() };
+        let (name, number, pid) = (&service.name, service.number, pid(service.pid));
+        writeln!(text, "  service {name} {number} pid {pid} {}{restarts}", state(&service.state, paints))?;
+    }
     if generation.workers.is_empty() {
         return Ok(());
     }

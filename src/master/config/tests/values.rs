@@ -6,7 +6,8 @@ use super::*;
 fn defaults_are_those_of_the_documentation() {
     let deploy = Deploy::new();
     let loaded = deploy.read(APP).unwrap();
-    let Settings { name, app, server, reload, hooks, http, log, control, status } = loaded.settings;
+    let Settings { name, app, server, reload, hooks, services, http, log, control, status } = loaded.settings;
+    assert!(services.is_empty());
     assert!(status.bind.is_empty());
     assert!(hooks.worker_start.is_none() && hooks.worker_exit.is_none() && hooks.commands.on_ready.is_empty());
     assert_eq!(hooks.commands.timeout, Duration::from_secs(5));

@@ -197,7 +197,9 @@ fn a_template_among_many_workers_that_boot_has_longer_to_fork() {
             world.happenings.retain(|happening| match happening {
                 Happening::Worker(worker, WorkerEvent::Ready(_)) => *worker == candidate,
                 Happening::Worker(worker, WorkerEvent::Forked { .. }) => *worker != last,
-                Happening::Worker(..) | Happening::Template(..) | Happening::Command(_) => true,
+                Happening::Worker(..) | Happening::Template(..) | Happening::Command(_) | Happening::Service(..) => {
+                    true
+                }
             });
             if !world.step() {
                 break;

@@ -7,6 +7,7 @@ mod leftovers;
 mod pause;
 mod random;
 mod rolling;
+mod services;
 mod stopping;
 mod transaction;
 mod verbs;
@@ -20,6 +21,7 @@ use super::asks::{Ask, AskId, Deploy};
 use super::backoff;
 use super::generation::{Generation, Plan, State, Surge};
 use super::pace::{Boot, Room};
+use super::services::{Event as ServiceEvent, ServiceId, ServicePlan};
 use super::template::Template;
 use super::worker::{Event as WorkerEvent, Exit, State as WorkerState, Stuck, Worker};
 use super::{Action, Event, Phase, Supervisor, TemplateEvent};
@@ -73,6 +75,7 @@ enum Happening {
     Template(GenerationId, TemplateEvent),
     Worker(WorkerId, WorkerEvent),
     Command(Exit),
+    Service(ServiceId, ServiceEvent),
 }
 
 struct World {
@@ -107,6 +110,9 @@ struct World {
     /// SIGKILL ends nobody.
     nobody_dies: bool,
     command: CommandBehaviour,
+    /// Processes of services that live, and whether they stop when they are told to.
+    services: BTreeSet<ServiceId>,
+    services_stop: bool,
     /// The command that runs, and those that have run.
     commanding: Option<GenerationId>,
     commanded: Vec<GenerationId>,
@@ -137,6 +143,7 @@ pub fn plan(workers: u32) -> Plan {
         max_requests_jitter: 0,
         max_lifetime: None,
         pause: None,
+        services: Vec::new(),
     }
 }
 
@@ -167,6 +174,8 @@ impl World {
             most_processes: 0,
             nobody_dies: false,
             command: CommandBehaviour::EndsWell,
+            services: BTreeSet::new(),
+            services_stop: true,
             commanding: None,
             commanded: Vec::new(),
             probe_fails: false,
@@ -305,6 +314,12 @@ impl World {
             }
             Some(Happening::Template(generation, event)) if self.templates.contains(&generation) => {
                 self.template_event(generation, event)
+            }
+            Some(Happening::Service(service, event)) if self.services.contains(&service) => {
+                if let ServiceEvent::Exited(_) = event {
+                    self.services.remove(&service);
+                }
+                self.event(Event::Service { service, event });
             }
             Some(Happening::Command(exit)) if self.commanding.is_some() => self.command_ended(exit),
             // It died meanwhile.
@@ -493,6 +508,19 @@ impl World {
             }
             Action::NameRunning { workers } => {
                 self.event(Event::StillRunning { text: format!("{} workers run requests", workers.len()) });
+            }
+            Action::StartService { service, .. } => {
+                self.services.insert(service);
+                self.happenings.push_back(Happening::Service(service, ServiceEvent::Started { pid: 1 }));
+            }
+            Action::StopService { service, kill } => {
+                assert!(self.services.contains(&service), "a reaped service was signalled");
+                if (kill && !self.nobody_dies) || self.services_stop {
+                    self.happenings.push_back(Happening::Service(service, ServiceEvent::Exited(killed())));
+                }
+            }
+            Action::GiveUpService { service } => {
+                self.services.remove(&service);
             }
             Action::RunCommand { generation } => {
                 self.commanding = Some(generation);

@@ -22,7 +22,13 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                 has_command: dice.roll(4) > 0,
                 has_probe: dice.roll(2) == 0,
             });
-            Plan { surge: surge_of(&pause), pause, unavailable, max_processes, listeners, ..plan(workers) }
+            let services = (0..dice.roll(3)).map(|number| ServicePlan {
+                name: format!("service{number}"),
+                count: 1 + dice.roll(2) as u32,
+                stop_timeout: MINUTE,
+            });
+            let services = services.collect();
+            Plan { surge: surge_of(&pause), pause, services, unavailable, max_processes, listeners, ..plan(workers) }
         };
         let mut world = World::serving(Plan { pause: None, ..any_plan(&mut dice) });
         let mut asked = 0;
@@ -63,6 +69,11 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
             world.probe_fails = dice.roll(4) == 0;
             let someone = world.alive.keys().nth(dice.roll(world.alive.len().max(1))).copied();
             let template = world.templates.iter().nth(dice.roll(world.templates.len().max(1))).copied();
+            world.services_stop = dice.roll(2) == 0;
+            let service = world.services.iter().nth(dice.roll(world.services.len().max(1))).copied();
+            if let Some(service) = service.filter(|_| dice.roll(4) == 0) {
+                world.happenings.push_back(Happening::Service(service, ServiceEvent::Exited(killed())));
+            }
             match (dice.roll(14), someone, template) {
                 (0 | 1, _, _) => {
                     let plan = any_plan(&mut dice);
@@ -124,7 +135,10 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
         for behaviour in world.behaviour.values_mut() {
             *behaviour = Behaviour::Healthy;
         }
+        world.services_stop = true;
         (world.command, world.probe_fails) = (CommandBehaviour::EndsWell, false);
+        // Room for it: without, a refusal would be right.
+        world.room.bytes = None;
         let last = Plan { max_processes: None, pause: None, ..any_plan(&mut dice) };
         world.ask(Ask::Resume);
         world.ask(Ask::Scale { by: 1, wait: false });
@@ -147,8 +161,12 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
         for listener in (1..5).map(ListenerId) {
             assert_eq!(world.supervisor.knows_listener(listener), open.contains(&listener), "seed {seed}");
         }
+        let services: u32 =
+            world.supervisor.serving().map_or(0, |of| of.plan.services.iter().map(|plan| plan.count).sum());
+        assert_eq!(world.services.len(), services as usize, "seed {seed}: {:#?}", world.log);
         world.ask(Ask::Stop);
         world.pass(MINUTE);
+        assert!(world.services.is_empty(), "seed {seed}");
         assert_eq!((world.exit, world.alive.len(), world.templates.len()), (Some(0), 0, 0), "seed {seed}");
     }
 }

@@ -1,0 +1,102 @@
+//! The processes of services: started as the generation's user in its pinned directory and environment, stopped by their
+//! own signal, with their output in the log. Decides nothing.
+
+use mio::Token;
+
+use super::output::{Output, Pass};
+use super::{program, Service};
+use crate::children::{Proof, Who};
+use crate::config::settings::ServiceSettings;
+use crate::facts::outcome::Refusal;
+use crate::shared::Shared;
+use crate::sources::Source;
+use crate::supervisor::services::{Event as ServiceEvent, ServiceId};
+use crate::supervisor::worker::Exit;
+use crate::supervisor::Event;
+use forkmaster_wire::message::GenerationId;
+
+pub struct ServiceProcess {
+    generation: GenerationId,
+    name: String,
+    stop_signal: i32,
+    output: Output,
+    token: Token,
+}
+
+impl Service {
+    pub fn start_service(
+        &mut self,
+        generation: GenerationId,
+        service: ServiceId,
+        name: &str,
+        shared: &mut Shared,
+    ) -> Event {
+        let event = match self.try_service(generation, service, name, shared) {
+            Ok(pid) => ServiceEvent::Started { pid },
+            Err(refusal) => ServiceEvent::Exited(Exit::NeverBorn(refusal)),
+        };
+        Event::Service { service, event }
+    }
+
+    fn try_service(
+        &mut self,
+        generation: GenerationId,
+        service: ServiceId,
+        name: &str,
+        shared: &mut Shared,
+    ) -> Result<i32, Refusal> {
+        let settings = self.generations.get(&generation).map(|processes| &processes.settings);
+        let settings = settings.ok_or_else(|| Refusal::new("its generation is gone"))?;
+        let is_it = |service: &&ServiceSettings| service.name == name;
+        let of = settings.services.iter().find(is_it).ok_or_else(|| Refusal::new("it is not configured"))?;
+        let started = program::start(&of.command, settings).map_err(|error| Refusal::new(error.to_string()))?;
+        let who = Who::Service(service);
+        let claimed = shared.children.claim(who, Proof::OwnChild { pid: started.pid });
+        claimed.map_err(|claim| Refusal::new(format!("the books are wrong: {claim}")))?;
+        let output = Output::new(started.output);
+        let token = shared.sources.add(&output, Source::Service(service)).map_err(|error| {
+            shared.children.kill(who);
+            Refusal::new(format!("its output cannot be watched: {error}"))
+        })?;
+        let (name, stop_signal) = (of.name.clone(), of.stop_signal);
+        self.services.insert(service, ServiceProcess { generation, name, stop_signal, output, token });
+        Ok(started.pid)
+    }
+
+    /// Its own signal to it alone, since a program tells those that it has started; KILL to all of them.
+    pub fn stop_service(&self, service: ServiceId, kill: bool, shared: &Shared) {
+        let who = Who::Service(service);
+        let signal = self.services.get(&service).map_or(libc::SIGTERM, |process| process.stop_signal);
+        match kill {
+            true => shared.children.signal_group(who, libc::SIGKILL),
+            false => shared.children.signal(who, signal),
+        };
+    }
+
+    pub fn read_service(&mut self, service: ServiceId, shared: &mut Shared) {
+        let Some(process) = self.services.get_mut(&service) else { return };
+        let (generation, name) = (process.generation, process.name.as_str());
+        match process.output.read(|line| log::info!("service {name} gen={generation}: {line}")) {
+            Pass::Empty => {}
+            Pass::More => shared.sources.mark_unread(process.token),
+            Pass::Ended => {
+                shared.sources.remove(process.token, &process.output);
+            }
+        }
+    }
+
+    /// It has been reaped.
+    pub fn service_ended(&mut self, service: ServiceId, exit: Exit, shared: &mut Shared) -> Event {
+        self.forget_service(service, shared);
+        Event::Service { service, event: ServiceEvent::Exited(exit) }
+    }
+
+    pub fn forget_service(&mut self, service: ServiceId, shared: &mut Shared) {
+        let Some(ServiceProcess { generation, name, output, token, .. }) = self.services.remove(&service) else {
+            return;
+        };
+        shared.sources.remove(token, &output);
+        // What it has said at last stands in the log.
+        let _said = output.finish(|line| log::info!("service {name} gen={generation}: {line}"));
+    }
+}

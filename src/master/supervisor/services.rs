@@ -1,0 +1,277 @@
+//! Services: programs that belong to a generation and serve no HTTP (a Celery worker, a scheduler). They begin when their
+//! generation commits, and those of the generation before are told to stop then. So no process of an old release starts
+//! after the commit and none of a new one before it, and a release that is refused touches none of them.
+//!
+//! | State | Event | Next | What is done |
+//! |---|---|---|---|
+//! | - | its generation serves | Running | started |
+//! | Running | exit | Resting | it says why; the pause is doubled each time, until one has lived for long |
+//! | Running | a start that failed | Resting | the same |
+//! | Resting | deadline | Running | started again, from the same generation |
+//! | Resting | its generation serves no more, TERM | gone | |
+//! | Running | its generation serves no more, TERM | Stopping | its `stop_signal` |
+//! | Stopping | deadline | Killed | KILL, to all that it has started |
+//! | Killed | deadline | gone | given up: the kernel does not let it die |
+//! | Stopping, Killed | exit | gone | |
+//!
+//! A service never decides about a release: one that dies again and again costs lines of the log, and the site serves.
+
+use std::time::{Duration, Instant};
+
+use forkmaster_wire::message::GenerationId;
+
+use super::backoff::Backoff;
+#[cfg(test)]
+use super::generation::State as GenerationState;
+use super::worker::Exit;
+use super::{Action, Phase, Supervisor, KILLED_WITHIN};
+use crate::facts::note::{Note, ServiceName};
+
+/// One process of a service, unique over the life of the master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServiceId(pub u64);
+
+/// What the supervisor must know of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePlan {
+    pub name: String,
+    pub count: u32,
+    pub stop_timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct Service {
+    pub id: ServiceId,
+    pub generation: GenerationId,
+    pub name: String,
+    /// From 0, within its service.
+    pub number: u32,
+    pub pid: Option<i32>,
+    pub state: State,
+    pub restarts: u32,
+    stop_timeout: Duration,
+    backoff: Backoff,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Running {
+        since: Instant,
+    },
+    /// It has ended, and begins again.
+    Resting {
+        until: Instant,
+    },
+    Stopping {
+        kill_at: Instant,
+    },
+    Killed {
+        give_up: Instant,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    Started { pid: i32 },
+    Exited(Exit),
+}
+
+impl State {
+    /// The word for log lines and `status`.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Running { .. } => "running",
+            State::Resting { .. } => "resting",
+            State::Stopping { .. } => "stopping",
+            State::Killed { .. } => "killed",
+        }
+    }
+
+    fn deadline(self) -> Option<Instant> {
+        match self {
+            State::Running { .. } => None,
+            State::Resting { until } => Some(until),
+            State::Stopping { kill_at } => Some(kill_at),
+            State::Killed { give_up } => Some(give_up),
+        }
+    }
+}
+
+impl Service {
+    fn shown(&self) -> ServiceName {
+        let (generation, number, pid) = (self.generation, self.number, self.pid);
+        ServiceName { name: self.name.clone(), generation, number, pid }
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        self.state.deadline()
+    }
+}
+
+impl Supervisor {
+    pub fn services(&self) -> &[Service] {
+        &self.services
+    }
+
+    pub(super) fn has_services(&self, generation: GenerationId) -> bool {
+        self.services.iter().any(|service| service.generation == generation)
+    }
+
+    /// Starts those of the generation that serves, and stops those of others.
+    pub(super) fn tend_services(&mut self, now: Instant) {
+        let serving = self.serving().map(|generation| (generation.id, generation.plan.services.clone()));
+        let Some((generation, plans)) = serving else { return };
+        for at in (0..self.services.len()).rev() {
+            if self.services[at].generation != generation {
+                self.stop_service(at, now);
+            }
+        }
+        for plan in plans {
+            for number in 0..plan.count {
+                let is_it = |service: &Service| {
+                    service.generation == generation && service.name == plan.name && service.number == number
+                };
+                if !self.services.iter().any(is_it) {
+                    self.add_service(generation, &plan, number, now);
+                }
+            }
+        }
+    }
+
+    fn add_service(&mut self, generation: GenerationId, plan: &ServicePlan, number: u32, now: Instant) {
+        self.last_service += 1;
+        let id = ServiceId(self.last_service);
+        self.services.push(Service {
+            id,
+            generation,
+            name: plan.name.clone(),
+            number,
+            pid: None,
+            state: State::Running { since: now },
+            restarts: 0,
+            stop_timeout: plan.stop_timeout,
+            backoff: Backoff::default(),
+        });
+        self.actions.push(Action::StartService { generation, service: id, name: plan.name.clone() });
+    }
+
+    pub(super) fn stop_services(&mut self, now: Instant) {
+        for at in (0..self.services.len()).rev() {
+            self.stop_service(at, now);
+        }
+    }
+
+    fn stop_service(&mut self, at: usize, now: Instant) {
+        let service = &mut self.services[at];
+        match service.state {
+            State::Running { .. } => {
+                service.state = State::Stopping { kill_at: now + service.stop_timeout };
+                self.actions.push(Action::StopService { service: service.id, kill: false });
+                let service = service.shown();
+                self.note(Note::Service { service, from: Some("running"), to: "stopping" });
+            }
+            State::Resting { .. } => drop(self.services.remove(at)),
+            State::Stopping { .. } | State::Killed { .. } => {}
+        }
+    }
+
+    /// KILL to all, at the end.
+    pub(super) fn kill_services(&mut self, now: Instant) {
+        for at in (0..self.services.len()).rev() {
+            self.kill_service(at, now);
+        }
+    }
+
+    fn kill_service(&mut self, at: usize, now: Instant) {
+        let service = &mut self.services[at];
+        match service.state {
+            State::Running { .. } | State::Stopping { .. } => {
+                service.state = State::Killed { give_up: now + KILLED_WITHIN };
+                self.actions.push(Action::StopService { service: service.id, kill: true });
+            }
+            State::Resting { .. } => drop(self.services.remove(at)),
+            State::Killed { .. } => {}
+        }
+    }
+
+    pub(super) fn on_service(&mut self, id: ServiceId, event: Event, now: Instant) {
+        let Some(at) = self.services.iter().position(|service| service.id == id) else { return };
+        match event {
+            Event::Started { pid } => {
+                self.services[at].pid = Some(pid);
+                let service = self.services[at].shown();
+                self.note(Note::Service { service, from: None, to: "running" });
+            }
+            Event::Exited(exit) => self.service_gone(at, &exit, now),
+        }
+    }
+
+    fn service_gone(&mut self, at: usize, exit: &Exit, now: Instant) {
+        let service = &mut self.services[at];
+        let (shown, from, cause) = (service.shown(), service.state.word(), exit.to_string());
+        match service.state {
+            State::Running { since } => {
+                let pause = match exit {
+                    Exit::NeverBorn(_) => service.backoff.after_failed_boot(),
+                    Exit::Code(_) | Exit::Signal { .. } | Exit::LostAtBirth => {
+                        service.backoff.after_death(now.saturating_duration_since(since))
+                    }
+                };
+                service.state = State::Resting { until: now + pause };
+                service.pid = None;
+                let next_s = Some(pause.as_secs_f64());
+                self.note(Note::ServiceGone { service: shown, from, cause, next_s });
+            }
+            State::Stopping { .. } | State::Killed { .. } => {
+                self.services.remove(at);
+                self.note(Note::ServiceGone { service: shown, from, cause, next_s: None });
+            }
+            // It has no process.
+            State::Resting { .. } => {}
+        }
+    }
+
+    pub(super) fn expire_services(&mut self, now: Instant) {
+        for at in (0..self.services.len()).rev() {
+            let service = &mut self.services[at];
+            if service.deadline().is_none_or(|deadline| deadline > now) {
+                continue;
+            }
+            let (id, generation, name) = (service.id, service.generation, service.name.clone());
+            match service.state {
+                State::Running { .. } => {}
+                State::Resting { .. } if !matches!(self.phase, Phase::Running | Phase::Delaying { .. }) => {}
+                State::Resting { .. } => {
+                    let service = &mut self.services[at];
+                    service.state = State::Running { since: now };
+                    service.restarts += 1;
+                    self.actions.push(Action::StartService { generation, service: id, name });
+                }
+                State::Stopping { .. } => {
+                    let service = service.shown();
+                    self.note(Note::ServiceKilled { service });
+                    self.kill_service(at, now);
+                }
+                State::Killed { .. } => {
+                    let service = service.shown();
+                    self.note(Note::ServiceWontDie { service });
+                    self.services.remove(at);
+                    self.actions.push(Action::GiveUpService { service: id });
+                }
+            }
+        }
+    }
+
+    /// A generation that serves, as far as services are concerned.
+    #[cfg(test)]
+    pub(super) fn running_services(&self, generation: u32) -> usize {
+        let runs = |service: &&Service| {
+            service.generation == GenerationId(generation) && matches!(service.state, State::Running { .. })
+        };
+        debug_assert!(self.generations.iter().all(|generation| match generation.state {
+            GenerationState::Proving | GenerationState::Rolling { .. } => !self.has_services(generation.id),
+            GenerationState::Serving | GenerationState::Draining | GenerationState::Abandoned => true,
+        }));
+        self.services.iter().filter(runs).count()
+    }
+}

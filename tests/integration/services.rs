@@ -1,0 +1,174 @@
+//! Services belong to the deploy: they run the code of the generation that serves, begin with its commit, end with the next
+//! one, and never hurt what serves.
+
+use std::fs;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::harness::load::Load;
+use crate::harness::master::Master;
+use crate::harness::process::Process;
+use crate::harness::site::Site;
+use crate::harness::wait_for;
+
+/// Says which release and which package it runs, works until it is told to stop, and says that as well.
+const TASKS: &str = r#"
+import os, signal, sys, time
+import dep
+
+def stop(number, frame):
+    print("stops in", os.path.basename(os.getcwd()), flush=True)
+    sys.exit(0)
+
+signal.signal(signal.SIGTERM, stop)
+print("works in", os.path.basename(os.getcwd()), "with dep", dep.VERSION, flush=True)
+while True:
+    time.sleep(0.05)
+"#;
+
+fn site(name: &str, releases: u32, settings: &str) -> Site {
+    let site = Site::new(name);
+    for release in 1..=releases {
+        let path = site.build(&release.to_string()).make();
+        fs::write(path.join("tasks.py"), TASKS).expect("a release can be written to");
+    }
+    site.flip("1");
+    add(&site, &format!("[[service]]\nname = 'tasks'\ncommand = ['python', 'tasks.py']\n{settings}"));
+    site
+}
+
+/// To what the configuration has already.
+fn add(site: &Site, text: &str) {
+    let before = fs::read_to_string(site.config_path()).expect("it was written");
+    site.config(&(before + text));
+}
+
+fn services(master: &Master) -> Vec<Value> {
+    let output = master.cli(&["status", "--json"]);
+    let status: Value = serde_json::from_str(&output.stdout).expect("it is JSON");
+    let of = |generation: &Value| generation["services"].as_array().cloned().unwrap_or_default();
+    status["generations"].as_array().expect("generations").iter().flat_map(of).collect()
+}
+
+fn running(master: &Master, count: usize) -> Vec<Value> {
+    wait_for("the services to run", || {
+        let found = services(master);
+        let run = found.len() == count && found.iter().all(|of| of["state"] == "running" && of["pid"].is_number());
+        run.then_some(found)
+    })
+}
+
+fn pid(service: &Value) -> i32 {
+    service["pid"].as_i64().expect("a pid") as i32
+}
+
+#[test]
+fn they_run_the_release_that_serves_and_change_with_it() {
+    let site = site("services_deploy", 2, "count = 2\n");
+    site.build("3").app("broken/missing_dependency.py").make();
+    let master = site.start();
+    let old = running(&master, 2);
+    master.wait_log("service tasks gen=1: works in 1 with dep 1");
+    // A release that is refused leaves them alone.
+    site.flip("3");
+    assert_eq!(master.cli(&["reload"]).code, Some(1));
+    assert_eq!(services(&master), old);
+    let load = Load::on(&master.address()).closing(2).keeping(2).start();
+    site.flip("2");
+    master.reload();
+    load.wait_answers(10);
+    load.stop().assert_no_failures();
+    master.wait_log("service tasks gen=3: works in 2 with dep 2");
+    master.wait_log("service tasks gen=1: stops in 1");
+    let new = running(&master, 2);
+    assert!(old.iter().all(|old| Process::of(pid(old)).is_none_or(|process| process.is_zombie())), "{old:?}");
+    assert!(new.iter().all(|new| !old.contains(new)));
+    // None of the new began before the commit, and none of the old after it.
+    let log = master.log();
+    let at = |words: &str| log.find(words).unwrap_or_else(|| panic!("{words}:\n{log}"));
+    let commit = at("generation gen=3 rolling -> serving");
+    assert!(at("service tasks gen=3 number=0") > commit && log.rfind("gen=1: works in 1") < Some(commit));
+    assert!(master.cli(&["status"]).stdout.contains("service tasks 1 pid "));
+    master.stop();
+    master.assert_nothing_left();
+}
+
+#[test]
+fn one_that_dies_begins_again_and_the_site_serves() {
+    let site = site("services_death", 1, "");
+    let master = site.start();
+    let service = running(&master, 1).remove(0);
+    // The code on disk has changed meanwhile; the generation's directory has not.
+    Process::of(pid(&service)).expect("it lives").signal(Signal::SIGKILL);
+    master.wait_log("service tasks gen=1 number=0 pid=* running -> resting cause=\"SIGKILL\": it begins again in 0.0s");
+    let again =
+        wait_for("another process", || running(&master, 1).into_iter().find(|again| pid(again) != pid(&service)));
+    assert_eq!(again["restarts"], 1);
+    assert_eq!(master.get("/").text(), "1");
+    master.stop();
+}
+
+#[test]
+fn one_that_cannot_run_rests_longer_each_time_and_hurts_nobody() {
+    let site = site("services_broken", 1, "");
+    add(&site, "[[service]]\nname = 'broken'\ncommand = ['python', '-c', 'import sys; sys.exit(\"no database\")']\n");
+    add(&site, "[[service]]\nname = 'missing'\ncommand = ['no-such-program']\n");
+    let master = site.start();
+    master.wait_log("service broken gen=1: no database");
+    master.wait_log("service broken * it begins again in 0.2s");
+    master.wait_log("service missing * no-such-program");
+    assert_eq!(master.get("/").text(), "1");
+    assert!(master.cli(&["health"]).ok());
+    master.stop();
+    master.assert_nothing_left();
+}
+
+#[test]
+fn one_that_does_not_stop_is_killed_and_a_killed_master_leaves_none() {
+    let site = site("services_stubborn", 1, "");
+    let stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)";
+    add(
+        &site,
+        &format!("[[service]]\nname = 'deaf'\nstop_timeout = '300ms'\ncommand = ['python', '-c', \"{stubborn}\"]\n"),
+    );
+    let master = site.start();
+    master.wait_log("service deaf gen=1: deaf");
+    running(&master, 2);
+    master.term();
+    assert_eq!(master.wait_exit().code(), Some(0));
+    master.wait_log("service deaf * did not stop within stop_timeout: killed");
+    master.assert_nothing_left();
+    let master = site.start();
+    running(&master, 2);
+    master.signal(Signal::SIGKILL);
+    master.wait_exit();
+    master.assert_nothing_left();
+}
+
+#[test]
+fn what_is_wrong_with_a_service_is_told_at_once_and_all_of_it() {
+    let site = Site::with_releases("services_settings", 1);
+    add(
+        &site,
+        "[[service]]\nname = 'a b'\ncommand = 'celery worker'\ncount = 0\nstop_signal = 'KILL'\nevery = '5m'\n[[service]]\n",
+    );
+    let output = master_check(&site);
+    for words in [
+        "[[service]] name: write up to 40 letters",
+        "[[service]] command: no shell reads it: write a list, as [\"celery\", \"worker\"]",
+        "[[service]] count: a number from 1 to 64",
+        "[[service]] stop_signal: one of TERM, INT",
+        "[[service]] every: there is no such key",
+        "[[service]] name: it stands in the log",
+    ] {
+        assert!(output.contains(words), "{words}: {output}");
+    }
+}
+
+fn master_check(site: &Site) -> String {
+    let config = site.config_path();
+    let output = crate::harness::master::run(site.path(), &["check", "-c", &config.to_string_lossy()]);
+    assert_eq!(output.code, Some(78), "{output}");
+    output.stderr
+}
