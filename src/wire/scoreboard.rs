@@ -240,6 +240,12 @@ impl Drop for Scoreboard {
 }
 
 impl Cell {
+    /// What the process has in memory, in bytes: what no other shares, and that with its part of what several share.
+    pub fn set_memory(&self, private: u64, pss: u64) {
+        self.private_bytes.store(private, Ordering::Relaxed);
+        self.pss_bytes.store(pss, Ordering::Relaxed);
+    }
+
     /// Counts one finished request.
     pub fn finished(&self, finished: Finished) {
         self.requests.fetch_add(1, Ordering::Relaxed);

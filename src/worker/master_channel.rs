@@ -103,7 +103,7 @@ impl MasterChannel {
     pub fn probe(&self) {
         let failure = match self.prober.get() {
             Some(prober) => prober(),
-            None => Some(failure(ProofStep::Probe, "there is no application yet".to_owned(), "")),
+            None => Some(failure(ProofStep::Probe, "there is no application yet", "")),
         };
         self.tell(&FromWorker::Probed { failure });
     }

@@ -2,10 +2,8 @@
 //! since nobody else may: `smaps_rollup` of another user's process is refused to a root without its capabilities, as in
 //! a container.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use forkmaster_wire::scoreboard::Cell;
 use nix::time::{clock_gettime, ClockId};
 
 /// What a process has in memory, in bytes. 0 where the kernel does not say.
@@ -27,14 +25,6 @@ pub fn used() -> Used {
             Used { private: field_bytes(&status, "RssAnon:"), pss: 0 }
         }
     }
-}
-
-/// Measures this process and says it on the board.
-pub fn say(cell: &Cell) -> Used {
-    let used = used();
-    cell.private_bytes.store(used.private, Ordering::Relaxed);
-    cell.pss_bytes.store(used.pss, Ordering::Relaxed);
-    used
 }
 
 /// Time on processors since the fork (clock_gettime(2): the clock of a forked child begins at zero).

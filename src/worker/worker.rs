@@ -271,7 +271,7 @@ fn prober(boot: &Boot, application: Py<PyAny>, common: &Arc<Common>) -> Prober {
     Box::new(move || {
         let request = request.as_ref()?;
         let run = |py: Python<'_>| probe::run(py, application.bind(py), Arc::clone(&common), request).err();
-        Python::try_attach(run).unwrap_or_else(|| Some(failure(ProofStep::Probe, "the worker ends".to_owned(), "")))
+        Python::try_attach(run).unwrap_or_else(|| Some(failure(ProofStep::Probe, "the worker ends", "")))
     })
 }
 
@@ -367,8 +367,10 @@ fn serve(
     }
     let lock_watch = with_all_blocked(|| LOCK_WATCH.start(worker.cell))?;
     worker.master.show("ready");
+    let used = memory::used();
+    worker.cell.set_memory(used.private, used.pss);
     worker.master.tell(&FromWorker::Ready {
-        private_bytes: memory::say(worker.cell).private,
+        private_bytes: used.private,
         boot_wall_ms: since.elapsed().as_millis() as u64,
         boot_cpu_ms: memory::cpu_time().as_millis() as u64,
         bodies_in_memory: worker.without_files.load(Ordering::Relaxed),

@@ -23,7 +23,7 @@ impl Gauges {
     /// None: the application was not told to use them.
     pub fn of(environment: &[(OsString, OsString)], release: &Path, application: Option<Rights>) -> Option<Gauges> {
         let value = |variable: &&str| environment.iter().find(|(name, _)| name == *variable).map(|(_, value)| value);
-        let directory = VARIABLES.iter().find_map(|variable| value(&variable)).filter(|value| !value.is_empty())?;
+        let directory = VARIABLES.iter().find_map(value).filter(|value| !value.is_empty())?;
         Some(Gauges { directory: release.join(directory), application })
     }
 
