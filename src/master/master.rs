@@ -89,6 +89,7 @@ impl Master {
             self.service.run_hooks(&mut self.shared);
             if let Some(code) = self.exit.filter(|_| !self.service.has_hooks_left()) {
                 self.sweep();
+                self.service.last_lines.finish();
                 return code;
             }
             let wait = match self.shared.sources.has_unread() || self.reap_again || self.doors.has_pending() {

@@ -3,6 +3,7 @@
 //! these bytes. The worker library is embedded in the master's binary, so the two ends normally are of one
 //! build; `WIRE_HASH` makes sure of it.
 
+pub mod access;
 pub mod channel;
 pub mod handoff;
 pub mod histogram;
@@ -14,6 +15,7 @@ pub mod message;
 pub mod millis;
 pub mod mutant;
 pub mod peer;
+pub mod percent;
 pub mod put;
 pub mod scoreboard;
 pub mod text;

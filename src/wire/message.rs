@@ -102,6 +102,9 @@ pub enum ToWorker {
     Pause,
     /// Send the probe once more, now that something has changed beneath the release. Answered with `Probed`.
     Probe,
+    /// This request (its number on the scoreboard) runs beyond its limit: answer 504 in its place, if no head has gone out.
+    /// Said again as long as it runs.
+    Overdue { request: u64 },
     /// Answer with `Stacks`: the Python stacks of all threads.
     Stacks { id: u64 },
     /// The logs have been opened again; file descriptors as with `ToTemplate::Boot`. A worker may not be allowed to
@@ -186,6 +189,8 @@ pub struct Boot {
     /// Requests at every boot, before `Ready`; their answers decide nothing.
     pub warmup: Vec<Probe>,
     pub threads: u32,
+    /// For how many milliseconds a request may wait for a thread; None: for ever.
+    pub queue_limit_ms: Option<u64>,
     /// Configured workers (for `wsgi.multiprocess`).
     pub workers: u32,
     pub http: Http,
@@ -203,6 +208,17 @@ pub struct Access {
     pub skip: Vec<String>,
     /// Answers below this status have none.
     pub status_min: u16,
+}
+
+impl Access {
+    /// Whether a request has a line: its path as it was sent, and the status of its answer.
+    pub fn wants(&self, path: &[u8], status: u16) -> bool {
+        let is_meant = |skip: &String| match skip.strip_suffix('*') {
+            Some(prefix) => path.starts_with(prefix.as_bytes()),
+            None => path == skip.as_bytes(),
+        };
+        status >= self.status_min && !self.skip.iter().any(is_meant)
+    }
 }
 
 /// How a line of the access log looks.

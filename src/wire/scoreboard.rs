@@ -54,6 +54,8 @@ pub struct Cell {
     pub queue_full: AtomicU64,
     /// Connections that were lost on their way here.
     pub unusable: AtomicU64,
+    /// Requests that ran beyond their limit, and were answered in place of the application.
+    pub timed_out: AtomicU64,
     /// The answers by the class of their status.
     pub status: [AtomicU64; STATUS_CLASSES],
     /// From an app thread's taking the request to the end of its answer: that thread's busy time.
@@ -89,8 +91,13 @@ pub struct ThreadCell {
     /// The thread's number as Python knows it (`threading.get_ident()`): it finds the thread in a dump of stacks. 0: not
     /// yet known.
     ident: AtomicU64,
+    /// How long the request waited for the thread; 1: it speaks HTTP/1.0.
+    queued_us: AtomicU64,
+    is_http10: AtomicU32,
     /// The client's address, as an IPv6 address; 0: not yet known. Guarded by `sequence`.
     client: [AtomicU64; 2],
+    /// The number of the request that was answered in place of the application; 0: none was.
+    answered: AtomicU64,
     /// The latest request that has ended, its status and when.
     ended_request: AtomicU64,
     ended_status: AtomicU32,
@@ -109,8 +116,12 @@ pub struct Running {
     pub waits_for_lock: bool,
     /// `GET /reports/2024`, cut, lossy.
     pub text: String,
+    pub queued_us: u64,
+    pub is_http10: bool,
     /// Who asked; None until the head has been read by the application's side.
     pub client: Option<IpAddr>,
+    /// Its client was answered in place of the application.
+    pub answered: bool,
 }
 
 /// How a request has ended.
@@ -118,6 +129,16 @@ pub struct Running {
 pub struct EndOfRequest {
     pub status: u16,
     pub ended_ns: u64,
+}
+
+impl Running {
+    pub fn method(&self) -> &[u8] {
+        self.text.split_once(' ').map_or(self.text.as_str(), |(method, _)| method).as_bytes()
+    }
+
+    pub fn path(&self) -> &[u8] {
+        self.text.split_once(' ').map_or("", |(_, path)| path).as_bytes()
+    }
 }
 
 pub struct Scoreboard {
@@ -197,7 +218,8 @@ impl Scoreboard {
         cell.accepting.store(0, Ordering::Relaxed);
         cell.private_bytes.store(0, Ordering::Relaxed);
         cell.pss_bytes.store(0, Ordering::Relaxed);
-        for count in [&cell.taken, &cell.given, &cell.shared, &cell.adopted, &cell.queue_full, &cell.unusable] {
+        let handoffs = [&cell.taken, &cell.given, &cell.shared, &cell.adopted, &cell.queue_full, &cell.unusable];
+        for count in handoffs.into_iter().chain([&cell.timed_out]) {
             count.store(0, Ordering::Relaxed);
         }
         cell.status.iter().for_each(|class| class.store(0, Ordering::Relaxed));
@@ -210,6 +232,7 @@ impl Scoreboard {
             thread.lock_wanted_ns.store(0, Ordering::Relaxed);
             thread.ident.store(0, Ordering::Relaxed);
             thread.ended_request.store(0, Ordering::Relaxed);
+            thread.answered.store(0, Ordering::Relaxed);
             // A process that died while writing left an odd number.
             thread.sequence.store(0, Ordering::Release);
         }
@@ -286,6 +309,12 @@ impl ThreadCell {
         Some(self.ident.load(Ordering::Relaxed)).filter(|ident| *ident != 0)
     }
 
+    /// Said with `begin`, for whoever has to tell of the request in this thread's place.
+    pub fn arrived(&self, queued_us: u64, is_http10: bool) {
+        self.queued_us.store(queued_us, Ordering::Relaxed);
+        self.is_http10.store(u32::from(is_http10), Ordering::Relaxed);
+    }
+
     /// Who asked: known when the head has been read.
     pub fn client(&self, client: IpAddr) {
         let address = match client {
@@ -298,6 +327,11 @@ impl ThreadCell {
         self.client[0].store((bits >> 64) as u64, Ordering::Relaxed);
         self.client[1].store(bits as u64, Ordering::Relaxed);
         self.sequence.fetch_add(1, Ordering::Release);
+    }
+
+    /// The client of this request was answered in place of the application. By whoever did that.
+    pub fn answered(&self, request: u64) {
+        self.answered.store(request, Ordering::Release);
     }
 
     /// The lock is had: the request is in the application.
@@ -357,6 +391,9 @@ impl ThreadCell {
             let request = self.request.load(Ordering::Relaxed);
             let entered_ns = self.entered_ns.load(Ordering::Relaxed);
             let waits_for_lock = self.lock_wanted_ns.load(Ordering::Relaxed) != 0;
+            let answered = self.answered.load(Ordering::Acquire) == request;
+            let (queued_us, is_http10) =
+                (self.queued_us.load(Ordering::Relaxed), self.is_http10.load(Ordering::Relaxed) == 1);
             let client = self.client.each_ref().map(|half| half.load(Ordering::Relaxed));
             let bytes = (self.text_bytes.load(Ordering::Relaxed) as usize).min(REQUEST_TEXT_BYTES_MAX);
             let text: Vec<u8> = self.text[..bytes].iter().map(|byte| byte.load(Ordering::Relaxed)).collect();
@@ -364,7 +401,17 @@ impl ThreadCell {
             if before % 2 == 0 && self.sequence.load(Ordering::Relaxed) == before {
                 let text = String::from_utf8_lossy(&text).chars().map(printable).collect();
                 let client = address(client);
-                return Some(Running { request, started_ns, entered_ns, waits_for_lock, text, client });
+                return Some(Running {
+                    request,
+                    started_ns,
+                    entered_ns,
+                    waits_for_lock,
+                    text,
+                    queued_us,
+                    is_http10,
+                    client,
+                    answered,
+                });
             }
             std::hint::spin_loop();
         }
@@ -428,11 +475,13 @@ mod tests {
         assert!(master.thread(3, 1).running().unwrap().waits_for_lock);
         worker.thread(3, 1).leave();
         assert_eq!(master.thread(3, 1).running().unwrap().entered_ns, 0);
-        assert_eq!((running.client, master.thread(3, 1).ended(7)), (None, None));
+        assert_eq!((running.client, running.answered, master.thread(3, 1).ended(7)), (None, false, None));
         for client in ["192.0.2.7", "2001:db8::1"].map(|text| text.parse().unwrap()) {
             worker.thread(3, 1).client(client);
             assert_eq!(master.thread(3, 1).running().unwrap().client, Some(client));
         }
+        worker.thread(3, 1).answered(7);
+        assert!(master.thread(3, 1).running().unwrap().answered);
         worker.thread(3, 1).end(204, 3000);
         assert_eq!(master.thread(3, 1).running(), None);
         assert_eq!(master.thread(3, 1).ended(7), Some(EndOfRequest { status: 204, ended_ns: 3000 }));

@@ -23,7 +23,6 @@ mod logs;
 mod master_channel;
 mod memory;
 mod metrics;
-mod percent;
 mod probe;
 mod put;
 mod signals;

@@ -172,6 +172,7 @@ fn obey(handle: &Handle, command: ToWorker) {
         ToWorker::Stop { idle_ms } => handle.stop(Duration::from_millis(idle_ms)),
         ToWorker::Retire => handle.retire(),
         ToWorker::Pause => handle.pause(),
+        ToWorker::Overdue { request } => handle.overdue(request),
         // Dealt with by the control thread, with or without a server.
         ToWorker::Probe | ToWorker::Stacks { .. } | ToWorker::Logs => {}
     }

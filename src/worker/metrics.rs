@@ -6,12 +6,12 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use forkmaster_http::serve::{Ending, Giving, HandoffRefusal, Metrics};
-use forkmaster_wire::scoreboard::{monotonic_ns, Cell, Scoreboard};
+use forkmaster_http::serve::{self, Ending, Giving, HandoffRefusal, Metrics};
+use forkmaster_wire::scoreboard::{monotonic_ns, Cell, Finished, Running, Scoreboard, ThreadCell};
 
-use crate::access::{self, AccessLog, End};
+use crate::access::{self, AccessLog, End, How};
 use crate::lock_watch::LockWatch;
 
 /// How many connections one may have taken more than a sibling. Each that gives way costs a moment.
@@ -19,6 +19,12 @@ const AHEAD_MAX: u64 = 16;
 
 /// A sibling that shows no sign of life for so long, which is more than a turn of the loop takes, is not waited for.
 const HEARTBEAT_NS_MAX: u64 = 1_500_000_000;
+
+/// What a request that runs beyond its limit is answered with.
+pub const TIMED_OUT: u16 = 504;
+
+/// A request's number has its thread above these bits.
+pub const REQUEST_BITS: u32 = 40;
 
 pub struct CellMetrics {
     board: &'static Scoreboard,
@@ -42,6 +48,16 @@ impl CellMetrics {
     fn lives(&self, now_ns: u64) -> bool {
         let inside = || (0..self.board.threads()).any(|thread| self.board.thread(self.index, thread).is_inside());
         !self.lock.is_missed(now_ns) || inside()
+    }
+
+    /// The cell of the app thread that runs a request, which its number tells (`Gateway::new`).
+    fn thread_of(&self, request: u64) -> Option<&ThreadCell> {
+        let thread = u32::try_from(request >> REQUEST_BITS).ok().filter(|thread| *thread < self.board.threads())?;
+        Some(self.board.thread(self.index, thread))
+    }
+
+    fn running(&self, request: u64) -> Option<Running> {
+        self.thread_of(request)?.running().filter(|running| running.request == request)
     }
 
     /// The others that take connections.
@@ -97,12 +113,38 @@ impl Metrics for CellMetrics {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let end = End {
             at_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
-            took_us: u64::try_from(ending.took.as_micros()).unwrap_or(u64::MAX),
+            took_us: micros(ending.took),
             bytes: ending.body_bytes,
-            how: ending.how,
+            how: how(ending.how),
         };
         access::end(record, end);
         access.push(record);
+    }
+
+    fn describe(&self, number: u64, record: &mut Vec<u8>) -> bool {
+        let Some(running) = self.running(number) else { return false };
+        if let Some(access) = self.access.as_ref().filter(|access| access.wants(running.path(), TIMED_OUT)) {
+            access::begin_running(record, &running, TIMED_OUT, access.wanted());
+        }
+        true
+    }
+
+    fn overtaken(&self, number: u64, record: &mut [u8], ending: Ending) {
+        let queued_us = self.running(number).map_or(0, |running| running.queued_us);
+        // So that the master does not tell of it too when it ends this process.
+        if let Some(thread) = self.thread_of(number) {
+            thread.answered(number);
+        }
+        let latency_ns = micros(ending.took).saturating_sub(queued_us).saturating_mul(1000);
+        self.cell.finished(Finished { status: TIMED_OUT, latency_ns, queued_ns: queued_us.saturating_mul(1000) });
+        self.cell.timed_out.fetch_add(1, Ordering::Relaxed);
+        if let Some(access) = &self.access {
+            // The worker is as good as ended.
+            access.hurry(true);
+        }
+        if !record.is_empty() {
+            self.ended(record, ending);
+        }
     }
 
     fn accepting(&self, accepting: bool) {
@@ -112,6 +154,10 @@ impl Metrics for CellMetrics {
             self.cell.taken.store(most.unwrap_or(0), Ordering::Relaxed);
         }
         self.cell.accepting.store(u32::from(accepting), Ordering::Relaxed);
+        // Who takes no more ends before long, and may be killed then.
+        if let Some(access) = &self.access {
+            access.hurry(!accepting);
+        }
     }
 
     fn should_yield_accept(&self, open: usize) -> bool {
@@ -125,4 +171,18 @@ impl Metrics for CellMetrics {
             |cell: &Cell| monotonic_ns().saturating_sub(cell.heartbeat_ns.load(Ordering::Relaxed)) < HEARTBEAT_NS_MAX;
         self.siblings().filter(has_less).filter(is_free).any(lives)
     }
+}
+
+fn how(how: serve::How) -> How {
+    match how {
+        serve::How::Complete => How::Complete,
+        serve::How::ClientLeft => How::ClientLeft,
+        serve::How::WriteTimeout => How::WriteTimeout,
+        serve::How::Cut => How::Cut,
+        serve::How::TimedOut => How::TimedOut,
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

@@ -14,8 +14,6 @@ mod logger;
 mod logs;
 #[path = "memory.rs"]
 mod memory;
-#[path = "percent.rs"]
-mod percent;
 #[path = "put.rs"]
 mod put;
 #[path = "sockets.rs"]

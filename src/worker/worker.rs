@@ -80,9 +80,12 @@ impl Worker {
         self.cell.busy.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub fn finished(&self, finished: Finished, raised: bool) {
+    /// None: it was counted before, when its client was answered in the application's place.
+    pub fn finished(&self, finished: Option<Finished>, raised: bool) {
         self.cell.busy.fetch_sub(1, Ordering::Relaxed);
-        self.cell.finished(finished);
+        if let Some(finished) = finished {
+            self.cell.finished(finished);
+        }
         if raised {
             self.cell.errors.fetch_add(1, Ordering::Relaxed);
         }
@@ -305,6 +308,7 @@ fn make_server(
         temp_limit: http.temp_limit,
         response_buffer: http.response_buffer,
         health_path: http.health_path.clone().map(String::into_bytes),
+        queue_limit: boot.queue_limit_ms.map(Duration::from_millis),
         // Who is alone would only give them to itself.
         shared_requests_max: if boot.workers > 1 { (boot.workers * boot.threads) as usize } else { 0 },
     };

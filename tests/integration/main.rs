@@ -28,8 +28,12 @@ mod deaths;
 mod docs;
 // No deploy waits for what an earlier one left behind.
 mod deploys;
+// Every way in which a request can end: its client, its line, the counts.
+mod ends;
 // How answers end, what their clients see, and what the access log says.
 mod endings;
+// What clients get of requests that take too long.
+mod overdue;
 // What a generation's processes see: environment, user, umask, file systems.
 mod environment;
 // Connections that go from worker to worker.

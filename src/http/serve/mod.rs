@@ -21,6 +21,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 
 use base::names::Token;
 use event_loop::listeners::Listeners;
+use event_loop::mailbox::Notice;
 use event_loop::mode::Command;
 use event_loop::shared::Shared;
 use event_loop::EventLoop;
@@ -139,6 +140,14 @@ impl Handle {
     /// here, unread. `Reports::paused` tells when no request is under way any more.
     pub fn pause(&self) {
         self.shared.command(Command::Pause);
+    }
+
+    /// The request with this number (`Exchange::set_number`) takes too long: its client gets 504, unless the head of an answer
+    /// has gone out. What the application still writes is dropped.
+    pub fn overdue(&self, number: u64) {
+        if !self.shared.is_forgotten() {
+            self.shared.mailbox.notify(Notice::Overdue(number));
+        }
     }
 
     /// This process has forked (flag for closing: EPOLL_CTL_DEL, shutdown, close, since a child may hold copies).

@@ -286,8 +286,9 @@ pub const KEYS: &[KeySpec] = &[
         "How long one process may take from its start to being ready: import and proof. A release that takes longer \
          is refused."),
     row("server", "request_timeout", Kind::DurationOrNone, Text("60s"), Generation,
-        "How long a request may run without progress: to the first output, then from one piece to the next. The stacks \
-         of its threads are logged and its worker is replaced. `\"none\"`: no limit. Gunicorn's `timeout` of 30 s does \
+        "How long a request may run without progress: to the first output, then from one piece to the next. The client \
+         gets 504 where no answer had begun, the stacks of the worker's threads are logged, and the worker is replaced. \
+         A request that has waited so long for a thread gets 503 with Retry-After. `\"none\"`: no limit. Gunicorn's `timeout` of 30 s does \
          not cut requests of threaded workers; this one does.")
         .gunicorn(&["timeout"]).uwsgi(&["harakiri"]),
     row("server", "graceful_timeout", Kind::Duration, Text("25s"), Generation,
@@ -422,8 +423,8 @@ pub const KEYS: &[KeySpec] = &[
         .gunicorn(&["accesslog", "access_logfile"]).uwsgi(&["req-logger", "logger-req"]),
     row("log", "access_format", Kind::Own("\"combined\", \"json\" or a template"), Text("combined"), Generation,
         "How such a line looks: `\"combined\"`, `\"json\"`, or a template with Gunicorn's names, `'%(h)s \"%(r)s\" \
-         %(s)s'`. Besides those: `%(X)s` is how the answer ended (complete, client-left, write-timeout, cut), `%(Q)s` for \
-         how many microseconds the request waited for a thread, `%(G)s` the generation.")
+         %(s)s'`. Besides those: `%(X)s` is how the answer ended (complete, client-left, write-timeout, cut, \
+         request-timeout, worker-died), `%(Q)s` for how many microseconds the request waited for a thread, `%(G)s` the generation.")
         .gunicorn(&["access_log_format", "access_logformat"]).uwsgi(&["log-format", "logformat"]),
     row("log", "access_skip", Kind::List("paths"), List(&[]), Generation,
         "Paths whose requests have no line, as they are sent: `\"/healthz\"`, or with `*` at the end for all that begin \

@@ -71,6 +71,10 @@ pub fn text(measures: &Measures) -> String {
     }
     let help = "Exceptions that left the application.";
     page.one("forkmaster_application_errors_total", "counter", help, totals.errors);
+    let help = "Requests that got 504, since they took longer than request_timeout.";
+    page.one("forkmaster_requests_timed_out_total", "counter", help, totals.timed_out);
+    let help = "Requests that ended with their worker, which died or was killed.";
+    page.one("forkmaster_requests_lost_total", "counter", help, totals.lost);
     page.one("forkmaster_accepted_connections_total", "counter", "Connections that workers took.", totals.accepted);
     let sum = |of: fn(&crate::facts::measures::OfGeneration) -> u64| measures.generations.iter().map(of).sum::<u64>();
     page.one("forkmaster_connections", "gauge", "Open client connections.", sum(|one| one.connections));

@@ -16,6 +16,10 @@ pub struct Totals {
     pub requests: u64,
     pub accepted: u64,
     pub errors: u64,
+    /// Ran beyond their limit, and were answered in place of the application.
+    pub timed_out: u64,
+    /// Ended with their worker, which died or was killed.
+    pub lost: u64,
     pub status: [u64; STATUS_CLASSES],
     pub latency: Counted,
     pub queued: Counted,
@@ -27,6 +31,8 @@ impl Totals {
         self.requests = self.requests.saturating_add(other.requests);
         self.accepted = self.accepted.saturating_add(other.accepted);
         self.errors = self.errors.saturating_add(other.errors);
+        self.timed_out = self.timed_out.saturating_add(other.timed_out);
+        self.lost = self.lost.saturating_add(other.lost);
         for (sum, more) in self.status.iter_mut().zip(other.status) {
             *sum = sum.saturating_add(more);
         }
@@ -40,6 +46,8 @@ impl Totals {
         self.requests = self.requests.max(other.requests);
         self.accepted = self.accepted.max(other.accepted);
         self.errors = self.errors.max(other.errors);
+        self.timed_out = self.timed_out.max(other.timed_out);
+        self.lost = self.lost.max(other.lost);
         for (most, now) in self.status.iter_mut().zip(other.status) {
             *most = now.max(*most);
         }

@@ -29,6 +29,10 @@ pub struct Snapshot {
     pub requests: u64,
     pub accepted: u64,
     pub errors: u64,
+    /// Requests that got 504, since they took too long.
+    pub timed_out: u64,
+    /// Requests that ended with their worker, which died or was killed.
+    pub lost: u64,
     pub handoffs: Handoffs,
     pub last_reload: Option<LastReload>,
     /// The latest refusal in full, until a reload is good.

@@ -221,7 +221,7 @@ pub fn say(text: &str) {
     }
 }
 
-/// A generation's access log. The master writes nothing to it.
+/// A generation's access log. The master writes only what no worker can: `LastLines`.
 pub struct AccessLog {
     pub named: Named<AccessTarget>,
     fd: OwnedFd,
@@ -251,5 +251,31 @@ impl AccessLog {
 impl AsFd for AccessLog {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// Writes the lines of requests whose workers are gone to their access logs. Most services never need it, so its thread
+/// starts with the first line.
+#[derive(Default)]
+pub struct LastLines(Option<Writer>);
+
+impl LastLines {
+    pub fn write(&mut self, log: &AccessLog, lines: &[u8]) -> io::Result<()> {
+        let outlet = Arc::new(Outlet::new(log.fd.try_clone()?));
+        match &self.0 {
+            Some(writer) => writer.turn_to(outlet),
+            None => self.0 = Some(Writer::start(outlet)?),
+        }
+        if let Some(writer) = &self.0 {
+            lines.split_inclusive(|byte| *byte == b'\n').for_each(|line| writer.line(line.to_vec()));
+        }
+        Ok(())
+    }
+
+    /// As `LogFile::finish`.
+    pub fn finish(&self) {
+        if let Some(writer) = &self.0 {
+            writer.finish(LAST_WORDS_WITHIN);
+        }
     }
 }

@@ -36,6 +36,12 @@ impl Counted {
         self.gone_of.entry(generation).or_default().add(&totals);
     }
 
+    /// Requests that ended with their worker.
+    pub fn lose(&mut self, generation: GenerationId, requests: u64) {
+        self.gone.lost += requests;
+        self.gone_of.entry(generation).or_default().lost += requests;
+    }
+
     pub fn forget(&mut self, generation: GenerationId) {
         self.gone_of.remove(&generation);
         self.restarts_of.remove(&generation);
@@ -162,6 +168,9 @@ pub fn of_cell(board: &Scoreboard, cell: u32) -> Totals {
             lost: cell.unusable.load(Ordering::Relaxed),
         },
         errors: cell.errors.load(Ordering::Relaxed),
+        timed_out: cell.timed_out.load(Ordering::Relaxed),
+        // Counted when their worker is gone.
+        lost: 0,
         status: std::array::from_fn(|class| cell.status[class].load(Ordering::Relaxed)),
         latency: cell.latency.read(),
         queued: cell.queued.read(),

@@ -40,6 +40,7 @@ use crate::config::change::Fixed;
 use crate::config::Source as ConfigSource;
 use crate::facts::note::Note;
 use crate::facts::outcome::{End, Reload};
+use crate::logs::LastLines;
 use crate::supervisor::services::ServiceId;
 use crate::supervisor::{Event, Supervisor};
 
@@ -79,6 +80,7 @@ pub struct Service {
     reopening: Reopening,
     hooks: Hooks,
     oom: OomKills,
+    pub last_lines: LastLines,
     last_stacks: u64,
     slow: SlowLog,
     /// What the hands have noticed and nobody has told yet.
@@ -109,6 +111,7 @@ impl Service {
             reopening: Reopening::default(),
             hooks: Hooks::default(),
             oom: OomKills::watch(),
+            last_lines: LastLines::default(),
             last_stacks: 0,
             slow: SlowLog::default(),
             noticed: Vec::new(),

@@ -209,16 +209,23 @@ impl GenerationProcesses {
             probe: app.probe.clone(),
             warmup: app.warmup.clone(),
             threads: server.threads,
+            queue_limit_ms: server.request_timeout.map(|limit| limit.as_millis() as u64),
             workers: server.workers,
             http: http.clone(),
             log_level: log.level,
             log_form: log.form,
-            access: self.access.as_ref().map(|_| AccessLine {
-                format: log.access_format.clone(),
-                skip: log.access_skip.clone(),
-                status_min: log.access_status,
-            }),
+            access: self.access_line(),
         }
+    }
+
+    /// None: there is no access log.
+    pub fn access_line(&self) -> Option<AccessLine> {
+        let log = &self.settings.log;
+        self.access.as_ref().map(|_| AccessLine {
+            format: log.access_format.clone(),
+            skip: log.access_skip.clone(),
+            status_min: log.access_status,
+        })
     }
 }
 

@@ -33,6 +33,8 @@ impl Service {
             requests: totals.requests,
             accepted: totals.accepted,
             errors: totals.errors,
+            timed_out: totals.timed_out,
+            lost: totals.lost,
             handoffs: totals.handoffs,
             last_reload: self.last_reload.as_ref().map(Reload::shown),
             last_refusal: self.last_refusal.as_ref().map(Reload::shown),

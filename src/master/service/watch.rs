@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use forkmaster_wire::message::WorkerId;
+use forkmaster_wire::message::{ToWorker, WorkerId};
 use forkmaster_wire::scoreboard::{monotonic_ns, Running, Scoreboard};
 
 use super::slow::Looked;
@@ -46,6 +46,10 @@ impl Service {
             next = next.min(every(server, slow_request));
             let mut report = |event| events.push_back(Event::Worker { worker: *id, event });
             let look = look(&processes.board, worker.cell, server, &shared.clock);
+            // Its event loop answers for them; no Python is needed for that.
+            for (running, ..) in look.stuck.iter().filter(|(running, ..)| !running.answered) {
+                worker.tell(&ToWorker::Overdue { request: running.request });
+            }
             if let Some((running, ..)) = look.stuck.first() {
                 report(WorkerEvent::Stuck(Stuck::Request(running.request)));
             } else if look.silent {

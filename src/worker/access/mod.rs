@@ -1,29 +1,24 @@
-//! The access log of one worker. App threads leave a record of each finished request (`record`), a thread of its own
-//! makes lines of them (`line`) and writes them in batches: neither an application's time nor the event loop's is
+//! The access log of one worker. App threads leave a record of each finished request (`wire::access::record`), a thread of its own
+//! makes lines of them (`wire::access::line`) and writes them in batches: neither an application's time nor the event loop's is
 //! spent on formatting or on a disk, and where the log cannot be written fast enough, lines are dropped and counted,
 //! never requests held up.
 //!
 //! Whole lines are written at the file's end with one write(2), so that lines of several workers never mix: a regular
 //! file takes any length as one (the kernel holds the inode's lock), anything else at least `LINE_BYTES_MAX`.
 
-mod line;
-mod record;
-
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 use std::{io, thread};
 
+use forkmaster_wire::access::line::{Lines, LINE_BYTES_MAX};
+use forkmaster_wire::access::record::{wanted, Reader};
 use forkmaster_wire::message::Access;
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
-pub use line::Origin;
-pub use record::{begin, end, value, End, Facts, Wanted};
-
-use crate::percent;
-use line::{Lines, LINE_BYTES_MAX};
-use record::{wanted, Reader};
+pub use forkmaster_wire::access::line::Origin;
+pub use forkmaster_wire::access::record::{begin, begin_running, end, value, End, Facts, How, Wanted};
 
 /// A line is written at the latest after this: who watches the log expects lines at once.
 const BATCH_WITHIN: Duration = Duration::from_secs(1);
@@ -36,9 +31,8 @@ const WAITING_BYTES_MAX: usize = 1024 * 1024;
 
 pub struct AccessLog {
     shared: Arc<Shared>,
+    access: Access,
     wanted: Vec<Wanted>,
-    skip: Vec<String>,
-    status_min: u16,
 }
 
 struct Shared {
@@ -53,6 +47,8 @@ struct State {
     records: Vec<u8>,
     /// Requests for which there was no room.
     dropped: u64,
+    /// This process will be killed before long: lines are written at once.
+    hurries: bool,
     ending: bool,
     ended: bool,
 }
@@ -60,26 +56,21 @@ struct State {
 impl AccessLog {
     /// Starts the writing thread; signals are blocked by the caller.
     pub fn start(fd: RawFd, access: Access, origin: Origin) -> io::Result<AccessLog> {
-        let Access { format, skip, status_min } = access;
         // Buffers have their usual size from the start: growing to it would cost the first requests allocations, and pages
         // that nobody touched cost nothing.
         let state = Mutex::new(State { records: Vec::with_capacity(BATCH_BYTES), ..State::default() });
         let shared = Arc::new(Shared { state, bell: Condvar::new(), ended: Condvar::new() });
-        let wanted = wanted(&format);
+        let wanted = wanted(&access.format);
         let out = Vec::with_capacity(BATCH_BYTES + LINE_BYTES_MAX);
-        let writer = Writer { fd, lines: Lines::new(format, origin), out, torn: false, lost: 0 };
+        let writer = Writer { fd, lines: Lines::new(access.format.clone(), origin), out, torn: false, lost: 0 };
         let theirs = Arc::clone(&shared);
         thread::Builder::new().name("fm-access".into()).spawn(move || theirs.write(writer))?;
-        Ok(AccessLog { shared, wanted, skip, status_min })
+        Ok(AccessLog { shared, access, wanted })
     }
 
     /// Whether a request has a line: its path as it was sent, and the status of its answer.
     pub fn wants(&self, path: &[u8], status: u16) -> bool {
-        let is_meant = |skip: &String| match skip.strip_suffix('*') {
-            Some(prefix) => path.starts_with(prefix.as_bytes()),
-            None => path == skip.as_bytes(),
-        };
-        status >= self.status_min && !self.skip.iter().any(is_meant)
+        self.access.wants(path, status)
     }
 
     /// The values that each record must have, in this order.
@@ -97,10 +88,17 @@ impl AccessLog {
         }
         state.records.extend_from_slice(record);
         let after = state.records.len();
+        let hurries = state.hurries;
         drop(state);
-        if before == 0 || (before < BATCH_BYTES && after >= BATCH_BYTES) {
+        if before == 0 || hurries || (before < BATCH_BYTES && after >= BATCH_BYTES) {
             self.shared.bell.notify_one();
         }
+    }
+
+    /// Lines are written at once from now on, or together again.
+    pub fn hurry(&self, hurries: bool) {
+        self.shared.lock().hurries = hurries;
+        self.shared.bell.notify_one();
     }
 
     /// Writes what is there, as far as that is possible in time. The thread ends.
@@ -131,7 +129,7 @@ impl Shared {
                 self.ended.notify_all();
                 return;
             }
-            let more = |state: &mut State| state.records.len() < BATCH_BYTES && !state.ending;
+            let more = |state: &mut State| state.records.len() < BATCH_BYTES && !state.ending && !state.hurries;
             let (mut state, _) = self
                 .bell
                 .wait_timeout_while(state, BATCH_WITHIN, more)
@@ -233,8 +231,6 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use forkmaster_wire::message::{AccessFormat, AccessPart, Atom};
-
-    use forkmaster_http::serve::How;
 
     use super::*;
 

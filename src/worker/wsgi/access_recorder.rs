@@ -4,11 +4,11 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use forkmaster_http::serve::{Exchange, How, Version};
+use forkmaster_http::serve::{Exchange, Version};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
-use crate::access::{begin, value, AccessLog, Facts, Wanted};
+use crate::access::{begin, value, AccessLog, Facts, How, Wanted};
 
 /// One app thread's way to the access log.
 pub struct AccessRecorder {

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use forkmaster_http::serve::{Exchange, Local, Peer, Version};
+use forkmaster_wire::percent;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
@@ -18,7 +19,6 @@ use super::file::FileWrapper;
 use super::forwarded::{host_is_plausible, last_element, Believed, Client, Family, Trusted};
 use super::names::{Field, Meaning, Names};
 use super::strings::Strings;
-use crate::percent;
 
 /// What an environ is made from: a request of a client, or the probe.
 pub trait Request {

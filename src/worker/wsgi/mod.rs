@@ -23,6 +23,7 @@ use pyo3::types::{PyBytes, PyDict};
 
 use crate::access::AccessLog;
 use crate::failure;
+use crate::metrics::{REQUEST_BITS, TIMED_OUT};
 use crate::worker::Worker;
 use access_recorder::{AccessRecorder, Ended};
 use capi::{references, Capi};
@@ -47,8 +48,23 @@ pub struct Gateway {
     access: Option<AccessRecorder>,
 }
 
-/// An exception left the application; it has been logged.
-struct Raised;
+/// What became of a request.
+enum Outcome {
+    Answered {
+        ended: Instant,
+        took: Duration,
+        status: u16,
+    },
+    /// An exception left the application, or its answer was no good; it has been logged. `ours`: nobody has answered in the
+    /// application's place.
+    Raised {
+        ours: bool,
+    },
+    /// It took too long, its client was answered in the application's place, and that was counted then.
+    Late {
+        ended: Instant,
+    },
+}
 
 impl Gateway {
     pub fn new(
@@ -69,7 +85,7 @@ impl Gateway {
         response.add_callables(builder.prepared(py))?;
         let access = access.map(AccessRecorder::new);
         // No two requests of a worker have the same number.
-        let requests = u64::from(thread) << 40;
+        let requests = u64::from(thread) << REQUEST_BITS;
         Ok(Gateway {
             application,
             builder,
@@ -93,7 +109,8 @@ impl Gateway {
     /// had, and the request's limit counts all the same.
     pub fn dispatched(&mut self, exchange: &Exchange) {
         self.requests += 1;
-        self.progress.begin(self.requests, exchange.begun(), exchange.method(), exchange.path());
+        exchange.set_number(self.requests);
+        self.progress.begin(self.requests, exchange);
     }
 
     /// Answers one request, whatever the application does. Nothing that it raises leaves here: a SystemExit ends
@@ -103,25 +120,29 @@ impl Gateway {
         let queued = begun.saturating_duration_since(exchange.ready_at());
         self.progress.got_lock();
         self.worker.begin();
-        let (ended, took, status, raised) = match self.call(py, exchange) {
-            Ok((ended, took, status)) => (ended, took, status, false),
-            Err(Raised) => {
+        let (ended, finished, raised) = match self.call(py, exchange) {
+            Outcome::Answered { ended, took, status } => (ended, Some((took, status)), false),
+            Outcome::Raised { ours } => {
                 let now = Instant::now();
                 // Also where a head was sent before: the client did not get what it says.
-                (now, now.saturating_duration_since(begun), 500, true)
+                (now, ours.then(|| (now.saturating_duration_since(begun), 500)), true)
             }
+            Outcome::Late { ended } => (ended, None, false),
         };
-        self.progress.end(status, ended);
-        let (latency_ns, queued_ns) = (took.as_nanos() as u64, queued.as_nanos() as u64);
-        self.worker.finished(Finished { status, latency_ns, queued_ns }, raised);
+        self.progress.end(finished.map_or(TIMED_OUT, |(_, status)| status), ended);
+        let finished = finished.map(|(took, status)| Finished {
+            status,
+            latency_ns: took.as_nanos() as u64,
+            queued_ns: queued.as_nanos() as u64,
+        });
+        self.worker.finished(finished, raised);
         ended
     }
 
-    /// When it had ended, how long it took, and its status.
-    fn call(&mut self, py: Python<'_>, mut exchange: Exchange) -> Result<(Instant, Duration, u16), Raised> {
+    fn call(&mut self, py: Python<'_>, mut exchange: Exchange) -> Outcome {
         let environ = match self.renew(py).and_then(|()| self.environ(py, &mut exchange)) {
             Ok(environ) => environ,
-            Err(error) => return Err(self.fail(py, exchange, None, &error)),
+            Err(error) => return self.fail(py, exchange, None, &error),
         };
         self.progress.client(self.builder.client());
         self.response.enter(py, exchange);
@@ -136,23 +157,31 @@ impl Gateway {
         // Where another thread of the application is inside `write()`, the exchange goes when that is done with it.
         let Some(mut exchange) = self.response.leave(py) else {
             log::error!("{}: a thread of the application still writes after the response has ended", self.worker);
-            return Err(Raised);
+            return Outcome::Raised { ours: true };
         };
         self.give_body_back(py, &exchange, &environ);
         match answered {
             // The line of a good request is never written: it is made from the environ only where it is needed.
             Answered::Completely => {
+                if !exchange.claim() {
+                    // Nothing of it goes out, so it cannot be wrong.
+                    let _refused = exchange.finish();
+                    return Outcome::Late { ended: Instant::now() };
+                }
                 self.note(&mut exchange, Some(&environ), Ended::Well);
                 let ended = Instant::now();
                 let took = ended.saturating_duration_since(exchange.begun());
                 let status = exchange.status();
-                exchange.finish_at(ended, took).map(|()| (ended, took, status)).map_err(|BadResponse(text)| {
-                    let line = line_of(&environ).unwrap_or_default();
-                    log::error!("{}: bad response to {line}: {text}", self.worker);
-                    Raised
-                })
+                match exchange.finish_at(ended, took) {
+                    Ok(()) => Outcome::Answered { ended, took, status },
+                    Err(BadResponse(text)) => {
+                        let line = line_of(&environ).unwrap_or_default();
+                        log::error!("{}: bad response to {line}: {text}", self.worker);
+                        Outcome::Raised { ours: true }
+                    }
+                }
             }
-            Answered::Raised(error) => Err(self.fail(py, exchange, Some(&environ), &error)),
+            Answered::Raised(error) => self.fail(py, exchange, Some(&environ), &error),
         }
     }
 
@@ -162,12 +191,15 @@ impl Gateway {
         mut exchange: Exchange,
         environ: Option<&Bound<'_, PyDict>>,
         error: &PyErr,
-    ) -> Raised {
+    ) -> Outcome {
         let line = environ::request_line(&exchange);
         log::error!("{}: exception in {line}\n{}", self.worker, failure::traceback(py, error));
-        self.note(&mut exchange, environ, Ended::Badly);
+        let ours = exchange.claim();
+        if ours {
+            self.note(&mut exchange, environ, Ended::Badly);
+        }
         exchange.fail(500);
-        Raised
+        Outcome::Raised { ours }
     }
 
     /// For the access log. A child that the application forked has none.

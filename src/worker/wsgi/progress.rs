@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
+use forkmaster_http::serve::{Exchange, Version};
 use forkmaster_wire::scoreboard::{monotonic_ns, ThreadCell};
 
 /// Where the scoreboard is told that application code was left and entered.
@@ -33,9 +34,12 @@ impl Progress {
     }
 
     /// Before the lock is taken.
-    pub fn begin(self, request: u64, begun: Instant, method: &[u8], path: &[u8]) {
+    pub fn begin(self, request: u64, exchange: &Exchange) {
+        let begun = exchange.begun();
+        let queued = begun.saturating_duration_since(exchange.ready_at());
+        self.cell.arrived(queued.as_micros() as u64, exchange.version() == Version::Http10);
         // The board counts in nanoseconds of the same clock. It was read a moment ago for most requests.
-        self.cell.begin(request, self.clock.ns(begun), method, path);
+        self.cell.begin(request, self.clock.ns(begun), exchange.method(), exchange.path());
     }
 
     pub fn got_lock(self) {

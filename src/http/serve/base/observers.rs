@@ -31,6 +31,8 @@ pub enum How {
     WriteTimeout,
     /// The application failed after the head had gone out, and the client can tell.
     Cut,
+    /// It took too long, and the client was answered in place of the application.
+    TimedOut,
 }
 
 /// An answer's end: its last byte was handed to the kernel, or nobody will send it any more.
@@ -61,6 +63,13 @@ pub trait Metrics: Send + Sync {
     fn connections(&self, open: usize);
     /// An answer has ended; `record` is what the app side has left with its request (`Exchange::leave_record`).
     fn ended(&self, _record: &mut [u8], _ending: Ending) {}
+    /// Puts into `record` what is to be told of the request with this number (`Exchange::set_number`), should it be answered
+    /// in place of the app side, which has it. False: it is there no more.
+    fn describe(&self, _number: u64, _record: &mut Vec<u8>) -> bool {
+        true
+    }
+    /// It was answered so. Nothing else will be told of it.
+    fn overtaken(&self, _number: u64, _record: &mut [u8], _ending: Ending) {}
     /// Connections are taken from now on, or no longer.
     fn accepting(&self, _accepting: bool) {}
     /// Another process at the same listeners has a free thread and less to do than this one with so many connections:

@@ -35,6 +35,8 @@ pub struct Settings {
     pub response_buffer: u64,
     /// Requests for this path are answered here, without the application.
     pub health_path: Option<Vec<u8>>,
+    /// How long a request may wait for a thread. None: for ever.
+    pub queue_limit: Option<Duration>,
     /// Whole requests that would wait for a thread here, and may lie in the handoff queue for other processes. 0: there is none
     /// that could take them.
     pub shared_requests_max: usize,

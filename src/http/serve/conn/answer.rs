@@ -48,9 +48,14 @@ impl Answer {
     pub fn refuse(&mut self, status: u16, reason: &str, asked: Asked) -> String {
         let phrase = refusal::phrase(status);
         let body = if reason.is_empty() { format!("{phrase}\n") } else { format!("{phrase}: {reason}\n") };
-        let fields: [(&[u8], &[u8]); 1] = [(b"Content-Type", b"text/plain; charset=utf-8")];
+        let fields: [(&[u8], &[u8]); 2] = [
+            (b"Content-Type", b"text/plain; charset=utf-8"),
+            // RFC 9110 section 15.6.4.
+            (b"Retry-After", refusal::RETRY_AFTER_S.as_bytes()),
+        ];
+        let fields = if status == 503 { &fields[..] } else { &fields[..1] };
         let line = format!("{status} {phrase}");
-        let valid = self.head.set(line.as_bytes(), &fields);
+        let valid = self.head.set(line.as_bytes(), fields);
         debug_assert!(valid.is_ok(), "{valid:?}");
         let asked = Asked { keep_alive: false, ..asked };
         let (framing, keep) = self.head.complete(asked, Some(body.len() as u64), &date_now());

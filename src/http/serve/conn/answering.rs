@@ -88,6 +88,9 @@ impl Request {
         }
         let Part { bytes: piece, whole, hold, last } = part;
         let begins = self.answer.framing.is_none();
+        if begins && !self.write_half.claim() {
+            return Delivery::Sent(Sent::Gone);
+        }
         let framing = self.frame(whole, closing);
         let answer = &mut self.answer;
         let (piece, line) = match framing {
@@ -144,6 +147,9 @@ impl Request {
             Some(Framing::None | Framing::Length(_) | Framing::UntilClose) | None => {}
         }
         let begins = self.answer.framing.is_none();
+        if begins && !self.write_half.claim() {
+            return Ok(Some(Sent::Gone));
+        }
         let length = match self.frame(Some(left), closing) {
             Framing::None => 0,
             Framing::Length(length) => left.min(length - self.answer.sent),

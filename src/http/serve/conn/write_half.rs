@@ -3,10 +3,14 @@
 //! While nothing is queued the app thread sends straight to the socket, without a lock. What the socket does not
 //! take is queued under the lock (`write_queue`), and from then on all bytes go through the queue, which only the loop
 //! empties. Only the app thread sets `queued`, only the loop clears it, and both do so under the lock.
+//!
+//! Who gives the answer is decided once for each request, by one compare-and-swap of `answerer`: normally the app side, just
+//! before its head goes out; or the loop, for a request that takes too long. The other one sends nothing from then on, so
+//! that two answers never mix.
 
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +31,17 @@ impl Loss {
     const GONE: u8 = 1;
     /// We have given the client up.
     const DROPPED: u8 = 2;
+    /// It has its answer, which is not the app side's.
+    const ANSWERED: u8 = 3;
+}
+
+/// Values of `WriteHalf::answerer`.
+struct Answerer;
+
+impl Answerer {
+    const NOBODY: u8 = 0;
+    const APP: u8 = 1;
+    const LOOP: u8 = 2;
 }
 
 /// It is made once a slot, and serves one connection after the other.
@@ -41,6 +56,10 @@ pub struct WriteHalf {
     queued: AtomicBool,
     /// The connection ends with its next answer.
     last: AtomicBool,
+    /// Who answers the request that the app side has (`Answerer`).
+    answerer: AtomicU8,
+    /// The number by which the app side calls that request.
+    number: AtomicU64,
     queue: Mutex<WriteQueue>,
     room: Condvar,
 }
@@ -53,6 +72,8 @@ impl WriteHalf {
             half_closed: AtomicBool::new(false),
             queued: AtomicBool::new(false),
             last: AtomicBool::new(false),
+            answerer: AtomicU8::new(Answerer::NOBODY),
+            number: AtomicU64::new(0),
             queue: Mutex::new(WriteQueue::new(memory, response_buffer)),
             room: Condvar::new(),
         }
@@ -86,6 +107,55 @@ impl WriteHalf {
     /// We have given the client up.
     pub fn is_dropped(&self) -> bool {
         self.loss.load(Ordering::Relaxed) == Loss::DROPPED
+    }
+
+    /// A request goes to the app side. Loop side.
+    pub fn begin_request(&self) {
+        self.answerer.store(Answerer::NOBODY, Ordering::Release);
+    }
+
+    /// No two requests of a server have the same number. App side.
+    pub fn set_number(&self, number: u64) {
+        self.number.store(number, Ordering::Relaxed);
+    }
+
+    pub fn number(&self) -> u64 {
+        self.number.load(Ordering::Relaxed)
+    }
+
+    /// The answer is to be given now. False: the loop has given one. App side.
+    pub fn claim(&self) -> bool {
+        let claimed =
+            self.answerer.compare_exchange(Answerer::NOBODY, Answerer::APP, Ordering::AcqRel, Ordering::Acquire);
+        claimed.map_or_else(|answerer| answerer == Answerer::APP, |_| true)
+    }
+
+    /// Only an interim answer was sent, and the loop may still give the final one. App side.
+    pub fn unclaim(&self) {
+        self.answerer.store(Answerer::NOBODY, Ordering::Release);
+    }
+
+    /// The same in place of the app side. False: that answers, or is just sending an interim answer. Loop side.
+    pub fn claim_for_loop(&self) -> bool {
+        self.answerer.compare_exchange(Answerer::NOBODY, Answerer::LOOP, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// The loop has answered in place of the app side.
+    pub fn is_answered(&self) -> bool {
+        self.loss.load(Ordering::Relaxed) == Loss::ANSWERED
+    }
+
+    /// Sends the answer that the loop has claimed, and says that no more will come. False: its client cannot have all of it,
+    /// and can tell. Loop side.
+    pub fn answer(&self, parts: &[&[u8]]) -> bool {
+        let total: usize = parts.iter().map(|part| part.len()).sum();
+        // Behind an interim answer that the client does not take, nobody waits.
+        let sent = !self.is_queued() && send_parts(self.fd(), parts, false).is_ok_and(|length| length == total);
+        self.lose(Loss::ANSWERED);
+        sent && socket::shutdown_write(self.fd()) || {
+            socket::shutdown_both(self.fd());
+            false
+        }
     }
 
     /// Bytes that were taken, and that were not sent.

@@ -38,6 +38,7 @@ impl EventLoop {
             slot.runnable = false;
             match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
                 SlotState::Waiting(request) => self.receive(request),
+                SlotState::Dispatched if slot.write_half.is_answered() => self.drop_after_answer(token),
                 SlotState::Dispatched => self.drain(token),
                 SlotState::Flushing(request) => {
                     slot.state = SlotState::Flushing(request);

@@ -67,7 +67,7 @@ impl EventLoop {
         }
         let unsent = match how {
             How::Complete => 0,
-            How::ClientLeft | How::WriteTimeout | How::Cut => request.write_half.unsent(),
+            How::ClientLeft | How::WriteTimeout | How::Cut | How::TimedOut => request.write_half.unsent(),
         };
         let body_bytes = request.answer.sent.saturating_sub(unsent);
         let took = self.now.saturating_duration_since(request.ready_at);
@@ -142,8 +142,12 @@ impl EventLoop {
     pub(super) fn close(&mut self, mut request: Box<Request>) {
         let index = request.token.index;
         self.timers.clear(index);
-        let dropped = request.write_half.is_dropped();
-        self.ended(&mut request, if dropped { How::WriteTimeout } else { How::ClientLeft });
+        // Where the loop has answered, it has told so.
+        if !request.write_half.is_answered() {
+            let dropped = request.write_half.is_dropped();
+            self.ended(&mut request, if dropped { How::WriteTimeout } else { How::ClientLeft });
+        }
+        request.record.clear();
         let slot = self.table.slot(index);
         if request.answer.ends_by_reset {
             socket::reset(request.write_half.fd());

@@ -140,6 +140,24 @@ impl<T: Alike> FairLine<T> {
         };
         let index = (0..self.waiting.len()).min_by_key(|&index| turn(self.waiting[index]))?;
         let class = &mut self.classes[self.waiting[index]];
+        self.clock_ns = class.at_ns;
+        class.at_ns += class.cost_ns;
+        self.take_first(index)
+    }
+
+    /// The first of some path that is such a one. It will not be run, so it costs its path nothing.
+    pub fn pop_if(&mut self, is_meant: impl Fn(&T) -> bool) -> Option<T> {
+        let is_it = |&number: &usize| {
+            let first = &self.places[self.classes[number].first as usize];
+            first.item.as_ref().is_some_and(&is_meant)
+        };
+        let index = self.waiting.iter().position(is_it)?;
+        self.take_first(index)
+    }
+
+    /// Of the class at this index of those in which somebody waits.
+    fn take_first(&mut self, index: usize) -> Option<T> {
+        let class = &mut self.classes[self.waiting[index]];
         let first = class.first;
         let place = &mut self.places[first as usize];
         class.first = std::mem::replace(&mut place.next, self.free);
@@ -148,8 +166,6 @@ impl<T: Alike> FairLine<T> {
             class.last = NONE;
             self.waiting.swap_remove(index);
         }
-        self.clock_ns = class.at_ns;
-        class.at_ns += class.cost_ns;
         self.length -= 1;
         place.item.take()
     }
@@ -210,6 +226,19 @@ mod tests {
             assert!(before <= 2, "{before} went before the stranger in round {round}");
             line.learn(b"/", Duration::from_micros(200));
         }
+    }
+
+    #[test]
+    fn who_waits_no_longer_leaves_the_order_of_the_others_as_it_is() {
+        let mut line = line(&["/big", "/"]);
+        for number in 0..3 {
+            line.push(Asked("/big", number));
+        }
+        line.push(Asked("/", 3));
+        assert_eq!(line.pop_if(|asked| asked.1 == 1), None, "it is not the first of its path");
+        assert_eq!(line.pop_if(|asked| asked.0 == "/"), Some(Asked("/", 3)));
+        assert_eq!(line.pop_if(|asked| asked.1 == 0), Some(Asked("/big", 0)));
+        assert_eq!((line.len(), order(&mut line)), (2, vec![Asked("/big", 1), Asked("/big", 2)]));
     }
 
     /// Nothing is known of any cost yet: the thousand have just come.

@@ -13,12 +13,14 @@ use crate::serve::conn::request::Request;
 
 use super::mode::Command;
 
-/// From the app side to the loop.
+/// From the app side, and from those who watch it, to the loop.
 pub enum Notice {
     /// Bytes lie in this connection's queue: drain it.
     Queued(Token),
     /// The request was answered; the connection is the loop's again.
     Returned(Box<Request>),
+    /// The request of this number takes too long.
+    Overdue(u64),
 }
 
 #[derive(Default)]

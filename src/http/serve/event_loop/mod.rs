@@ -18,6 +18,7 @@ pub mod interface;
 pub mod listeners;
 pub mod mailbox;
 pub mod mode;
+mod overdue;
 mod reading;
 pub mod run_queue;
 pub mod shared;

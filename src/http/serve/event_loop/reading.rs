@@ -30,7 +30,10 @@ impl EventLoop {
                 slot.reader.wake(half_closed);
                 self.receive(request);
             }
-            SlotState::Dispatched => slot.reader.wake(half_closed),
+            SlotState::Dispatched => {
+                slot.reader.wake(half_closed);
+                self.drop_after_answer(token);
+            }
             SlotState::Flushing(request) => {
                 slot.reader.wake(half_closed);
                 slot.state = SlotState::Flushing(request);
@@ -73,6 +76,9 @@ impl EventLoop {
                 self.timers.clear(request.token.index);
                 self.dispatched += 1;
                 request.ready_at = request.waits_since.take().unwrap_or(self.now);
+                request.write_half.begin_request();
+                let slot = self.table.slot(request.token.index);
+                (slot.asked, slot.ready_at) = (request.asked(), request.ready_at);
                 self.followed += u32::from(self.follows);
                 if self.followed <= TURN_FOLLOWERS_MAX {
                     self.ready.push_back(request);

@@ -114,6 +114,17 @@ impl<T: Alike> RunQueue<T> {
         self.take_from(&mut self.lock())
     }
 
+    /// One that is the first of those like it, and such a one.
+    pub fn take_if(&self, is_meant: impl Fn(&T) -> bool) -> Option<T> {
+        if !self.has_waiting() {
+            return None;
+        }
+        let mut state = self.lock();
+        let request = state.ready.pop_if(is_meant);
+        self.ready.store(state.ready.len(), Ordering::Release);
+        request
+    }
+
     fn take_from(&self, state: &mut State<T>) -> Option<T> {
         let request = state.ready.pop();
         self.ready.store(state.ready.len(), Ordering::Release);

@@ -9,6 +9,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::proto::response::Asked;
+use crate::proto::Version;
 use crate::serve::base::names::Token;
 use crate::serve::base::pace::Window;
 use crate::serve::conn::reader::Reader;
@@ -49,6 +51,9 @@ pub struct Slot {
     pub is_proxy: Option<bool>,
     /// What the client takes while bytes are queued.
     pub ack_window: Window,
+    /// What its latest request asked for, and when that was complete: the request itself is with the app side.
+    pub asked: Asked,
+    pub ready_at: Instant,
     pub state: SlotState,
 }
 
@@ -64,6 +69,8 @@ impl Slot {
             runnable: false,
             is_proxy: None,
             ack_window: Window::begin(now, 0),
+            asked: Asked { version: Version::Http11, head: false, keep_alive: false },
+            ready_at: now,
             state: SlotState::Free(None),
         }
     }
@@ -124,6 +131,12 @@ impl Table {
             // While connections are held back only those of them wait here that are in the middle of a request.
             SlotState::Waiting(_) | SlotState::Dispatched => false,
         })
+    }
+
+    /// The connection whose request the app side calls by this number.
+    pub fn with_request(&self, number: u64) -> Option<Token> {
+        let slot = self.slots.iter().find(|slot| slot.write_half.number() == number)?;
+        self.is_dispatched(slot.token).then_some(slot.token)
     }
 
     /// Whether an event of this connection may mean many bytes or a disk.

@@ -158,6 +158,7 @@ impl EventLoop {
             self.command(command);
         }
         self.inbox = inbox;
+        self.refuse_waiting();
         self.run_runnable();
         self.send_leaving();
         self.expire();
@@ -228,6 +229,7 @@ impl EventLoop {
                 }
             }
             Notice::Returned(request) => self.settle(request),
+            Notice::Overdue(number) => self.answer_overdue(number),
         }
     }
 

@@ -87,6 +87,17 @@ impl Exchange {
         self.request.as_mut().expect("an exchange has its request until it ends")
     }
 
+    /// How the caller calls this request. No two of a server have the same number, and none has 0 (`Handle::overdue`).
+    pub fn set_number(&self, number: u64) {
+        self.request().write_half.set_number(number);
+    }
+
+    /// The answer is complete as far as the application is concerned, whatever of it was sent. False: the client was
+    /// answered in its place (`Handle::overdue`), and nothing of this answer is sent or told.
+    pub fn claim(&self) -> bool {
+        self.shared().is_forgotten() || self.request().write_half.claim()
+    }
+
     pub fn method(&self) -> &[u8] {
         self.request().method()
     }
@@ -190,9 +201,13 @@ impl Exchange {
         if shared.is_forgotten() || request.head.version == Version::Http10 || request.answer.framing.is_some() {
             return;
         }
+        if !request.write_half.claim() {
+            return;
+        }
         // What may be queued now has to go out before anything that is left for the loop.
         request.answer.may_defer = false;
         let sent = request.write_half.send(&[&hints.end()], &shared.rules.temp);
+        request.write_half.unclaim();
         written(shared, request.token, sent);
     }
 
@@ -432,7 +447,7 @@ impl Exchange {
         if self.shared().is_forgotten() {
             return;
         }
-        if self.head_sent() {
+        if self.head_sent() || !self.claim() {
             self.end_now(End::Cut);
             return;
         }

@@ -39,6 +39,7 @@ pub fn settings() -> Settings {
         temp_limit: 1 << 30,
         response_buffer: 64 * 1024 * 1024,
         health_path: None,
+        queue_limit: None,
         shared_requests_max: 0,
     }
 }
@@ -92,6 +93,13 @@ impl Metrics for Teller {
             true => 0,
             false => usize::MAX,
         }
+    }
+    fn describe(&self, number: u64, record: &mut Vec<u8>) -> bool {
+        record.extend_from_slice(format!("overdue {number}").as_bytes());
+        true
+    }
+    fn overtaken(&self, _number: u64, record: &mut [u8], ending: Ending) {
+        self.ended(record, ending);
     }
     fn should_yield_accept(&self, _open: usize) -> bool {
         self.crowded.load(Ordering::Relaxed)
@@ -262,6 +270,20 @@ impl Fixture {
                 Err(error) => panic!("the application is silent: {error}"),
             }
         }
+    }
+
+    /// Waits until so many ends have been told: the records.
+    pub fn expect_ends(&self, count: usize) -> Vec<String> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut records = Vec::new();
+        while records.len() < count {
+            match self.told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Told::Ended(record, ..)) => records.push(record),
+                Ok(_) => {}
+                Err(error) => panic!("only {} of {count} ends: {error}", records.len()),
+            }
+        }
+        records
     }
 
     /// Waits until a request's answer has ended: how, and with how many bytes.

@@ -10,6 +10,7 @@ mod flush_batch;
 mod handoff;
 mod leading;
 mod order;
+mod overdue;
 mod proxy;
 mod requests;
 mod slow;

@@ -1,16 +1,31 @@
 //! A finished request as it is kept until its line is written: plain bytes one behind the other, so that keeping one
 //! costs an app thread a copy and nothing else. Lines are made of them later, on another thread (`line`).
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use forkmaster_http::serve::How;
-use forkmaster_wire::message::{AccessFormat, AccessPart, Atom};
+use crate::message::{AccessFormat, AccessPart, Atom};
+use crate::scoreboard::Running;
 
 /// Of one value; a line has no room for more (`line::LINE_BYTES_MAX`).
 const VALUE_BYTES_MAX: usize = 4096;
 
 /// Stands for the length of a value that is not there.
 const ABSENT: u32 = u32::MAX;
+
+/// How the answer to a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// All of it was handed to the kernel.
+    Complete,
+    ClientLeft,
+    WriteTimeout,
+    /// The application failed after the head had gone out.
+    Cut,
+    /// It took too long, and the client was answered in place of the application.
+    TimedOut,
+    /// Its worker was killed, or died, before the answer had ended.
+    WorkerDied,
+}
 
 /// What every record has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,9 +38,11 @@ pub struct Facts {
     pub bytes: u64,
     /// How long it waited for a thread.
     pub queued_us: u64,
+    /// 0: it has none, or none that is known.
     pub status: u16,
     pub how: How,
     pub is_http10: bool,
+    /// Unspecified: not known.
     pub client: IpAddr,
 }
 
@@ -91,6 +108,26 @@ pub struct End {
 /// Where in a record `how` stands: behind four numbers and the status.
 const HOW_AT: usize = 4 * 8 + 2;
 
+/// Begins the record of a request of which its app thread cannot tell: what the scoreboard knows of it. All other values are
+/// absent.
+pub fn begin_running(record: &mut Vec<u8>, running: &Running, status: u16, wanted: &[Wanted]) {
+    let facts = Facts {
+        // These are known at the end.
+        at_ms: 0,
+        took_us: 0,
+        bytes: 0,
+        how: How::Complete,
+        queued_us: running.queued_us,
+        status,
+        is_http10: running.is_http10,
+        client: running.client.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+    };
+    begin(record, &facts, running.method(), running.path());
+    for _ in wanted {
+        value(record, std::iter::empty());
+    }
+}
+
 /// The end of a request whose record was begun before.
 pub fn end(record: &mut [u8], end: End) {
     for (place, number) in record.chunks_exact_mut(8).zip([end.at_ms, end.took_us, end.bytes]) {
@@ -107,6 +144,8 @@ fn code(how: How) -> u8 {
         How::ClientLeft => 1,
         How::WriteTimeout => 2,
         How::Cut => 3,
+        How::TimedOut => 4,
+        How::WorkerDied => 5,
     }
 }
 
@@ -115,6 +154,8 @@ fn decode(code: u8) -> How {
         1 => How::ClientLeft,
         2 => How::WriteTimeout,
         3 => How::Cut,
+        4 => How::TimedOut,
+        5 => How::WorkerDied,
         _complete => How::Complete,
     }
 }

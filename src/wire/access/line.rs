@@ -3,11 +3,10 @@
 
 use std::io::Write;
 
-use forkmaster_http::serve::How;
-use forkmaster_wire::message::{AccessFormat, AccessPart, Atom};
-use forkmaster_wire::timestamp;
+use crate::message::{AccessFormat, AccessPart, Atom};
+use crate::{percent, timestamp};
 
-use super::record::{Facts, Reader};
+use super::record::{Facts, How, Reader};
 
 /// pipe(7): PIPE_BUF bytes are written to a pipe as one, also while others write to it. Longer values are cut, so
 /// that every line can be.
@@ -106,6 +105,7 @@ impl Line<'_, '_> {
     fn atom(&mut self, atom: &Atom, place: Place, time: &str, origin: Origin) {
         let Facts { took_us, bytes, queued_us, status, how, client, .. } = *self.facts;
         match atom {
+            Atom::RemoteAddress if client.is_unspecified() => self.format(format_args!("-")),
             Atom::RemoteAddress => self.format(format_args!("{client}")),
             Atom::Identity => self.format(format_args!("-")),
             Atom::User => {
@@ -124,11 +124,12 @@ impl Line<'_, '_> {
             Atom::Method => self.value(self.method, place),
             Atom::Path => {
                 let mut path = Vec::new();
-                super::percent::decode(path_and_query(self.target).0, &mut path);
+                percent::decode(path_and_query(self.target).0, &mut path);
                 self.value(&path, place);
             }
             Atom::Query => self.value(path_and_query(self.target).1, place),
             Atom::Protocol => self.out.extend_from_slice(self.protocol()),
+            Atom::Status if status == 0 => self.format(format_args!("-")),
             Atom::Status => self.format(format_args!("{status}")),
             Atom::BytesOrDash if bytes == 0 => self.format(format_args!("-")),
             Atom::Bytes | Atom::BytesOrDash => self.format(format_args!("{bytes}")),
@@ -152,12 +153,18 @@ impl Line<'_, '_> {
         let mut time = String::with_capacity(32);
         timestamp::push(&mut time, at_ms / 1000, (at_ms % 1000) as u32);
         let (path, query) = path_and_query(self.target);
-        self.format(format_args!("{{\"time\":\"{time}\",\"remote_addr\":\"{client}\""));
+        self.format(format_args!("{{\"time\":\"{time}\""));
+        let client = (!client.is_unspecified()).then(|| client.to_string());
+        self.member("remote_addr", client.as_deref().map(str::as_bytes));
         self.member("method", Some(self.method));
         self.member("path", Some(path));
         self.member("query", Some(query));
         self.member("protocol", Some(self.protocol()));
-        self.format(format_args!(",\"status\":{status},\"bytes\":{bytes},\"duration_s\":{}", Seconds(took_us)));
+        match status {
+            0 => self.format(format_args!(",\"status\":null")),
+            status => self.format(format_args!(",\"status\":{status}")),
+        }
+        self.format(format_args!(",\"bytes\":{bytes},\"duration_s\":{}", Seconds(took_us)));
         self.format(format_args!(",\"queued_s\":{},\"ended\":\"{}\"", Seconds(queued_us), word(how)));
         for name in ["host", "referer", "user_agent"] {
             let value = self.values.value();
@@ -229,6 +236,8 @@ fn word(how: How) -> &'static str {
         How::ClientLeft => "client-left",
         How::WriteTimeout => "write-timeout",
         How::Cut => "cut",
+        How::TimedOut => "request-timeout",
+        How::WorkerDied => "worker-died",
     }
 }
 

@@ -1,0 +1,81 @@
+//! Answers in place of the application, for requests that it does not get done in time: 504 for one that it has, 503 for one
+//! that still waits for a thread. No Python is needed for that.
+//!
+//! The app thread keeps its request and may come back with it at any time, so the connection stays in its slot until then, or
+//! until the process ends. Whatever the thread writes is dropped (`WriteHalf::claim`).
+
+use std::sync::Arc;
+
+use crate::proto::refusal;
+use crate::serve::base::names::Token;
+use crate::serve::base::observers::{Ending, How};
+use crate::serve::base::settings::READ_BODY_BYTES;
+use crate::serve::conn::answer::Answer;
+use crate::serve::conn::request::Request;
+use crate::serve::io::epoll::Interest;
+use crate::serve::io::socket;
+
+use super::EventLoop;
+
+impl EventLoop {
+    /// A request has been with the application for too long.
+    pub(super) fn answer_overdue(&mut self, number: u64) {
+        let Some(token) = self.table.with_request(number) else { return };
+        let slot = self.table.slot(token.index);
+        let (write_half, asked) = (Arc::clone(&slot.write_half), slot.asked);
+        let took = self.now.saturating_duration_since(slot.ready_at);
+        let mut record = Vec::new();
+        // First: once it is ours, the app thread may go on to its next request, of which this must not be said.
+        let is_there = self.metrics.describe(number, &mut record);
+        if !is_there || write_half.is_gone() || !write_half.claim_for_loop() {
+            return;
+        }
+        self.timers.clear(token.index);
+        let mut answer = Answer::default();
+        let body = answer.refuse(refusal::OVERDUE.status, refusal::OVERDUE.reason, asked);
+        let (how, body_bytes) = match write_half.answer(&[answer.head.bytes(), body.as_bytes()]) {
+            true => (How::TimedOut, body.len() as u64),
+            false => (How::ClientLeft, 0),
+        };
+        self.metrics.overtaken(number, &mut record, Ending { how, took, body_bytes });
+        // A connection of one request is often not watched.
+        self.register(token, Interest::Read);
+        self.drop_after_answer(token);
+    }
+
+    /// Requests that have waited for a thread for as long as one may run. Nothing of them was begun, so whoever sent them may
+    /// send them again.
+    pub(super) fn refuse_waiting(&mut self) {
+        let Some(limit) = self.shared.rules.settings.queue_limit else { return };
+        let now = self.now;
+        let is_late = |request: &Box<Request>| now.saturating_duration_since(request.ready_at) > limit;
+        while let Some(request) = self.shared.run_queue.take_if(is_late) {
+            self.dispatched -= 1;
+            self.refuse_later(request, refusal::WAITED);
+        }
+    }
+
+    /// What a client still sends that was answered so is read and dropped, as in a lingering close: with unread bytes the
+    /// end of this process would be a reset, which could destroy the answer (RFC 9112 section 9.6).
+    pub(super) fn drop_after_answer(&mut self, token: Token) {
+        let Some(slot) = self.table.current(token) else { return };
+        if !slot.write_half.is_answered() {
+            return;
+        }
+        let fd = slot.write_half.fd();
+        self.scratch.reserve(READ_BODY_BYTES);
+        let whole = self.share();
+        let mut share = whole;
+        while share > 0 {
+            match socket::discard(fd, self.scratch.spare_capacity_mut()) {
+                Ok(length) if length > 0 => share = share.saturating_sub(length),
+                // It has closed, or sends nothing at the moment.
+                Ok(_) | Err(_) => break,
+            }
+        }
+        self.spend(whole - share);
+        if share == 0 {
+            self.run_again(token);
+        }
+    }
+}
