@@ -22,8 +22,8 @@ const RELOAD: &str = "nothing watches files; after a change run `forkmaster relo
 const ASKED_FOR: &str = "a reload is asked for: `forkmaster reload`, or HUP";
 const ALWAYS: &str = "it is always so here; remove the line";
 const OTHER_PROCESSES: &str =
-    "forkmaster runs the application's workers and nothing else; give this to the supervisor \
-                               that starts it";
+    "a program that runs beside the workers is a [[service]]; anything else is for the supervisor that starts \
+     forkmaster";
 const SYSLOG: &str = "the log goes to stderr or a file, `[log] error`; journald and others take it from there";
 const STRICT: &str = "requests are read strictly, and nothing loosens that; remove the line";
 const STATS: &str =

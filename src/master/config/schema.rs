@@ -19,6 +19,7 @@ pub fn schema() -> String {
     for (section, doc) in SECTIONS {
         properties.insert(section.to_owned(), table(section, doc));
     }
+    properties.insert("service".to_owned(), services());
     let whole = json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "forkmaster",
@@ -28,6 +29,26 @@ pub fn schema() -> String {
         "properties": properties,
     });
     format!("{whole:#}\n")
+}
+
+/// `[[service]]` has no rows in the table: each is a table of its own.
+fn services() -> Value {
+    json!({
+        "description": "Programs of the release that run beside its workers, from the commit of their generation to the next one.",
+        "type": "array",
+        "items": {
+            "type": "object",
+            "additionalProperties": false,
+            "required": ["name", "command"],
+            "properties": {
+                "name": { "type": "string", "description": "Stands in the log and in `status`." },
+                "command": { "type": "array", "items": { "type": "string" }, "minItems": 1 },
+                "count": { "type": "integer", "minimum": 1, "maximum": 64, "default": 1 },
+                "stop_timeout": { "type": "string", "pattern": DURATION, "default": "25s" },
+                "stop_signal": { "enum": ["TERM", "INT", "QUIT", "HUP", "USR1"], "default": "TERM" },
+            },
+        },
+    })
 }
 
 fn table(section: &str, doc: &str) -> Value {

@@ -23,6 +23,8 @@ pub struct Draft {
     pub left_out: Vec<(String, String)>,
     /// What whoever converts must do besides, said on stderr as well.
     pub loud: Vec<String>,
+    /// Programs that run beside the workers: a name and the words of a command.
+    services: Vec<(String, Vec<String>)>,
     /// For an env_file that only its owner may read.
     pub secrets: Vec<(String, String)>,
 }
@@ -55,6 +57,19 @@ impl Draft {
         if let Some(line) = self.lines.iter_mut().find(|line| line.key == (section, key)) {
             line.comments.push(text.into());
         }
+    }
+
+    /// A program that runs beside the workers. `command` is as a shell reads it; false: it needs one.
+    pub fn serve(&mut self, command: &str) -> bool {
+        let needs_shell = command.contains(['"', '\'', '$', '`', '|', '&', ';', '<', '>', '*', '\\', '(', '~']);
+        let words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
+        let Some(program) = words.first().filter(|_| !needs_shell) else { return false };
+        let name = program.rsplit('/').next().unwrap_or(program);
+        let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).take(30).collect();
+        let same = self.services.iter().filter(|(other, _)| other.starts_with(&name)).count();
+        let name = if same == 0 { name } else { format!("{name}-{}", same + 1) };
+        self.services.push((name, words));
+        true
     }
 
     pub fn leave_out(&mut self, written: impl Into<String>, why: impl Into<String>) {
@@ -122,6 +137,14 @@ impl Draft {
                 text.push_str(&comment_lines(comment));
             }
             text.push_str(&format!("{key} = {value}\n"));
+        }
+        for (name, words) in &self.services {
+            let words: Vec<String> = words.iter().map(|word| config::quoted(word)).collect();
+            text.push_str(&format!(
+                "\n[[service]]\nname = {}\ncommand = [{}]\n",
+                config::quoted(name),
+                words.join(", ")
+            ));
         }
         if !self.left_out.is_empty() {
             text.push_str("\n# Not taken:\n");

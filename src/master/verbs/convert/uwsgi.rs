@@ -212,6 +212,19 @@ fn take(entry: &Entry, draft: &mut Draft) {
             );
         }
         // With the others of their kind, below.
+        "attach-daemon" | "attach-daemon2" | "smart-attach-daemon" | "legion-attach-daemon" => {
+            daemon(entry, &key, value, draft)
+        }
+        "mule" | "mules" => draft.leave_out(
+            shown(entry),
+            "a program of its own can be a [[service]]; what speaks to uWSGI's mules needs a task queue",
+        ),
+        "cron" | "cron2" | "unique-cron" => {
+            draft.leave_out(
+                shown(entry),
+                "a scheduler can be a [[service]] (celery beat, supercronic), or the system's cron",
+            );
+        }
         "module" | "wsgi" | "wsgi-file" | "file" | "mount" => {}
         "socket" | "s" | "uwsgi-socket" | "http" | "http-socket" | "http11-socket" | "shared-socket" => {}
         _silent if SILENT.contains(&key.as_str()) => {}
@@ -221,6 +234,23 @@ fn take(entry: &Entry, draft: &mut Draft) {
             // A name that others were filled from, or what has no counterpart.
             None => draft.leave_out(shown(entry), "nothing here is like it"),
         },
+    }
+}
+
+/// A program that uWSGI keeps running is a service, which belongs to the deploy as well.
+fn daemon(entry: &Entry, key: &str, value: &str, draft: &mut Draft) {
+    let command = match key {
+        // `cmd=celery -A shop worker,freq=3`
+        "attach-daemon2" => value.split(',').find_map(|part| part.trim().strip_prefix("cmd=")).unwrap_or(value),
+        // The pid file comes first.
+        "smart-attach-daemon" => value.split_once(char::is_whitespace).map_or(value, |(_, command)| command),
+        _attach_daemon => value,
+    };
+    if !draft.serve(command.trim()) {
+        draft.leave_out(
+            shown(entry),
+            "no shell reads a [[service]]: put it into a script, and write command = [\"./script\"]",
+        );
     }
 }
 
