@@ -285,6 +285,8 @@ pub enum Atom {
     Ended,
     /// `G`
     Generation,
+    /// `I`
+    RequestId,
     /// `{name}i`
     RequestHeader(String),
     /// `{name}o`
@@ -351,6 +353,8 @@ pub struct Http {
     pub secure_scheme_headers: Vec<(String, String)>,
     /// Names, in lower case, of the header fields with an underscore that a trusted proxy may send.
     pub underscore_headers: Vec<String>,
+    /// The header field, as it is sent, that names a request for all who handle it. None: requests have no names.
+    pub request_id_header: Option<String>,
 }
 
 /// Which forwarded header fields a trusted proxy sets.

@@ -20,6 +20,9 @@ use nix::sys::mman::{mmap, mmap_anonymous, munmap, MapFlags, ProtFlags};
 /// Method and path of a running request, without query: enough to name it in a log line.
 pub const REQUEST_TEXT_BYTES_MAX: usize = 256;
 
+/// Of a request's id: of those in use, the longest have some hundred.
+pub const ID_BYTES_MAX: usize = 128;
+
 /// 1xx to 5xx.
 pub const STATUS_CLASSES: usize = 5;
 
@@ -102,6 +105,9 @@ pub struct ThreadCell {
     ended_request: AtomicU64,
     ended_status: AtomicU32,
     ended_ns: AtomicU64,
+    /// Its id; guarded by `sequence`.
+    id_bytes: AtomicU32,
+    id: [AtomicU8; ID_BYTES_MAX],
     text: [AtomicU8; REQUEST_TEXT_BYTES_MAX],
 }
 
@@ -122,6 +128,8 @@ pub struct Running {
     pub client: Option<IpAddr>,
     /// Its client was answered in place of the application.
     pub answered: bool,
+    /// Empty: it has none.
+    pub id: String,
 }
 
 /// How a request has ended.
@@ -132,6 +140,15 @@ pub struct EndOfRequest {
 }
 
 impl Running {
+    /// For log lines: `"GET /reports/2024" id=4f1c`.
+    pub fn shown(&self) -> String {
+        let Running { text, id, .. } = self;
+        if id.is_empty() {
+            return format!("\"{text}\"");
+        }
+        format!("\"{text}\" id={id}")
+    }
+
     pub fn method(&self) -> &[u8] {
         self.text.split_once(' ').map_or(self.text.as_str(), |(method, _)| method).as_bytes()
     }
@@ -296,6 +313,20 @@ impl ThreadCell {
         self.entered_ns.store(now_ns, Ordering::Relaxed);
         self.lock_wanted_ns.store(now_ns, Ordering::Relaxed);
         self.client.iter().for_each(|half| half.store(0, Ordering::Relaxed));
+        self.id_bytes.store(0, Ordering::Relaxed);
+        self.sequence.fetch_add(1, Ordering::Release);
+    }
+
+    /// The request's id, where requests have one; after `begin`.
+    pub fn id(&self, id: &[u8]) {
+        self.sequence.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::Release);
+        let mut bytes = 0;
+        for (at, byte) in self.id.iter().zip(id) {
+            at.store(*byte, Ordering::Relaxed);
+            bytes += 1;
+        }
+        self.id_bytes.store(bytes, Ordering::Relaxed);
         self.sequence.fetch_add(1, Ordering::Release);
     }
 
@@ -397,9 +428,12 @@ impl ThreadCell {
             let client = self.client.each_ref().map(|half| half.load(Ordering::Relaxed));
             let bytes = (self.text_bytes.load(Ordering::Relaxed) as usize).min(REQUEST_TEXT_BYTES_MAX);
             let text: Vec<u8> = self.text[..bytes].iter().map(|byte| byte.load(Ordering::Relaxed)).collect();
+            let bytes = (self.id_bytes.load(Ordering::Relaxed) as usize).min(ID_BYTES_MAX);
+            let id: Vec<u8> = self.id[..bytes].iter().map(|byte| byte.load(Ordering::Relaxed)).collect();
             fence(Ordering::Acquire);
             if before % 2 == 0 && self.sequence.load(Ordering::Relaxed) == before {
-                let text = String::from_utf8_lossy(&text).chars().map(printable).collect();
+                let [text, id] =
+                    [&text, &id].map(|text| String::from_utf8_lossy(text).chars().map(printable).collect());
                 let client = address(client);
                 return Some(Running {
                     request,
@@ -411,6 +445,7 @@ impl ThreadCell {
                     is_http10,
                     client,
                     answered,
+                    id,
                 });
             }
             std::hint::spin_loop();
@@ -480,6 +515,8 @@ mod tests {
             worker.thread(3, 1).client(client);
             assert_eq!(master.thread(3, 1).running().unwrap().client, Some(client));
         }
+        worker.thread(3, 1).id(b"4f\n1c");
+        assert_eq!(master.thread(3, 1).running().unwrap().shown(), "\"GET /a?b\" id=4f?1c");
         worker.thread(3, 1).answered(7);
         assert!(master.thread(3, 1).running().unwrap().answered);
         worker.thread(3, 1).end(204, 3000);

@@ -32,6 +32,8 @@ pub struct CellMetrics {
     cell: &'static Cell,
     lock: &'static LockWatch,
     access: Option<Arc<AccessLog>>,
+    /// The header field of requests' ids.
+    id_header: Option<String>,
 }
 
 impl CellMetrics {
@@ -41,7 +43,11 @@ impl CellMetrics {
         lock: &'static LockWatch,
         access: Option<Arc<AccessLog>>,
     ) -> CellMetrics {
-        CellMetrics { board, index, cell: board.cell(index), lock, access }
+        CellMetrics { board, index, cell: board.cell(index), lock, access, id_header: None }
+    }
+
+    pub fn with_request_ids(self, id_header: Option<String>) -> CellMetrics {
+        CellMetrics { id_header, ..self }
     }
 
     /// Requests can be answered, or one that is being answered keeps the lock: then its own limit decides.
@@ -121,8 +127,11 @@ impl Metrics for CellMetrics {
         access.push(record);
     }
 
-    fn describe(&self, number: u64, record: &mut Vec<u8>) -> bool {
+    fn describe(&self, number: u64, record: &mut Vec<u8>, id: &mut Vec<u8>) -> bool {
         let Some(running) = self.running(number) else { return false };
+        if let Some(header) = self.id_header.as_ref().filter(|_| !running.id.is_empty()) {
+            id.extend_from_slice(format!("{header}: {}", running.id).as_bytes());
+        }
         if let Some(access) = self.access.as_ref().filter(|access| access.wants(running.path(), TIMED_OUT)) {
             access::begin_running(record, &running, TIMED_OUT, access.wanted());
         }

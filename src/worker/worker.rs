@@ -265,6 +265,7 @@ fn common(boot: &Boot) -> Common {
         believed: Believed::new(&boot.http.forwarded_headers),
         secure_schemes: boot.http.secure_scheme_headers.clone(),
         underscored: boot.http.underscore_headers.clone(),
+        request_id_header: boot.http.request_id_header.clone(),
     }
 }
 
@@ -297,6 +298,7 @@ fn make_server(
         write_timeout: http.write_timeout,
         proxy_write_timeout: http.proxy_write_timeout,
         is_proxy: serve::IsProxy(trusts(http)),
+        request_id_header: http.request_id_header.clone(),
         limit_request_line: http.limit_request_line as usize,
         limit_request_fields: http.limit_request_fields as usize,
         limit_request_field_size: http.limit_request_field_size as usize,
@@ -323,7 +325,8 @@ fn make_server(
     let listeners = listeners
         .map(|(listener, fd)| serve::Listener { id: listener.id.0, fd, proxy: proxy_of(listener.proxy) })
         .collect();
-    let metrics = Arc::new(CellMetrics::new(worker.board, worker.cell_index, &LOCK_WATCH, worker.access.clone()));
+    let metrics = CellMetrics::new(worker.board, worker.cell_index, &LOCK_WATCH, worker.access.clone());
+    let metrics = Arc::new(metrics.with_request_ids(http.request_id_header.clone()));
     let reports: Arc<dyn Reports> = Arc::<MasterChannel>::clone(&worker.master);
     let queue = Box::new(Handoff::new(queue));
     Server::new(settings, listeners, Some(queue), metrics, reports).map_err(|error| os_failure("the server", &error))
@@ -445,15 +448,15 @@ impl AppLife {
     fn run(&mut self, py: Python<'_>) {
         self.gateway.is_of_this_thread();
         loop {
-            while let Some(exchange) = self.thread.poll() {
-                self.gateway.dispatched(&exchange);
+            while let Some(mut exchange) = self.thread.poll() {
+                self.gateway.dispatched(&mut exchange);
                 let now = self.serve(py, exchange);
                 self.take_turns(py, now);
             }
             let AppLife { thread, gateway, .. } = self;
             let woken = py.detach(|| {
-                let woken = thread.wait();
-                if let Wake::Request(exchange) = &woken {
+                let mut woken = thread.wait();
+                if let Wake::Request(exchange) = &mut woken {
                     gateway.dispatched(exchange);
                 }
                 woken

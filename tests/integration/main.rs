@@ -50,6 +50,8 @@ mod hooks;
 mod history;
 // HTTP/1.1 to the letter, PROXY headers, large bodies.
 mod http;
+// Ids of requests.
+mod ids;
 // What whoever starts the master leaves to it.
 mod launched;
 // Addresses, bound once and kept.

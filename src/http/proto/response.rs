@@ -130,6 +130,20 @@ impl Head {
         self.status = self.begun;
     }
 
+    /// A field of ours, which the application may have set in its own way. It was checked before.
+    pub fn add_missing(&mut self, name: &[u8], value: &[u8]) {
+        let mut lines = self.bytes.split(|byte| *byte == b'\n');
+        let is_there = lines.any(|line| {
+            line.split_at_checked(name.len())
+                .is_some_and(|(start, rest)| start.eq_ignore_ascii_case(name) && rest.starts_with(b":"))
+        });
+        if !is_there {
+            for part in [name, b": ", value, b"\r\n"] {
+                self.bytes.extend_from_slice(part);
+            }
+        }
+    }
+
     /// One of the application's fields. On an error the head is empty again.
     pub fn add(&mut self, name: &[u8], value: &[u8]) -> Result<Added, String> {
         self.try_add(name, value).inspect_err(|_| self.clear())

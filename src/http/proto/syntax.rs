@@ -73,6 +73,16 @@ pub fn length(text: &[u8]) -> Option<u64> {
     })
 }
 
+/// The longest id of a request that is taken.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// Whether an id may go into logs and answers as it is: UUIDs, hexadecimal numbers, what load balancers make of them
+/// (`Root=1-67891233-abcdef012345678912345678`, `105445aa7843bc8bf206b120001000/1;o=1`), and nothing that ends a field of a line.
+pub fn is_request_id(id: &[u8]) -> bool {
+    let fits = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=;@~".contains(byte);
+    (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.iter().all(fits)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

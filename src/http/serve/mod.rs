@@ -31,6 +31,7 @@ use run::monitor::run_monitor;
 
 pub use crate::proto::proxy::ProxyVersion;
 pub use crate::proto::response::EarlyHints;
+pub use crate::proto::syntax::is_request_id;
 pub use crate::proto::Version;
 pub use base::address::{Local, Peer};
 pub use base::handoff::{Given, HandoffQueue, Luggage, Taken};

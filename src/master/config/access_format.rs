@@ -104,13 +104,14 @@ fn named(name: &str) -> Option<Atom> {
         "Q" => Atom::Queued,
         "X" => Atom::Ended,
         "G" => Atom::Generation,
+        "I" => Atom::RequestId,
         _other => return None,
     })
 }
 
 fn unknown(name: &str) -> String {
     format!(
-        "`%({name})s` is unknown; there are h l u t r m U q H s B b f a T M D L p Q X G, {{name}}i, {{name}}o and {{name}}e"
+        "`%({name})s` is unknown; there are h l u t r m U q H s B b f a T M D L p Q X G I, {{name}}i, {{name}}o and {{name}}e"
     )
 }
 

@@ -401,6 +401,12 @@ pub const KEYS: &[KeySpec] = &[
     row("http", "underscore_headers", Kind::List("names of header fields"), List(&[]), Generation,
         "Header fields with an underscore in their name that a trusted proxy may send; all others are dropped, since \
          WSGI cannot tell them from those with a hyphen."),
+    row("http", "request_id_header", Kind::Own("the name of a header field, or \"none\""), Text("none"), Generation,
+        "The field that names a request for all who handle it, usually `\"X-Request-Id\"`. Its value is taken from a \
+         peer in `forwarded_allow_ips` where it is well-formed (letters, digits and `-_.:/+=;@~`, at most 128), else it \
+         is made, 32 hexadecimal digits as nginx's `$request_id`. The application finds it in its environ, the access \
+         log as `%(I)s`, log lines about the request as `id=`, and the client in the answer, unless the application \
+         sets the field itself."),
     row("http", "proxy_protocol", Kind::Own("\"off\", \"v1\", \"v2\", or a table of addresses"), Text("off"), Generation,
         "Connections begin with a PROXY header: on all addresses, or on those of `bind` that a table names, `{ \
          \"unix:/run/shop.sock\" = \"v2\" }`.")
@@ -424,7 +430,8 @@ pub const KEYS: &[KeySpec] = &[
     row("log", "access_format", Kind::Own("\"combined\", \"json\" or a template"), Text("combined"), Generation,
         "How such a line looks: `\"combined\"`, `\"json\"`, or a template with Gunicorn's names, `'%(h)s \"%(r)s\" \
          %(s)s'`. Besides those: `%(X)s` is how the answer ended (complete, client-left, write-timeout, cut, \
-         request-timeout, worker-died), `%(Q)s` for how many microseconds the request waited for a thread, `%(G)s` the generation.")
+         request-timeout, worker-died), `%(Q)s` for how many microseconds the request waited for a thread, `%(G)s` the \
+         generation, `%(I)s` the request's id (`[http] request_id_header`).")
         .gunicorn(&["access_log_format", "access_logformat"]).uwsgi(&["log-format", "logformat"]),
     row("log", "access_skip", Kind::List("paths"), List(&[]), Generation,
         "Paths whose requests have no line, as they are sent: `\"/healthz\"`, or with `*` at the end for all that begin \

@@ -132,6 +132,24 @@ pub fn parse_underscore_header(text: &str) -> Result<String, String> {
     Err("not the name of a header with an underscore; write it as it is sent, \"SSL_CLIENT_S_DN\"".to_owned())
 }
 
+/// `X-Request-Id`, or `none`.
+pub fn parse_request_id_header(text: &str) -> Result<Option<String>, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    match text {
+        "none" => Ok(None),
+        // Each answer has it.
+        text if (3..=64).contains(&text.len()) && text.bytes().all(plain) && text.contains('-') => {
+            let lower = text.to_ascii_lowercase();
+            let has_a_meaning = ["content-", "x-forwarded-", "transfer-", "set-cookie"];
+            match has_a_meaning.iter().any(|start| lower.starts_with(start)) {
+                true => Err("this header has another meaning; the usual one is \"X-Request-Id\"".to_owned()),
+                false => Ok(Some(text.to_owned())),
+            }
+        }
+        _other => Err("not the name of a header for ids; the usual one is \"X-Request-Id\"".to_owned()),
+    }
+}
+
 pub fn show_secure_scheme_headers(headers: &[(String, String)]) -> String {
     let entries: Vec<String> =
         headers.iter().map(|(name, value)| format!("{} = {}", quoted(name), quoted(value))).collect();

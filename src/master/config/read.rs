@@ -367,6 +367,12 @@ impl Resolver<'_> {
             ),
             underscore_headers: self
                 .list("http", "underscore_headers", proxies::parse_underscore_header, |name| quoted(name)),
+            request_id_header: self.get_with(
+                "http",
+                "request_id_header",
+                |value| proxies::parse_request_id_header(string(value)?),
+                |header| quoted(header.as_deref().unwrap_or("none")),
+            ),
         }
     }
 

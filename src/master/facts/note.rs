@@ -183,6 +183,8 @@ pub enum Note {
     Slow {
         worker: WorkerName,
         request: String,
+        /// Empty: requests have none.
+        id: String,
         client: Option<IpAddr>,
         after_s: f64,
         waits_for_lock: bool,
@@ -463,8 +465,11 @@ impl fmt::Display for Note {
                 )
             }
 
-            Note::Slow { worker, request, client, after_s, waits_for_lock, moved, stack } => {
+            Note::Slow { worker, request, id, client, after_s, waits_for_lock, moved, stack } => {
                 write!(f, "{worker} slow request \"{request}\"")?;
+                if !id.is_empty() {
+                    write!(f, " id={id}")?;
+                }
                 if let Some(client) = client {
                     write!(f, " of {client}")?;
                 }

@@ -28,7 +28,7 @@ impl Service {
         for running in watch::running(&processes.board, worker.cell) {
             if !worker.killed {
                 let age = watch::age(&running).as_secs_f64();
-                log::error!("{} lost request \"{}\" after={age:.3}s", name(worker), running.text);
+                log::error!("{} lost request {} after={age:.3}s", name(worker), running.shown());
             }
             // The others had their line with their answer.
             if !running.answered {

@@ -119,9 +119,9 @@ impl Service {
                     "in the application without progress"
                 };
                 log::error!(
-                    "{} request \"{}\" exceeds request_timeout ({:.1}s): {:.1}s {at}; replacing the worker",
+                    "{} request {} exceeds request_timeout ({:.1}s): {:.1}s {at}; replacing the worker",
                     name(worker),
-                    running.text,
+                    running.shown(),
                     limit.as_secs_f64(),
                     inside.as_secs_f64()
                 );
@@ -160,7 +160,7 @@ fn with_requests(text: &str, board: &Scoreboard, cell: u32) -> String {
         let mut threads = (0..board.threads()).map(|thread| board.thread(cell, thread));
         let running = threads.find(|thread| thread.ident() == Some(ident))?.running()?;
         let client = running.client.map_or_else(String::new, |client| format!(" of {client}"));
-        Some(format!("runs \"{}\"{client} for {:.1}s", running.text, watch::age(&running).as_secs_f64()))
+        Some(format!("runs {}{client} for {:.1}s", running.shown(), watch::age(&running).as_secs_f64()))
     })
 }
 

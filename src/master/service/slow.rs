@@ -116,6 +116,7 @@ impl SlowLog {
             notes.push(Note::Slow {
                 worker: at.name,
                 request: running.text.clone(),
+                id: running.id.clone(),
                 client: running.client,
                 after_s: clock.lasted(super::watch::age(&running)).as_secs_f64(),
                 waits_for_lock: running.waits_for_lock,

@@ -48,7 +48,7 @@ impl Service {
         if let Some(processes) = self.generations.get(&worker.generation) {
             for running in watch::running(&processes.board, worker.cell) {
                 let age = watch::age(&running).as_secs_f64();
-                log::warn!("{} cut request \"{}\" after={age:.3}s", name(worker), running.text);
+                log::warn!("{} cut request {} after={age:.3}s", name(worker), running.shown());
             }
         }
         shared.children.kill(Who::Worker(id));

@@ -141,7 +141,12 @@ impl Line<'_, '_> {
             Atom::Queued => self.format(format_args!("{queued_us}")),
             Atom::Ended => self.format(format_args!("{}", word(how))),
             Atom::Generation => self.format(format_args!("{}", origin.generation)),
-            Atom::Referer | Atom::UserAgent | Atom::RequestHeader(_) | Atom::ResponseHeader(_) | Atom::Environ(_) => {
+            Atom::Referer
+            | Atom::UserAgent
+            | Atom::RequestHeader(_)
+            | Atom::ResponseHeader(_)
+            | Atom::Environ(_)
+            | Atom::RequestId => {
                 let value = self.values.value().unwrap_or_default();
                 self.value(value, place);
             }
@@ -166,7 +171,7 @@ impl Line<'_, '_> {
         }
         self.format(format_args!(",\"bytes\":{bytes},\"duration_s\":{}", Seconds(took_us)));
         self.format(format_args!(",\"queued_s\":{},\"ended\":\"{}\"", Seconds(queued_us), word(how)));
-        for name in ["host", "referer", "user_agent"] {
+        for name in ["host", "referer", "user_agent", "request_id"] {
             let value = self.values.value();
             self.member(name, value);
         }

@@ -53,6 +53,7 @@ pub enum Wanted {
     RequestHeader(String),
     ResponseHeader(String),
     Environ(String),
+    RequestId,
 }
 
 pub fn wanted(format: &AccessFormat) -> Vec<Wanted> {
@@ -64,6 +65,7 @@ pub fn wanted(format: &AccessFormat) -> Vec<Wanted> {
         Atom::RequestHeader(name) => request(name),
         Atom::ResponseHeader(name) => Some(Wanted::ResponseHeader(name.clone())),
         Atom::Environ(name) => Some(Wanted::Environ(name.clone())),
+        Atom::RequestId => Some(Wanted::RequestId),
         Atom::RemoteAddress
         | Atom::Identity
         | Atom::Time
@@ -85,7 +87,10 @@ pub fn wanted(format: &AccessFormat) -> Vec<Wanted> {
         | Atom::Pid => None,
     };
     match format {
-        AccessFormat::Json => ["host", "referer", "user-agent"].into_iter().filter_map(request).collect(),
+        AccessFormat::Json => {
+            let fields = ["host", "referer", "user-agent"].into_iter().filter_map(request);
+            fields.chain([Wanted::RequestId]).collect()
+        }
         AccessFormat::Line(parts) => {
             let atoms = parts.iter().filter_map(|part| match part {
                 AccessPart::Text(_) => None,
@@ -123,8 +128,9 @@ pub fn begin_running(record: &mut Vec<u8>, running: &Running, status: u16, wante
         client: running.client.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
     };
     begin(record, &facts, running.method(), running.path());
-    for _ in wanted {
-        value(record, std::iter::empty());
+    for wanted in wanted {
+        let id = Some(running.id.as_bytes()).filter(|id| *wanted == Wanted::RequestId && !id.is_empty());
+        value(record, id.into_iter());
     }
 }
 

@@ -29,7 +29,14 @@ impl AccessRecorder {
     }
 
     /// To be called when the application has no more to say, before the exchange is told.
-    pub fn note(&self, exchange: &mut Exchange, environ: Option<&Bound<'_, PyDict>>, client: IpAddr, ended: Ended) {
+    pub fn note(
+        &self,
+        exchange: &mut Exchange,
+        environ: Option<&Bound<'_, PyDict>>,
+        client: IpAddr,
+        id: Option<&[u8]>,
+        ended: Ended,
+    ) {
         let status = exchange.status();
         let failed = status == 0 || (ended == Ended::Badly && !exchange.head_sent());
         if !self.log.wants(exchange.path(), if failed { 500 } else { status }) {
@@ -51,6 +58,7 @@ impl AccessRecorder {
         begin(&mut record, &facts, exchange.method(), exchange.target());
         for wanted in self.log.wanted() {
             match wanted {
+                Wanted::RequestId => value(&mut record, id.into_iter()),
                 Wanted::RequestHeader(name) => value(&mut record, named(exchange.fields(), name)),
                 Wanted::ResponseHeader(_) if failed => value(&mut record, std::iter::empty()),
                 Wanted::ResponseHeader(name) => value(&mut record, named(lines(exchange.answer_head()), name)),

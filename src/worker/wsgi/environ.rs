@@ -54,6 +54,8 @@ pub struct Common {
     pub secure_schemes: Vec<(String, String)>,
     /// Names with an underscore, in lower case, that trusted peers may send.
     pub underscored: Vec<String>,
+    /// The field that names a request.
+    pub request_id_header: Option<String>,
 }
 
 impl Common {
@@ -168,6 +170,10 @@ impl Builder {
     /// What every environ is a copy of.
     pub fn prepared<'py>(&self, py: Python<'py>) -> &Bound<'py, PyDict> {
         self.prepared.bind(py)
+    }
+
+    pub fn trusts(&self, peer: &Peer) -> bool {
+        self.common.trusts(peer)
     }
 
     /// REMOTE_ADDR of the latest environ, as it was made.

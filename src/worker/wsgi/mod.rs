@@ -9,6 +9,7 @@ pub mod forwarded;
 pub mod input;
 mod names;
 pub mod progress;
+mod request_id;
 pub mod response;
 mod strings;
 
@@ -30,6 +31,7 @@ use capi::{references, Capi};
 use environ::{Builder, Common};
 use input::Input;
 use progress::Progress;
+use request_id::RequestIds;
 use response::{Answered, ResponseSlot, Sized};
 
 /// One app thread's way into the application.
@@ -43,6 +45,8 @@ pub struct Gateway {
     progress: Progress,
     /// Numbers them on the scoreboard.
     requests: u64,
+    /// None: they have no ids.
+    ids: Option<RequestIds>,
     capi: Capi,
     worker: Arc<Worker>,
     access: Option<AccessRecorder>,
@@ -79,6 +83,7 @@ impl Gateway {
         // The body of requests that have none: it has no state worth speaking of.
         let empty = Bound::new(py, Input::memory(PyBytes::new(py, b"")))?;
         let response_buffer = usize::try_from(common.response_buffer).unwrap_or(usize::MAX);
+        let ids = common.request_id_header.clone().map(|header| RequestIds::new(py, header));
         let builder = Builder::new(py, common, &empty)?;
         let capi = Capi::find();
         let response = ResponseSlot::new(py, progress, response_buffer, capi)?;
@@ -94,6 +99,7 @@ impl Gateway {
             input: None,
             progress,
             requests,
+            ids,
             capi,
             worker,
             access,
@@ -107,10 +113,14 @@ impl Gateway {
 
     /// A request has come to this thread. To be called before the interpreter's lock is taken for it: that may never be
     /// had, and the request's limit counts all the same.
-    pub fn dispatched(&mut self, exchange: &Exchange) {
+    pub fn dispatched(&mut self, exchange: &mut Exchange) {
         self.requests += 1;
         exchange.set_number(self.requests);
         self.progress.begin(self.requests, exchange);
+        if let Some(ids) = &mut self.ids {
+            let is_trusted = self.builder.trusts(exchange.peer());
+            self.progress.id(ids.begin(exchange, is_trusted));
+        }
     }
 
     /// Answers one request, whatever the application does. Nothing that it raises leaves here: a SystemExit ends
@@ -145,6 +155,9 @@ impl Gateway {
             Err(error) => return self.fail(py, exchange, None, &error),
         };
         self.progress.client(self.builder.client());
+        if let Some(Err(error)) = self.ids.as_ref().map(|ids| ids.put(&environ)) {
+            return self.fail(py, exchange, Some(&environ), &error);
+        }
         self.response.enter(py, exchange);
         let answered = response::answer(
             py,
@@ -176,7 +189,7 @@ impl Gateway {
                     Ok(()) => Outcome::Answered { ended, took, status },
                     Err(BadResponse(text)) => {
                         let line = line_of(&environ).unwrap_or_default();
-                        log::error!("{}: bad response to {line}: {text}", self.worker);
+                        log::error!("{}: bad response to {line}{}: {text}", self.worker, self.shown_id());
                         Outcome::Raised { ours: true }
                     }
                 }
@@ -193,7 +206,7 @@ impl Gateway {
         error: &PyErr,
     ) -> Outcome {
         let line = environ::request_line(&exchange);
-        log::error!("{}: exception in {line}\n{}", self.worker, failure::traceback(py, error));
+        log::error!("{}: exception in {line}{}\n{}", self.worker, self.shown_id(), failure::traceback(py, error));
         let ours = exchange.claim();
         if ours {
             self.note(&mut exchange, environ, Ended::Badly);
@@ -202,11 +215,18 @@ impl Gateway {
         Outcome::Raised { ours }
     }
 
+    /// Of the running request, for log lines.
+    fn shown_id(&self) -> String {
+        let id = self.ids.as_ref().map(|ids| String::from_utf8_lossy(ids.current()));
+        id.map_or_else(String::new, |id| format!(" id={id}"))
+    }
+
     /// For the access log. A child that the application forked has none.
     fn note(&self, exchange: &mut Exchange, environ: Option<&Bound<'_, PyDict>>, ended: Ended) {
         if let Some(access) = &self.access {
             if !self.worker.is_forked_child() {
-                access.note(exchange, environ, self.builder.client(), ended);
+                let id = self.ids.as_ref().map(RequestIds::current);
+                access.note(exchange, environ, self.builder.client(), id, ended);
             }
         }
     }

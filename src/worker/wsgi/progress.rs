@@ -67,6 +67,10 @@ impl Progress {
         self.cell.is_thread(unsafe { libc::pthread_self() });
     }
 
+    pub fn id(self, id: &[u8]) {
+        self.cell.id(id);
+    }
+
     pub fn client(self, client: IpAddr) {
         self.cell.client(client);
     }

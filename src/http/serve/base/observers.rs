@@ -64,8 +64,8 @@ pub trait Metrics: Send + Sync {
     /// An answer has ended; `record` is what the app side has left with its request (`Exchange::leave_record`).
     fn ended(&self, _record: &mut [u8], _ending: Ending) {}
     /// Puts into `record` what is to be told of the request with this number (`Exchange::set_number`), should it be answered
-    /// in place of the app side, which has it. False: it is there no more.
-    fn describe(&self, _number: u64, _record: &mut Vec<u8>) -> bool {
+    /// in place of the app side, which has it, and into `id` what was set with `Exchange::set_id`. False: it is there no more.
+    fn describe(&self, _number: u64, _record: &mut Vec<u8>, _id: &mut Vec<u8>) -> bool {
         true
     }
     /// It was answered so. Nothing else will be told of it.

@@ -21,6 +21,8 @@ pub struct Settings {
     /// Instead of `write_timeout`, for a proxy of ours.
     pub proxy_write_timeout: Duration,
     pub is_proxy: IsProxy,
+    /// The field in which a proxy of ours names a request; for the log lines of refused ones.
+    pub request_id_header: Option<String>,
     pub limit_request_line: usize,
     pub limit_request_fields: usize,
     pub limit_request_field_size: usize,

@@ -45,7 +45,8 @@ pub struct Answer {
 
 impl Answer {
     /// Sets the head of a plain error answer and returns its body. Allocates: errors may.
-    pub fn refuse(&mut self, status: u16, reason: &str, asked: Asked) -> String {
+    /// `id`: what every answer to its request says besides, a name and a value; or nothing.
+    pub fn refuse(&mut self, status: u16, reason: &str, asked: Asked, id: Option<(&[u8], &[u8])>) -> String {
         let phrase = refusal::phrase(status);
         let body = if reason.is_empty() { format!("{phrase}\n") } else { format!("{phrase}: {reason}\n") };
         let fields: [(&[u8], &[u8]); 2] = [
@@ -57,6 +58,9 @@ impl Answer {
         let line = format!("{status} {phrase}");
         let valid = self.head.set(line.as_bytes(), fields);
         debug_assert!(valid.is_ok(), "{valid:?}");
+        if let Some((name, value)) = id {
+            self.head.add_missing(name, value);
+        }
         let asked = Asked { keep_alive: false, ..asked };
         let (framing, keep) = self.head.complete(asked, Some(body.len() as u64), &date_now());
         self.framing = Some(framing);

@@ -56,7 +56,21 @@ pub enum End {
     Cut,
 }
 
+/// `X-Request-Id: 4f1c` as a name and a value; none where there is none.
+pub fn split_id(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let colon = line.iter().position(|byte| *byte == b':')?;
+    Some((&line[..colon], line[colon + 1..].trim_ascii()))
+}
+
 impl Request {
+    /// What the application says is complete.
+    pub fn end_head(&mut self) {
+        if let Some((name, value)) = split_id(&self.id) {
+            self.answer.head.add_missing(name, value);
+        }
+        self.answer.head.end();
+    }
+
     pub fn asked(&self) -> Asked {
         Asked { version: self.head.version, head: self.method() == b"HEAD", keep_alive: self.head.keep_alive }
     }
@@ -176,7 +190,8 @@ impl Request {
 
     /// A plain error answer, where no head was sent.
     pub fn refuse(&mut self, status: u16, reason: &str, asked: Asked, temp: &TempFiles) -> Sent {
-        let body = self.answer.refuse(status, reason, asked);
+        let id = split_id(&self.id);
+        let body = self.answer.refuse(status, reason, asked, id);
         self.answer.sent = body.len() as u64;
         self.write_half.send(&[self.answer.head.bytes(), body.as_bytes()], temp)
     }

@@ -184,6 +184,20 @@ impl Reader {
         }
     }
 
+    /// The value of a field, where the head could be read and has it once.
+    pub fn field<'a>(&'a self, request: &'a Request, name: &str) -> Option<&'a [u8]> {
+        let [whole, _] = request.raw();
+        let bytes = match self.head_end {
+            _ if request.is_complete() => whole,
+            0 => return None,
+            _ => &self.input,
+        };
+        let is_it = |(known, _): &(&[u8], &[u8])| known.eq_ignore_ascii_case(name.as_bytes());
+        let mut values = request.head.fields(bytes).filter(is_it).map(|(_, value)| value);
+        let first = values.next();
+        first.filter(|_| values.next().is_none())
+    }
+
     /// A body is awaited.
     pub fn is_in_body(&self) -> bool {
         matches!(self.phase, ReadPhase::Length { .. } | ReadPhase::Chunked(_))

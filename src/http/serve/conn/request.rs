@@ -35,6 +35,8 @@ pub struct Request {
     head_was_large: bool,
     /// What is to be told when the answer has ended; empty: nothing.
     pub record: Vec<u8>,
+    /// A field that its answer has, unless the application sets it: `X-Request-Id: 4f1c`. Empty: none.
+    pub id: Vec<u8>,
     /// When the request was complete.
     pub ready_at: Instant,
     /// It was complete at another worker, since then.
@@ -57,6 +59,7 @@ impl Request {
             answer: Answer::default(),
             head_was_large: false,
             record: Vec::new(),
+            id: Vec::new(),
             ready_at: now,
             waits_since: None,
             moved: false,
@@ -110,6 +113,7 @@ impl Request {
     /// It was answered, or nobody will. The buffer of its head, without bytes.
     pub fn end(&mut self) -> Vec<u8> {
         self.moved = false;
+        self.id.clear();
         self.body.clear();
         self.answer.clear();
         let mut bytes = std::mem::take(&mut self.bytes);

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::proto::refusal::Refusal;
 use crate::proto::response::Asked;
-use crate::proto::Version;
+use crate::proto::{syntax, Version};
 use crate::serve::base::names::TimerKind;
 use crate::serve::base::observers::{Ending, How};
 use crate::serve::base::settings::{LINGER, LINGER_SILENCE, READ_BODY_BYTES};
@@ -14,6 +14,7 @@ use crate::serve::conn::write_half::Sent;
 use crate::serve::io::epoll::Interest;
 use crate::serve::io::socket;
 
+use super::flushing::is_proxy;
 use super::table::SlotState;
 use super::EventLoop;
 
@@ -86,10 +87,9 @@ impl EventLoop {
         let index = request.token.index;
         self.timers.clear(index);
         let Refusal { status, reason, limit } = refusal;
-        match limit {
-            Some(limit) => log::info!("refused {}: {status} {reason} ({limit})", request.peer),
-            None => log::info!("refused {}: {status} {reason}", request.peer),
-        }
+        let limit = limit.map_or_else(String::new, |limit| format!(" ({limit})"));
+        let id = self.id_of(&request).map_or_else(String::new, |id| format!(" id={id}"));
+        log::info!("refused {}: {status} {reason}{limit}{id}", request.peer);
         let head = self.table.slot(index).reader.asks_for_head(&request);
         let asked = Asked { version: Version::Http11, head, keep_alive: false };
         let sent = request.refuse(status, reason, asked, &self.shared.rules.temp);
@@ -97,6 +97,16 @@ impl EventLoop {
         match sent {
             Sent::All | Sent::Queued { .. } | Sent::Gone => self.settle(request),
         }
+    }
+
+    /// What a proxy of ours calls a request that the application will not see.
+    fn id_of(&mut self, request: &Request) -> Option<String> {
+        let settings = &self.shared.rules.settings;
+        let slot = self.table.slot(request.token.index);
+        let name = settings.request_id_header.as_ref()?;
+        let id = slot.reader.field(request, name).filter(|id| syntax::is_request_id(id))?;
+        let id = String::from_utf8_lossy(id).into_owned();
+        is_proxy(slot, settings).then_some(id)
     }
 
     /// Closing with unread bytes makes the kernel send RST, which destroys the answer on its way to the client

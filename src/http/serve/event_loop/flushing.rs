@@ -190,7 +190,7 @@ impl EventLoop {
 }
 
 /// Asked of the kernel and not of the request, whose peer is who a PROXY header says.
-fn is_proxy(slot: &mut Slot, settings: &Settings) -> bool {
+pub(super) fn is_proxy(slot: &mut Slot, settings: &Settings) -> bool {
     *slot.is_proxy.get_or_insert_with(|| {
         let peer = socket::peer(slot.write_half.fd());
         peer.is_some_and(|peer| (settings.is_proxy.0)(&peer))

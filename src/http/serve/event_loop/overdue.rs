@@ -11,6 +11,7 @@ use crate::serve::base::names::Token;
 use crate::serve::base::observers::{Ending, How};
 use crate::serve::base::settings::READ_BODY_BYTES;
 use crate::serve::conn::answer::Answer;
+use crate::serve::conn::answering::split_id;
 use crate::serve::conn::request::Request;
 use crate::serve::io::epoll::Interest;
 use crate::serve::io::socket;
@@ -24,15 +25,15 @@ impl EventLoop {
         let slot = self.table.slot(token.index);
         let (write_half, asked) = (Arc::clone(&slot.write_half), slot.asked);
         let took = self.now.saturating_duration_since(slot.ready_at);
-        let mut record = Vec::new();
+        let (mut record, mut id) = (Vec::new(), Vec::new());
         // First: once it is ours, the app thread may go on to its next request, of which this must not be said.
-        let is_there = self.metrics.describe(number, &mut record);
+        let is_there = self.metrics.describe(number, &mut record, &mut id);
         if !is_there || write_half.is_gone() || !write_half.claim_for_loop() {
             return;
         }
         self.timers.clear(token.index);
         let mut answer = Answer::default();
-        let body = answer.refuse(refusal::OVERDUE.status, refusal::OVERDUE.reason, asked);
+        let body = answer.refuse(refusal::OVERDUE.status, refusal::OVERDUE.reason, asked, split_id(&id));
         let (how, body_bytes) = match write_half.answer(&[answer.head.bytes(), body.as_bytes()]) {
             true => (How::TimedOut, body.len() as u64),
             false => (How::ClientLeft, 0),

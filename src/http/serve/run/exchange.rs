@@ -92,6 +92,15 @@ impl Exchange {
         self.request().write_half.set_number(number);
     }
 
+    /// A field for the answer to this request, unless the application sets it itself. Both are good as they are.
+    pub fn set_id(&mut self, name: &[u8], value: &[u8]) {
+        let id = &mut self.request_mut().id;
+        id.clear();
+        for part in [name, b": ", value] {
+            id.extend_from_slice(part);
+        }
+    }
+
     /// The answer is complete as far as the application is concerned, whatever of it was sent. False: the client was
     /// answered in its place (`Handle::overdue`), and nothing of this answer is sent or told.
     pub fn claim(&self) -> bool {
@@ -212,7 +221,7 @@ impl Exchange {
     }
 
     pub fn end_head(&mut self) {
-        self.request_mut().answer.head.end();
+        self.request_mut().end_head();
     }
 
     /// True once bytes of the head were handed to the socket or its queue.

@@ -28,6 +28,7 @@ pub fn settings() -> Settings {
         write_timeout: PATIENCE,
         proxy_write_timeout: PATIENCE,
         is_proxy: IsProxy(Arc::new(|_| false)),
+        request_id_header: None,
         limit_request_line: 8190,
         limit_request_fields: 100,
         limit_request_field_size: 8190,
@@ -94,7 +95,7 @@ impl Metrics for Teller {
             false => usize::MAX,
         }
     }
-    fn describe(&self, number: u64, record: &mut Vec<u8>) -> bool {
+    fn describe(&self, number: u64, record: &mut Vec<u8>, _id: &mut Vec<u8>) -> bool {
         record.extend_from_slice(format!("overdue {number}").as_bytes());
         true
     }
