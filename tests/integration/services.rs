@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::harness::load::Load;
+use crate::harness::machine::Machine;
 use crate::harness::master::Master;
 use crate::harness::process::Process;
 use crate::harness::site::Site;
@@ -171,4 +172,64 @@ fn master_check(site: &Site) -> String {
     let output = crate::harness::master::run(site.path(), &["check", "-c", &config.to_string_lossy()]);
     assert_eq!(output.code, Some(78), "{output}");
     output.stderr
+}
+
+/// A task queue in the file system, which needs no server: the web application puts tasks into it, and whichever worker takes
+/// one says which release it runs.
+const CELERY: &str = r#"
+import os
+from celery import Celery
+
+RELEASE = os.path.basename(os.getcwd())
+ROOT = os.path.abspath(os.path.join("..", ".."))
+QUEUE = os.path.join(ROOT, "queue")
+os.makedirs(QUEUE, exist_ok=True)
+
+celery = Celery("app", broker="filesystem://")
+celery.conf.update(
+    broker_transport_options={"data_folder_in": QUEUE, "data_folder_out": QUEUE},
+    worker_hijack_root_logger=False,
+    broker_connection_retry_on_startup=True,
+)
+
+
+@celery.task(name="done")
+def done(number):
+    with open(os.path.join(ROOT, "done"), "a") as file:
+        file.write(f"{number} {RELEASE}\n")
+
+
+def application(environ, start_response):
+    done.delay(environ["QUERY_STRING"])
+    start_response("202 Accepted", [("Content-Length", "0")])
+    return []
+"#;
+
+#[test]
+fn celery_works_for_the_release_that_serves() {
+    let Some(venv) = Machine::get().agent("celery") else { return };
+    let site = Site::new("services_celery");
+    for release in ["1", "2"] {
+        site.build(release).bare().file("app.py", CELERY).make();
+    }
+    site.flip("1");
+    site.set("app.venv", &format!("{:?}", venv.display().to_string()));
+    let worker =
+        "'celery', '-A', 'app', 'worker', '-P', 'solo', '--without-gossip', '--without-mingle', '-l', 'WARNING'";
+    add(&site, &format!("[[service]]\nname = 'celery'\ncommand = [{worker}]\n"));
+    let master = site.start();
+    let done = |line: &str| {
+        let text = fs::read_to_string(site.path().join("done")).unwrap_or_default();
+        text.lines().any(|found| found == line).then_some(())
+    };
+    assert_eq!(master.get("/?first").status, 202);
+    wait_for("the first task", || done("first 1"));
+    site.flip("2");
+    master.reload();
+    // The old worker has ended, so whoever takes the next task is of the new release.
+    master.wait_log("service celery gen=1 number=0 pid=* stopping -> gone cause=\"exit code 0\"");
+    assert_eq!(master.get("/?second").status, 202);
+    wait_for("the second task", || done("second 2"));
+    master.stop();
+    master.assert_nothing_left();
 }
