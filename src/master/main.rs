@@ -21,6 +21,7 @@ mod signals;
 mod sources;
 mod supervisor;
 mod verbs;
+mod watcher;
 
 use std::io;
 
@@ -35,7 +36,7 @@ use master::Master;
 use pidfile::PidFile;
 use signals::Signals;
 use verbs::command_line::Command;
-use verbs::{act, check, client, command_line, convert, events, help, history, init, list, show, status};
+use verbs::{act, check, client, command_line, convert, dev, events, help, history, init, list, show, status};
 
 fn main() {
     let context = ProcessContext::gather();
@@ -43,6 +44,10 @@ fn main() {
     let code = match command {
         // The supervisor says with which code it ends.
         Command::Run(source) => std::process::exit(run(source, context)),
+        Command::Dev(source) => {
+            let code = dev::develop(&source, &context, || run(source.clone(), context.clone()));
+            std::process::exit(code)
+        }
         Command::Check { source, boot } => check::run(&source, &context, boot),
         Command::ConfigShow { source, explain } => show::config(&source, &context, explain),
         Command::ConfigSchema => show::schema(),
@@ -146,6 +151,7 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
         }
     }
     log::info!("forkmaster {} name={} pid={}", env!("CARGO_PKG_VERSION"), settings.name, std::process::id());
+    let watched = settings.dev.then(|| dev::watched(settings, &source));
     let socket = settings.control.socket.clone();
     let mut master = match Master::new(source, context, log.clone(), signals, &socket) {
         Ok(master) => master,
@@ -158,6 +164,11 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
     if let Err(refused) = master.start(loaded, access) {
         log::error!("{}", refused.reason);
         return refused.exit_code.into();
+    }
+    if let Some(watched) = watched {
+        if let Err(error) = watcher::start(&watched) {
+            return fail("files cannot be watched", &error);
+        }
     }
     let code = master.run();
     log::info!("stopped, exit code {code}");

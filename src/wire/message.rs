@@ -107,6 +107,8 @@ pub enum ToWorker {
     Overdue { request: u64 },
     /// Answer with `Stacks`: the Python stacks of all threads.
     Stacks { id: u64 },
+    /// In development: a release was refused, and the next page that a browser asks for shows why.
+    Refused { text: String },
     /// The logs have been opened again; file descriptors as with `ToTemplate::Boot`. A worker may not be allowed to
     /// open them itself.
     Logs,

@@ -9,6 +9,7 @@ mod allocations;
 mod application;
 mod birth;
 mod control_thread;
+mod development;
 mod failure;
 mod fork;
 mod forked_child;

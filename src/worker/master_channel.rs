@@ -12,6 +12,7 @@ use forkmaster_wire::channel::{Channel, Received};
 use forkmaster_wire::message::{Failure, FromWorker, ListenerId, ProofStep, ToWorker};
 use forkmaster_wire::mutant::{self, Mutant};
 
+use crate::development::Refusal;
 use crate::failure::failure;
 use crate::sockets;
 use crate::title::Title;
@@ -32,6 +33,7 @@ pub struct MasterChannel {
     served: AtomicBool,
     /// Sends the probe once more. Set once, before `Ready`.
     prober: OnceLock<Prober>,
+    pub refusal: Refusal,
     /// What the channel's number means as long as nobody else has closed it.
     identity: Option<u64>,
 }
@@ -40,8 +42,8 @@ impl MasterChannel {
     pub fn new(channel: Channel, title: Title, who: String) -> MasterChannel {
         let identity = sockets::identity(channel.as_raw_fd());
         let (waiting, handle, served) = (Mutex::default(), OnceLock::new(), AtomicBool::new(false));
-        let prober = OnceLock::new();
-        let master = MasterChannel { channel, title, who, waiting, handle, served, prober, identity };
+        let (refusal, prober) = (Refusal::default(), OnceLock::new());
+        let master = MasterChannel { channel, title, who, waiting, handle, served, refusal, prober, identity };
         master.show("starting");
         master
     }
@@ -174,6 +176,6 @@ fn obey(handle: &Handle, command: ToWorker) {
         ToWorker::Pause => handle.pause(),
         ToWorker::Overdue { request } => handle.overdue(request),
         // Dealt with by the control thread, with or without a server.
-        ToWorker::Probe | ToWorker::Stacks { .. } | ToWorker::Logs => {}
+        ToWorker::Probe | ToWorker::Stacks { .. } | ToWorker::Refused { .. } | ToWorker::Logs => {}
     }
 }

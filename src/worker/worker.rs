@@ -101,6 +101,11 @@ impl Worker {
         self.master.leave(reason)
     }
 
+    /// See `development`.
+    pub fn refusal_page(&self, exchange: &Exchange) -> Option<String> {
+        self.master.refusal.page_for(exchange)
+    }
+
     pub fn is_forked_child(&self) -> bool {
         self.forked_child.load(Ordering::Relaxed)
     }

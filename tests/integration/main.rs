@@ -24,6 +24,8 @@ mod forks;
 mod doors;
 // What a death took along, and what it came of.
 mod deaths;
+// `forkmaster dev`.
+mod development;
 // The documentation and the examples are held to the program.
 mod docs;
 // No deploy waits for what an earlier one left behind.

@@ -18,7 +18,7 @@ const NO_GREENLETS: &str = "there are no gevent or eventlet workers: idle connec
                             here; set `[server] threads` to the requests that run at once";
 const CHEAPER: &str =
     "the number of workers is fixed by `[server] workers`; signals TTIN and TTOU change it for a time";
-const RELOAD: &str = "nothing watches files; after a change run `forkmaster reload`, which takes as long as an import";
+const RELOAD: &str = "in production nothing watches files: `forkmaster reload` deploys a change; while you work at it, `forkmaster dev` watches";
 const ASKED_FOR: &str = "a reload is asked for: `forkmaster reload`, or HUP";
 const ALWAYS: &str = "it is always so here; remove the line";
 const OTHER_PROCESSES: &str =

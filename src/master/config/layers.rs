@@ -49,6 +49,17 @@ impl Layers {
     }
 }
 
+/// What `forkmaster dev` means, whatever the file says. Somebody may stand in a debugger for an hour, in the import as well.
+const DEVELOPMENT: [(Key, &str); 7] = [
+    (("app", "preload"), "false"),
+    (("server", "workers"), "1"),
+    (("server", "boot_timeout"), "1h"),
+    (("server", "request_timeout"), "none"),
+    (("server", "max_requests"), "0"),
+    (("log", "access"), "-"),
+    (("log", "slow_request"), "none"),
+];
+
 fn command_line(source: &Source) -> BTreeMap<Key, Entry> {
     let overrides = &source.overrides;
     let single: [(Key, &'static str, &Option<String>); 9] = [
@@ -63,6 +74,9 @@ fn command_line(source: &Source) -> BTreeMap<Key, Entry> {
         (("log", "level"), "--log-level", &overrides.log_level),
     ];
     let mut layer = BTreeMap::new();
+    for (key, text) in DEVELOPMENT.into_iter().filter(|_| overrides.dev) {
+        layer.insert(key, Entry { value: Value::Loose(text.to_owned()), origin: Origin::CommandLine("dev") });
+    }
     for (key, option, text) in single {
         if let Some(text) = text {
             layer.insert(key, Entry { value: Value::Loose(text.clone()), origin: Origin::CommandLine(option) });

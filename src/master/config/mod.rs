@@ -91,6 +91,8 @@ pub struct Overrides {
     pub workers: Option<String>,
     pub threads: Option<String>,
     pub log_level: Option<String>,
+    /// `forkmaster dev`: somebody works at the application.
+    pub dev: bool,
 }
 
 /// One reading of the configuration.
@@ -143,6 +145,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Origin::CommandLine("MODULE") => f.write_str("command line"),
+            Origin::CommandLine("dev") => f.write_str("forkmaster dev"),
             Origin::CommandLine(option) => write!(f, "command line, {option}"),
             Origin::Variable(name) => f.write_str(name),
             Origin::File { shown, line } => write!(f, "{shown}:{line}"),

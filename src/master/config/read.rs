@@ -91,7 +91,7 @@ impl Resolver<'_> {
         let http = self.http();
         let log = self.log();
         let services = self.services();
-        Settings { name, app, server, reload, hooks, services, http, log, control, status }
+        Settings { name, app, server, reload, hooks, services, http, log, control, status, dev: self.dev }
     }
 
     fn name(&mut self) -> String {
@@ -289,6 +289,9 @@ impl Resolver<'_> {
                     self.problems.push(Problem::new(&origin, text).at_line(Some(line)));
                 }
             }
+        }
+        if self.dev {
+            limits.clear();
         }
         limits.sort_by(|(one, _), (other, _)| other.len().cmp(&one.len()).then(one.cmp(other)));
         limits

@@ -36,6 +36,7 @@ impl Resolver<'_> {
         };
         let path = absolute(&self.place.real, &written);
         self.note(key, quoted_path(&path), origin.clone());
+        self.env_file_at = Some(path.clone());
         let link = self.link_in(&written);
         let read = match link.and_then(|link| Some((link, self.rights_of_workers()?))) {
             Some((link, rights)) => {
@@ -135,6 +136,7 @@ impl Resolver<'_> {
             probe,
             warmup,
             environment,
+            env_file: self.env_file_at.clone(),
         }
     }
 
@@ -234,6 +236,11 @@ impl Resolver<'_> {
         }
         environment::activate(&mut environment, interpreter.and_then(|interpreter| interpreter.venv.as_deref()));
         environment.insert("PWD".into(), release.into());
+        // Compiled code is told from its source by the second and the size: of two saves in a second the first would be
+        // served (importlib, PEP 552).
+        if self.dev {
+            environment.entry("PYTHONDONTWRITEBYTECODE".into()).or_insert_with(|| "1".into());
+        }
         environment.remove(OsStr::new("OLDPWD"));
         if let Some(Identity { name, home, .. }) = identity {
             let home = home.clone().unwrap_or_else(|| PathBuf::from("/"));

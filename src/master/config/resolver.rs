@@ -30,6 +30,10 @@ pub struct Resolver<'a> {
     pub problems: Vec<Problem>,
     pub warnings: Vec<String>,
     effective: Vec<Effective>,
+    /// `forkmaster dev`.
+    pub dev: bool,
+    /// Where variables were read from.
+    pub env_file_at: Option<PathBuf>,
 }
 
 impl<'a> Resolver<'a> {
@@ -77,6 +81,8 @@ impl<'a> Resolver<'a> {
             problems: Vec::new(),
             warnings,
             effective: Vec::new(),
+            dev: source.overrides.dev,
+            env_file_at: None,
         })
     }
 

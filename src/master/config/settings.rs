@@ -25,6 +25,8 @@ pub struct Settings {
     pub log: Log,
     pub control: Control,
     pub status: Status,
+    /// `forkmaster dev`: the application has stdin, and browsers are shown why a release was refused.
+    pub dev: bool,
 }
 
 /// A program that runs beside the workers.
@@ -59,6 +61,8 @@ pub struct App {
     /// The whole environment of the generation's processes: start environment without the supervisor's protocol
     /// variables, then env_file, then `[env]`, then VIRTUAL_ENV, PATH, PWD and the user's HOME, USER, LOGNAME.
     pub environment: Vec<(OsString, OsString)>,
+    /// Where some of that was read.
+    pub env_file: Option<PathBuf>,
 }
 
 /// Which Python runs the generation.

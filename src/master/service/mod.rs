@@ -126,9 +126,12 @@ impl Service {
             self.counted.reload(&reload);
             self.hook_reload(&reload);
         }
-        match reload.end {
+        match &reload.end {
             End::Committed => self.last_refusal = None,
-            End::Refused(_) => self.last_refusal = Some(reload.clone()),
+            End::Refused(refusal) => {
+                self.show_refusal(refusal);
+                self.last_refusal = Some(reload.clone());
+            }
             End::Superseded { .. } | End::Stopped => {}
         }
         self.last_reload = Some(reload);

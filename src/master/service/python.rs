@@ -22,6 +22,8 @@ pub struct Start<'a> {
     pub environment: Vec<(OsString, OsString)>,
     pub identity: Option<Identity>,
     pub umask: Option<u32>,
+    /// The application may read from the terminal.
+    pub with_stdin: bool,
     pub channel: &'a Channel,
     pub library: BorrowedFd<'a>,
     pub lifeline: BorrowedFd<'a>,
@@ -39,7 +41,8 @@ pub fn template(start: Start<'_>) -> Result<i32, NotStarted> {
     let failed = |error: io::Error| NotStarted::of(error, executable.clone(), identity.as_ref());
     let mut command = Command::new(&start.executable);
     command.arg("-c").arg(BOOTSTRAP).arg(inherited.to_string());
-    command.env_clear().envs(start.environment).stdin(Stdio::null());
+    command.env_clear().envs(start.environment);
+    command.stdin(if start.with_stdin { Stdio::inherit() } else { Stdio::null() });
     let child =
         Entering::new(start.identity.as_ref(), start.umask, &start.directory, &inherited.all()).map_err(failed)?;
     // SAFETY: `enter` makes system calls only, each of them async-signal-safe (signal-safety(7)), and allocates

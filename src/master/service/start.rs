@@ -43,6 +43,7 @@ impl Service {
             environment: app.environment.clone(),
             identity: processes.settings.server.identity.clone(),
             umask: processes.settings.server.umask,
+            with_stdin: processes.settings.dev,
             channel: &theirs,
             library: shared.library.as_fd(),
             lifeline: shared.lifeline.0.as_fd(),

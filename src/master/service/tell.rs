@@ -1,9 +1,11 @@
 //! What the master says to its processes, and how it ends them.
 
 use forkmaster_wire::message::{GenerationId, ToTemplate, ToWorker, WorkerId};
+use forkmaster_wire::text::cut_text;
 
 use super::{name, watch, Service};
 use crate::children::Who;
+use crate::facts::outcome::Refusal;
 use crate::shared::Shared;
 
 impl Service {
@@ -34,6 +36,16 @@ impl Service {
     pub fn tell_worker(&self, worker: WorkerId, message: &ToWorker) {
         if let Some(worker) = self.workers.get(&worker) {
             worker.tell(message);
+        }
+    }
+
+    /// Whoever works at the application may be looking at a browser and not at the log.
+    pub fn show_refusal(&self, refusal: &Refusal) {
+        let text = format!("{}\n\n{}", refusal.reason, refusal.details);
+        for worker in self.workers.values() {
+            if self.generations.get(&worker.generation).is_some_and(|processes| processes.settings.dev) {
+                worker.tell(&ToWorker::Refused { text: cut_text(&text) });
+            }
         }
     }
 

@@ -153,6 +153,7 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
     ours.send(&ToTemplate::Boot(Box::new(processes.boot(GENERATION))), &[io::stderr().as_fd()])?;
     let app = &settings.app;
     let template = python::template(python::Start {
+        with_stdin: false,
         executable: app.interpreter.executable.clone(),
         directory: app.release.clone(),
         environment: app.environment.clone(),

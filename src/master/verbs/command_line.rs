@@ -36,6 +36,7 @@ const PAUSE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     Run(Source),
+    Dev(Source),
     Check { source: Source, boot: bool },
     ConfigShow { source: Source, explain: bool },
     ConfigSchema,
@@ -128,6 +129,12 @@ pub fn parse(
         Verb::Run(options) => {
             place.client_options_unused()?;
             place.source(options).map(Command::Run)
+        }
+        Verb::Dev(options) => {
+            place.client_options_unused()?;
+            let mut source = place.source(options)?;
+            source.overrides.dev = true;
+            Ok(Command::Dev(source))
         }
         Verb::Check { boot, run } => {
             place.client_options_unused()?;
@@ -259,6 +266,10 @@ struct RunOptions {
 enum Verb {
     /// Serve; the default
     Run(RunOptions),
+    /// Serve while you work at the application: a saved file is a reload
+    ///
+    /// One worker, the access log on the terminal, no request timeout, and `breakpoint()` works.
+    Dev(RunOptions),
     /// Check the configuration without serving; exit 0 if it is good, 78 if not
     #[command(aliases = ["validate", "configtest"])]
     Check {
@@ -533,6 +544,7 @@ impl Place<'_> {
             workers: options.workers,
             threads: options.threads,
             log_level: options.log_level,
+            dev: false,
         };
         Ok(Source { file, overrides })
     }

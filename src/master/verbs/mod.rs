@@ -8,6 +8,7 @@ pub mod client;
 pub mod columns;
 pub mod command_line;
 pub mod convert;
+pub mod dev;
 pub mod events;
 pub mod find;
 pub mod help;

@@ -150,6 +150,9 @@ impl Gateway {
     }
 
     fn call(&mut self, py: Python<'_>, mut exchange: Exchange) -> Outcome {
+        if let Some(page) = self.worker.refusal_page(&exchange) {
+            return self.show_refusal(exchange, &page);
+        }
         let environ = match self.renew(py).and_then(|()| self.environ(py, &mut exchange)) {
             Ok(environ) => environ,
             Err(error) => return self.fail(py, exchange, None, &error),
@@ -195,6 +198,29 @@ impl Gateway {
                 }
             }
             Answered::Raised(error) => self.fail(py, exchange, Some(&environ), &error),
+        }
+    }
+
+    /// In place of the application's answer.
+    fn show_refusal(&self, mut exchange: Exchange, page: &str) -> Outcome {
+        let length = page.len().to_string();
+        let fields: [(&[u8], &[u8]); 3] = [
+            (b"Content-Type", b"text/html; charset=utf-8"),
+            (b"Content-Length", length.as_bytes()),
+            (b"Cache-Control", b"no-store"),
+        ];
+        let started = exchange.start(b"500 Internal Server Error", &fields);
+        // It is small, and where the client has gone nobody misses it.
+        let _ = started.map(|()| exchange.write_all(page.as_bytes()));
+        self.note(&mut exchange, None, Ended::Well);
+        let (ended, begun) = (Instant::now(), exchange.begun());
+        let took = ended.saturating_duration_since(begun);
+        match exchange.finish_at(ended, took) {
+            Ok(()) => Outcome::Answered { ended, took, status: 500 },
+            Err(BadResponse(text)) => {
+                log::error!("{}: the page of a refusal: {text}", self.worker);
+                Outcome::Raised { ours: true }
+            }
         }
     }
 

@@ -6,12 +6,13 @@ use super::*;
 fn defaults_are_those_of_the_documentation() {
     let deploy = Deploy::new();
     let loaded = deploy.read(APP).unwrap();
-    let Settings { name, app, server, reload, hooks, services, http, log, control, status } = loaded.settings;
+    let Settings { name, app, server, reload, hooks, services, http, log, control, status, dev } = loaded.settings;
     assert!(services.is_empty());
-    assert!(status.bind.is_empty());
+    assert!(status.bind.is_empty() && !dev);
     assert!(hooks.worker_start.is_none() && hooks.worker_exit.is_none() && hooks.commands.on_ready.is_empty());
     assert_eq!(hooks.commands.timeout, Duration::from_secs(5));
     assert_eq!((app.script_name.as_str(), &http.health_path, http.body_memory_alone), ("", &None, 64 << 20));
+    assert_eq!(log.slow_request, Some(Duration::from_secs(10)));
     assert!(name.starts_with("app-") && name.len() == 12, "{name}");
     assert_eq!(app.release, deploy.path("releases/1"));
     assert_eq!(app.interpreter.executable, deploy.path("releases/1/venv/bin/python"));

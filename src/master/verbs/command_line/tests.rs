@@ -52,11 +52,14 @@ fn serving_in_all_its_forms() {
         workers: Some("auto".into()),
         threads: Some("4".into()),
         log_level: Some("debug".into()),
+        dev: false,
     };
     assert_eq!(line(text).unwrap(), Command::Run(source(None, overrides)));
     let overrides = Overrides { preload: Some("false".into()), ..Overrides::default() };
     let check = Command::Check { source: source(Some("a.toml"), overrides), boot: true };
     assert_eq!(line("check --boot --preload=false -c a.toml").unwrap(), check);
+    let developing = Overrides { dev: true, workers: Some("2".into()), ..Overrides::default() };
+    assert_eq!(line("dev -w 2 -c app.toml").unwrap(), Command::Dev(source(Some("app.toml"), developing)));
     assert_eq!(line("config show -c app.toml").unwrap(), Command::ConfigShow { source: plain(), explain: false });
 }
 
