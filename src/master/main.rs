@@ -36,7 +36,7 @@ use master::Master;
 use pidfile::PidFile;
 use signals::Signals;
 use verbs::command_line::Command;
-use verbs::{act, check, client, command_line, convert, dev, events, help, history, init, list, show, status};
+use verbs::{act, check, client, command_line, convert, ctl, dev, events, help, history, init, list, show, status};
 
 fn main() {
     let context = ProcessContext::gather();
@@ -56,6 +56,8 @@ fn main() {
         Command::Convert(order) => convert::run(&order, &context),
         Command::List { json } => list::list(json),
         Command::Status { client, wanted } => status::status(&client, &context, wanted),
+        Command::Logs { client, wanted } => self::verbs::logs::logs(&client, &context, wanted),
+        Command::Ctl { client } => std::process::exit(ctl::shell(&client, &context)),
         Command::Events { client, json, timeout } => events::events(&client, &context, json, timeout),
         Command::Health { client, probe } => client::health(&client, &context, probe),
         Command::Reload { client, force, waiting } => client::reload(&client, &context, force, waiting),
@@ -165,11 +167,10 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
         log::error!("{}", refused.reason);
         return refused.exit_code.into();
     }
-    if let Some(watched) = watched {
-        if let Err(error) = watcher::start(&watched) {
-            return fail("files cannot be watched", &error);
-        }
-    }
+    let _watching = match watched.map(|watched| watcher::start(&watched)).transpose() {
+        Ok(watching) => watching,
+        Err(error) => return fail("files cannot be watched", &error),
+    };
     let code = master.run();
     log::info!("stopped, exit code {code}");
     code

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::harness::client::{get, head, Address, Connection};
 use crate::harness::master::{Launch, Master};
 use crate::harness::site::Site;
-use crate::harness::wait_for;
+use crate::harness::{wait_for, WAIT};
 
 fn site(name: &str, packages: &str, app: &str) -> Site {
     let site = Site::new(name);
@@ -100,7 +100,8 @@ fn save_often(site: &Site, saves: u32, app: impl Fn(u32) -> String) {
     }
     asking.assert_no_failures();
     assert!(master.log_lines("WARN").iter().all(|line| line.contains("root")), "{}", master.log());
-    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+    // On a machine that does nothing else it is the import and a third of a second.
+    assert!(slowest < WAIT, "{slowest:?}");
     // Lines of the access log come to the terminal.
     assert!(master.stdout().contains("\"GET / HTTP/1.1\" 200 "), "{}", master.stdout());
     master.stop();

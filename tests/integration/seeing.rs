@@ -174,3 +174,76 @@ fn a_watched_status_comes_again_and_ends_with_the_master() {
     master.stop();
     assert_eq!((watching.exit_code(), json.exit_code()), (Some(3), Some(3)));
 }
+
+#[test]
+fn logs_are_followed_by_their_names() {
+    let site = Site::with_releases("follow", 1);
+    site.set("log.error", "'error.log'").set("log.access", "'access.log'");
+    let master = site.spawn();
+    wait_for("the start", || master.status().filter(|status| status.ready()));
+    let places = master.cli(&["logs", "--places"]).stdout;
+    let path = |name: &str| site.path().join(name).display().to_string();
+    assert_eq!(places, format!("error: {}\naccess: {}\n", path("error.log"), path("access.log")));
+    let mut following = Beside::run(&site, "followed.txt", &["logs"]);
+    wait_for("the last lines", || following.said().contains("error.log: ").then_some(()));
+    let address = master.cli(&["status"]).stdout;
+    let address = address.lines().find_map(|line| line.strip_prefix("listening on ")).expect("it is shown");
+    let address = crate::harness::client::Address::Tcp(address.parse().expect("an address"));
+    let ask = || crate::harness::client::get(&address, "/info").expect("it is answered").status;
+    assert_eq!(ask(), 200);
+    wait_for("the request's line", || following.said().contains("access.log: 127.0.0.1 ").then_some(()));
+    // As logrotate does.
+    std::fs::rename(path("access.log"), path("access.log.1")).expect("it is our file");
+    assert!(master.cli(&["reopen-logs"]).ok());
+    assert_eq!(ask(), 200);
+    wait_for("a line of the new file", || {
+        (following.said().matches("access.log: 127.0.0.1 ").count() == 2).then_some(())
+    });
+    let last = master.cli(&["logs", "-n", "1", "--no-follow"]);
+    assert!(last.ok() && last.stdout.lines().count() == 2, "{last}");
+    let late = master.cli(&["logs", "--timeout", "50ms"]);
+    assert_eq!(late.code, Some(124), "{late}");
+    drop(following.child.kill());
+}
+
+#[test]
+fn logs_on_stderr_are_said_to_be_there() {
+    let site = Site::with_releases("follow_stderr", 1);
+    let master = site.start();
+    assert_eq!(master.cli(&["logs", "--places"]).stdout, "error: stderr\naccess: none\n");
+    let refused = master.cli(&["logs"]);
+    assert!(refused.code == Some(1) && refused.stderr.contains(&format!("_PID={}", master.pid())), "{refused}");
+}
+
+/// The shell's lines come from a script here; each is a verb.
+#[test]
+fn a_shell_over_the_verbs() {
+    let site = Site::with_releases("ctl", 1);
+    let master = site.start();
+    let script = |lines: &str| {
+        let mut command = Command::new(binary());
+        command.arg("ctl").arg("-c").arg(site.config_path()).current_dir(site.path());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary can be started");
+        let mut stdin = child.stdin.take().expect("it was asked for");
+        std::io::Write::write_all(&mut stdin, lines.as_bytes()).expect("it reads");
+        drop(stdin);
+        let output = child.wait_with_output().expect("it ends");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, said, _) = script("status\nscale 3\nquit\n");
+    assert!(code == Some(0) && said.contains(": running") && said.contains("3 workers serve"), "{said}");
+    // Without a yes nothing is switched off.
+    let (code, ..) = script("stop\nno\n");
+    assert_eq!((code, master.workers().len()), (Some(1), 3));
+    let (code, said, _) = script("stop\ny\nstart\n");
+    assert!(code == Some(0) && said.contains("the sockets are held") && said.contains("3 workers serve"), "{said}");
+    let (code, _, complaint) = script("run\n");
+    assert!(code == Some(2) && complaint.contains("not for a running master"), "{complaint}");
+    let (code, _, complaint) = script("recycle 9\n");
+    assert!(code == Some(1) && complaint.contains("no slot 9"), "{complaint}");
+    assert_eq!(script("shutdown -y\n").0, Some(0));
+    assert_eq!(master.wait_exit().code(), Some(0));
+    assert_eq!(script("status\n").0, Some(3));
+}

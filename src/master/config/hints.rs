@@ -18,7 +18,7 @@ const NO_GREENLETS: &str = "there are no gevent or eventlet workers: idle connec
                             here; set `[server] threads` to the requests that run at once";
 const CHEAPER: &str =
     "the number of workers is fixed by `[server] workers`; signals TTIN and TTOU change it for a time";
-const RELOAD: &str = "in production nothing watches files: `forkmaster reload` deploys a change; while you work at it, `forkmaster dev` watches";
+const RELOAD: &str = "`forkmaster dev` watches files while you work at them; `forkmaster reload` deploys a change";
 const ASKED_FOR: &str = "a reload is asked for: `forkmaster reload`, or HUP";
 const ALWAYS: &str = "it is always so here; remove the line";
 const OTHER_PROCESSES: &str =
@@ -334,7 +334,7 @@ mod tests {
             ),
             ("chdir", "Gunicorn's `chdir` is `[app] release` here"),
             ("proc_name", "Gunicorn's `proc_name` is `name`, at the top of the file, here"),
-            ("reload", "nothing watches files"),
+            ("reload", "`forkmaster dev` watches files"),
             ("listen", "uWSGI's `listen` is `[server] backlog` here; an address is `[server] bind`"),
             ("processes", "uWSGI's `processes` is `[server] workers` here"),
             ("harakiri", "uWSGI's `harakiri` is `[server] request_timeout` here"),

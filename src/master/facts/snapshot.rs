@@ -4,6 +4,7 @@
 //! missing has its default. Nothing here looks anything up.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::path::PathBuf;
 
 use forkmaster_wire::message::{GenerationId, SlotIndex};
@@ -34,6 +35,8 @@ pub struct Snapshot {
     /// Requests that ended with their worker, which died or was killed.
     pub lost: u64,
     pub handoffs: Handoffs,
+    /// Where they are; none before the first start, and from a master that does not tell.
+    pub logs: Option<Logs>,
     pub last_reload: Option<LastReload>,
     /// The latest refusal in full, until a reload is good.
     pub last_refusal: Option<LastReload>,
@@ -60,6 +63,9 @@ pub struct Generation {
     pub age_s: f64,
     #[serde(default)]
     pub workers_wanted: u32,
+    /// The same, or what it would be were they not switched off.
+    #[serde(default)]
+    pub workers_when_on: u32,
     /// What its reload waits for right now.
     pub waiting: Option<String>,
     #[serde(default)]
@@ -118,6 +124,31 @@ pub struct Worker {
     /// What it runs now, the oldest first.
     #[serde(default)]
     pub running: Vec<Running>,
+}
+
+/// Where the lines go.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Logs {
+    pub error: Place,
+    /// None: there is no access log.
+    pub access: Option<Place>,
+}
+
+/// A path, or the name of a stream: `stderr`, `stdout`. Paths are absolute.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Place(pub String);
+
+impl Place {
+    pub fn path(&self) -> Option<PathBuf> {
+        self.0.starts_with('/').then(|| PathBuf::from(&self.0))
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// A request that an app thread works on.

@@ -1,6 +1,7 @@
 //! Takes the `Snapshot` of a service: the states that the supervisor knows, joined with what the scoreboards count. It
 //! reads and changes nothing.
 
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -9,8 +10,11 @@ use forkmaster_wire::scoreboard::Scoreboard;
 
 use super::processes::GenerationProcesses;
 use super::{watch, Service};
+use crate::config::settings::{AccessTarget, LogTarget};
 use crate::facts::outcome::Reload;
-use crate::facts::snapshot::{Generation, Listener, Running, ServiceProcess, Snapshot, Template, Word, Worker};
+use crate::facts::snapshot::{
+    Generation, Listener, Logs, Place, Running, ServiceProcess, Snapshot, Template, Word, Worker,
+};
 use crate::listeners::Listeners;
 use crate::shared::Shared;
 use crate::supervisor::generation::Generation as GenerationState;
@@ -36,9 +40,26 @@ impl Service {
             timed_out: totals.timed_out,
             lost: totals.lost,
             handoffs: totals.handoffs,
+            logs: self.places(),
             last_reload: self.last_reload.as_ref().map(Reload::shown),
             last_refusal: self.last_refusal.as_ref().map(Reload::shown),
         }
+    }
+
+    /// The error log is the one that the serving generation has brought.
+    fn places(&self) -> Option<Logs> {
+        let serving = self.supervisor.serving().and_then(|generation| self.generations.get(&generation.id))?;
+        let log = &serving.settings.log;
+        let path = |path: &Path| Place(path.to_string_lossy().into_owned());
+        let error = match &log.error {
+            LogTarget::Stderr => Place("stderr".to_owned()),
+            LogTarget::File(file) => path(file),
+        };
+        let access = log.access.as_ref().map(|target| match target {
+            AccessTarget::Stdout => Place("stdout".to_owned()),
+            AccessTarget::File(file) => path(file),
+        });
+        Some(Logs { error, access })
     }
 
     fn serving_addresses(&self, listeners: &Listeners) -> Vec<Listener> {
@@ -62,6 +83,7 @@ impl Service {
             bodies_in_memory: processes.bodies_in_memory,
             age_s: now.saturating_duration_since(processes.began).as_secs_f64(),
             workers_wanted: self.supervisor.wanted_of(generation),
+            workers_when_on: self.supervisor.wanted_when_on(generation),
             waiting: generation.waiting(),
             template: Template {
                 pid: processes.template.as_ref().map(|template| template.pid),

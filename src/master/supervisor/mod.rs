@@ -524,6 +524,11 @@ impl Supervisor {
         }
     }
 
+    /// The same, or what it would be were they not switched off.
+    pub fn wanted_when_on(&self, generation: &Generation) -> u32 {
+        self.target.wanted_when_on(&generation.plan)
+    }
+
     fn wanted(&self, at: usize) -> u32 {
         self.wanted_of(&self.generations[at])
     }

@@ -21,6 +21,11 @@ impl Target {
         if self.off {
             return 0;
         }
+        self.wanted_when_on(plan)
+    }
+
+    /// The same, whether they are switched off or not.
+    pub fn wanted_when_on(&self, plan: &Plan) -> u32 {
         let wanted = i64::from(plan.workers) + i64::from(self.extra);
         wanted.clamp(1, i64::from(most(plan))) as u32
     }

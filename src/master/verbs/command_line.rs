@@ -19,6 +19,7 @@ use crate::config::units::parse_duration;
 use crate::config::{self, ConfigFile, Overrides, Source};
 use crate::exit_code;
 use crate::verbs::convert;
+use crate::verbs::logs;
 use crate::verbs::status::Wanted;
 use crate::verbs::words::{self, error};
 
@@ -45,6 +46,8 @@ pub enum Command {
     Convert(convert::Order),
     Status { client: Client, wanted: Wanted },
     Events { client: Client, json: bool, timeout: Option<Duration> },
+    Logs { client: Client, wanted: logs::Wanted },
+    Ctl { client: Client },
     List { json: bool },
     Health { client: Client, probe: HealthProbe },
     Reload { client: Client, force: bool, waiting: Waiting },
@@ -162,6 +165,11 @@ pub fn parse(
             let watch = watch.then_some(timeout);
             Ok(Command::Status { client: place.client()?, wanted: Wanted { json, requests, watch } })
         }
+        Verb::Logs { places, lines, no_follow, timeout } => {
+            let follow = (!no_follow).then_some(timeout);
+            Ok(Command::Logs { client: place.client()?, wanted: logs::Wanted { places, lines, follow } })
+        }
+        Verb::Ctl => Ok(Command::Ctl { client: place.client()? }),
         Verb::Events { json, timeout } => Ok(Command::Events { client: place.client()?, json, timeout }),
         Verb::List { json } => Ok(Command::List { json }),
         Verb::Health { live, ready: _ } => {
@@ -314,6 +322,23 @@ enum Verb {
         #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "watch")]
         timeout: Option<Duration>,
     },
+    /// The last lines of the log files, and what comes
+    Logs {
+        /// Only say where they are
+        #[arg(long)]
+        places: bool,
+        /// So many of the last lines
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 10)]
+        lines: u32,
+        /// Do not wait for more
+        #[arg(long)]
+        no_follow: bool,
+        /// For so long, as in 30s
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "no_follow")]
+        timeout: Option<Duration>,
+    },
+    /// A shell over these verbs: Tab completes, `stop` switches the workers off, `start` on again, `quit` leaves
+    Ctl,
     /// What happens, as it happens, until the master ends
     Events {
         /// An object a line

@@ -7,7 +7,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::config;
 
-const VERBS: [&str; 24] = [
+const VERBS: [&str; 28] = [
     "run",
     "check",
     "validate",
@@ -30,15 +30,19 @@ const VERBS: [&str; 24] = [
     "recycle",
     "reopen-logs",
     "dump",
+    "events",
+    "logs",
+    "ctl",
+    "dev",
     "completions",
     "man",
 ];
 
 /// No module may be taken for one of them now, or the day they exist would change what a command does.
-const VERBS_TO_COME: [&str; 4] = ["ctl", "dev", "events", "upgrade"];
+const VERBS_TO_COME: [&str; 1] = ["upgrade"];
 
 /// Verbs of systemctl, supervisorctl, circusctl, docker and caddy, and what does that here.
-const VERBS_OF_OTHERS: [(&str, &str); 11] = [
+const VERBS_OF_OTHERS: [(&str, &str); 10] = [
     ("restart", "`forkmaster reload` deploys what is on disk without an outage; only a new forkmaster needs a restart"),
     (
         "start",
@@ -47,8 +51,7 @@ const VERBS_OF_OTHERS: [(&str, &str); 11] = [
     ("up", "`forkmaster -c app.toml` serves until it is told to stop; a service manager starts it in the background"),
     ("serve", "`forkmaster -c app.toml` serves; the verb for it is `run`"),
     ("down", "`forkmaster stop` stops the service"),
-    ("logs", "the log goes to stderr, or where `[log] error` says; `forkmaster config show` tells"),
-    ("tail", "the log goes to stderr, or where `[log] error` says; `forkmaster config show` tells"),
+    ("tail", "`forkmaster logs` follows the log files"),
     ("migrate", "`forkmaster convert gunicorn.conf.py` makes a configuration of Gunicorn's or uWSGI's"),
     ("from-gunicorn", "`forkmaster convert gunicorn.conf.py` makes a configuration of Gunicorn's"),
     ("adapt", "`forkmaster convert gunicorn.conf.py` makes a configuration of Gunicorn's or uWSGI's"),

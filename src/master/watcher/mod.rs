@@ -7,6 +7,8 @@ mod tree;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,11 +31,23 @@ pub struct Watched {
     pub files: Vec<PathBuf>,
 }
 
-/// Watches for the life of the process.
-pub fn start(watched: &Watched) -> io::Result<()> {
+/// Files are watched as long as it lives.
+pub struct Watching(Arc<AtomicBool>);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+pub fn start(watched: &Watched) -> io::Result<Watching> {
     let mut tree = Tree::watch(&watched.trees, &watched.files)?;
+    let over = Arc::new(AtomicBool::new(false));
+    let watching = Watching(Arc::clone(&over));
     let watch = move || loop {
         match changed(&mut tree) {
+            // Nobody reloads any more, and HUP has its default action again.
+            Ok(_) if over.load(Ordering::SeqCst) => return,
             Ok(what) => {
                 log::info!("{what} saved: reloading");
                 // Ourselves: it cannot fail.
@@ -43,7 +57,7 @@ pub fn start(watched: &Watched) -> io::Result<()> {
         }
     };
     thread::Builder::new().name("fm-watcher".into()).spawn(watch)?;
-    Ok(())
+    Ok(watching)
 }
 
 /// Waits for a change.
