@@ -28,6 +28,8 @@ mod deaths;
 mod development;
 // The documentation and the examples are held to the program.
 mod docs;
+// Every command of the documentation is run.
+mod documented;
 // No deploy waits for what an earlier one left behind.
 mod deploys;
 // Every way in which a request can end: its client, its line, the counts.

@@ -170,8 +170,13 @@ fn in_the_application() {
 }
 
 #[test]
+fn out_of_habit() {
+    holds("habits");
+}
+
+#[test]
 fn every_transcript_has_its_test() {
     let names: Vec<String> =
         transcripts().iter().filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect();
-    assert_eq!(names, ["application", "command_line", "configuration"]);
+    assert_eq!(names, ["application", "command_line", "configuration", "habits"]);
 }

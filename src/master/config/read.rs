@@ -87,6 +87,11 @@ impl Resolver<'_> {
         let socket = self.socket_file(identity.as_ref());
         let server = self.server(identity, socket, pidfile);
         self.warn_of_unused_sockets(&server, &status);
+        let shared = status.bind.iter().find_map(|ours| server.bind.iter().find(|other| other.overlaps(ours)));
+        if let Some(address) = shared {
+            let reason = format!("{address} is an address of [server] bind; choose another port");
+            self.refuse(("status", "bind"), &reason);
+        }
         let reload = self.reload();
         let http = self.http();
         let log = self.log();

@@ -27,6 +27,7 @@ pub use error::{ListenError, ListenErrorClass};
 use crate::config::passed::Passed;
 use crate::config::settings::{Bind, SocketFile};
 use error::{explain, refused};
+pub use unix::missing_directory;
 use unix::{node_of, set_access, Placed, Temporary};
 
 /// All listeners there are. A generation knows its own by their numbers.

@@ -101,18 +101,29 @@ pub(super) fn temporary_name(path: &Path, attempt: u32) -> PathBuf {
     }
 }
 
+/// A socket file has no directory to lie in. `check` asks this too: whoever starts the service may make it.
+pub fn missing_directory(bind: &Bind) -> Option<ListenError> {
+    let Bind::Unix(path) = bind else { return None };
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    if directory.is_dir() {
+        return None;
+    }
+    let reason = format!("there is no directory {}", directory.display());
+    // systemd.exec(5): RuntimeDirectory= makes directories below /run, for as long as the service runs.
+    let below_run = directory.strip_prefix("/run").ok().filter(|rest| !rest.as_os_str().is_empty());
+    let fix = match below_run {
+        Some(rest) => format!("create it, or under systemd write RuntimeDirectory={} in the unit", rest.display()),
+        None => "create it (systemd: RuntimeDirectory=)".to_owned(),
+    };
+    Some(refused(bind, &reason, &fix, ListenErrorClass::Configuration))
+}
+
 /// A path is free if nothing is there, or a socket that nobody listens on.
 fn check_place(bind: &Bind, path: &Path) -> Result<(), ListenError> {
     let meta = match path.symlink_metadata() {
         Ok(meta) => meta,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let directory = path.parent().unwrap_or(Path::new("/"));
-            if directory.is_dir() {
-                return Ok(());
-            }
-            let reason = format!("there is no directory {}", directory.display());
-            let fix = "create it (systemd: RuntimeDirectory=)";
-            return Err(refused(bind, &reason, fix, ListenErrorClass::Configuration));
+            return missing_directory(bind).map_or(Ok(()), Err);
         }
         Err(error) => return Err(explain(bind, &error)),
     };

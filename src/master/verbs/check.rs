@@ -16,12 +16,13 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use crate::children::{Children, FalseClaim, Proof, Who};
 use crate::clock::Clock;
 use crate::config::process_context::ProcessContext;
-use crate::config::settings::{Identity, Settings};
+use crate::config::settings::{Bind, ControlSocket, Identity, Settings};
 use crate::config::units::show_size;
-use crate::config::{self, Source};
+use crate::config::{self, Loaded, Source};
 use crate::exit_code::ExitCode;
 use crate::files;
 use crate::library::Library;
+use crate::listeners::{self, ListenError};
 use crate::service::not_started::NotStarted;
 use crate::service::processes::GenerationProcesses;
 use crate::service::python;
@@ -72,6 +73,11 @@ pub fn run(source: &Source, context: &ProcessContext, with_boot: bool) -> ExitCo
     for warning in &loaded.warnings {
         output::complain(format_args!("warning: {warning}"));
     }
+    let missing = missing_directories(&loaded);
+    if !missing.is_empty() {
+        missing.iter().for_each(output::complain);
+        return ExitCode::Configuration;
+    }
     warn_of_bodies(&loaded.settings);
     let place = source.file.as_ref().map_or("the command line", |file| file.shown.as_str());
     output::print(format_args!("{place}: the configuration is good\n"));
@@ -79,6 +85,28 @@ pub fn run(source: &Source, context: &ProcessContext, with_boot: bool) -> ExitCo
         true => boot(&loaded.settings),
         false => ExitCode::Done,
     }
+}
+
+/// Sockets that would have no directory to lie in, each with what to write.
+fn missing_directories(loaded: &Loaded) -> Vec<String> {
+    let settings = &loaded.settings;
+    let control = match &settings.control.socket {
+        ControlSocket::Path(path) => vec![Bind::Unix(path.clone())],
+        ControlSocket::Auto(_) | ControlSocket::Off => Vec::new(),
+    };
+    let places = [("server", "bind", &settings.server.bind), ("status", "bind", &settings.status.bind)];
+    let places = places.into_iter().chain([("control", "socket", &control)]);
+    let mut missing = Vec::new();
+    for (section, key, binds) in places {
+        let written = loaded.effective.iter().find(|setting| setting.section == section && setting.key == key);
+        let place = written.map_or_else(String::new, |setting| format!("{}: ", setting.origin));
+        for error in binds.iter().filter_map(listeners::missing_directory) {
+            let ListenError { address, reason, fix, .. } = error;
+            let address = if section == "control" { address.trim_start_matches("unix:") } else { &address };
+            missing.push(format!("{place}[{section}] {key} = \"{address}\": {reason}; {fix}"));
+        }
+    }
+    missing
 }
 
 /// Where large bodies find no directory: a read-only root, most often.
