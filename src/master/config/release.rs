@@ -236,11 +236,6 @@ impl Resolver<'_> {
         }
         environment::activate(&mut environment, interpreter.and_then(|interpreter| interpreter.venv.as_deref()));
         environment.insert("PWD".into(), release.into());
-        // Compiled code is told from its source by the second and the size: of two saves in a second the first would be
-        // served (importlib, PEP 552).
-        if self.dev {
-            environment.entry("PYTHONDONTWRITEBYTECODE".into()).or_insert_with(|| "1".into());
-        }
         environment.remove(OsStr::new("OLDPWD"));
         if let Some(Identity { name, home, .. }) = identity {
             let home = home.clone().unwrap_or_else(|| PathBuf::from("/"));

@@ -76,7 +76,10 @@ fn changed(tree: &mut Tree) -> io::Result<String> {
             break;
         }
         match tree.saved()? {
-            Some(saved) => names.extend(saved.iter().map(|path| tree::shown(path))),
+            Some(saved) => {
+                saved.iter().for_each(|path| Tree::forget_compiled(path));
+                names.extend(saved.iter().map(|path| tree::shown(path)));
+            }
             None => all = true,
         }
         if all || !names.is_empty() {

@@ -84,6 +84,20 @@ impl Tree {
         Ok(Some(saved))
     }
 
+    /// Compiled code is told from its source by the second and the size (importlib, PEP 552): of two saves within a second the
+    /// first would be served. So what was compiled of a saved file goes.
+    pub fn forget_compiled(saved: &Path) {
+        let (Some(directory), Some(stem)) = (saved.parent(), saved.file_stem()) else { return };
+        let begins = format!("{}.", stem.to_string_lossy());
+        for entry in std::fs::read_dir(directory.join("__pycache__")).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(&begins) && name.ends_with(".pyc") {
+                // Somebody else's stays, and so does one that is gone already.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+
     fn counts(&self, path: &Path, root: Option<&Path>) -> bool {
         let below = root.and_then(|root| path.strip_prefix(root).ok());
         below.is_some_and(names::counts) || self.files.iter().any(|file| file == path)
@@ -160,6 +174,19 @@ mod tests {
             paths.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
         names.dedup();
         names
+    }
+
+    #[test]
+    fn what_was_compiled_of_a_saved_file_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let compiled = directory.path().join("__pycache__");
+        fs::create_dir(&compiled).unwrap();
+        for name in ["views.cpython-313.pyc", "views.cpython-313.opt-1.pyc", "views_of.cpython-313.pyc"] {
+            fs::write(compiled.join(name), "").unwrap();
+        }
+        Tree::forget_compiled(&directory.path().join("views.py"));
+        let left: Vec<_> = fs::read_dir(&compiled).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert_eq!(left, ["views_of.cpython-313.pyc"]);
     }
 
     #[test]
