@@ -12,16 +12,22 @@ use crate::facts::note::Note;
 
 impl Supervisor {
     pub(super) fn mark_due(&mut self, at: usize, id: WorkerId, why: Due) {
-        let generation = &mut self.generations[at];
-        let Some(worker) = generation.worker_mut(id) else { return };
-        if let WorkerState::Serving { due, .. } | WorkerState::Pausing { due } | WorkerState::Paused { due } =
-            &mut worker.state
-        {
-            *due = Some(why);
-            let worker = worker.clone();
-            let worker = generation.name(&worker);
+        if let Some(worker) = self.set_due(at, id, why) {
+            let worker = self.generations[at].name(&worker);
             self.note(Note::Due { worker, why: why.word() });
         }
+    }
+
+    /// The same without a word in the log.
+    pub(super) fn set_due(&mut self, at: usize, id: WorkerId, why: Due) -> Option<Worker> {
+        let worker = self.generations[at].worker_mut(id)?;
+        let (WorkerState::Serving { due, .. } | WorkerState::Pausing { due } | WorkerState::Paused { due }) =
+            &mut worker.state
+        else {
+            return None;
+        };
+        *due = Some(why);
+        Some(worker.clone())
     }
 
     /// Gives workers that are due a successor; when that serves, the old one is surplus.

@@ -95,8 +95,16 @@ impl Supervisor {
                 self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN, said_why: true }, now);
                 self.boot_failed(at, name, Refusal::new(format!("the worker ended itself: {reason}")), now);
             }
+            // Its successor comes first, as for every healthy worker. It also may be that TERM went to all processes, and
+            // the master's own is still on its way: then nobody would take what this worker gives away.
+            (S::Serving { due: Some(Due::Leaving), .. }, Event::Leaving { .. }) => {}
+            (S::Serving { .. }, Event::Leaving { reason }) => {
+                self.note(Note::WorkerLeaves { worker: name, reason });
+                self.slot_lost(at, &before, now);
+                self.set_due(at, id, Due::Leaving);
+            }
             (
-                S::Ready | S::Opening { .. } | S::Serving { .. } | S::Pausing { .. } | S::Paused { .. },
+                S::Ready | S::Opening { .. } | S::Pausing { .. } | S::Paused { .. },
                 Event::Leaving { reason },
             ) => {
                 self.note(Note::WorkerLeaves { worker: name, reason });
@@ -403,6 +411,8 @@ impl Supervisor {
             WorkerState::Draining { .. } | WorkerState::Closing { .. } | WorkerState::Finishing { .. } => {
                 *exit == Exit::Code(0)
             }
+            // INT and QUIT end it at once.
+            WorkerState::Serving { due: Some(Due::Leaving), .. } => *exit == Exit::Code(0),
             WorkerState::Exiting { said_why, .. } => said_why,
             WorkerState::Killed { .. } | WorkerState::Terminating { .. } => true,
             WorkerState::Starting { .. }
@@ -423,6 +433,8 @@ impl Supervisor {
             WorkerState::Starting { .. } | WorkerState::Ready => {
                 self.boot_failed(at, name, exit.refusal("the worker died while it booted"), now);
             }
+            // Counted when it said so.
+            WorkerState::Serving { due: Some(Due::Leaving), .. } => {}
             WorkerState::Opening { .. }
             | WorkerState::Serving { .. }
             | WorkerState::Pausing { .. }

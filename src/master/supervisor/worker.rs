@@ -99,6 +99,8 @@ pub enum Due {
     Memory,
     /// Somebody asked for it.
     Asked,
+    /// It has said that it wants to end.
+    Leaving,
 }
 
 /// Why a worker is being terminated.
@@ -260,6 +262,7 @@ impl Due {
             Due::Lifetime => "max_lifetime",
             Due::Memory => "max_rss",
             Due::Asked => "recycle",
+            Due::Leaving => "leaving",
         }
     }
 }

@@ -90,6 +90,37 @@ fn a_worker_that_is_due_serves_until_its_successor_does() {
     assert!(world.accepting.is_disjoint(&before) && world.fewest_accepting >= 2);
 }
 
+/// TERM to a worker, or an application that ends itself.
+#[test]
+fn a_worker_that_wants_to_leave_serves_until_its_successor_does() {
+    let mut world = World::serving(plan(1));
+    let leaving = world.some_worker(1);
+    world.worker_event(leaving, WorkerEvent::Leaving { reason: "signal TERM".to_owned() });
+    world.worker_event(leaving, WorkerEvent::Leaving { reason: "signal TERM".to_owned() });
+    assert!(world.accepting.contains(&leaving));
+    world.run();
+    assert!(!world.alive.contains_key(&leaving));
+    assert_eq!(world.accepting(1), 1);
+    assert!(world.fewest_accepting >= 1 && world.kills.is_empty());
+}
+
+/// systemd sends TERM to all processes at once, and the master may be the last to hear of it.
+#[test]
+fn workers_that_were_told_before_their_master_serve_until_it_stops_them() {
+    let mut world = World::serving(plan(2));
+    let workers: Vec<_> = world.accepting.iter().copied().collect();
+    for worker in &workers {
+        world.worker_event(*worker, WorkerEvent::Leaving { reason: "signal TERM".to_owned() });
+    }
+    assert!(workers.iter().all(|worker| world.accepting.contains(worker)));
+    world.ask(Ask::Stop);
+    for worker in workers {
+        assert!(world.todo.contains(&Action::StopWorker { worker }), "{:?}", world.todo);
+    }
+    world.run();
+    assert_eq!((world.exit, world.alive.len()), (Some(0), 0));
+}
+
 #[test]
 fn a_successor_that_cannot_boot_leaves_the_due_worker_serving() {
     let mut world = World::serving(plan(1));
