@@ -76,6 +76,19 @@ pub fn text(measures: &Measures) -> String {
     let help = "Requests that ended with their worker, which died or was killed.";
     page.one("forkmaster_requests_lost_total", "counter", help, totals.lost);
     page.one("forkmaster_accepted_connections_total", "counter", "Connections that workers took.", totals.accepted);
+    let handoffs = totals.handoffs;
+    let help = "Connections that workers gave to other workers, by the reason.";
+    page.family("forkmaster_handoffs_given_total", "counter", help);
+    for (why, count) in [("leaving", handoffs.given.saturating_sub(handoffs.shared)), ("busy", handoffs.shared)] {
+        page.sample("forkmaster_handoffs_given_total", &[("reason", &why)], count);
+    }
+    let help = "Connections that workers took from other workers.";
+    page.one("forkmaster_handoffs_taken_total", "counter", help, handoffs.taken);
+    let help = "Connections that did not go to another worker: the queue was full and they waited, or they were lost.";
+    page.family("forkmaster_handoffs_refused_total", "counter", help);
+    for (why, count) in [("full", handoffs.queue_full), ("lost", handoffs.lost)] {
+        page.sample("forkmaster_handoffs_refused_total", &[("reason", &why)], count);
+    }
     let sum = |of: fn(&crate::facts::measures::OfGeneration) -> u64| measures.generations.iter().map(of).sum::<u64>();
     page.one("forkmaster_connections", "gauge", "Open client connections.", sum(|one| one.connections));
     page.one("http_server_active_requests", "gauge", "Requests in the application.", sum(|one| one.busy));

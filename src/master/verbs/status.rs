@@ -17,7 +17,7 @@ use super::output;
 use crate::config::process_context::ProcessContext;
 use crate::doors::protocol::Request;
 use crate::exit_code::ExitCode;
-use crate::facts::snapshot::{Generation, LastReload, Running, Snapshot, Worker};
+use crate::facts::snapshot::{Generation, Handoffs, LastReload, Running, Snapshot, Worker};
 use crate::verbs::command_line::Client;
 
 /// As often as top(1) would be looked at by somebody who waits for something.
@@ -179,6 +179,7 @@ fn write_status(text: &mut String, snapshot: &Snapshot, rate: Option<f64>, paint
         true => writeln!(text, "not listening yet")?,
         false => writeln!(text, "listening on {}", addresses.join(", "))?,
     }
+    write_handoffs(text, snapshot.handoffs)?;
     for generation in &snapshot.generations {
         write_generation(text, generation, paints)?;
     }
@@ -188,6 +189,21 @@ fn write_status(text: &mut String, snapshot: &Snapshot, rate: Option<f64>, paint
         (None, Some(last)) if !last.ok => write_refusal(text, last),
         (None, Some(_) | None) => Ok(()),
     }
+}
+
+/// Connections that went from worker to worker, where there were any.
+fn write_handoffs(text: &mut String, handoffs: Handoffs) -> std::fmt::Result {
+    let Handoffs { given, shared, taken, queue_full, lost } = handoffs;
+    if handoffs == Handoffs::default() {
+        return Ok(());
+    }
+    write!(text, "connections between workers: {given} given ({shared} by busy ones), {taken} taken")?;
+    match (queue_full, lost) {
+        (0, 0) => {}
+        (0, lost) => write!(text, ", {lost} lost")?,
+        (full, lost) => write!(text, ", {full} times the queue was full, {lost} lost")?,
+    }
+    writeln!(text)
 }
 
 /// In full: it is why the release that was deployed does not serve.
@@ -363,6 +379,21 @@ mod tests {
             \x20 Traceback\n\
             \x20   line\n";
         assert_eq!(page(SHOP, PAGE), text);
+    }
+
+    #[test]
+    fn connections_that_moved_are_told_where_there_are_any() {
+        let page = |given, queue_full, lost| {
+            let mut text = String::new();
+            write_handoffs(&mut text, Handoffs { given, shared: 0, taken: given, queue_full, lost }).unwrap();
+            text
+        };
+        assert_eq!(page(0, 0, 0), "");
+        assert_eq!(page(2, 0, 0), "connections between workers: 2 given (0 by busy ones), 2 taken\n");
+        assert_eq!(page(2, 0, 1), "connections between workers: 2 given (0 by busy ones), 2 taken, 1 lost\n");
+        let full =
+            "connections between workers: 2 given (0 by busy ones), 2 taken, 3 times the queue was full, 0 lost\n";
+        assert_eq!(page(2, 3, 0), full);
     }
 
     #[test]
