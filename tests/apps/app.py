@@ -102,6 +102,12 @@ def until(environ, start_response, query):
     return answer(start_response, release.NAME)
 
 
+def fifo(environ, start_response, query):
+    """Runs until somebody opens the other end of a FIFO, and wakes up for nothing until then."""
+    with open(query["file"], "rb"):
+        return answer(start_response, release.NAME)
+
+
 def spin(environ, start_response, query):
     """A loop in Python: the interpreter lock changes hands, the request does not end."""
     end = time.monotonic() + float(query.get("s", "1"))
@@ -221,6 +227,7 @@ ROUTES = {
     "/wsgi": wsgi,
     "/sleep": sleep,
     "/until": until,
+    "/fifo": fifo,
     "/spin": spin,
     "/hold": hold,
     "/lock": lock,

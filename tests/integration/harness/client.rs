@@ -126,6 +126,14 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// The port at this end.
+    pub fn local_port(&self) -> Option<u16> {
+        match &self.stream {
+            Stream::Tcp(stream) => stream.local_addr().ok().map(|address| address.port()),
+            Stream::Unix(_) => None,
+        }
+    }
+
     pub fn open(address: &Address) -> Result<Connection, Failure> {
         let opened = Instant::now();
         let stream = match address {

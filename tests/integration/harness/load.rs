@@ -43,6 +43,8 @@ pub struct Failed {
     pub sent: Instant,
     pub at: Instant,
     pub what: String,
+    /// The client's end of the connection; None: there was none, or it has no port.
+    pub port: Option<u16>,
 }
 
 /// Clients at work.
@@ -117,7 +119,8 @@ impl Load {
             number += 1;
             let sent = Instant::now();
             let body = (self.post_bytes > 0 && number % 2 == 1).then_some(body.as_slice());
-            match self.ask(kept.take(), keeps, body) {
+            let mut port = None;
+            match self.ask(kept.take(), keeps, body, &mut port) {
                 Ok((connection, response)) => {
                     let closes = response.closes();
                     answers.push(Answer {
@@ -132,7 +135,7 @@ impl Load {
                         kept = Some(connection);
                     }
                 }
-                Err(what) => failures.push(Failed { client, sent, at: Instant::now(), what }),
+                Err(what) => failures.push(Failed { client, sent, at: Instant::now(), what, port }),
             }
             answered.fetch_add(1, Ordering::Relaxed);
             // A pace, not a wait for something: two cores must also have time for the server.
@@ -141,13 +144,20 @@ impl Load {
         (answers, failures)
     }
 
-    fn ask(&self, kept: Option<Connection>, keep: bool, body: Option<&[u8]>) -> Result<(Connection, Response), String> {
+    fn ask(
+        &self,
+        kept: Option<Connection>,
+        keep: bool,
+        body: Option<&[u8]>,
+        port: &mut Option<u16>,
+    ) -> Result<(Connection, Response), String> {
         let was_kept = kept.is_some();
         let said = |failure: Failure| format!("{failure}{}", if was_kept { " (on a kept connection)" } else { "" });
         let mut connection = match kept {
             Some(connection) => connection,
             None => Connection::open(&self.address).map_err(said)?,
         };
+        *port = connection.local_port();
         let length = body.unwrap_or(b"").len().to_string();
         let mut fields = Vec::new();
         if body.is_some() {
