@@ -105,6 +105,9 @@ pub enum ToWorker {
     /// This request (its number on the scoreboard) runs beyond its limit: answer 504 in its place, if no head has gone out.
     /// Said again as long as it runs.
     Overdue { request: u64 },
+    /// Look whether connections wait: a worker that was woken for one may have died before it took it, and the kernel
+    /// wakes no second one.
+    Look,
     /// Answer with `Stacks`: the Python stacks of all threads.
     Stacks { id: u64 },
     /// In development: a release was refused, and the next page that a browser asks for shows why.

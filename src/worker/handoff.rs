@@ -54,7 +54,8 @@ impl HandoffQueue for Handoff {
             Receiving::Empty => Taken::Empty,
             Receiving::NoDescriptor => Taken::NoDescriptor,
             Receiving::Unusable(unusable) => {
-                log::warn!("a connection that another worker gave away cannot be used: {}", unusable.reason());
+                // Whoever floods this worker with it must not fill the log: limited like lines that clients cause.
+                log::warn!(target: "forkmaster_http::handoff", "a connection that another worker gave away cannot be used: {}", unusable.reason());
                 Taken::Unusable
             }
             Receiving::Broken => Taken::Broken,

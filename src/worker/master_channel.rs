@@ -175,6 +175,7 @@ fn obey(handle: &Handle, command: ToWorker) {
         ToWorker::Retire => handle.retire(),
         ToWorker::Pause => handle.pause(),
         ToWorker::Overdue { request } => handle.overdue(request),
+        ToWorker::Look => handle.look(),
         // Dealt with by the control thread, with or without a server.
         ToWorker::Probe | ToWorker::Stacks { .. } | ToWorker::Refused { .. } | ToWorker::Logs => {}
     }

@@ -1,8 +1,8 @@
 //! What the server tells of itself, on the worker's cell of the scoreboard and in the access log, and the balance between workers.
 //!
-//! All workers of a generation wait at the same listeners, and whichever is awake first takes what comes: alone it would
-//! take everything that comes while the others wake up, and keep-alive connections stay where they are. So a worker
-//! gives way to a sibling that has a free thread and less to do.
+//! All workers of a generation wait at the same listeners, and the kernel wakes the one that came first: alone it would
+//! take everything that comes one after the other, and keep-alive connections stay where they are. So a worker that has
+//! more than a sibling has that one woken first.
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use forkmaster_wire::scoreboard::{monotonic_ns, Cell, Finished, Running, Scorebo
 use crate::access::{self, AccessLog, End, How};
 use crate::lock_watch::LockWatch;
 
-/// How many connections one may have taken more than a sibling. Each that gives way costs a moment.
+/// How many connections one may have taken more than a sibling.
 const AHEAD_MAX: u64 = 16;
 
 /// A sibling that shows no sign of life for so long, which is more than a turn of the loop takes, is not waited for.
@@ -102,6 +102,12 @@ impl Metrics for CellMetrics {
         self.siblings().filter(lives).map(free).sum()
     }
 
+    fn has_room_elsewhere(&self, connections_max: usize) -> bool {
+        let now_ns = monotonic_ns();
+        let lives = |cell: &&Cell| now_ns.saturating_sub(cell.heartbeat_ns.load(Ordering::Relaxed)) < HEARTBEAT_NS_MAX;
+        self.siblings().filter(lives).any(|cell| (cell.connections.load(Ordering::Relaxed) as usize) < connections_max)
+    }
+
     fn handoff_refused(&self, why: HandoffRefusal) {
         let count = match why {
             HandoffRefusal::Full => &self.cell.queue_full,
@@ -169,16 +175,15 @@ impl Metrics for CellMetrics {
         }
     }
 
-    fn should_yield_accept(&self, open: usize) -> bool {
+    fn is_ahead(&self, open: usize) -> bool {
         let taken = self.cell.taken.load(Ordering::Relaxed);
         let has_less = |cell: &&Cell| {
             let connections = cell.connections.load(Ordering::Relaxed) as usize;
             connections < open || cell.taken.load(Ordering::Relaxed) + AHEAD_MAX < taken
         };
-        let is_free = |cell: &&Cell| cell.busy.load(Ordering::Relaxed) < self.board.threads();
         let lives =
             |cell: &Cell| monotonic_ns().saturating_sub(cell.heartbeat_ns.load(Ordering::Relaxed)) < HEARTBEAT_NS_MAX;
-        self.siblings().filter(has_less).filter(is_free).any(lives)
+        self.siblings().filter(has_less).any(lives)
     }
 }
 

@@ -151,6 +151,11 @@ impl Handle {
         }
     }
 
+    /// Look whether connections wait, although nothing told so: another process that was woken for one may have died.
+    pub fn look(&self) {
+        self.shared.command(Command::Look);
+    }
+
     /// This process has forked (flag for closing: EPOLL_CTL_DEL, shutdown, close, since a child may hold copies).
     pub fn forked(&self) {
         self.shared.copies.set_forked();

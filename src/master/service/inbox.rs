@@ -266,6 +266,7 @@ impl Service {
         {
             self.remove_gauges(generation, pid, shared);
         }
+        self.have_others_look(id);
         self.forget_worker(id, shared);
         events.push_back(Event::Worker { worker: id, event: WorkerEvent::Exited(exit) });
     }

@@ -1,8 +1,11 @@
 //! What the master says to its processes, and how it ends them.
 
+use std::sync::atomic::Ordering;
+
 use forkmaster_wire::message::{GenerationId, ToTemplate, ToWorker, WorkerId};
 use forkmaster_wire::text::cut_text;
 
+use super::processes::WorkerProcess;
 use super::{name, watch, Service};
 use crate::children::Who;
 use crate::facts::outcome::Refusal;
@@ -45,6 +48,22 @@ impl Service {
         for worker in self.workers.values() {
             if self.generations.get(&worker.generation).is_some_and(|processes| processes.settings.dev) {
                 worker.tell(&ToWorker::Refused { text: cut_text(&text) });
+            }
+        }
+    }
+
+    /// A worker is dead, and the kernel may have woken it, and nobody else, for a connection that it had no time to take.
+    pub fn have_others_look(&self, dead: WorkerId) {
+        let accepts = |worker: &WorkerProcess| {
+            let processes = self.generations.get(&worker.generation);
+            processes.is_some_and(|processes| processes.board.cell(worker.cell).accepting.load(Ordering::Relaxed) == 1)
+        };
+        if !self.workers.get(&dead).is_some_and(accepts) {
+            return;
+        }
+        for (id, worker) in &self.workers {
+            if *id != dead && accepts(worker) {
+                worker.tell(&ToWorker::Look);
             }
         }
     }

@@ -18,6 +18,8 @@ pub enum Giving {
     Leaving,
     /// A whole request would wait here for a thread.
     Shared,
+    /// It is idle, and this process has no place for a new one.
+    Crowded,
 }
 
 /// How the answer to a request ended.
@@ -59,6 +61,10 @@ pub trait Metrics: Send + Sync {
     fn free_siblings(&self) -> usize {
         usize::MAX
     }
+    /// Another process has a place for one more connection, where each has so many.
+    fn has_room_elsewhere(&self, _connections_max: usize) -> bool {
+        false
+    }
     fn handoff_refused(&self, _why: HandoffRefusal) {}
     fn connections(&self, open: usize);
     /// An answer has ended; `record` is what the app side has left with its request (`Exchange::leave_record`).
@@ -72,9 +78,9 @@ pub trait Metrics: Send + Sync {
     fn overtaken(&self, _number: u64, _record: &mut [u8], _ending: Ending) {}
     /// Connections are taken from now on, or no longer.
     fn accepting(&self, _accepting: bool) {}
-    /// Another process at the same listeners has a free thread and less to do than this one with so many connections:
-    /// then the next connection is left to it for a moment.
-    fn should_yield_accept(&self, _open: usize) -> bool {
+    /// Another process at the same listeners has less to do than this one with so many connections: then that one shall
+    /// be woken before this one.
+    fn is_ahead(&self, _open: usize) -> bool {
         false
     }
 }

@@ -160,10 +160,6 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// place in the epoll set: half of the processor time of a request on a connection of its own.
 pub const DEFER_ACCEPT_S: libc::c_int = 1;
 
-/// How long a connection is left to a sibling that has less to do: it is awake by then, unless it has to wait for a
-/// processor.
-pub const YIELD_ACCEPT: Duration = Duration::from_millis(1);
-
 /// A connection that has waited for so long in the kernel's queue, which knows no order but arrival, shows that all others
 /// there are to be taken in and put in order, whatever threads are free. A service that is merely busy lets nobody wait for
 /// so long: its queue goes on being shared with its siblings.

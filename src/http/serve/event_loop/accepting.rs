@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::proto::refusal;
-use crate::serve::base::names::{Blocking, TimerKind};
+use crate::serve::base::names::{TimerKind, Token};
 use crate::serve::conn::request::Request;
 use crate::serve::conn::write_half::WriteHalf;
 
@@ -27,6 +27,7 @@ impl EventLoop {
         self.hand_off(&effects.handoff);
         match effects.listeners {
             Change::Resume => self.listeners.resume(&self.epoll),
+            Change::Look => self.look_at_doors(),
             Change::PauseAllBut(keep) => self.listeners.pause(&self.epoll, |id| !keep.contains(&id)),
             Change::Close(which) => self.close_listeners(|id| which.contains(&id)),
             Change::CloseAll => self.close_listeners(|_| true),
@@ -91,12 +92,93 @@ impl EventLoop {
 
     /// Nothing is heard of the queue while nothing would be taken from it.
     fn watch_queue_of_others(&mut self) {
-        let masked = self.listeners.admission.is_masked() || self.table.is_full();
+        let admission = &self.listeners.admission;
+        let takes_in_only = admission.is_behind() && !admission.has_time(self.load());
+        let masked = admission.is_masked() || self.table.is_full() || takes_in_only;
         self.handoff.watch(&self.epoll, masked);
     }
 
     fn close_listeners(&mut self, which: impl Fn(u32) -> bool) {
         self.listeners.begin_closing(&self.epoll, which, |fd| self.shared.copies.forget_fd(fd));
+    }
+
+    /// Whether connections wait is tried out in this turn.
+    pub(super) fn look_at_doors(&mut self) {
+        self.listeners.look();
+        self.handoff.look();
+    }
+
+    /// What an event of this turn tells of listeners and the queue.
+    pub(super) fn note_doors(&mut self) {
+        for event in self.epoll.fetched() {
+            if event.token == Token::QUEUE && !event.gone {
+                self.handoff.mark_ready();
+            } else if let Some(index) = event.token.as_listener() {
+                self.listeners.mark_ready(index);
+            }
+        }
+    }
+
+    /// This worker slept, and the kernel has woken nobody else for what waits at these doors. So one connection is taken from
+    /// each before a thread is given anything else to do, which may take long.
+    pub(super) fn answer_call(&mut self) {
+        // It would cost an idle connection its place, whose next request may be among this turn's events.
+        if self.table.is_full() {
+            return;
+        }
+        let mut next = 0;
+        while let Some(index) = self.listeners.called(next) {
+            next = index + 1;
+            if matches!(self.accept_one(index), Outcome::Taken) {
+                self.listeners.admission.count();
+            }
+        }
+        if self.handoff.is_ready() && matches!(self.adopt_one(), Outcome::Taken) {
+            self.listeners.admission.count();
+        }
+    }
+
+    /// Before the loop sleeps: a worker that could take nothing must not be woken, and one that has more than others is woken
+    /// after them.
+    pub(super) fn prepare_to_sleep(&mut self) {
+        let view = self.view();
+        if !self.listeners.admission.could_take(view) {
+            // What waits is not known: when it is a new one's turn, it is looked up.
+            self.listeners.admission.line_up(view.load, 1);
+            self.mask_doors(true);
+        }
+        // Threads may have come back, and have told nobody before this.
+        let view = self.view();
+        if self.listeners.admission.should_unmask(view) {
+            self.mask_doors(false);
+        }
+        let open = self.table.open();
+        if self.listeners.admission.may_be_ahead(open) {
+            self.listeners.admission.looked_ahead();
+            if self.metrics.is_ahead(open) {
+                self.listeners.go_to_back(&self.epoll);
+                self.handoff.go_to_back(&self.epoll);
+            }
+        }
+        self.watch_queue_of_others();
+    }
+
+    fn view(&mut self) -> View {
+        let load = self.load();
+        View {
+            now: self.now,
+            load,
+            has_slot: self.has_slot(),
+            waits: false,
+            may_be_more: self.epoll.was_full(),
+            leaves_rest: false,
+            takes_in: self.takes_in(load),
+        }
+    }
+
+    fn mask_doors(&mut self, masked: bool) {
+        self.shared.set_awaits_thread(masked);
+        self.listeners.set_masked(&self.epoll, masked);
     }
 
     /// Takes one connection. False: that is all for this turn.
@@ -129,18 +211,9 @@ impl EventLoop {
             self.report_paused = false;
             self.reports.paused();
         }
-        let load = self.load();
-        let mut view = View {
-            now: self.now,
-            load,
-            has_slot: self.has_slot(),
-            waits: false,
-            may_be_more: self.epoll.was_full(),
-            should_yield: false,
-            takes_in: self.takes_in(load),
-        };
+        let mut view = self.view();
         if self.listeners.admission.should_unmask(view) {
-            self.listeners.set_masked(&self.epoll, false);
+            self.mask_doors(false);
         }
         self.watch_queue_of_others();
         let listener = self.listeners.next_ready();
@@ -152,22 +225,16 @@ impl EventLoop {
         };
         view.takes_in &= matches!(ready, Some(Door::Listener(_)));
         view.waits = ready.is_some();
-        view.should_yield = listener.is_some() && self.metrics.should_yield_accept(self.table.open());
+        let open = self.table.open();
+        view.leaves_rest = view.waits
+            && self.listeners.admission.may_leave_rest(open)
+            && self.metrics.is_ahead(open)
+            && self.metrics.free_siblings() > 0;
         let decision = self.listeners.admission.decide(view);
         let outcome = match (decision, ready) {
             (Decision::Accept, Some(Door::Listener(index))) => self.accept_one(index),
             (Decision::Accept, Some(Door::Queue)) => self.adopt_one(),
             (Decision::Mask, _) => Outcome::Stalled,
-            (Decision::Yield, _) => {
-                self.listeners.set_masked(&self.epoll, true);
-                // The sibling was woken too, but where it has to share a processor with us, it has not run yet. We fall
-                // asleep soon, but not for long.
-                if self.blocking == Blocking::Allowed {
-                    std::thread::yield_now();
-                }
-                self.end_pass();
-                return false;
-            }
             (Decision::Rest | Decision::Accept, _) => {
                 self.end_pass();
                 return false;
@@ -177,7 +244,8 @@ impl EventLoop {
             Outcome::Taken => self.listeners.admission.count(),
             Outcome::Empty => {}
             Outcome::Stalled => {
-                self.listeners.mask(&self.epoll, load, u64::from(self.handoff.is_ready()));
+                self.listeners.line_up(view.load, u64::from(self.handoff.is_ready()));
+                self.mask_doors(true);
                 self.end_pass();
             }
         }
@@ -236,7 +304,9 @@ impl EventLoop {
     pub(super) fn open_slot(&mut self, socket: OwnedFd, origin: Origin) -> Option<Box<Request>> {
         if self.table.is_full() {
             if let Some(request) = self.timers.first(TimerKind::Keepalive).and_then(|index| self.take_waiting(index)) {
-                self.close(request);
+                if let Some(request) = self.hand_over_idle(request) {
+                    self.close(request);
+                }
             }
         }
         let fd = socket.as_raw_fd();

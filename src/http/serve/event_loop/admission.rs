@@ -2,7 +2,9 @@
 //!
 //! All workers share the listeners, and whoever has a free thread takes a connection, so that the kernel's queue balances
 //! between them. Therefore: never more at a time than there are free threads, nothing is heard of listeners while there
-//! is none, and new connections stand in one line with the requests that wait for a thread.
+//! is none, and new connections stand in one line with the requests that wait for a thread. The one that was woken for a
+//! connection takes it, and never leaves it to others: a worker that has more to do than the others makes that the kernel
+//! wakes them first.
 //!
 //! The kernel's queue knows no order but arrival. Who comes behind a thousand costly requests would wait for all of them. So
 //! where somebody has waited there for too long and no sibling has a free thread, all are taken in, and their requests wait
@@ -10,7 +12,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::serve::base::settings::{ASK_WAIT_EVERY, BEHIND_AFTER, TURN_ACCEPTS_MAX, YIELD_ACCEPT};
+use crate::serve::base::settings::{ASK_WAIT_EVERY, BEHIND_AFTER, TURN_ACCEPTS_MAX};
 
 #[derive(Debug)]
 pub struct Admission {
@@ -19,11 +21,12 @@ pub struct Admission {
     unheard: bool,
     /// Out of descriptors or memory until then.
     paused_until: Option<Instant>,
-    yielding: Yielding,
     line: Option<Line>,
     behind: Behind,
     asked_at: Option<Instant>,
     accepted_this_turn: u32,
+    /// Since the others were last put before this worker.
+    accepted_in_front: u32,
 }
 
 /// Whether those who wait are taken in before a thread is free for them.
@@ -46,19 +49,6 @@ struct Line {
     connections: u64,
 }
 
-/// Whether a connection that waits is left to a sibling.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Yielding {
-    /// It may be.
-    Possible,
-    /// It is, until then.
-    Until(Instant),
-    /// The time is over, and the next events will tell whether there still is one.
-    Ending,
-    /// They have: if there is one, the sibling did not come for it. It is ours then, and the next may be left again.
-    Over,
-}
-
 /// How busy the app threads are.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
@@ -78,8 +68,8 @@ pub struct View {
     pub waits: bool,
     /// There may be more events than were fetched.
     pub may_be_more: bool,
-    /// A sibling has less to do.
-    pub should_yield: bool,
+    /// A sibling has less to do, and a free thread: it was woken for one of those that wait.
+    pub leaves_rest: bool,
     /// Nobody has a free thread, here or elsewhere, and there are free slots.
     pub takes_in: bool,
 }
@@ -91,9 +81,11 @@ pub enum Decision {
     Rest,
     /// Nothing more, and nothing shall be heard until there is time.
     Mask,
-    /// As `Mask`, for a sibling's sake.
-    Yield,
 }
+
+/// Connections that a worker takes before it looks whether others have taken fewer: each time it steps back costs two
+/// system calls, so that they are not felt.
+const FRONT_ACCEPTS: u32 = 16;
 
 impl Line {
     /// One of them was taken.
@@ -115,11 +107,11 @@ impl Admission {
             masked: false,
             unheard: false,
             paused_until: None,
-            yielding: Yielding::Possible,
             line: None,
             behind: Behind::No,
             asked_at: None,
             accepted_this_turn: 0,
+            accepted_in_front: 0,
         }
     }
 
@@ -138,36 +130,7 @@ impl Admission {
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {
-        let yielding = match self.yielding {
-            Yielding::Until(until) => Some(until),
-            Yielding::Possible | Yielding::Ending | Yielding::Over => None,
-        };
-        [self.paused_until, yielding].into_iter().flatten().min()
-    }
-
-    /// Whether a connection is being left to a sibling; ends that when it is time.
-    fn is_yielding(&mut self, now: Instant) -> bool {
-        match self.yielding {
-            Yielding::Until(until) if now < until => return true,
-            Yielding::Until(_) => self.yielding = Yielding::Ending,
-            Yielding::Possible | Yielding::Ending | Yielding::Over => {}
-        }
-        false
-    }
-
-    /// A connection waits here, and a sibling has less to do. False: it is ours all the same.
-    fn yield_accept(&mut self, now: Instant) -> bool {
-        match self.yielding {
-            Yielding::Possible => {
-                self.yielding = Yielding::Until(now + YIELD_ACCEPT);
-                true
-            }
-            Yielding::Ending | Yielding::Over => {
-                self.yielding = Yielding::Possible;
-                false
-            }
-            Yielding::Until(_) => false,
-        }
+        self.paused_until
     }
 
     /// How many connections the threads have time for.
@@ -184,8 +147,33 @@ impl Admission {
 
     /// Whether listeners, masked until now, shall be heard again.
     pub fn should_unmask(&mut self, view: View) -> bool {
-        let rests = self.is_paused(view.now) | self.is_yielding(view.now);
-        self.masked && !rests && view.has_slot && (self.has_time(view.load) || view.takes_in)
+        self.masked && self.could_take(view)
+    }
+
+    /// Whether a connection that comes now could be taken.
+    pub fn could_take(&mut self, view: View) -> bool {
+        !self.is_paused(view.now) && view.has_slot && (self.has_time(view.load) || view.takes_in)
+    }
+
+    /// It may be time to have others woken first: this worker has so many connections that others may have fewer, or has
+    /// taken some.
+    pub fn may_be_ahead(&self, open: usize) -> bool {
+        (self.accepted_in_front > 0 && open > 0) || self.accepted_in_front >= FRONT_ACCEPTS
+    }
+
+    /// Some were taken in this turn.
+    pub fn has_accepted(&self) -> bool {
+        self.accepted_this_turn > 0
+    }
+
+    /// One was taken in this turn, and stays: what else waits may be for others.
+    pub fn may_leave_rest(&self, open: usize) -> bool {
+        self.accepted_this_turn > 0 && open > 0
+    }
+
+    /// The others are woken before this worker now, or it has looked, and is not ahead.
+    pub fn looked_ahead(&mut self) {
+        self.accepted_in_front = 0;
     }
 
     /// Whether to ask the kernel for how long the connection has waited that comes next.
@@ -229,8 +217,9 @@ impl Admission {
         let has_time = self.has_time(view.load) || view.takes_in;
         match view.waits {
             true if !has_time => Decision::Mask,
-            true if view.should_yield && self.yield_accept(view.now) => Decision::Yield,
             true if self.accepted_this_turn >= TURN_ACCEPTS_MAX => Decision::Rest,
+            // The next turn follows at once, and takes one more if none came for it.
+            true if view.leaves_rest => Decision::Rest,
             true if !view.has_slot || self.is_paused(view.now) => Decision::Mask,
             true => Decision::Accept,
             false => {
@@ -243,6 +232,7 @@ impl Admission {
     /// One was taken in answer to `Accept`.
     pub fn count(&mut self) {
         self.accepted_this_turn += 1;
+        self.accepted_in_front += 1;
     }
 
     /// One was taken, for whatever reason: the line moves on.
@@ -255,7 +245,7 @@ impl Admission {
         self.note_empty();
     }
 
-    /// No connection waits, as far as this turn's events say: the sibling that it was left to has taken it.
+    /// No connection waits, as far as this turn's events say.
     fn none_waits(&mut self, may_be_more: bool) {
         if self.masked {
             return;
@@ -263,11 +253,6 @@ impl Admission {
         if !self.unheard && !may_be_more {
             // Siblings have taken them: their place in the line must not be there for others that come later.
             self.note_empty();
-        }
-        match self.yielding {
-            Yielding::Ending => self.yielding = Yielding::Over,
-            Yielding::Over => self.yielding = Yielding::Possible,
-            Yielding::Possible | Yielding::Until(_) => {}
         }
     }
 
@@ -299,6 +284,7 @@ impl Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serve::base::settings::ACCEPT_PAUSE;
 
     fn load(dispatched: u64, completed: u64) -> Load {
         Load { threads: 2, dispatched, completed }
@@ -306,7 +292,7 @@ mod tests {
 
     fn waiting(now: Instant, load: Load) -> View {
         let (has_slot, waits) = (true, true);
-        View { now, load, has_slot, waits, may_be_more: false, should_yield: false, takes_in: false }
+        View { now, load, has_slot, waits, may_be_more: false, leaves_rest: false, takes_in: false }
     }
 
     /// Once somebody has waited for too long all are taken in, until nobody waits there nor here.
@@ -335,30 +321,6 @@ mod tests {
         assert!(admission.is_behind(), "some wait here");
         admission.end_turn(false);
         assert!(!admission.is_behind());
-    }
-
-    #[test]
-    fn a_sibling_that_does_not_come_is_not_waited_for_twice() {
-        let mut admission = Admission::new();
-        let now = Instant::now();
-        assert!(!admission.is_yielding(now) && admission.yield_accept(now));
-        admission.set_masked(true);
-        assert!(admission.is_yielding(now) && admission.next_deadline() == Some(now + YIELD_ACCEPT));
-        let over = now + YIELD_ACCEPT;
-        assert!(!admission.is_yielding(over));
-        // While it hears nothing, no news are no news.
-        admission.none_waits(false);
-        admission.set_masked(false);
-        // It came: the next one may be left to it again. The events of the turn in which the time ended say nothing yet.
-        admission.none_waits(false);
-        admission.none_waits(false);
-        assert!(admission.yield_accept(over) && !admission.is_yielding(over + YIELD_ACCEPT));
-        admission.set_masked(true);
-        admission.set_masked(false);
-        // It did not: that one is ours.
-        let vain = over + YIELD_ACCEPT;
-        assert!(!admission.yield_accept(vain) && admission.next_deadline().is_none());
-        assert!(admission.yield_accept(vain));
     }
 
     #[test]
@@ -392,18 +354,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_comes_before_whom_to_yield_to() {
+    fn one_is_taken_where_there_is_time_and_room_for_it() {
         let now = Instant::now();
         let view = waiting(now, load(0, 0));
         let decide = |view| Admission::new().decide(view);
         assert_eq!(decide(view), Decision::Accept);
         assert_eq!(decide(View { waits: false, ..view }), Decision::Rest);
-        assert_eq!(decide(View { load: load(2, 0), should_yield: true, ..view }), Decision::Mask);
+        assert_eq!(decide(View { load: load(2, 0), ..view }), Decision::Mask);
         assert_eq!(decide(View { has_slot: false, ..view }), Decision::Mask);
-        assert_eq!(decide(View { should_yield: true, ..view }), Decision::Yield);
+        assert_eq!(decide(View { leaves_rest: true, ..view }), Decision::Rest);
+        assert!(Admission::new().could_take(View { load: load(1, 0), ..view }));
+        assert!(!Admission::new().could_take(View { load: load(2, 0), ..view }));
+        assert!(Admission::new().could_take(View { load: load(2, 0), takes_in: true, ..view }));
+        assert!(!Admission::new().could_take(View { has_slot: false, ..view }));
         let mut admission = Admission::new();
-        admission.pause(now + YIELD_ACCEPT);
+        admission.pause(now + ACCEPT_PAUSE);
         assert_eq!(admission.decide(view), Decision::Mask);
+        assert!(!admission.could_take(view));
         let mut admission = Admission::new();
         for _ in 0..TURN_ACCEPTS_MAX {
             assert_eq!(admission.decide(view), Decision::Accept);
@@ -412,5 +379,19 @@ mod tests {
         assert_eq!(admission.decide(view), Decision::Rest);
         admission.begin_turn();
         assert_eq!(admission.decide(view), Decision::Accept);
+    }
+
+    #[test]
+    fn whoever_may_be_ahead_looks() {
+        let mut admission = Admission::new();
+        assert!(!admission.may_be_ahead(9));
+        admission.count();
+        assert!(admission.may_be_ahead(1) && !admission.may_be_ahead(0));
+        for _ in 1..FRONT_ACCEPTS {
+            admission.count();
+        }
+        assert!(admission.may_be_ahead(0));
+        admission.looked_ahead();
+        assert!(!admission.may_be_ahead(9));
     }
 }

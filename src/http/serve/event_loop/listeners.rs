@@ -1,7 +1,8 @@
 //! Listening sockets. How many connections to take from them is decided elsewhere (`admission`).
 //!
-//! All workers share the sockets. Therefore they are level-triggered and plain: a worker that was woken and leaves the
-//! connection loses nothing.
+//! All workers share the sockets, and the kernel wakes one of them for a connection (EPOLLEXCLUSIVE). So a worker is in the
+//! epoll set of a listener only while it could take a connection, and takes one before it does anything else when it was
+//! woken: nobody else knows of it.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -40,7 +41,7 @@ pub struct Proxy {
 enum ListenerState {
     /// Open, not in the epoll set.
     Paused,
-    /// In the epoll set.
+    /// In the epoll set, unless that is masked.
     Accepting,
     /// To be emptied, whatever threads are free, and then closed.
     Closing,
@@ -110,13 +111,12 @@ impl Listeners {
 
     /// Puts all open listeners into the epoll set.
     pub fn resume(&mut self, epoll: &Epoll) {
-        let interest = if self.admission.is_masked() { Interest::Masked } else { Interest::Listen };
+        let masked = self.admission.is_masked();
         for (index, socket) in self.sockets.iter_mut().enumerate() {
             match (socket.state, &socket.fd) {
-                (ListenerState::Paused, Some(fd)) => {
-                    match epoll.add(fd.as_raw_fd(), Token::listener(index), interest) {
-                        Ok(()) => socket.state = ListenerState::Accepting,
-                        Err(error) => log::error!("listener {}: cannot be watched: {error}", socket.id),
+                (ListenerState::Paused, Some(_)) => {
+                    if masked || socket.watch(epoll, index) {
+                        socket.state = ListenerState::Accepting;
                     }
                 }
                 (ListenerState::Paused | ListenerState::Accepting | ListenerState::Closing, _) => {}
@@ -126,10 +126,13 @@ impl Listeners {
 
     /// Takes listeners out of the epoll set. They stay open.
     pub fn pause(&mut self, epoll: &Epoll, which: impl Fn(u32) -> bool) {
+        let masked = self.admission.is_masked();
         for socket in self.sockets.iter_mut().filter(|socket| which(socket.id)) {
             match socket.state {
                 ListenerState::Accepting => {
-                    socket.leave(epoll);
+                    if !masked {
+                        socket.leave(epoll);
+                    }
                     socket.state = ListenerState::Paused;
                 }
                 ListenerState::Paused | ListenerState::Closing => {}
@@ -140,10 +143,13 @@ impl Listeners {
     /// From now on these are only emptied and closed. One that this process was not accepting from is not for it
     /// to empty (it never served, or it drains and its successor serves): it is left to the others.
     pub fn begin_closing(&mut self, epoll: &Epoll, which: impl Fn(u32) -> bool, forget: impl Fn(RawFd)) {
+        let masked = self.admission.is_masked();
         for socket in self.sockets.iter_mut().filter(|socket| which(socket.id)) {
             match socket.state {
                 ListenerState::Accepting => {
-                    socket.leave(epoll);
+                    if !masked {
+                        socket.leave(epoll);
+                    }
                     socket.state = ListenerState::Closing;
                 }
                 ListenerState::Paused => {
@@ -174,6 +180,19 @@ impl Listeners {
         })
     }
 
+    /// Those in the epoll set are taken for ready, whether or not an event told so.
+    pub fn look(&mut self) {
+        let masked = self.admission.is_masked();
+        for socket in &mut self.sockets {
+            socket.ready |= socket.state == ListenerState::Accepting && !masked;
+        }
+    }
+
+    /// The first from which nothing was taken yet of those that this turn's events name.
+    pub fn called(&mut self, from: usize) -> Option<usize> {
+        (from..self.sockets.len()).find(|&index| self.sockets[index].ready)
+    }
+
     /// Whether anything is waiting, as far as this turn's events say.
     pub fn next_ready(&mut self) -> Option<usize> {
         let count = self.sockets.len();
@@ -201,12 +220,11 @@ impl Listeners {
         self.sockets.iter().find(|socket| socket.id == id).map(|socket| Arc::clone(&socket.local))
     }
 
-    /// No thread or no slot is free: take a place in the line, and hear nothing until it is our turn. `handed`: connections
-    /// that other workers have left, as far as is known.
-    pub fn mask(&mut self, epoll: &Epoll, load: Load, handed: u64) {
+    /// No thread or no slot is free: what waits takes a place in the line. `handed`: connections that other workers have
+    /// left, as far as is known.
+    pub fn line_up(&mut self, load: Load, handed: u64) {
         let connections: u64 = self.sockets.iter().filter(|socket| socket.ready).map(Socket::waiting).sum();
         self.admission.line_up(load, connections + handed);
-        self.set_masked(epoll, true);
     }
 
     /// They are heard again, or no longer, of those that are accepted from.
@@ -214,15 +232,30 @@ impl Listeners {
         if !self.admission.set_masked(masked) {
             return;
         }
-        let interest = if masked { Interest::Masked } else { Interest::Listen };
-        for (index, socket) in self.sockets.iter().enumerate() {
-            match (socket.state, &socket.fd) {
-                (ListenerState::Accepting, Some(fd)) => {
-                    if let Err(error) = epoll.modify(fd.as_raw_fd(), Token::listener(index), interest) {
-                        log::error!("listener {}: cannot be watched: {error}", socket.id);
-                    }
+        for (index, socket) in self.sockets.iter_mut().enumerate() {
+            match (socket.state, masked) {
+                (ListenerState::Accepting, true) => socket.leave(epoll),
+                (ListenerState::Accepting, false) => {
+                    socket.watch(epoll, index);
                 }
-                (ListenerState::Accepting | ListenerState::Paused | ListenerState::Closing, _) => {}
+                (ListenerState::Paused | ListenerState::Closing, _) => {}
+            }
+        }
+    }
+
+    /// Other workers that watch the same sockets are woken before this one: the kernel's line is in the order in which they
+    /// came, and what waits already is told of at once.
+    pub fn go_to_back(&mut self, epoll: &Epoll) {
+        if self.admission.is_masked() {
+            return;
+        }
+        for (index, socket) in self.sockets.iter_mut().enumerate() {
+            match socket.state {
+                ListenerState::Accepting => {
+                    socket.leave(epoll);
+                    socket.watch(epoll, index);
+                }
+                ListenerState::Paused | ListenerState::Closing => {}
             }
         }
     }
@@ -322,6 +355,15 @@ impl Socket {
     fn waiting(&self) -> u64 {
         let known = self.fd.as_ref().and_then(|fd| socket::waiting(fd.as_raw_fd()));
         known.map_or(1, |count| count.max(1).into())
+    }
+
+    fn watch(&self, epoll: &Epoll, index: usize) -> bool {
+        let Some(fd) = &self.fd else { return false };
+        let outcome = epoll.add(fd.as_raw_fd(), Token::listener(index), Interest::Door);
+        if let Err(error) = &outcome {
+            log::error!("listener {}: cannot be watched: {error}", self.id);
+        }
+        outcome.is_ok()
     }
 
     fn leave(&mut self, epoll: &Epoll) {

@@ -36,7 +36,7 @@ use crate::serve::base::buffers::InputBuffers;
 use crate::serve::base::handoff::HandoffQueue;
 use crate::serve::base::names::{Blocking, Token};
 use crate::serve::base::observers::{Metrics, Reports};
-use crate::serve::base::settings::TURN_BYTES_MAX;
+use crate::serve::base::settings::{HEARTBEAT, TURN_BYTES_MAX};
 use crate::serve::conn::request::Request;
 use crate::serve::io::epoll::{Epoll, Interest};
 
@@ -86,6 +86,9 @@ pub struct EventLoop {
     signalled: bool,
     /// Events can no longer be waited for.
     broken: bool,
+    /// When it is next tried out whether connections wait. A process that was woken for one may be stopped, or may not get
+    /// a processor, and then only this tells the others.
+    look_at: Instant,
     /// What may still be moved in this turn.
     turn_left: usize,
     /// Connections whose share of the last turn was used up.
@@ -138,6 +141,7 @@ impl EventLoop {
             blocking: Blocking::Allowed,
             signalled: false,
             broken: false,
+            look_at: now + HEARTBEAT,
             turn_left: TURN_BYTES_MAX,
             runnable: Vec::with_capacity(connections),
             batch: Vec::with_capacity(connections),

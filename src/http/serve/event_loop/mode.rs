@@ -11,6 +11,7 @@ pub enum Command {
     Stop { idle: Duration },
     Retire,
     Pause,
+    Look,
 }
 
 /// What the process was told last.
@@ -32,6 +33,8 @@ pub enum Mode {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
     Resume,
+    /// Somebody was woken for a connection, and may be gone: whether one waits is looked up.
+    Look,
     /// They stay open, and nobody listens to them any more.
     PauseAllBut(Vec<u32>),
     /// Emptied first, where this process was accepting from them.
@@ -147,6 +150,10 @@ impl Mode {
                     (self, Effects { accepting: None, ..nothing })
                 }
             },
+            Command::Look => {
+                let effects = ends(Change::Look, Report::Nothing);
+                (self, Effects { accepting: None, ..effects })
+            }
         }
     }
 
@@ -213,6 +220,16 @@ mod tests {
         assert_eq!(Mode::Draining.obey(Command::Pause).0, Mode::Held);
         let (mode, effects) = Mode::Retiring.obey(Command::Pause);
         assert_eq!((mode, effects.accepting, effects.report), (Mode::Retiring, None, Report::Nothing));
+    }
+
+    #[test]
+    fn looking_changes_nothing_else() {
+        for mode in [Mode::Paused, Mode::Serving, Mode::Draining, Mode::Retiring] {
+            let (after, effects) = mode.obey(Command::Look);
+            assert_eq!((after, effects.accepting, effects.report), (mode, None, Report::Nothing));
+            assert_eq!((effects.listeners, effects.keepalive), (Change::Look, Keepalive::Unchanged));
+            assert_eq!((effects.handoff, effects.recall), (Handoff::Unchanged, false));
+        }
     }
 
     /// A listener that is given up says nothing about the others.

@@ -32,6 +32,8 @@ pub struct Shared {
     closing: AtomicBool,
     /// Requests of which app threads have come back since the start.
     completed: AtomicU64,
+    /// The loop hears of no new connection until a thread is free.
+    awaits_thread: AtomicBool,
 }
 
 impl Shared {
@@ -44,6 +46,7 @@ impl Shared {
             behind: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             completed: AtomicU64::new(0),
+            awaits_thread: AtomicBool::new(false),
         })
     }
 
@@ -56,11 +59,20 @@ impl Shared {
     /// An app thread is free again. It does not matter who still has its request: another thread of the application may write
     /// to a slow client for hours.
     pub fn complete(&self) {
-        self.completed.fetch_add(1, Ordering::Release);
+        // The loop stores `awaits_thread` before it counts free threads, we the other way round: one of us sees the other.
+        self.completed.fetch_add(1, Ordering::SeqCst);
+        if self.awaits_thread.load(Ordering::SeqCst) {
+            self.mailbox.wake();
+        }
     }
 
     pub fn completed(&self) -> u64 {
-        self.completed.load(Ordering::Acquire)
+        self.completed.load(Ordering::SeqCst)
+    }
+
+    /// From now on the loop wants to know when a thread comes back, or no longer.
+    pub fn set_awaits_thread(&self, awaits: bool) {
+        self.awaits_thread.store(awaits, Ordering::SeqCst);
     }
 
     /// The monitor keeps the loop, and all who wait are put in order.
@@ -87,5 +99,23 @@ impl Shared {
     /// In a forked child: closes everything, without a lock and without an allocation.
     pub fn forget_in_child(&self) {
         self.copies.forget(self.run_queue.fds().chain([self.mailbox.waker()]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::tests::fixture::settings;
+
+    #[test]
+    fn the_loop_is_told_of_a_thread_where_it_awaits_one() {
+        let shared = Shared::new(settings(), &[]).expect("eventfds");
+        assert!(shared.mailbox.fall_asleep());
+        shared.complete();
+        assert!(shared.mailbox.fall_asleep());
+        shared.set_awaits_thread(true);
+        shared.complete();
+        assert!(!shared.mailbox.fall_asleep());
+        assert_eq!(shared.completed(), 2);
     }
 }

@@ -1,6 +1,7 @@
 //! A turn of the loop, from one fetch of events to the next: events, chores, accepting, in small steps, so that whoever
 //! leads can leave after each.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use crate::proto::refusal;
@@ -20,6 +21,8 @@ use super::EventLoop;
 /// What a turn of the loop, from one fetch of events to the next, is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TurnPhase {
+    /// The loop slept, and may have been woken for a new connection.
+    Called,
     Events,
     /// What the app threads and the handles have left in the inbox, and what has come due.
     Chores,
@@ -37,6 +40,10 @@ impl EventLoop {
     /// Goes on with what was fetched until there is a request, or nothing more to do. Never waits.
     pub(super) fn step(&mut self, blocking: Blocking) -> Step<Box<Request>> {
         self.blocking = blocking;
+        if self.phase == TurnPhase::Called {
+            self.phase = TurnPhase::Events;
+            self.answer_call();
+        }
         loop {
             if !self.flush_batch.is_empty() {
                 let waits = blocking == Blocking::Forbidden && self.has_more() && !self.flush_batch.is_due(self.now);
@@ -76,7 +83,7 @@ impl EventLoop {
                 continue;
             }
             match self.phase {
-                TurnPhase::Events => match self.epoll.peek() {
+                TurnPhase::Called | TurnPhase::Events => match self.epoll.peek() {
                     Some(event) if blocking == Blocking::Forbidden && self.table.is_heavy(event.token) => {
                         return Step::Idle;
                     }
@@ -119,8 +126,8 @@ impl EventLoop {
         }
         self.ready.append(&mut self.later);
         let timeout = self.timeout();
-        let interrupted = match self.epoll.wait(timeout) {
-            Ok(interrupted) => interrupted,
+        let (interrupted, slept) = match self.wait(timeout) {
+            Ok(waited) => waited,
             Err(error) => {
                 // EBADF or EINVAL: the descriptor was closed under us. Nothing can be served any more.
                 log::error!("the event loop ends: {error}");
@@ -134,8 +141,32 @@ impl EventLoop {
         self.listeners.admission.begin_turn();
         self.followed = 0;
         self.turn_left = TURN_BYTES_MAX;
-        self.phase = TurnPhase::Events;
+        self.note_doors();
+        if self.now >= self.look_at {
+            self.look_at = self.now + HEARTBEAT;
+            self.look_at_doors();
+        }
+        // Who does not sleep is not woken, and the kernel has told the next one too.
+        self.phase = if slept { TurnPhase::Called } else { TurnPhase::Events };
         interrupted
+    }
+
+    /// Fetches a batch of events. Whether a signal came, and whether the loop slept.
+    fn wait(&mut self, timeout: Duration) -> io::Result<(bool, bool)> {
+        if timeout.is_zero() {
+            return Ok((self.epoll.wait(timeout)?, false));
+        }
+        self.prepare_to_sleep();
+        // Where connections come one after the other and processors are few, whoever makes them waits for this one. It makes
+        // several in its turn, and nobody has to be woken for them. Where nobody waits for a processor, this is nothing.
+        if self.listeners.admission.has_accepted() && self.metrics.free_siblings() > 0 {
+            std::thread::yield_now();
+            let interrupted = self.epoll.wait(Duration::ZERO)?;
+            if interrupted || self.epoll.peek().is_some() {
+                return Ok((interrupted, false));
+            }
+        }
+        Ok((self.epoll.wait(timeout)?, true))
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -184,15 +215,11 @@ impl EventLoop {
             self.signalled = true;
             return;
         }
-        if event.token == Token::QUEUE {
-            match event.gone {
-                true => self.queue_lost(),
-                false => self.handoff.mark_ready(),
-            }
-            return;
+        if event.token == Token::QUEUE && event.gone {
+            self.queue_lost();
         }
-        if let Some(index) = event.token.as_listener() {
-            self.listeners.mark_ready(index);
+        // Noted when they were fetched (`note_doors`).
+        if event.token == Token::QUEUE || event.token.as_listener().is_some() {
             return;
         }
         let Some(slot) = self.table.current(event.token) else { return };

@@ -9,10 +9,10 @@ use crate::serve::base::names::Token;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
-    /// Level-triggered: a listener, or the eventfd.
-    Listen,
-    /// A listener that nobody wants to hear of for now.
-    Masked,
+    /// A listener, or the handoff queue, which all workers watch. Level-triggered and exclusive: the kernel wakes the
+    /// first worker in the line of those that watch it and sleep in epoll_wait(2), and passes over one that does something
+    /// else. Such an interest cannot be modified: add and remove. Kernels before 4.5 do not know the flag and wake all.
+    Door,
     /// Edge-triggered, with RDHUP: a connection, or the eventfd.
     Read,
     ReadWrite,
@@ -21,8 +21,7 @@ pub enum Interest {
 impl Interest {
     fn bits(self) -> u32 {
         let bits = match self {
-            Interest::Listen => libc::EPOLLIN,
-            Interest::Masked => 0,
+            Interest::Door => libc::EPOLLIN | libc::EPOLLEXCLUSIVE,
             Interest::Read => libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET,
             Interest::ReadWrite => libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET,
         };
@@ -85,6 +84,11 @@ impl Epoll {
         self.fetched.len() == EVENTS_MAX
     }
 
+    /// All events of the batch.
+    pub fn fetched(&self) -> impl Iterator<Item = Event> + '_ {
+        self.fetched.iter().copied()
+    }
+
     /// The next event of the batch.
     pub fn peek(&self) -> Option<Event> {
         self.fetched.get(self.cursor).copied()
@@ -96,19 +100,19 @@ impl Epoll {
     }
 
     pub fn add(&self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_ADD, fd, token, interest)
+        self.control(libc::EPOLL_CTL_ADD, fd, token, interest.bits())
     }
 
     pub fn modify(&self, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_MOD, fd, token, interest)
+        self.control(libc::EPOLL_CTL_MOD, fd, token, interest.bits())
     }
 
     pub fn remove(&self, fd: RawFd) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_DEL, fd, Token::WAKE, Interest::Masked)
+        self.control(libc::EPOLL_CTL_DEL, fd, Token::WAKE, 0)
     }
 
-    fn control(&self, operation: libc::c_int, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
-        let mut event = libc::epoll_event { events: interest.bits(), u64: token.to_u64() };
+    fn control(&self, operation: libc::c_int, fd: RawFd, token: Token, events: u32) -> io::Result<()> {
+        let mut event = libc::epoll_event { events, u64: token.to_u64() };
         // SAFETY: the event outlives the call; a closed fd is an error, nothing worse.
         match unsafe { libc::epoll_ctl(self.poll.as_raw_fd(), operation, fd, &mut event) } {
             0 => Ok(()),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -63,10 +63,32 @@ pub enum Told {
 
 struct Teller {
     sender: Mutex<Sender<Told>>,
-    /// What `Metrics::should_yield_accept` says.
-    crowded: Arc<AtomicBool>,
-    /// No sibling has a free thread (`Metrics::free_siblings`).
-    alone: Arc<AtomicBool>,
+    turns: Arc<Turns>,
+}
+
+/// What the loop tells of its turns, and what it hears of siblings.
+#[derive(Default)]
+pub struct Turns {
+    count: AtomicUsize,
+    ahead: AtomicBool,
+    alone: AtomicBool,
+}
+
+impl Turns {
+    /// How often the loop has turned.
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
+    }
+
+    /// No sibling has a free thread from now on.
+    pub fn set_alone(&self) {
+        self.alone.store(true, Ordering::SeqCst);
+    }
+
+    /// Siblings have less to do from now on, or not.
+    pub fn set_ahead(&self, ahead: bool) {
+        self.ahead.store(ahead, Ordering::SeqCst);
+    }
 }
 
 impl Teller {
@@ -79,7 +101,9 @@ impl Metrics for Teller {
     fn accepting(&self, accepting: bool) {
         self.tell(Told::Accepting(accepting));
     }
-    fn heartbeat(&self) {}
+    fn heartbeat(&self) {
+        self.turns.count.fetch_add(1, Ordering::SeqCst);
+    }
     fn accepted(&self) {
         self.tell(Told::Accepted);
     }
@@ -90,7 +114,7 @@ impl Metrics for Teller {
         self.tell(Told::Ended(String::from_utf8_lossy(record).into_owned(), ending.how, ending.body_bytes));
     }
     fn free_siblings(&self) -> usize {
-        match self.alone.load(Ordering::Relaxed) {
+        match self.turns.alone.load(Ordering::SeqCst) {
             true => 0,
             false => usize::MAX,
         }
@@ -102,8 +126,11 @@ impl Metrics for Teller {
     fn overtaken(&self, _number: u64, record: &mut [u8], ending: Ending) {
         self.ended(record, ending);
     }
-    fn should_yield_accept(&self, _open: usize) -> bool {
-        self.crowded.load(Ordering::Relaxed)
+    fn is_ahead(&self, _open: usize) -> bool {
+        self.turns.ahead.load(Ordering::SeqCst)
+    }
+    fn has_room_elsewhere(&self, _connections_max: usize) -> bool {
+        self.turns.ahead.load(Ordering::SeqCst)
     }
 }
 
@@ -157,10 +184,7 @@ pub struct Fixture {
     pub handle: Handle,
     pub gate: Gate,
     pub address: SocketAddr,
-    /// Siblings have less to do.
-    pub crowded: Arc<AtomicBool>,
-    /// No sibling has a free thread.
-    pub alone: Arc<AtomicBool>,
+    pub turns: Arc<Turns>,
     told: Receiver<Told>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -197,10 +221,8 @@ impl Fixture {
         handler: impl Fn(Exchange, &Gate, &Voice) + Send + Sync + 'static,
     ) -> Fixture {
         let (sender, told) = channel();
-        let crowded = Arc::new(AtomicBool::new(false));
-        let alone = Arc::new(AtomicBool::new(false));
-        let sender = Mutex::new(sender);
-        let teller = Arc::new(Teller { sender, crowded: Arc::clone(&crowded), alone: Arc::clone(&alone) });
+        let turns = Arc::new(Turns::default());
+        let teller = Arc::new(Teller { sender: Mutex::new(sender), turns: Arc::clone(&turns) });
         let metrics: Arc<dyn Metrics> = Arc::<Teller>::clone(&teller);
         let reports: Arc<dyn Reports> = Arc::<Teller>::clone(&teller);
         let server = Server::new(settings, listeners, queue, metrics, reports).expect("server");
@@ -223,7 +245,7 @@ impl Fixture {
             })
         });
         let threads = threads.collect();
-        Fixture { handle, gate, address, crowded, alone, told, threads }
+        Fixture { handle, gate, address, turns, told, threads }
     }
 
     /// Waits until the server or the application has said this; what else it said before is skipped.

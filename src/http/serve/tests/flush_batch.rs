@@ -14,9 +14,6 @@ impl Metrics for Silent {
     fn heartbeat(&self) {}
     fn accepted(&self) {}
     fn connections(&self, _open: usize) {}
-    fn should_yield_accept(&self, _open: usize) -> bool {
-        false
-    }
 }
 
 impl Reports for Silent {

@@ -376,3 +376,22 @@ fn where_all_are_busy_the_first_that_is_free_takes_it_back() {
     workers.old.stop();
     workers.new.stop();
 }
+
+/// As found: the longest idle connection was closed although another worker had a place for it.
+#[test]
+fn a_full_table_hands_its_longest_idle_connection_over() {
+    let workers = workers(Settings { connections: 2, ..settings() }, settings());
+    let (mut longest, mut idle) = (workers.idle(), workers.idle());
+    workers.old.turns.set_ahead(true);
+    let mut third = workers.idle();
+    workers.queue.wait_lying(1);
+    workers.new.handle.serve();
+    workers.new.expect(&Told::Serving);
+    for client in [&mut longest, &mut idle, &mut third] {
+        let answer = client.get("/hello");
+        assert_eq!((answer.text(), answer.closes()), ("hello", false));
+    }
+    drop((longest, idle, third));
+    workers.old.stop();
+    workers.new.stop();
+}

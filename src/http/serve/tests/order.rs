@@ -1,6 +1,5 @@
 //! Who comes behind many costly requests is not the last to be answered.
 
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::fixture::{app, settings, Fixture, Told, PATIENCE};
@@ -19,7 +18,7 @@ fn wait_for_long() {
 fn a_stranger_waits_for_one_of_the_crowd() {
     const CROWD: usize = 20;
     let fixture = Fixture::new(settings(), app);
-    fixture.alone.store(true, Ordering::Relaxed);
+    fixture.turns.set_alone();
     let mut crowd: Vec<_> = (0..CROWD).map(|_| fixture.client()).collect();
     for client in &mut crowd {
         client.send("GET /gate HTTP/1.1\r\nHost: h\r\n\r\n");

@@ -61,17 +61,6 @@ fn connections_are_taken_only_while_a_thread_is_free() {
     fixture.stop();
 }
 
-/// Here is none that would take them.
-#[test]
-fn connections_left_to_siblings_are_answered_all_the_same() {
-    let fixture = Fixture::new(settings(), app);
-    fixture.crowded.store(true, Ordering::Relaxed);
-    for _ in 0..20 {
-        assert_eq!(fixture.client().get("/hello").text(), "hello");
-    }
-    fixture.stop();
-}
-
 #[test]
 fn busy_keep_alive_clients_do_not_shut_out_new_ones() {
     let fixture = Fixture::new(settings(), app);

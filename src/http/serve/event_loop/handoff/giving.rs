@@ -200,6 +200,30 @@ impl EventLoop {
         }
     }
 
+    /// The table is full, and nobody has been idle for longer: it goes where there is a place for it. Some: there is none.
+    pub(in crate::serve::event_loop) fn hand_over_idle(&mut self, request: Box<Request>) -> Option<Box<Request>> {
+        let standing = self.standing(&request);
+        let has_room = || self.metrics.has_room_elsewhere(self.shared.rules.settings.connections);
+        let is_full = self.handoff.retry_at.is_some_and(|at| at > self.now);
+        if is_full || !self.handoff.exists() || !standing.may_move() || !has_room() {
+            return Some(request);
+        }
+        self.timers.clear(request.token.index);
+        self.unwatch(request.token.index);
+        match self.give(&request, false) {
+            Given::Sent => {
+                self.given(request, Giving::Crowded);
+                None
+            }
+            Given::Full => {
+                self.metrics.handoff_refused(HandoffRefusal::Full);
+                Some(request)
+            }
+            // It is found out where it is received from.
+            Given::Broken => Some(request),
+        }
+    }
+
     fn give(&mut self, request: &Request, whole: bool) -> Given {
         let forked = self.shared.copies.has_forked();
         let slot = self.table.slot(request.token.index);

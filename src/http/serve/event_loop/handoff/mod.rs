@@ -23,8 +23,8 @@ pub struct Handoff {
     queue: Option<Box<dyn HandoffQueue>>,
     /// This worker takes connections from the queue.
     receives: bool,
-    /// How epoll knows the queue.
-    interest: Option<Interest>,
+    /// Epoll knows the queue.
+    is_watched: bool,
     /// An event of this turn.
     ready: bool,
     /// It was the queue's turn last, and not a listener's.
@@ -43,7 +43,7 @@ impl Handoff {
         Handoff {
             queue,
             receives: false,
-            interest: None,
+            is_watched: false,
             ready: false,
             had_turn: false,
             gives: false,
@@ -68,11 +68,16 @@ impl Handoff {
 
     /// An event: handled last in the turn.
     pub fn mark_ready(&mut self) {
-        self.ready = self.interest == Some(Interest::Listen);
+        self.ready = self.is_watched;
     }
 
     pub fn is_ready(&self) -> bool {
         self.ready
+    }
+
+    /// Something lies there, whether or not an event told so.
+    pub fn look(&mut self) {
+        self.ready |= self.is_watched && self.lying() > 0;
     }
 
     /// The turn's events were handled; what still lies there is reported again.
@@ -95,21 +100,26 @@ impl Handoff {
     /// Makes epoll's interest in the queue what it should be. `masked`: nothing of it is to be heard for now.
     pub fn watch(&mut self, epoll: &Epoll, masked: bool) {
         let Some(queue) = &self.queue else { return };
-        let wanted = self.receives.then_some(if masked { Interest::Masked } else { Interest::Listen });
-        if wanted == self.interest {
+        let wanted = self.receives && !masked;
+        if wanted == self.is_watched {
             return;
         }
-        let fd = queue.receiver();
-        let outcome = match (self.interest, wanted) {
-            (None, Some(interest)) => epoll.add(fd, Token::QUEUE, interest),
-            (Some(_), Some(interest)) => epoll.modify(fd, Token::QUEUE, interest),
-            (Some(_) | None, None) => epoll.remove(fd),
+        let outcome = match wanted {
+            true => epoll.add(queue.receiver(), Token::QUEUE, Interest::Door),
+            false => epoll.remove(queue.receiver()),
         };
-        self.ready &= wanted == Some(Interest::Listen);
+        self.ready &= wanted;
         match outcome {
-            Ok(()) => self.interest = wanted,
+            Ok(()) => self.is_watched = wanted,
             Err(error) => log::error!("the handoff queue cannot be watched: {error}"),
         }
+    }
+
+    /// Those that watch the queue too are woken before this worker.
+    pub fn go_to_back(&mut self, epoll: &Epoll) {
+        let masked = !self.is_watched;
+        self.watch(epoll, true);
+        self.watch(epoll, masked);
     }
 
     /// From now on connections are given away.
