@@ -186,13 +186,13 @@ class Crowd:
             client.socket = None
 
 
-class SlowReaders:
-    """Clients in a process of their own that each ask for something large and read a little of it every second."""
+class Others:
+    """Clients in a process of their own, so that they take no time from those that are measured. `what` gets the port and
+    the end of a pipe that becomes readable when it shall end; it says then for how many clients it has begun."""
 
-    def __init__(self, port, path, count, bytes_per_s):
+    def __init__(self, port, what, *arguments):
         self.pipe, theirs = multiprocessing.Pipe()
-        arguments = (port, path, count, bytes_per_s, theirs)
-        self.process = multiprocessing.Process(target=_read_slowly, args=arguments, daemon=True)
+        self.process = multiprocessing.Process(target=what, args=(port, theirs, *arguments), daemon=True)
 
     def __enter__(self):
         self.process.start()
@@ -204,7 +204,8 @@ class SlowReaders:
         self.process.join()
 
 
-def _read_slowly(port, path, count, bytes_per_s, pipe):
+def read_slowly(port, pipe, path, count, bytes_per_s):
+    """Each asks for something large and reads a little of it every second."""
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     readers = []
     for _ in range(count):
@@ -225,6 +226,35 @@ def _read_slowly(port, path, count, bytes_per_s, pipe):
                 pass
     pipe.recv()
     pipe.send(len(seen))
+
+
+def upload(port, pipe, count, length):
+    """Each sends a body as fast as it is taken, and another when it is answered."""
+    head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode()
+    piece, uploads, poll, begun = memoryview(bytes(256 * 1024)), {}, select.epoll(), 0
+    for _ in range(count):
+        client = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
+        client.setblocking(False)
+        uploads[client.fileno()] = [client, 0]
+        poll.register(client, select.EPOLLIN | select.EPOLLOUT)
+    while not pipe.poll(0):
+        for descriptor, events in poll.poll(0.1):
+            client, sent = uploads[descriptor]
+            try:
+                if sent == 0:
+                    client.send(head)
+                    begun += 1
+                    sent = len(head)
+                left = len(head) + length - sent
+                if events & select.EPOLLOUT and left:
+                    sent += client.send(piece[:left])
+                elif events & select.EPOLLIN and client.recv(65_536):
+                    sent = 0
+            except BlockingIOError:
+                pass
+            uploads[descriptor][1] = sent
+    pipe.recv()
+    pipe.send(begun)
 
 
 def percentile(values, share):

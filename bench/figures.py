@@ -81,6 +81,14 @@ SLOW_READERS = (
     Column("attackers_begun", "attackers whose answer has begun", count),
     Column("error_share", "errors", percent),
 )
+UPLOADS = (
+    Column("p50_s", "p50 of small requests", ms),
+    Column("p99_s", "p99", ms),
+    Column("longest_s", "longest", ms),
+    Column("uploads_begun", "uploads begun", count),
+    Column("cpu_share", "CPU", percent),
+    Column("error_share", "errors", percent),
+)
 HERD = (
     Column("cpu_us", "CPU a connection", us),
     Column("switches", "context switches", times),
@@ -120,6 +128,7 @@ KINDS = {
     "mixed": Kind(MIXED),
     "random slow": Kind(RANDOM_SLOW),
     "slow readers": Kind(SLOW_READERS),
+    "uploads": Kind(UPLOADS),
     "herd": Kind(HERD),
     "alternating": Kind(ALTERNATING, more_is_better=True),
     "balance": Kind(BALANCE),

@@ -25,6 +25,7 @@ BALANCE_CLIENTS = 32
 RANDOM_CLIENTS, SLOW_S = 24, 0.2
 # Connections one after the other to workers that are idle otherwise.
 HERD_CONNECTIONS, HERD_PAUSE_S = 400, 0.005
+UPLOADS, UPLOAD_BYTES = 32, 60_000_000
 SLOW_READERS, SLOW_READER_BYTES_PER_S, ATTACK_S, ATTACK_PAUSE_S = 1_000, 2_000, 5.0, 0.01
 
 
@@ -100,7 +101,7 @@ def slow_readers(server, scenario, connections, seconds):
     clients.ask(server.port)
     time.sleep(REST_S)
     latencies, errors = [], 0
-    with clients.SlowReaders(server.port, "/large", SLOW_READERS, SLOW_READER_BYTES_PER_S) as readers:
+    with clients.Others(server.port, clients.read_slowly, "/large", SLOW_READERS, SLOW_READER_BYTES_PER_S) as readers:
         end = time.monotonic() + ATTACK_S
         while (begun := time.monotonic()) < end:
             try:
@@ -115,6 +116,26 @@ def slow_readers(server, scenario, connections, seconds):
         "longest_s": max(latencies),
         "attackers_begun": readers.begun,
         "error_share": errors / len(latencies),
+    }
+
+
+def uploads(server, scenario, connections, seconds):
+    """Something small on one connection, while others upload."""
+    clients.ask(server.port)
+    time.sleep(REST_S)
+    small = clients.Client(server.port)
+    with clients.Others(server.port, clients.upload, UPLOADS, UPLOAD_BYTES) as others:
+        time.sleep(REST_S)
+        before = server.cpu()
+        clients.Crowd([small]).run(seconds)
+        cpu_s = server.cpu().since(before)
+    return {
+        "p50_s": clients.percentile(small.latencies, 0.50),
+        "p99_s": clients.percentile(small.latencies, 0.99),
+        "longest_s": max(small.latencies),
+        "uploads_begun": others.begun,
+        "cpu_share": cpu_s / seconds,
+        "error_share": small.errors / len(small.latencies),
     }
 
 
@@ -271,6 +292,7 @@ KINDS = {
     "mixed": mixed,
     "random slow": random_slow,
     "slow readers": slow_readers,
+    "uploads": uploads,
     "herd": herd,
     "alternating": alternating,
     "ticker": ticker,

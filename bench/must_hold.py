@@ -188,6 +188,7 @@ BOUNDS = [
     Bound("p99 of fast requests", "0.3 % slow, pauses of 20 ms", _plain("p99_s"), 0.010, show=ms),
     Bound("p99 / Gunicorn sync's", "0.3 % slow, pauses of 20 ms", _to_peer("gunicorn-sync", "p99_s"), 2.0),
     Bound("p99 / ideal shared queue's", "0.3 % slow, pauses of 5 ms", _plain("to_ideal"), 1.5),
+    Bound("p50 of small requests", "32 uploads of 60 MB", _plain("p50_s"), 0.005, show=ms),
     Bound("p99 of ordinary requests", "1000 slow readers of 5 MB", _plain("p99_s"), 0.250, show=ms),
     Bound("CPU a connection / 1 worker's", "64 idle workers", _to_scenario("1 idle worker", "cpu_us"), 1.5),
     Bound("context switches / 1 worker's", "64 idle workers", _to_scenario("1 idle worker", "switches"), 1.5),

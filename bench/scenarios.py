@@ -4,13 +4,14 @@ import dataclasses
 
 # Variants of forkmaster that are measured beside it, in the same rounds, so that their ratio is one of the same minute.
 FOUR_THREADS = {"4 threads": {"threads": 4}}
+STREAMED = {"stream_bodies": {"stream_bodies": "fast"}}
 AS_DEPLOYED = {"defaults": {"defaults": True}, "access log": {"access_log": True}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
     name: str
-    # throughput, mixed, random slow, slow readers, herd, alternating, ticker, balance, idle, memory, start, reload, take
+    # throughput, mixed, random slow, slow readers, uploads, herd, alternating, ticker, balance, idle, memory, start, reload, take
     # over, respawn: kinds.py
     kind: str = "throughput"
     app: str = "hello:application"
@@ -85,7 +86,9 @@ SCENARIOS = [
     Scenario("file_wrapper 5 MB", app="large:file_5m", connections=(8,)),
     Scenario("post 1 kB", app="upload:application", body=1_000),
     Scenario("post 200 kB", app="upload:application", body=200_000),
-    Scenario("post 50 MB", app="upload:application", body=50_000_000, connections=(2,), longer=3),
+    Scenario(
+        "post 50 MB", app="upload:application", body=50_000_000, connections=(2,), longer=3, variants=STREAMED
+    ),
     Scenario("100 pieces", app="pieces:application", router=True),
     Scenario(
         "sleep 5 ms in 8 threads",
@@ -126,6 +129,7 @@ SCENARIOS = [
         slow_peers=True,
     ),
     Scenario("1000 slow readers of 5 MB", kind="slow readers", app="pieces:attacked", workers=2, close=True),
+    Scenario("32 uploads of 60 MB", kind="uploads", app="upload:beside", longer=2),
     Scenario("1 idle worker", kind="herd", close=True, slow_peers=True),
     Scenario("64 idle workers", kind="herd", close=True, workers=64, slow_peers=True),
     Scenario(

@@ -27,6 +27,7 @@ class Setup:
     # forkmaster's variants.
     defaults: bool = False
     access_log: bool = False
+    stream_bodies: str = ""
 
 
 def _forkmaster(setup, port, directory, binary=os.path.join(ROOT, "target/release/forkmaster")):
@@ -40,6 +41,8 @@ def _forkmaster(setup, port, directory, binary=os.path.join(ROOT, "target/releas
         lines += ["[log]", 'level = "warn"']
         if setup.access_log:
             lines += [f'access = "{directory}/access.log"']
+        if setup.stream_bodies:
+            lines += ["[http]", f'stream_bodies = "{setup.stream_bodies}"']
         lines += ["[control]", f'socket = "{directory}/control.sock"']
     with open(config, "w") as file:
         file.write("\n".join(lines) + "\n")

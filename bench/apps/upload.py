@@ -14,3 +14,11 @@ def application(environ, start_response):
     body = str(read).encode()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
+
+
+def beside(environ, start_response):
+    """The same, and hello for those who send nothing."""
+    if environ["REQUEST_METHOD"] == "POST":
+        return application(environ, start_response)
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "13")])
+    return [b"Hello, World!"]

@@ -344,6 +344,7 @@ pub struct Http {
     pub body_memory: u64,
     /// Of all bodies of a worker together, where there is no directory for temporary files.
     pub body_memory_alone: u64,
+    pub stream_bodies: StreamBodies,
     pub max_body: u64,
     /// Directories to try for temporary files, first writable wins.
     pub temp_dirs: Vec<PathBuf>,
@@ -360,6 +361,16 @@ pub struct Http {
     pub underscore_headers: Vec<String>,
     /// The header field, as it is sent, that names a request for all who handle it. None: requests have no names.
     pub request_id_header: Option<String>,
+}
+
+/// Which large bodies may go to the application as they come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StreamBodies {
+    Never,
+    Fast,
+    /// For paths that begin so.
+    Under(Vec<String>),
 }
 
 /// Which forwarded header fields a trusted proxy sets.

@@ -11,6 +11,8 @@ pub enum Mutant {
     QueueLoses,
     /// A connection that is given away stays in the epoll set of its old worker.
     GivenIsWatched,
+    /// Every body comes fast enough to go live: what a test sends on a busy machine may not.
+    BodiesAreFast,
 }
 
 #[cfg(debug_assertions)]
@@ -20,6 +22,7 @@ pub fn is(mutant: Mutant) -> bool {
         Mutant::DrainClosesIdle => "drain-closes-idle",
         Mutant::QueueLoses => "queue-loses",
         Mutant::GivenIsWatched => "given-is-watched",
+        Mutant::BodiesAreFast => "bodies-are-fast",
     };
     std::env::var_os("FORKMASTER_MUTANT").is_some_and(|wanted| wanted == name)
 }

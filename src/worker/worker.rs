@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use forkmaster_http::serve::{self, AppThread, Exchange, Reports, Server, Wake};
 use forkmaster_wire::handoff::Queue;
 use forkmaster_wire::message::{
-    Boot, Failure, FromWorker, GenerationId, Http, ProofStep, ProxyProtocol, SlotIndex, Spawn,
+    Boot, Failure, FromWorker, GenerationId, Http, ProofStep, ProxyProtocol, SlotIndex, Spawn, StreamBodies,
 };
+use forkmaster_wire::mutant::{self, Mutant};
 use forkmaster_wire::scoreboard::{Cell, Finished, Scoreboard};
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
 use pyo3::prelude::*;
@@ -309,6 +310,12 @@ fn make_server(
         limit_request_field_size: http.limit_request_field_size as usize,
         limit_request_head: http.limit_request_head as usize,
         body_memory: http.body_memory,
+        stream_bodies: match &http.stream_bodies {
+            StreamBodies::Never => serve::StreamBodies::Never,
+            StreamBodies::Fast => serve::StreamBodies::Fast,
+            StreamBodies::Under(paths) => serve::StreamBodies::Under(paths.clone()),
+        },
+        live_bytes_per_s_min: if mutant::is(Mutant::BodiesAreFast) { 0 } else { serve::LIVE_BYTES_PER_S_MIN },
         max_body: http.max_body,
         body_memory_alone: http.body_memory_alone,
         temp_dir,

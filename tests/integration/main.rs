@@ -108,6 +108,8 @@ mod starting;
 mod stop;
 // Deploys while processes are killed at random.
 mod storm;
+// Bodies that go to the application as they come.
+mod streaming;
 
 // systemd itself, as PID 1.
 mod systemd;

@@ -36,11 +36,12 @@ pub use crate::proto::Version;
 pub use base::address::{Local, Peer};
 pub use base::handoff::{Given, HandoffQueue, Luggage, Taken};
 pub use base::observers::{Ending, Giving, HandoffRefusal, How, Metrics, Reports};
-pub use base::settings::{IsProxy, Settings};
+pub use base::settings::{IsProxy, Settings, StreamBodies, LIVE_BYTES_PER_S_MIN};
 pub use conn::write_queue::Piece;
 pub use event_loop::listeners::{Listener, Proxy};
 pub use run::app_thread::{AppThread, Wake};
 pub use run::exchange::{BadResponse, Body, Exchange, Written};
+pub use run::live_input::{LiveInput, Read};
 
 pub struct Server {
     shared: Arc<Shared>,

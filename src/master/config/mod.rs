@@ -37,6 +37,7 @@ pub mod schema;
 mod services;
 pub mod settings;
 pub mod starter;
+mod stream_bodies;
 pub mod units;
 mod values;
 

@@ -29,6 +29,7 @@ use super::settings::{
     AccessTarget, Bind, Control, ControlSocket, ControlTarget, Http, Identity, Log, LogTarget, Reload, Server,
     Settings, SocketFile, Status, Surge,
 };
+use super::stream_bodies;
 use super::units::show_duration;
 use super::values::{count, duration_or_none, id_text, path, quoted_path, string};
 use super::{Loaded, Origin, Source};
@@ -359,6 +360,7 @@ impl Resolver<'_> {
                 Some(_) => body_memory,
                 None => BODIES_IN_MEMORY,
             },
+            stream_bodies: self.get_with("http", "stream_bodies", stream_bodies::parse, stream_bodies::show),
             max_body: self.get("http", "max_body"),
             temp_dirs: self.temp_dirs(),
             temp_limit: self.get("server", "temp_limit"),

@@ -19,8 +19,8 @@ pub struct AccessRecorder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     Well,
-    /// It raised, or said nothing: 500, if nothing was sent.
-    Badly,
+    /// It raised, or said nothing, or its client did not send what it promised: this status, if nothing was sent.
+    Badly(u16),
 }
 
 impl AccessRecorder {
@@ -38,8 +38,12 @@ impl AccessRecorder {
         ended: Ended,
     ) {
         let status = exchange.status();
-        let failed = status == 0 || (ended == Ended::Badly && !exchange.head_sent());
-        if !self.log.wants(exchange.path(), if failed { 500 } else { status }) {
+        let (failed, status) = match ended {
+            Ended::Badly(instead) if !exchange.head_sent() => (true, instead),
+            Ended::Well | Ended::Badly(_) if status == 0 => (true, 500),
+            Ended::Well | Ended::Badly(_) => (false, status),
+        };
+        if !self.log.wants(exchange.path(), status) {
             return;
         }
         let queued = exchange.begun().saturating_duration_since(exchange.ready_at());
@@ -50,7 +54,7 @@ impl AccessRecorder {
             bytes: 0,
             how: How::Complete,
             queued_us: u64::try_from(queued.as_micros()).unwrap_or(u64::MAX),
-            status: if failed { 500 } else { status },
+            status,
             is_http10: exchange.version() == Version::Http10,
             client,
         };

@@ -1,5 +1,5 @@
-//! `wsgi.input`: the body, which is complete before the application is called. It lies in memory or in an
-//! unlinked temporary file, and reading beyond its end gives `b""`. The object owns what it reads from: an
+//! `wsgi.input`: the body, which is complete before the application is called, and lies in memory or in an unlinked temporary
+//! file; or, where that is allowed, comes as it is read (`live`). Reading beyond its end gives `b""`. The object owns what it reads from: an
 //! application may keep it longer than the request lives. It has everything that an `io.BufferedIOBase` has, since
 //! applications wrap it as a file (`io.TextIOWrapper`, `csv`, `tarfile`), and it is one by registration.
 
@@ -12,6 +12,8 @@ use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyMemoryView, PySlice};
+
+use super::live::Live;
 
 /// How much of a file is read ahead for lines: a system call for so many bytes, and not for each line.
 const WINDOW_BYTES: usize = 64 * 1024;
@@ -32,6 +34,8 @@ enum Source {
     /// A large one: what is read is copied from here, so the whole is not copied before.
     Buffer(Vec<u8>),
     File(File, Window),
+    /// Of the one whose length is not known, `Input::length` says how much has been read.
+    Live(Live),
 }
 
 /// A stretch of a file, read for the lines in it.
@@ -79,7 +83,7 @@ impl Input {
                 self.position = 0;
                 Some(std::mem::take(body))
             }
-            Source::Memory(_) | Source::File(..) => None,
+            Source::Memory(_) | Source::File(..) | Source::Live(_) => None,
         }
     }
 
@@ -87,6 +91,12 @@ impl Input {
     pub fn file(file: BorrowedFd<'_>, length: u64) -> io::Result<Input> {
         let file = File::from(file.try_clone_to_owned()?);
         Ok(Input { source: Source::File(file, Window::default()), position: 0, length })
+    }
+
+    /// A body that is still coming.
+    pub fn live(live: Live) -> Input {
+        let length = live.length().unwrap_or(u64::MAX);
+        Input { source: Source::Live(live), position: 0, length }
     }
 
     /// `isinstance(environ["wsgi.input"], io.BufferedIOBase)`.
@@ -108,11 +118,21 @@ impl Input {
         }
     }
 
+    /// Of a live body whose length is not known: no more than there is, read ahead to be counted.
+    fn reach(&mut self, py: Python<'_>, bytes: usize) -> PyResult<usize> {
+        match &mut self.source {
+            Source::Live(live) if live.length().is_none() => Ok(live.reach(py, bytes)?.min(bytes)),
+            Source::Memory(_) | Source::Buffer(_) | Source::File(..) | Source::Live(_) => Ok(bytes),
+        }
+    }
+
     fn take<'py>(&mut self, py: Python<'py>, bytes: usize) -> PyResult<Bound<'py, PyBytes>> {
-        let piece = match &self.source {
+        let bytes = self.reach(py, bytes)?;
+        let piece = match &mut self.source {
             _ if bytes == 0 => PyBytes::new(py, b""),
             // The whole body at once is handed out as it is.
             Source::Memory(body) if self.position == 0 && bytes as u64 == self.length => body.bind(py).clone(),
+            Source::Live(live) => PyBytes::new_with(py, bytes, |place| live.fill(py, place))?,
             Source::Memory(_) | Source::Buffer(_) | Source::File(..) => {
                 PyBytes::new_with(py, bytes, |place| self.copy(py, place).map_err(PyErr::from))?
             }
@@ -133,6 +153,8 @@ impl Input {
                 let position = self.position + begin.len() as u64;
                 return if rest.is_empty() { Ok(()) } else { py.detach(|| file.read_exact_at(rest, position)) };
             }
+            // It is read by `take`.
+            Source::Live(_) => return Err(io::ErrorKind::Unsupported.into()),
         };
         let start = self.position as usize;
         place.copy_from_slice(&memory[start..start + place.len()]);
@@ -167,18 +189,50 @@ impl Input {
                 }
                 Ok(limit)
             }
+            Source::Live(live) => {
+                let mut looked = 0;
+                while looked < limit {
+                    let here = live.ahead();
+                    if let Some(at) = find_newline(&here[looked..here.len().min(limit)]) {
+                        return Ok(looked + at + 1);
+                    }
+                    looked = here.len().min(limit);
+                    if looked < limit && live.more(py)? == 0 {
+                        break;
+                    }
+                }
+                Ok(looked)
+            }
         }
+    }
+
+    /// What one look gives, at most so much: for a live body at least something.
+    fn wanted_now(&mut self, py: Python<'_>, bytes: usize) -> PyResult<usize> {
+        match &mut self.source {
+            Source::Live(live) if bytes > 0 => {
+                if live.ahead().is_empty() {
+                    live.more(py)?;
+                }
+                Ok(bytes.min(live.ahead().len()))
+            }
+            Source::Memory(_) | Source::Buffer(_) | Source::File(..) | Source::Live(_) => Ok(bytes),
+        }
+    }
+
+    fn is_live(&self) -> bool {
+        matches!(self.source, Source::Live(_))
     }
 }
 
-/// `readinto`. What an exotic buffer runs of the application is run while nothing is borrowed.
-fn read_into(this: &Bound<'_, Input>, buffer: &Bound<'_, PyAny>) -> PyResult<usize> {
+/// `readinto`; `at_once`: what is there. What an exotic buffer runs of the application is run while nothing is borrowed.
+fn read_into(this: &Bound<'_, Input>, buffer: &Bound<'_, PyAny>, at_once: bool) -> PyResult<usize> {
     let py = this.py();
     let place = PyMemoryView::from(buffer)?.call_method1(intern!(py, "cast"), (intern!(py, "B"),))?;
     let room: usize = place.getattr(intern!(py, "nbytes"))?.extract()?;
     let piece = {
         let mut input = this.try_borrow_mut()?;
         let bytes = room.min(input.remaining());
+        let bytes = if at_once { input.wanted_now(py, bytes)? } else { bytes };
         input.take(py, bytes)?
     };
     let bytes = piece.as_bytes().len();
@@ -197,17 +251,18 @@ impl Input {
     #[pyo3(signature = (size=-1, /))]
     fn read1<'py>(&mut self, py: Python<'py>, size: isize) -> PyResult<Bound<'py, PyBytes>> {
         let bytes = self.wanted(Some(if size < 0 { READ1_BYTES } else { size }));
+        let bytes = self.wanted_now(py, bytes)?;
         self.take(py, bytes)
     }
 
     #[pyo3(signature = (buffer, /))]
     fn readinto(this: &Bound<'_, Self>, buffer: &Bound<'_, PyAny>) -> PyResult<usize> {
-        read_into(this, buffer)
+        read_into(this, buffer, false)
     }
 
     #[pyo3(signature = (buffer, /))]
     fn readinto1(this: &Bound<'_, Self>, buffer: &Bound<'_, PyAny>) -> PyResult<usize> {
-        read_into(this, buffer)
+        read_into(this, buffer, true)
     }
 
     #[pyo3(signature = (size=None, /))]
@@ -225,6 +280,9 @@ impl Input {
         let mut bytes = 0;
         while self.remaining() > 0 && bytes < enough {
             let line = self.readline(py, None)?;
+            if line.as_bytes().is_empty() {
+                break;
+            }
             bytes += line.as_bytes().len();
             lines.append(line)?;
         }
@@ -240,9 +298,12 @@ impl Input {
         Ok((!line.as_bytes().is_empty()).then_some(line))
     }
 
-    /// The body is complete, so an application may go back in it.
+    /// A body that is complete may be read again.
     #[pyo3(signature = (offset, whence=0, /))]
-    fn seek(&mut self, offset: i64, whence: i32) -> PyResult<u64> {
+    fn seek(&mut self, py: Python<'_>, offset: i64, whence: i32) -> PyResult<u64> {
+        if self.is_live() {
+            return Err(unsupported(py, "seek"));
+        }
         let from = match whence {
             0 if offset < 0 => return Err(PyValueError::new_err(format!("negative seek position {offset}"))),
             0 => 0,
@@ -268,7 +329,7 @@ impl Input {
     }
 
     fn seekable(&self) -> bool {
-        true
+        !self.is_live()
     }
 
     fn writable(&self) -> bool {

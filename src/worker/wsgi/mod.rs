@@ -7,6 +7,7 @@ pub mod errors;
 pub mod file;
 pub mod forwarded;
 pub mod input;
+mod live;
 mod names;
 pub mod progress;
 mod request_id;
@@ -30,6 +31,7 @@ use access_recorder::{AccessRecorder, Ended};
 use capi::{references, Capi};
 use environ::{Builder, Common};
 use input::Input;
+use live::Live;
 use progress::Progress;
 use request_id::RequestIds;
 use response::{Answered, ResponseSlot, Sized};
@@ -197,7 +199,22 @@ impl Gateway {
                     }
                 }
             }
-            Answered::Raised(error) => self.fail(py, exchange, Some(&environ), &error),
+            Answered::Raised(error) => match exchange.body_failure() {
+                // Its body ended too early or came too slowly: the client's fault, and none of the application's.
+                Some((status, reason)) => {
+                    let ended = Instant::now();
+                    if !exchange.claim() {
+                        exchange.fail(status);
+                        return Outcome::Late { ended };
+                    }
+                    log::info!("refused {}: {status} {reason}", exchange.peer());
+                    self.note(&mut exchange, Some(&environ), Ended::Badly(status));
+                    let took = ended.saturating_duration_since(exchange.begun());
+                    exchange.fail(status);
+                    Outcome::Answered { ended, took, status }
+                }
+                None => self.fail(py, exchange, Some(&environ), &error),
+            },
         }
     }
 
@@ -235,7 +252,7 @@ impl Gateway {
         log::error!("{}: exception in {line}{}\n{}", self.worker, self.shown_id(), failure::traceback(py, error));
         let ours = exchange.claim();
         if ours {
-            self.note(&mut exchange, environ, Ended::Badly);
+            self.note(&mut exchange, environ, Ended::Badly(500));
         }
         exchange.fail(500);
         Outcome::Raised { ours }
@@ -271,6 +288,7 @@ impl Gateway {
                 Body::Memory([]) => None,
                 Body::Memory(bytes) => Some(Input::memory(PyBytes::new(py, bytes))),
                 Body::File { file, length } => Some(Input::file(file, length)?),
+                Body::Live(live) => Some(Input::live(Live::new(live, exchange.content_length(), self.progress))),
             },
         };
         let input = input.map(|input| Bound::new(py, input)).transpose()?;

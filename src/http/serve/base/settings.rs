@@ -30,6 +30,9 @@ pub struct Settings {
     pub body_memory: u64,
     /// Of all bodies together, where there is no `temp_dir`: then one may be as large as that.
     pub body_memory_alone: u64,
+    pub stream_bodies: StreamBodies,
+    /// How fast they must have come (`LIVE_BYTES_PER_S_MIN`).
+    pub live_bytes_per_s_min: u64,
     pub max_body: u64,
     /// None: nothing is writable.
     pub temp_dir: Option<PathBuf>,
@@ -42,6 +45,28 @@ pub struct Settings {
     /// Whole requests that would wait for a thread here, and may lie in the handoff queue for other processes. 0: there is none
     /// that could take them.
     pub shared_requests_max: usize,
+}
+
+/// Which bodies that do not fit into `body_memory` may go to the application as they come (`event_loop/streams.rs`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StreamBodies {
+    Never,
+    /// Those that come fast and whose length is known.
+    Fast,
+    /// Those that come fast, chunked ones too, for paths that begin so.
+    Under(Vec<String>),
+}
+
+impl StreamBodies {
+    /// `path`: as it was sent.
+    pub fn may(&self, path: &[u8], has_length: bool) -> bool {
+        match self {
+            StreamBodies::Never => false,
+            // An application that goes by CONTENT_LENGTH would find no body in a chunked one whose length nobody knows yet.
+            StreamBodies::Fast => has_length,
+            StreamBodies::Under(prefixes) => prefixes.iter().any(|prefix| path.starts_with(prefix.as_bytes())),
+        }
+    }
 }
 
 /// Tells our proxies from clients. A proxy that takes nothing has its buffers full and a client behind it that is slow;
@@ -151,6 +176,29 @@ pub const BYTES_PER_S_MIN: u64 = 240;
 /// Body bytes are gathered before they go to a file: whoever sends chunks of one byte shall not cost a write each,
 /// and whoever only announces a large body shall not cost a file.
 pub const GATHER_BYTES: usize = 64 * 1024;
+
+/// How fast a body must have come to go to the application as it comes: a local network does that, or a proxy that has all of
+/// it. The Internet of most clients does not.
+pub const LIVE_BYTES_PER_S_MIN: u64 = 32 * 1024 * 1024;
+
+/// What its rest may take, at the pace that it has shown.
+pub const LIVE_REST_MAX: Duration = Duration::from_secs(2);
+
+/// A thread that waits for a live body for so long in sum must have got some of it meanwhile: else the body ends there.
+pub const LIVE_WINDOW: Duration = Duration::from_secs(2);
+
+/// What must come in a second of waiting: of a client that stopped, or was never what it seemed, nothing does.
+pub const LIVE_PACE_BYTES_PER_S: u64 = 64 * 1024;
+
+/// The same where it is the only thread that waits, and others wait for that: still slower than what it began with by far.
+pub const LIVE_PACE_ALONE_BYTES_PER_S: u64 = 4 * 1024 * 1024;
+
+/// Live bodies in line for the only thread.
+pub const LIVE_ALONE_IN_LINE_MAX: usize = 2;
+
+/// For how long no body goes live once a client has abused it: at first, and at most.
+pub const MISTRUST: Duration = Duration::from_secs(60);
+pub const MISTRUST_MAX: Duration = Duration::from_secs(3600);
 
 /// How long accepting rests when the process or the machine is out of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(200);

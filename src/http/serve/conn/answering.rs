@@ -81,7 +81,9 @@ impl Request {
             return framing;
         }
         let asked = self.asked();
-        let closing = closing || self.write_half.is_last();
+        // What is left of a body that was not read to its end cannot be told from the next request.
+        let is_unread = self.body.live().is_some_and(|live| !live.is_complete());
+        let closing = closing || is_unread || self.write_half.is_last();
         let asked = Asked { keep_alive: asked.keep_alive && !closing, ..asked };
         let (framing, keep) = self.answer.head.complete(asked, whole, &date_now());
         self.answer.framing = Some(framing);

@@ -1,6 +1,8 @@
-//! Where a request's body goes: memory first, then a file. Reads from no socket.
+//! Where a request's body goes: memory first, then a file, or straight to the application (`live_body`). Reads from no
+//! socket.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::proto::refusal::{self, Refusal};
 use crate::serve::base::budget::Charge;
@@ -8,7 +10,9 @@ use crate::serve::base::buffers::{Buffers, InputBuffers};
 use crate::serve::base::settings::{BUFFER_KEPT_BYTES, GATHER_BYTES, READ_BODY_BYTES};
 use crate::serve::io::spool::{Failed, Spool};
 
+use super::live_body::{Ended, LiveBody, Rest};
 use super::rules::Rules;
+use super::write_half::WriteHalf;
 
 /// Room is charged as bytes come, never for what was only announced.
 #[derive(Debug)]
@@ -23,8 +27,25 @@ pub struct RequestBody {
     buffers: Arc<Buffers>,
     file: Option<Spool>,
     length: u64,
+    /// As its head says.
+    declared: Option<u64>,
     /// The last body's memory was large, and others have it now.
     was_large: bool,
+    beyond: Beyond,
+}
+
+/// What becomes of a body that does not fit into memory.
+#[derive(Debug)]
+enum Beyond {
+    /// A file takes it.
+    File,
+    /// It may go live, if it proves to be fast until then. Its head was there at this time.
+    Undecided(Instant),
+    /// It has come so far, and lies in memory until somebody decides.
+    Reached(Instant),
+    Live(Arc<LiveBody>),
+    /// It was live; what was read of the next request.
+    Over(Vec<u8>),
 }
 
 impl RequestBody {
@@ -37,13 +58,52 @@ impl RequestBody {
             buffers: Arc::clone(&rules.buffers),
             file: None,
             length: 0,
+            declared: None,
             was_large: false,
+            beyond: Beyond::File,
         }
     }
 
-    /// None: the request has no body.
+    /// None: the request has no body, or it is live and its length is not known.
     pub fn length(&self) -> Option<u64> {
-        self.present.then_some(self.length)
+        let is_known = self.live().is_none() || self.declared.is_some();
+        (self.present && is_known).then(|| self.declared.unwrap_or(self.length))
+    }
+
+    /// It goes to the application as it comes.
+    pub fn live(&self) -> Option<&Arc<LiveBody>> {
+        match &self.beyond {
+            Beyond::Live(live) => Some(live),
+            Beyond::File | Beyond::Undecided(_) | Beyond::Reached(_) | Beyond::Over(_) => None,
+        }
+    }
+
+    /// More has come than fits into memory, and somebody has to decide where it goes: how much, and since when.
+    pub fn reached(&self) -> Option<(u64, Instant)> {
+        match self.beyond {
+            Beyond::Reached(since) => Some((self.length, since)),
+            Beyond::File | Beyond::Undecided(_) | Beyond::Live(_) | Beyond::Over(_) => None,
+        }
+    }
+
+    pub fn go_live(&mut self, write_half: Arc<WriteHalf>, rest: Rest, input: Vec<u8>, bytes_max: u64) {
+        let begun = std::mem::take(&mut self.memory);
+        self.beyond = Beyond::Live(Arc::new(LiveBody::new(write_half, rest, begun, input, bytes_max)));
+    }
+
+    /// The request is answered. What became of a live body.
+    pub fn end_live(&mut self) -> Option<Ended> {
+        let mut ended = self.live()?.end();
+        self.beyond = Beyond::Over(ended.next.as_mut().map(std::mem::take).unwrap_or_default());
+        Some(ended)
+    }
+
+    /// What was read of the next request, by whoever read the live body.
+    pub fn take_next(&mut self) -> Option<Vec<u8>> {
+        match std::mem::replace(&mut self.beyond, Beyond::File) {
+            Beyond::Over(next) => Some(next),
+            Beyond::File | Beyond::Undecided(_) | Beyond::Reached(_) | Beyond::Live(_) => None,
+        }
     }
 
     /// What has come so far.
@@ -86,6 +146,8 @@ impl RequestBody {
     pub fn clear(&mut self) {
         self.present = false;
         self.length = 0;
+        self.declared = None;
+        self.beyond = Beyond::File;
         self.file = None;
         self.charge.clear();
         self.memory.clear();
@@ -95,10 +157,14 @@ impl RequestBody {
     }
 
     /// A body will come, of this length or chunked. Refuses one that would find no place, as things stand.
-    pub fn expect(&mut self, length: Option<u64>, rules: &Rules) -> Result<(), Refusal> {
+    pub fn expect(&mut self, length: Option<u64>, may_live: bool, rules: &Rules) -> Result<(), Refusal> {
         let body_memory = rules.settings.body_memory;
         self.present = true;
+        self.declared = length;
         self.memory_bytes_max = body_memory;
+        if may_live && length.is_none_or(|length| length > body_memory) {
+            self.beyond = Beyond::Undecided(Instant::now());
+        }
         let Some(length) = length else { return Ok(()) };
         if length > rules.settings.max_body {
             return Err(refusal::BODY_LONG);
@@ -107,7 +173,9 @@ impl RequestBody {
             if !rules.temp.available() {
                 return Err(refusal::BODY_NO_TEMP_DIR);
             }
-            self.memory_bytes_max = body_memory.min(GATHER_BYTES as u64);
+            if let Beyond::File = self.beyond {
+                self.memory_bytes_max = body_memory.min(GATHER_BYTES as u64);
+            }
         }
         let memory = if length > body_memory { 0 } else { rules.bodies.left() };
         if length > memory && length > rules.temp.left() {
@@ -132,7 +200,10 @@ impl RequestBody {
         }
         let step = match self.file {
             Some(_) => GATHER_BYTES - self.memory.len(),
-            None => self.memory.len().max(READ_BODY_BYTES),
+            None => {
+                let left = self.memory_bytes_max.saturating_sub(self.length) as usize;
+                self.memory.len().min(left).max(READ_BODY_BYTES)
+            }
         };
         let room = usize::try_from(left).map_or(step, |left| left.min(step));
         self.memory.reserve(room);
@@ -154,14 +225,25 @@ impl RequestBody {
                 Ok(())
             }
             None if self.length <= self.memory_bytes_max && self.charge.grow(bytes) => Ok(()),
-            None => {
-                let file = self.file.insert(open_file(self.length > rules.settings.body_memory, rules)?);
-                file.append(&self.memory).map_err(translate)?;
-                self.memory.clear();
-                self.charge.clear();
-                Ok(())
-            }
+            None => match self.beyond {
+                Beyond::Undecided(since) | Beyond::Reached(since) => {
+                    self.charge.force(bytes);
+                    self.beyond = Beyond::Reached(since);
+                    Ok(())
+                }
+                Beyond::File | Beyond::Live(_) | Beyond::Over(_) => self.go_to_file(rules),
+            },
         }
+    }
+
+    /// What lies in memory goes to a file, and so does what comes.
+    pub fn go_to_file(&mut self, rules: &Rules) -> Result<(), Refusal> {
+        self.beyond = Beyond::File;
+        let file = self.file.insert(open_file(self.length > rules.settings.body_memory, rules)?);
+        file.append(&self.memory).map_err(translate)?;
+        self.memory.clear();
+        self.charge.clear();
+        Ok(())
     }
 
     /// The last byte has come.

@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod answering;
 pub mod body;
+pub mod live_body;
 pub mod reader;
 pub mod request;
 pub mod rules;

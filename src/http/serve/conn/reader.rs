@@ -17,6 +17,7 @@ use crate::serve::base::pace::Window;
 use crate::serve::base::settings::{BUFFER_KEPT_BYTES, READ_BODY_BYTES, READ_HEAD_BYTES};
 use crate::serve::io::socket;
 
+use super::live_body::Rest;
 use super::request::Request;
 use super::rules::Rules;
 
@@ -62,6 +63,8 @@ pub enum Received {
     /// As `Waiting`, but this turn's share was used up before the socket was empty.
     Again(TimerKind),
     Complete,
+    /// The body does not fit into memory: it goes live (`go_live`), or to a file (`RequestBody::go_to_file`).
+    Beyond,
     Refused(Refusal),
     /// The client sends no more, and nothing of a request has come.
     Ended,
@@ -100,12 +103,17 @@ impl Reader {
 
     /// The request was answered: its memory is used again, and what was read beyond it is the beginning of the next.
     pub fn next_request(&mut self, request: &mut Request, inputs: &mut InputBuffers) {
+        let read_already = request.body.take_next();
         let bytes = request.end();
         if self.input.capacity() == 0 {
             self.input = bytes;
             self.input.shrink_to(BUFFER_KEPT_BYTES);
         } else {
             inputs.keep(bytes);
+        }
+        if let Some(next) = read_already {
+            self.input.extend_from_slice(&next);
+            self.may_hold = true;
         }
         self.begin();
     }
@@ -228,6 +236,7 @@ impl Reader {
                     self.hand_out(request, inputs);
                     return Received::Complete;
                 }
+                Ok(false) if request.body.reached().is_some() => return Received::Beyond,
                 Ok(false) => {}
                 Err(refusal) => return Received::Refused(refusal),
             }
@@ -383,10 +392,12 @@ impl Reader {
     /// Everything that can be refused before the body comes is refused here, so that a client that waits for 100
     /// never sends a body in vain.
     fn begin_body(&mut self, request: &mut Request, rules: &Rules) -> Result<(), Refusal> {
+        let path = request.head.path(&self.input);
+        let may_live = |has_length| rules.settings.stream_bodies.may(path, has_length);
         self.phase = match request.head.framing {
             Framing::None => ReadPhase::Complete,
             Framing::Length(length) => {
-                request.body.expect(Some(length), rules)?;
+                request.body.expect(Some(length), may_live(true), rules)?;
                 if length == 0 {
                     ReadPhase::Complete
                 } else {
@@ -394,7 +405,7 @@ impl Reader {
                 }
             }
             Framing::Chunked => {
-                request.body.expect(None, rules)?;
+                request.body.expect(None, may_live(false), rules)?;
                 ReadPhase::Chunked(Decoder::default())
             }
         };
@@ -403,6 +414,28 @@ impl Reader {
             send_continue(request);
         }
         Ok(())
+    }
+
+    /// What is still to come of a body of which the length is known.
+    pub fn left(&self) -> Option<u64> {
+        match self.phase {
+            ReadPhase::Length { left } => Some(left),
+            ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::Chunked(_) | ReadPhase::Complete => None,
+        }
+    }
+
+    /// The body goes to the application as it comes. The reader has nothing to do with it until the request is answered.
+    pub fn go_live(&mut self, request: &mut Request, rules: &Rules, inputs: &mut InputBuffers) {
+        let rest = match std::mem::replace(&mut self.phase, ReadPhase::Complete) {
+            ReadPhase::Length { left } => Rest::Length(left),
+            ReadPhase::Chunked(decoder) => Rest::Chunked(decoder),
+            ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::Complete => Rest::Length(0),
+        };
+        self.hand_out(request, inputs);
+        let input = std::mem::take(&mut self.input);
+        request.body.go_live(Arc::clone(&request.write_half), rest, input, rules.settings.max_body);
+        // Whoever reads the body takes the events' bytes away.
+        self.may_hold = true;
     }
 
     /// The request is complete: it gets the bytes of its head, and the reader keeps what came after it.

@@ -93,6 +93,7 @@ impl Request {
     /// What was sent can be given back: the body was not decoded, and does not lie in a file.
     pub fn is_raw(&self) -> bool {
         self.body.file().is_none()
+            && self.body.live().is_none()
             && match self.head.framing {
                 Framing::None | Framing::Length(_) => true,
                 Framing::Chunked => false,

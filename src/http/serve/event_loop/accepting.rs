@@ -257,6 +257,7 @@ impl EventLoop {
         self.handoff.end_pass();
         self.listeners.admission.end_turn(self.shared.run_queue.has_waiting());
         self.shared.set_behind(self.listeners.admission.is_behind());
+        self.shared.set_lined_up(self.listeners.admission.has_line());
     }
 
     /// Connections are taken in although no thread is free for them: some have waited for too long, and no sibling has a free

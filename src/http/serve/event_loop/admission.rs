@@ -178,7 +178,7 @@ impl Admission {
 
     /// Whether to ask the kernel for how long the connection has waited that comes next.
     pub fn asks_wait(&mut self, now: Instant) -> bool {
-        let asks = self.line.is_some() && self.asked_at.is_none_or(|at| now >= at + ASK_WAIT_EVERY);
+        let asks = self.has_line() && self.asked_at.is_none_or(|at| now >= at + ASK_WAIT_EVERY);
         if asks {
             self.asked_at = Some(now);
         }
@@ -190,6 +190,11 @@ impl Admission {
         if waited >= BEHIND_AFTER {
             self.behind = Behind::Yes;
         }
+    }
+
+    /// Connections wait to be taken, as far as is known.
+    pub fn has_line(&self) -> bool {
+        self.line.is_some()
     }
 
     pub fn is_behind(&self) -> bool {

@@ -86,6 +86,7 @@ impl EventLoop {
     pub(super) fn refuse(&mut self, mut request: Box<Request>, refusal: Refusal) {
         let index = request.token.index;
         self.timers.clear(index);
+        self.end_unread(&mut request);
         let Refusal { status, reason, limit } = refusal;
         let limit = limit.map_or_else(String::new, |limit| format!(" ({limit})"));
         let id = self.id_of(&request).map_or_else(String::new, |id| format!(" id={id}"));
@@ -149,9 +150,17 @@ impl EventLoop {
         self.register(token, Interest::Read);
     }
 
+    /// A live body for which no thread was found.
+    fn end_unread(&self, request: &mut Request) {
+        if let Some(ended) = request.body.end_live() {
+            self.shared.streams().end(ended.waited, false, false, self.now);
+        }
+    }
+
     pub(super) fn close(&mut self, mut request: Box<Request>) {
         let index = request.token.index;
         self.timers.clear(index);
+        self.end_unread(&mut request);
         // Where the loop has answered, it has told so.
         if !request.write_half.is_answered() {
             let dropped = request.write_half.is_dropped();

@@ -22,6 +22,7 @@ mod overdue;
 mod reading;
 pub mod run_queue;
 pub mod shared;
+pub mod streams;
 mod table;
 mod timers;
 mod turn;

@@ -1,5 +1,7 @@
 //! Reading from connections, and what follows from what came or did not come in time.
 
+use std::time::Instant;
+
 use crate::proto::refusal;
 use crate::serve::base::names::{TimerKind, Token};
 use crate::serve::base::pace::{Pace, Window};
@@ -9,6 +11,7 @@ use crate::serve::conn::request::Request;
 use crate::serve::io::epoll::Interest;
 
 use super::mode::Mode;
+use super::streams::{Candidate, Threads};
 use super::table::SlotState;
 use super::EventLoop;
 
@@ -60,7 +63,7 @@ impl EventLoop {
         received
     }
 
-    fn go_on(&mut self, mut request: Box<Request>, received: Received) {
+    fn go_on(&mut self, request: Box<Request>, received: Received) {
         match received {
             Received::Waiting(kind) => self.wait_for(request, kind),
             Received::Again(kind) => {
@@ -72,20 +75,8 @@ impl EventLoop {
                     self.refuse_later(request, refusal::RETIRING);
                 }
             }
-            Received::Complete => {
-                self.timers.clear(request.token.index);
-                self.dispatched += 1;
-                request.ready_at = request.waits_since.take().unwrap_or(self.now);
-                request.write_half.begin_request();
-                let slot = self.table.slot(request.token.index);
-                (slot.asked, slot.ready_at) = (request.asked(), request.ready_at);
-                self.followed += u32::from(self.follows);
-                if self.followed <= TURN_FOLLOWERS_MAX {
-                    self.ready.push_back(request);
-                } else {
-                    self.later.push_back(request);
-                }
-            }
+            Received::Complete => self.dispatch(request),
+            Received::Beyond => self.stream_or_spool(request),
             Received::Refused(refusal) => self.refuse_later(request, refusal),
             Received::Ended => self.close(request),
             Received::Lost { in_the_middle } => {
@@ -94,6 +85,45 @@ impl EventLoop {
                 }
                 self.close(request);
             }
+        }
+    }
+
+    fn dispatch(&mut self, mut request: Box<Request>) {
+        self.timers.clear(request.token.index);
+        self.dispatched += 1;
+        request.ready_at = request.waits_since.take().unwrap_or(self.now);
+        request.write_half.begin_request();
+        let slot = self.table.slot(request.token.index);
+        (slot.asked, slot.ready_at) = (request.asked(), request.ready_at);
+        self.followed += u32::from(self.follows);
+        if self.followed <= TURN_FOLLOWERS_MAX {
+            self.ready.push_back(request);
+        } else {
+            self.later.push_back(request);
+        }
+    }
+
+    /// A body does not fit into memory: the application gets it as it comes, or a file takes it.
+    fn stream_or_spool(&mut self, mut request: Box<Request>) {
+        let Some((came, since)) = request.body.reached() else { return self.receive(request) };
+        let reader = &mut self.table.slot(request.token.index).reader;
+        let now = Instant::now();
+        let candidate = Candidate { came, took: now.saturating_duration_since(since), left: reader.left() };
+        let load = self.load();
+        let requests = load.dispatched.saturating_sub(load.completed);
+        let threads = Threads { count: self.shared.rules.settings.threads, requests };
+        // A worker that ends waits for no client any longer than it must.
+        if self.mode == Mode::Serving && self.shared.streams().admits(candidate, threads, now) {
+            self.shared.streams().begin();
+            let reader = &mut self.table.slot(request.token.index).reader;
+            reader.go_live(&mut request, &self.shared.rules, &mut self.inputs);
+            // Whoever reads the body sees what comes; the loop would be woken for each packet.
+            self.register(request.token, Interest::HangUp);
+            return self.dispatch(request);
+        }
+        match request.body.go_to_file(&self.shared.rules) {
+            Ok(()) => self.receive(request),
+            Err(refusal) => self.refuse_later(request, refusal),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::serve::base::settings::Settings;
 use crate::serve::conn::request::Request;
@@ -13,6 +14,7 @@ use super::fair_line::Alike;
 use super::mailbox::Mailbox;
 use super::mode::Command;
 use super::run_queue::RunQueue;
+use super::streams::Streams;
 
 /// Requests for one path run the same code.
 impl Alike for Box<Request> {
@@ -28,6 +30,9 @@ pub struct Shared {
     pub copies: Copies,
     /// Somebody has waited too long for its connection to be taken (`admission`).
     behind: AtomicBool,
+    /// Connections wait in the kernel's queue for a thread, as far as is known.
+    lined_up: AtomicBool,
+    streams: Mutex<Streams>,
     /// Every answer from now on says `Connection: close`.
     closing: AtomicBool,
     /// Requests of which app threads have come back since the start.
@@ -42,8 +47,10 @@ impl Shared {
             run_queue: RunQueue::new(settings.threads, settings.connections)?,
             mailbox: Mailbox::new(settings.connections)?,
             copies: Copies::new(settings.connections, fds),
+            streams: Mutex::new(Streams::new(settings.live_bytes_per_s_min)),
             rules: Rules::new(settings),
             behind: AtomicBool::new(false),
+            lined_up: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             completed: AtomicU64::new(0),
             awaits_thread: AtomicBool::new(false),
@@ -82,6 +89,20 @@ impl Shared {
 
     pub fn set_behind(&self, behind: bool) {
         self.behind.store(behind, Ordering::Relaxed);
+    }
+
+    pub fn set_lined_up(&self, lined_up: bool) {
+        self.lined_up.store(lined_up, Ordering::Relaxed);
+    }
+
+    /// Somebody waits for a thread, here or in the kernel's queue.
+    pub fn is_wanted(&self) -> bool {
+        self.run_queue.has_waiting() || self.lined_up.load(Ordering::Relaxed)
+    }
+
+    pub fn streams(&self) -> MutexGuard<'_, Streams> {
+        // Nothing panics while it is held.
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn is_closing(&self) -> bool {

@@ -16,6 +16,8 @@ pub enum Interest {
     /// Edge-triggered, with RDHUP: a connection, or the eventfd.
     Read,
     ReadWrite,
+    /// Somebody else reads from the connection.
+    HangUp,
 }
 
 impl Interest {
@@ -23,6 +25,7 @@ impl Interest {
         let bits = match self {
             Interest::Door => libc::EPOLLIN | libc::EPOLLEXCLUSIVE,
             Interest::Read => libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET,
+            Interest::HangUp => libc::EPOLLRDHUP | libc::EPOLLET,
             Interest::ReadWrite => libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET,
         };
         bits as u32

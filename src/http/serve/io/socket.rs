@@ -75,6 +75,26 @@ pub fn receive(fd: RawFd, buffer: &mut Vec<u8>, bytes_max: usize) -> io::Result<
     }
 }
 
+/// Receives to a place that is there already.
+pub fn receive_into(fd: RawFd, place: &mut [u8]) -> io::Result<usize> {
+    loop {
+        // SAFETY: the kernel writes at most the slice's length into it.
+        match check(unsafe { recv(fd, place.as_mut_ptr().cast(), place.len(), libc::MSG_DONTWAIT) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Waits until there is something to read, or an end; not longer than this, and not beyond a signal.
+pub fn wait_readable(fd: RawFd, longest: Duration) {
+    let mut entry = libc::pollfd { fd, events: libc::POLLIN | libc::POLLRDHUP, revents: 0 };
+    // Rounded up, or the last millisecond would be waited for without waiting.
+    let timeout = i32::try_from(longest.as_millis()).unwrap_or(i32::MAX).saturating_add(1);
+    // SAFETY: one entry, which outlives the call.
+    unsafe { libc::poll(&raw mut entry, 1, timeout) };
+}
+
 /// Reads and drops; for lingering closes.
 pub fn discard(fd: RawFd, scratch: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
     // SAFETY: the kernel writes at most the slice's length into it.

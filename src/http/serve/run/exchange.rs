@@ -6,12 +6,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::proto::refusal;
 use crate::proto::response::{Added, EarlyHints};
 use crate::proto::Version;
 use crate::serve::base::address::{Local, Peer};
 use crate::serve::base::names::Token;
 use crate::serve::base::settings::{BUFFER_KEPT_BYTES, SEGMENT_BYTES};
 use crate::serve::conn::answering::{Delivery, End, Fault, Part};
+use crate::serve::conn::live_body::Failure;
 use crate::serve::conn::request::Request;
 use crate::serve::conn::write_half::Sent;
 use crate::serve::conn::write_queue::Hold;
@@ -24,6 +26,7 @@ use super::app_times::Times;
 use super::close_look::CloseLook;
 use super::follower::Taken;
 use super::leader::{Leader, Lease};
+use super::live_input::LiveInput;
 
 pub enum Body<'a> {
     Memory(&'a [u8]),
@@ -32,6 +35,8 @@ pub enum Body<'a> {
         file: BorrowedFd<'a>,
         length: u64,
     },
+    /// It comes as it is read.
+    Live(LiveInput),
 }
 
 /// How far a write got.
@@ -149,13 +154,24 @@ impl Exchange {
         self.request().secure
     }
 
-    /// The whole body. `chunked` bodies are decoded; `content_length` then is the decoded length.
+    /// The body. `chunked` bodies are decoded; `content_length` then is the decoded length.
     pub fn body(&self) -> Body<'_> {
         let body = &self.request().body;
-        match body.file() {
-            Some(file) => Body::File { file: file.as_fd(), length: file.length() },
-            None => Body::Memory(body.memory()),
+        match (body.live(), body.file()) {
+            (Some(live), _) => Body::Live(LiveInput::new(&self.leader, live)),
+            (None, Some(file)) => Body::File { file: file.as_fd(), length: file.length() },
+            (None, None) => Body::Memory(body.memory()),
         }
+    }
+
+    /// Why a live body could not be read to its end: the status for the client, unless it has left, and the reason.
+    pub fn body_failure(&self) -> Option<(u16, String)> {
+        let failure = self.request().body.live()?.failure()?;
+        let status = match failure {
+            Failure::Refused(refusal) => refusal.status,
+            Failure::ClientLeft | Failure::Over => 400,
+        };
+        Some((status, failure.to_string()))
     }
 
     /// A large body that lies in memory, to be kept without copying it; `body` is empty from then on. None: it is small,
@@ -170,7 +186,7 @@ impl Exchange {
         self.request().body.give_back(body);
     }
 
-    /// As declared, or counted for chunked bodies; None where the request has no body.
+    /// As declared, or counted for chunked bodies; None where the request has no body, or it is not known yet.
     pub fn content_length(&self) -> Option<u64> {
         self.request().body.length()
     }
@@ -479,6 +495,18 @@ impl Exchange {
         let Some(mut request) = self.request.take() else { return };
         request.decide_after(end);
         let shared = self.leader.doors();
+        if let Some(ended) = request.body.end_live() {
+            let slow = ended.failure == Some(Failure::Refused(refusal::BODY_SLOW));
+            if shared.streams().end(ended.waited, slow, shared.is_wanted(), now) {
+                log::info!(
+                    "{} sent its body too slowly for a thread to wait: bodies go to files for a while",
+                    request.peer
+                );
+            }
+            if ended.failure == Some(Failure::ClientLeft) {
+                request.write_half.mark_gone();
+            }
+        }
         if !self.from_loop {
             shared.run_queue.learn(request.path(), took);
         }

@@ -6,4 +6,5 @@ pub mod close_look;
 pub mod exchange;
 pub mod follower;
 pub mod leader;
+pub mod live_input;
 pub mod monitor;

@@ -2,7 +2,7 @@
 //! silently and hide what happened.
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{Read as _, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,7 +12,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::serve::{
-    Body, Ending, Exchange, Handle, HandoffQueue, How, IsProxy, Listener, Metrics, Reports, Server, Settings, Wake,
+    Body, Ending, Exchange, Handle, HandoffQueue, How, IsProxy, Listener, LiveInput, Metrics, Read, Reports, Server,
+    Settings, StreamBodies, Wake,
 };
 
 /// Long enough for a busy machine, short enough to end.
@@ -35,6 +36,9 @@ pub fn settings() -> Settings {
         limit_request_head: 64 * 1024,
         body_memory: 512 * 1024,
         body_memory_alone: 64 * 1024 * 1024,
+        stream_bodies: StreamBodies::Never,
+        // How fast a test sends depends on what else the machine does.
+        live_bytes_per_s_min: 0,
         max_body: 100 * 1024 * 1024,
         temp_dir: Some(std::env::temp_dir()),
         temp_limit: 1 << 30,
@@ -496,6 +500,7 @@ impl Client {
 
 pub fn body_of(exchange: &Exchange) -> Vec<u8> {
     match exchange.body() {
+        Body::Live(input) => read_live(&input).expect("it comes to its end"),
         Body::Memory(bytes) => bytes.to_vec(),
         Body::File { file, length } => {
             let mut bytes = Vec::new();
@@ -503,6 +508,19 @@ pub fn body_of(exchange: &Exchange) -> Vec<u8> {
             file.read_to_end(&mut bytes).expect("read");
             assert_eq!(bytes.len() as u64, length);
             bytes
+        }
+    }
+}
+
+/// A live body to its end.
+pub fn read_live(input: &LiveInput) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut place = vec![0; 50_000];
+    loop {
+        match input.read(&mut place)? {
+            Read::Bytes(length) => bytes.extend_from_slice(&place[..length]),
+            Read::End => return Ok(bytes),
+            Read::Nothing => input.wait(),
         }
     }
 }
@@ -521,9 +539,10 @@ pub fn app(mut exchange: Exchange, gate: &Gate, voice: &Voice) {
             let kind: &[u8] = match exchange.body() {
                 Body::Memory(_) => b"memory",
                 Body::File { .. } => b"file",
+                Body::Live(_) => b"live",
             };
             let body = body_of(&exchange);
-            assert_eq!(exchange.content_length().unwrap_or(0), body.len() as u64);
+            assert_eq!(exchange.content_length().unwrap_or(body.len() as u64), body.len() as u64);
             exchange.start(b"200 OK", &[(b"X-Body", kind)]).expect("valid");
             exchange.write_all(&body);
         }

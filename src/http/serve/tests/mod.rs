@@ -10,6 +10,7 @@ mod flush_batch;
 mod handoff;
 mod herd;
 mod leading;
+mod live;
 mod order;
 mod overdue;
 mod proxy;

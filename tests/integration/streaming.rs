@@ -1,0 +1,247 @@
+//! Bodies that go to the application as they come: what it reads, what ends the reading, and what attackers gain by it.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::client::{self, Connection};
+use crate::harness::master::{Launch, Master};
+use crate::harness::site::Site;
+
+const BYTES: usize = 4_000_000;
+/// More than `body_memory`, so that the body goes live before the rest is sent.
+const FIRST: usize = 1_000_000;
+
+/// Says how many live bodies have begun, and reads them in each way that a file has.
+const APP: &str = r#"
+import io
+import zlib
+
+begun = 0
+
+
+class Digest:
+    value = 1
+
+    def update(self, piece):
+        self.value = zlib.adler32(piece, self.value)
+
+
+def application(environ, start_response):
+    global begun
+    path, body = environ["PATH_INFO"], environ["wsgi.input"]
+    start = lambda text, status="200 OK": (start_response(status, [("Content-Type", "text/plain")]), [text.encode()])[1]
+    if path == "/begun":
+        return start(str(begun))
+    if environ["REQUEST_METHOD"] == "GET":
+        return start("small")
+    begun += not body.seekable()
+    digest = Digest()
+    how = path.rsplit("/", 1)[-1]
+    if how == "read":
+        digest.update(body.read())
+    elif how == "pieces":
+        while piece := body.read(77_777):
+            digest.update(piece)
+    elif how == "read1":
+        while piece := body.read1():
+            digest.update(piece)
+    elif how == "readinto":
+        place = bytearray(100_001)
+        while length := body.readinto(place):
+            digest.update(place[:length])
+    elif how == "lines":
+        for line in body:
+            assert line.count(b"\n") <= 1
+            digest.update(line)
+    elif how == "readlines":
+        for line in body.readlines():
+            digest.update(line)
+    elif how == "buffered":
+        digest.update(io.BufferedReader(body).read())
+    elif how == "mixed":
+        digest.update(body.readline())
+        digest.update(body.read(10))
+        digest.update(body.readline(5))
+        digest.update(body.read1(100))
+        digest.update(body.read())
+        assert body.read() == body.read(1) == body.readline() == b""
+    elif how == "seek":
+        try:
+            body.seek(0)
+        except io.UnsupportedOperation:
+            return start("cannot")
+        return start("can")
+    elif how == "unread":
+        pass
+    elif how == "caught":
+        try:
+            body.read()
+        except OSError as error:
+            return start("caught " + type(error).__name__, "400 Bad Request")
+    else:
+        body.read()
+    return start("{} {} {}".format(digest.value, environ.get("CONTENT_LENGTH"), body.tell()))
+"#;
+
+/// One worker in which every body is fast.
+fn site(name: &str, threads: usize) -> Site {
+    let site = Site::with_source(name, APP);
+    site.set("server.workers", "1").set("server.threads", &threads.to_string());
+    site.set("http.stream_bodies", "'fast'");
+    site
+}
+
+fn eager(site: &Site) -> Master {
+    let master = site.launch(Launch::default().env("FORKMASTER_MUTANT", "bodies-are-fast"));
+    master.wait_serving();
+    master
+}
+
+/// Lines of many lengths.
+fn body() -> Vec<u8> {
+    let mut body: Vec<u8> =
+        (0..).map(|number| format!("{}\n", "x".repeat(number * 37 % 5000))).take(1700).collect::<String>().into();
+    body.resize(BYTES, b'y');
+    body
+}
+
+fn head(path: &str, framing: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n")
+}
+
+fn begun(master: &Master) -> usize {
+    master.get("/begun").text().parse().expect("a number")
+}
+
+#[test]
+fn a_live_body_is_read_in_each_way_that_a_file_has() {
+    let site = site("live", 2);
+    let master = eager(&site);
+    let body = body();
+    let digest = adler32(&body);
+    let mut connection = master.connect();
+    let ways = ["read", "pieces", "read1", "readinto", "lines", "readlines", "buffered", "mixed"];
+    for (number, way) in ways.iter().enumerate() {
+        connection.must_send(head(&format!("/{way}"), &format!("Content-Length: {BYTES}")));
+        connection.must_send(&body[..FIRST]);
+        connection.must_send(&body[FIRST..]);
+        let answer = connection.expect_answer();
+        assert_eq!(answer.text(), format!("{digest} {BYTES} {BYTES}"), "{way}");
+        assert_eq!(begun(&master), number + 1, "{way} was not live");
+    }
+    connection.must_send(head("/seek", &format!("Content-Length: {BYTES}")));
+    connection.must_send(&body);
+    assert_eq!(connection.expect_answer().text(), "cannot");
+    assert!(!master.log().contains("ERROR"), "{}", master.log());
+}
+
+#[test]
+fn chunked_bodies_go_live_for_listed_paths() {
+    let site = site("live-chunked", 2);
+    site.set("http.stream_bodies", "['/upload/']");
+    let master = eager(&site);
+    let body = body();
+    let chunks =
+        body.chunks(99_999).map(|chunk| [format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat());
+    let sent = [chunks.collect::<Vec<_>>().concat(), b"0\r\n\r\n".to_vec()].concat();
+    let mut connection = master.connect();
+    for (number, way) in ["read", "pieces", "read1", "lines", "readlines", "mixed"].iter().enumerate() {
+        connection.must_send(head(&format!("/upload/{way}"), "Transfer-Encoding: chunked"));
+        connection.must_send(&sent);
+        assert_eq!(connection.expect_answer().text(), format!("{} None {BYTES}", adler32(&body)), "{way}");
+        assert_eq!(begun(&master), number + 1, "{way} was not live");
+    }
+    // Elsewhere it is whole, and has a length.
+    connection.must_send(head("/read", "Transfer-Encoding: chunked"));
+    connection.must_send(&sent);
+    assert_eq!(connection.expect_answer().text(), format!("{} {BYTES} {BYTES}", adler32(&body)));
+    assert_eq!(begun(&master), ["read", "pieces", "read1", "lines", "readlines", "mixed"].len());
+}
+
+/// Each of these is a worker of its own: who has stopped once makes the others go to files.
+#[test]
+fn a_client_that_stops_or_leaves_is_no_fault_of_the_application() {
+    for (way, status) in [("read", 408), ("lines", 408), ("caught", 400)] {
+        let site = site("live-stops", 1);
+        let master = eager(&site);
+        let mut connection = master.connect();
+        connection.must_send(head(&format!("/{way}"), &format!("Content-Length: {BYTES}")));
+        connection.must_send(&body()[..FIRST]);
+        let answer = connection.expect_answer();
+        assert!(answer.status == status && answer.closes(), "{way}: {}", answer.status);
+        if way == "caught" {
+            assert_eq!(answer.text(), "caught TimeoutError");
+        } else {
+            master.wait_log("408 request body not received in time");
+        }
+        assert_eq!(master.get("/").text(), "small");
+        // Nothing of it is the application's error.
+        assert!(!master.log().contains("Traceback"), "{}", master.log());
+    }
+    let site = site("live-leaves", 1);
+    let master = eager(&site);
+    let mut connection = master.connect();
+    connection.must_send(head("/read", &format!("Content-Length: {BYTES}")));
+    connection.must_send(&body()[..FIRST]);
+    drop(connection);
+    master.wait_log("400 the request ends too early");
+    // The answer comes, and then the end.
+    let mut connection = master.connect();
+    connection.must_send(head("/unread", &format!("Content-Length: {BYTES}")));
+    connection.must_send(&body());
+    let answer = connection.expect_answer();
+    assert!(answer.status == 200 && answer.closes());
+    assert_eq!(begun(&master), 2);
+    assert!(!master.log().contains("Traceback"), "{}", master.log());
+}
+
+/// Clients that begin fast and then stop, on all threads and more, again and again. Others are answered all the time; where
+/// there is one thread, one of them has to wait, once.
+#[test]
+fn uploads_that_stop_hold_no_thread() {
+    for threads in [1, 4] {
+        let site = site("live-attack", threads);
+        site.set("http.body_timeout", "'60s'");
+        let master = eager(&site);
+        let address = master.address();
+        let first = body()[..FIRST].to_vec();
+        let attack = |count: usize| -> Vec<Connection> {
+            let attacker = |_| {
+                let mut connection = Connection::to(&address);
+                connection.must_send(head("/read", &format!("Content-Length: {BYTES}")));
+                connection.must_send(&first);
+                connection
+            };
+            (0..count).map(attacker).collect()
+        };
+        let mut held = Vec::new();
+        let mut waited = Vec::new();
+        for _ in 0..8 {
+            held.extend(attack(2 * threads));
+            for _ in 0..5 {
+                let asked = Instant::now();
+                let response = client::get(&address, "/").expect("it is answered");
+                assert_eq!(response.text(), "small");
+                waited.push(asked.elapsed());
+            }
+        }
+        let long = waited.iter().filter(|waited| **waited >= Duration::from_secs(1)).count();
+        println!("{threads} threads: {long} of {} waited, the longest {:?}", waited.len(), waited.iter().max());
+        assert!(long <= usize::from(threads == 1), "{threads} threads: {waited:?}");
+        let live = begun(&master);
+        // Half of the threads, or what stood in line for the only one; from then on nobody is trusted.
+        let most = if threads == 1 { 3 } else { threads / 2 };
+        assert!((1..=most).contains(&live), "{live} went live with {threads} threads");
+        assert!(master.log_lines("too slowly for a thread to wait").len() <= live);
+        drop(held);
+        assert_eq!(master.get("/").text(), "small");
+    }
+}
+
+/// As zlib has it.
+fn adler32(bytes: &[u8]) -> u32 {
+    let (low, high) = bytes.iter().fold((1, 0), |(low, high), byte| {
+        let low = (low + u32::from(*byte)) % 65_521;
+        (low, (high + low) % 65_521)
+    });
+    high << 16 | low
+}
