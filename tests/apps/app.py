@@ -122,6 +122,15 @@ def hold(environ, start_response, query):
     return answer(start_response, release.NAME)
 
 
+def keep(environ, start_response, query):
+    """The same for about so long, however fast the machine is at the moment."""
+    begun = time.perf_counter()
+    sum(itertools.repeat(1, 2000000))
+    each = (time.perf_counter() - begun) / 2000000
+    sum(itertools.repeat(1, min(int(float(query.get("s", "1")) / each), 300000000)))
+    return answer(start_response, release.NAME)
+
+
 def lock(environ, start_response, query):
     """Waits for a lock that nobody gives up."""
     taken = threading.Lock()
@@ -230,6 +239,7 @@ ROUTES = {
     "/fifo": fifo,
     "/spin": spin,
     "/hold": hold,
+    "/keep": keep,
     "/lock": lock,
     "/echo": echo,
     "/slow-echo": slow_echo,

@@ -8,7 +8,7 @@ use crate::harness::site::Site;
 use crate::harness::wait_for;
 
 /// Where requests get stuck: in a loop, in C code that keeps the interpreter's lock, in a sleep, in a lock.
-const STUCK: [&str; 4] = ["spin", "hold", "sleep", "lock"];
+const STUCK: [&str; 4] = ["spin", "keep", "sleep", "lock"];
 
 /// A look at the scoreboard each quarter of the limit, an answer within 0.4 s, faulthandler's within another: less than a
 /// second, and another for a machine that does something else meanwhile.
@@ -70,15 +70,15 @@ fn who_holds_the_lock_is_shown_to_those_who_wait() {
     site.set("log.slow_request", "'1s'");
     let master = site.start();
     let address = master.address();
-    while_asking(&master, "hold", || {
-        wait_running(&master, "hold");
+    while_asking(&master, "keep", || {
+        wait_running(&master, "keep");
         let waiting = std::thread::spawn(move || client::get(&address, "/"));
         let line = "slow request \"GET /\"*waits for the interpreter's lock:";
         master.wait_log(line);
         assert_eq!(waiting.join().expect("it ends").expect("it is answered").status, 200);
         let log = master.log();
         let at = log.find("waits for the interpreter's lock:").expect("it was there");
-        assert!(log[at..].contains(" in hold"), "{log}");
+        assert!(log[at..].contains(" in keep"), "{log}");
     });
 }
 
