@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use forkmaster_http::serve::{self, Ending, Giving, HandoffRefusal, Metrics};
+use forkmaster_wire::access::record::begin_running;
 use forkmaster_wire::scoreboard::{monotonic_ns, Cell, Finished, Running, Scoreboard, ThreadCell};
 
 use crate::access::{self, AccessLog, End, How};
@@ -139,7 +140,7 @@ impl Metrics for CellMetrics {
             id.extend_from_slice(format!("{header}: {}", running.id).as_bytes());
         }
         if let Some(access) = self.access.as_ref().filter(|access| access.wants(running.path(), TIMED_OUT)) {
-            access::begin_running(record, &running, TIMED_OUT, access.wanted());
+            begin_running(record, &running, TIMED_OUT, access.wanted());
         }
         true
     }

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 pub use forkmaster_wire::access::line::Origin;
-pub use forkmaster_wire::access::record::{begin, begin_running, end, value, End, Facts, How, Wanted};
+pub use forkmaster_wire::access::record::{begin, end, value, End, Facts, How, Wanted};
 
 /// A line is written at the latest after this: who watches the log expects lines at once.
 const BATCH_WITHIN: Duration = Duration::from_secs(1);
@@ -269,6 +269,8 @@ mod tests {
         let threads: Vec<_> = (0..4)
             .map(|writer| {
                 let log = AccessLog::start(file.as_raw_fd(), access(), ORIGIN).unwrap();
+                // Some write each line at once, as a worker does that may be killed.
+                log.hurry(writer % 2 == 1);
                 thread::spawn(move || {
                     for number in 0..3000 {
                         push(&log, &format!("/{writer}/{number}/{}", "x".repeat(number % 300)));
