@@ -10,7 +10,7 @@ use crate::harness::master::{binary, Master};
 use crate::harness::site::Site;
 
 /// Beginnings of commands that no test runs from the page, and why.
-const NOT_RUN: [(&str, &str); 15] = [
+const NOT_RUN: [(&str, &str); 16] = [
     ("pip install forkmaster", "it asks a package index; packaging/check-wheel installs the wheel"),
     ("cargo run --release", "a release build takes minutes; tests run the debug build"),
     ("cargo install", "a release build takes minutes"),
@@ -20,6 +20,7 @@ const NOT_RUN: [(&str, &str); 15] = [
     ("/srv/shop/releases/43/.venv/bin/python", "a command of Django's, as an example"),
     ("forkmaster status --watch", "it goes on until Ctrl-C; a test of `status` runs it"),
     ("forkmaster events", "it goes on until Ctrl-C; a test of `events` runs it"),
+    ("forkmaster logs", "it follows a file, and a test's master has its log where the test looks"),
     ("forkmaster wait down", "it waits for the end; a test of the verbs runs it"),
     ("forkmaster app:app", "it serves until it is stopped; tests of the first start run it"),
     ("forkmaster -c app.toml", "it serves until it is stopped; every test runs it"),
