@@ -24,10 +24,17 @@ use nix::sys::wait::{waitpid, WaitStatus};
 use nix::unistd::{getpid, getppid, Pid};
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 /// The middle lives for microseconds. A C library's fork handler (pthread_atfork) that hangs in it must not hang the
 /// template.
 const MIDDLE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long modules that other threads import are waited for. Most take milliseconds.
+const IMPORTS_WITHIN: Duration = Duration::from_secs(1);
+
+/// Between two looks at them.
+const IMPORTS_EVERY: Duration = Duration::from_millis(2);
 
 /// Messages that are kept while the middle is waited for. More stay in the channel.
 const INBOX_MAX: usize = 256;
@@ -53,10 +60,9 @@ pub enum Reaped {
 }
 
 /// `first_act` runs in the worker before any Python does.
-pub fn fork<T>(_py: Python<'_>, first_act: impl FnOnce() -> T) -> Result<Forked<T>, Errno> {
+pub fn fork<T>(py: Python<'_>, first_act: impl FnOnce() -> T) -> Result<Forked<T>, Errno> {
     let template = getpid();
-    // SAFETY: the interpreter's lock is held.
-    unsafe { ffi::PyOS_BeforeFork() };
+    before_fork(py);
     // SAFETY: the child is this thread alone. It calls prctl, getppid, fork and _exit; the worker that comes out of it
     // is bracketed by what CPython itself calls around fork(2).
     let outcome = Errno::result(unsafe { libc::fork() });
@@ -71,6 +77,54 @@ pub fn fork<T>(_py: Python<'_>, first_act: impl FnOnce() -> T) -> Result<Forked<
     // SAFETY: as with `PyOS_BeforeFork`; also where the fork failed.
     unsafe { ffi::PyOS_AfterFork_Parent() };
     outcome.map(|middle| Forked::Template(Pid::from_raw(middle)))
+}
+
+/// `PyOS_BeforeFork`, at a moment in which no other thread imports a module. It takes the lock of `import` itself, so that no
+/// other import begins, but each module that is being imported has a lock of its own (importlib, `_ModuleLock`). A worker
+/// would have that as a copy which nobody ever releases, and would hang where it needs the module.
+fn before_fork(py: Python<'_>) {
+    let deadline = Instant::now() + IMPORTS_WITHIN;
+    loop {
+        let mut module = importing(py);
+        if module.is_none() {
+            // SAFETY: the interpreter's lock is held.
+            unsafe { ffi::PyOS_BeforeFork() };
+            // Handlers may have let other threads run.
+            module = importing(py);
+            if module.is_none() || Instant::now() >= deadline {
+                return;
+            }
+            // SAFETY: undoes `PyOS_BeforeFork`.
+            unsafe { ffi::PyOS_AfterFork_Parent() };
+        }
+        if let Some(module) = module.filter(|_| Instant::now() >= deadline) {
+            log::warn!(
+                "a thread has been importing {module} for {} s while a worker is forked: the worker would hang where it \
+                 imports that; import it before the thread starts",
+                IMPORTS_WITHIN.as_secs()
+            );
+            // SAFETY: the interpreter's lock is held.
+            unsafe { ffi::PyOS_BeforeFork() };
+            return;
+        }
+        // Not a wait for something that tells: such a lock cannot be waited for with a limit.
+        py.detach(|| std::thread::sleep(IMPORTS_EVERY));
+    }
+}
+
+/// The name of a module that another thread is importing. None also where importlib cannot be asked.
+fn importing(py: Python<'_>) -> Option<String> {
+    let locks = py.import("_frozen_importlib").ok()?.getattr("_module_locks").ok()?;
+    let own = py.import("_thread").ok()?.call_method0("get_ident").ok()?;
+    // A list: whoever drops a lock meanwhile takes it out of the dict.
+    for (name, reference) in locks.cast::<PyDict>().ok()?.items().extract::<Vec<(String, Py<PyAny>)>>().ok()? {
+        // None: nobody has the lock any more.
+        let owner = reference.bind(py).call0().and_then(|lock| lock.getattr("owner"));
+        if owner.is_ok_and(|owner| !owner.is_none() && !owner.eq(&own).unwrap_or(false)) {
+            return Some(name);
+        }
+    }
+    None
 }
 
 /// Forks once more and ends. Returns in the worker only.

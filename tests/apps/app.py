@@ -123,11 +123,10 @@ def hold(environ, start_response, query):
 
 
 def keep(environ, start_response, query):
-    """The same for about so long, however fast the machine is at the moment."""
-    begun = time.perf_counter()
-    sum(itertools.repeat(1, 2000000))
-    each = (time.perf_counter() - begun) / 2000000
-    sum(itertools.repeat(1, min(int(float(query.get("s", "1")) / each), 300000000)))
+    """The same for so long, however fast the machine is at the moment."""
+    end = time.monotonic() + float(query.get("s", "1"))
+    # C code alone, which signals do not end early either.
+    all(map(end.__gt__, iter(time.monotonic, None)))
     return answer(start_response, release.NAME)
 
 

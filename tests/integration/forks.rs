@@ -90,6 +90,29 @@ fn twenty_of_twenty_starts_with_threads_that_take_locks_all_the_time() {
     }
 }
 
+/// Each module that is being imported has a lock of its own, which a fork would copy locked.
+#[test]
+fn a_module_that_a_thread_imports_is_waited_for_before_a_fork() {
+    for python in Machine::get().each_minor() {
+        let site = Site::new(&format!("import_in_thread_{}", python.minor));
+        site.set("app.preload", "true").set("server.workers", "2").set("server.request_timeout", "'5s'");
+        let app = "import threading, time\n\
+            threading.Thread(target=__import__, args=('heavy',), daemon=True).start()\n\
+            time.sleep(0.1)\n\
+            def application(environ, start_response):\n\
+            \x20   import heavy\n\
+            \x20   start_response('200 OK', [('Content-Length', str(len(heavy.WORD)))])\n\
+            \x20   return [heavy.WORD]\n";
+        let heavy = "import time\ntime.sleep(0.5)\nWORD = b'imported'\n";
+        site.build("1").python(python).file("app.py", app).file("heavy.py", heavy).make();
+        site.flip("1");
+        let master = site.start();
+        for _ in 0..4 {
+            assert_eq!(master.get("/").text(), "imported");
+        }
+    }
+}
+
 #[test]
 fn an_agent_that_stops_its_threads_before_a_fork_has_them_again_in_the_worker() {
     for (preload, python) in [("false", 0), ("true", 1)] {

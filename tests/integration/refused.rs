@@ -24,13 +24,16 @@ struct Seen {
 fn look(site: &Site, master: &Master) -> Option<Seen> {
     let mut status = master.status()?.0;
     let object = status.as_object_mut()?;
-    for grows in ["last_reload", "requests", "accepted"] {
+    // The refusal is told, and time goes on.
+    for grows in ["last_reload", "last_refusal", "requests", "accepted", "uptime_s"] {
         object.remove(grows);
     }
     for generation in object["generations"].as_array_mut()? {
         generation.as_object_mut()?.remove("age_s");
         for worker in generation["workers"].as_array_mut()? {
-            worker.as_object_mut()?.remove("age_s");
+            for moves in ["age_s", "resident_bytes"] {
+                worker.as_object_mut()?.remove(moves);
+            }
         }
     }
     let mut files = Vec::new();
