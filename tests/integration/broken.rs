@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use crate::harness::load::Load;
 use crate::harness::process::table;
 use crate::harness::site::{app_source, Site};
-use crate::harness::{for_each_preload, wait_within, WAIT};
+use crate::harness::{for_each_preload, wait_for, wait_within, WAIT};
 
 /// One way to break a release. `make` breaks what release 2 would have been; the reload must be refused and its
 /// reason must contain `expected`, in the answer to `reload` and in the log.
@@ -39,7 +39,8 @@ fn refused_as_asked_with(ask: &[&str], name: &str, settings: &[(&str, &str)], ma
     let output = master.cli(ask);
     assert_eq!(output.code, Some(1), "reload of a broken release: {output}");
     assert!(output.text().contains(expected), "the answer does not say {expected:?}: {output}");
-    assert!(master.log().contains(expected), "the log does not say {expected:?}");
+    // A thread of its own writes the log.
+    wait_for("the same in the log", || master.log().contains(expected).then_some(()));
     let refusal = master.status_with(&ask[1..]).and_then(|status| status.last_refusal());
     assert!(refusal.is_some(), "status does not tell that the last reload was refused");
 

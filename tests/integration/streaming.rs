@@ -187,7 +187,7 @@ fn a_client_that_stops_or_leaves_is_no_fault_of_the_application() {
     // The answer comes, and then the end.
     let mut connection = master.connect();
     connection.must_send(head("/unread", &format!("Content-Length: {BYTES}")));
-    connection.must_send(&body());
+    connection.must_send(body());
     let answer = connection.expect_answer();
     assert!(answer.status == 200 && answer.closes());
     assert_eq!(begun(&master), 2);

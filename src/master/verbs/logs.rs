@@ -183,8 +183,8 @@ fn labelled(text: &str, path: Option<&Path>) -> String {
 }
 
 fn last_lines(text: &[u8], lines: usize) -> &[u8] {
-    let ends = text.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at);
-    match ends.skip(lines).next() {
+    let mut ends = text.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at);
+    match ends.nth(lines) {
         Some(end) => &text[end + 1..],
         None => text,
     }

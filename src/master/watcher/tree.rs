@@ -2,7 +2,7 @@
 //! in it before; what cannot be watched is said once.
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -158,13 +158,15 @@ impl Tree {
 /// As a person would name it: below the current directory, or the file's name.
 pub fn shown(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
-    let name = path.file_name().map(OsStr::to_os_string).unwrap_or_else(OsString::new);
+    let name = path.file_name().map(OsStr::to_os_string).unwrap_or_default();
     path.strip_prefix(&here).unwrap_or(Path::new(&name)).display().to_string()
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+
+    use std::slice;
 
     use super::*;
 
@@ -198,7 +200,7 @@ mod tests {
         fs::create_dir_all(root.join("venv")).unwrap();
         fs::write(root.join("venv/pyvenv.cfg"), "").unwrap();
         let configuration = directory.path().join("app.toml");
-        let mut tree = Tree::watch(&[root.clone()], &[configuration.clone()]).unwrap();
+        let mut tree = Tree::watch(slice::from_ref(&root), slice::from_ref(&configuration)).unwrap();
         assert!(saved(&mut tree).is_empty());
         fs::write(root.join("pages/views.py"), "a = 1").unwrap();
         fs::write(root.join(".git/config.py"), "").unwrap();

@@ -50,7 +50,7 @@ impl Lines {
 
     /// Appends the line of the next record. False: there is none.
     pub fn next(&mut self, records: &mut Reader<'_>, out: &mut Vec<u8>) -> bool {
-        let Some((facts, method, target)) = records.next() else { return false };
+        let Some((facts, method, target)) = records.next_record() else { return false };
         let start = out.len();
         let values = Reader(records.0);
         for bound in VALUE_BOUNDS {
@@ -398,22 +398,30 @@ mod tests {
             line(bare, &facts(), b"GET", b"/a%20-%20b", &[Some(b"basic YSAtIFtiOmM=")]),
             "a\\x20-\\x20[b|/a\\x20-\\x20b|GET\\x20/a%20-%20b\\x20HTTP/1.1|"
         );
-        let json =
-            line(AccessFormat::Json, &facts(), b"GET", b"/\xe9\"?q=\\", &[Some(b"h"), None, Some(b"x\x1b[0m\xff")]);
+        let json = line(
+            AccessFormat::Json,
+            &facts(),
+            b"GET",
+            b"/\xe9\"?q=\\",
+            &[Some(b"h"), None, Some(b"x\x1b[0m\xff"), None],
+        );
         assert_eq!(
             json,
             "{\"time\":\"2026-11-22T23:25:59.007Z\",\"remote_addr\":\"192.0.2.1\",\"method\":\"GET\",\
              \"path\":\"/\\u00e9\\\"\",\"query\":\"q=\\\\\",\"protocol\":\"HTTP/1.1\",\"status\":200,\"bytes\":42,\
              \"duration_s\":1.234567,\"queued_s\":0.001500,\"ended\":\"client-left\",\"host\":\"h\",\"referer\":null,\"user_agent\":\"x\\u001b[0m\\u00ff\",\
-             \"generation\":3,\"slot\":1,\"pid\":4711}"
+             \"request_id\":null,\"generation\":3,\"slot\":1,\"pid\":4711}"
         );
     }
 
     #[test]
     fn long_values_are_cut_and_the_line_stays_whole() {
         let long = [b'\xff'; 4096];
-        let json = line(AccessFormat::Json, &facts(), b"GET", &long, &[Some(&long), Some(&long), Some(b"agent")]);
-        assert!(json.ends_with("\"user_agent\":\"agent\",\"generation\":3,\"slot\":1,\"pid\":4711}"), "{json}");
+        let json = line(AccessFormat::Json, &facts(), b"GET", &long, &[Some(&long), Some(&long), Some(b"agent"), None]);
+        assert!(
+            json.ends_with("\"user_agent\":\"agent\",\"request_id\":null,\"generation\":3,\"slot\":1,\"pid\":4711}"),
+            "{json}"
+        );
         assert_eq!(json.matches("...\"").count(), 3, "{json}");
         let many = atoms(&vec![(Atom::UserAgent, true); 300]);
         let values = vec![Some(&long[..]); 300];

@@ -208,7 +208,7 @@ pub struct Reader<'a>(pub &'a [u8]);
 
 impl<'a> Reader<'a> {
     /// The facts, method and target of the next record; None at the end.
-    pub fn next(&mut self) -> Option<(Facts, &'a [u8], &'a [u8])> {
+    pub fn next_record(&mut self) -> Option<(Facts, &'a [u8], &'a [u8])> {
         let (at_ms, took_us, bytes, queued_us) = (self.number()?, self.number()?, self.number()?, self.number()?);
         let status = u16::from_ne_bytes(self.take(2)?.try_into().ok()?);
         let how = decode(*self.take(1)?.first()?);
@@ -260,7 +260,7 @@ mod tests {
         }
         let mut reader = Reader(&records);
         for _ in 0..2 {
-            let (facts, method, target) = reader.next().unwrap();
+            let (facts, method, target) = reader.next_record().unwrap();
             assert_eq!((facts.at_ms, facts.took_us, facts.bytes, facts.queued_us), (1, 2, 3, 4));
             assert_eq!(facts.how, How::WriteTimeout);
             assert_eq!((facts.status, facts.is_http10, method, target), (200, true, &b"GET"[..], &b"/x"[..]));
@@ -270,6 +270,6 @@ mod tests {
             assert_eq!(reader.value(), Some(&b""[..]));
             assert_eq!(reader.value().unwrap().len(), VALUE_BYTES_MAX);
         }
-        assert!(reader.next().is_none());
+        assert!(reader.next_record().is_none());
     }
 }

@@ -49,8 +49,8 @@ impl EventLoop {
     pub(super) fn refuse_waiting(&mut self) {
         let Some(limit) = self.shared.rules.settings.queue_limit else { return };
         let now = self.now;
-        let is_late = |request: &Box<Request>| now.saturating_duration_since(request.ready_at) > limit;
-        while let Some(request) = self.shared.run_queue.take_if(is_late) {
+        let is_late = |request: &Request| now.saturating_duration_since(request.ready_at) > limit;
+        while let Some(request) = self.shared.run_queue.take_if(|request| is_late(request)) {
             self.dispatched -= 1;
             self.refuse_later(request, refusal::WAITED);
         }

@@ -46,9 +46,10 @@ fn one_worker_turns_for_a_connection_and_the_others_sleep() {
     }
     let by_time = turns_of_time(began);
     let turns: Vec<usize> = count().iter().zip(before).map(|(after, before)| after - before).collect();
-    // It is told of the connection, and of its end.
+    // It is told of the connection, of its end, and now and then of a request that came later than the connection. If all
+    // were woken, each connection would cost eight.
     let sum: usize = turns.iter().sum();
-    assert!(sum <= 2 * CONNECTIONS + SERVERS * by_time, "{turns:?}");
+    assert!(sum <= 3 * CONNECTIONS + SERVERS * by_time, "{turns:?}");
     servers.into_iter().for_each(Fixture::stop);
 }
 
@@ -101,7 +102,7 @@ impl Squatter {
         Squatter(thread)
     }
 
-    fn is_woken(self) {
+    fn expect_woken(self) {
         self.0.join().expect("it was woken");
     }
 }
@@ -113,7 +114,7 @@ fn a_connection_is_found_whose_worker_died_between_being_woken_and_taking_it() {
     let server = server(&listener, settings());
     let mut client = server.client();
     client.send("GET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
-    squatter.is_woken();
+    squatter.expect_woken();
     server.handle.look();
     assert_eq!(client.answer().text(), "hello");
     server.stop();
@@ -128,7 +129,7 @@ fn a_connection_is_found_whose_worker_is_stopped() {
     let before = server.turns.count();
     let mut client = server.client();
     client.send("GET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
-    squatter.is_woken();
+    squatter.expect_woken();
     assert_eq!(client.answer().text(), "hello");
     // Its next turn was soon enough.
     let turns = server.turns.count() - before;

@@ -196,7 +196,7 @@ fn half_of_the_threads_are_left() {
         client.send(head("/")).send(&body()[..FIRST]);
         fixture.expect_app("live");
     }
-    uploads[2].send(head("/")).send(&body());
+    uploads[2].send(head("/")).send(body());
     assert_eq!(uploads[2].answer().text(), "whole");
     for client in &mut uploads[..2] {
         client.send(&body()[FIRST..]);
