@@ -275,7 +275,8 @@ fn sigkill_while_connections_move_loses_what_the_killed_had() {
     master.wait_serving();
     let Address::Tcp(address) = master.address() else { panic!("a TCP address") };
     let load = Load::on(&master.address()).closing(10).keeping(50).start();
-    let (mut killed, mut held, mut seed) = (Vec::new(), BTreeSet::new(), 7u32);
+    // A port comes again after some ten thousand connections, so it may have been held twice.
+    let (mut killed, mut held, mut held_count, mut seed) = (Vec::new(), BTreeSet::new(), 0, 7u32);
     for round in 0..12 {
         site.flip(if round % 2 == 0 { "2" } else { "1" });
         master.hup();
@@ -291,7 +292,9 @@ fn sigkill_while_connections_move_loses_what_the_killed_had() {
                 let pid = Pid::from_raw(victim.pid);
                 let _ = kill(pid, Signal::SIGSTOP);
                 wait_for("a worker that stands still or is gone", || stands_still(victim.pid).then_some(()));
-                held.extend(held_by(victim.pid, address.port()));
+                let theirs = held_by(victim.pid, address.port());
+                held_count += theirs.len();
+                held.extend(theirs);
                 killed.push(victim.pid);
                 let _ = kill(pid, Signal::SIGKILL);
             }
@@ -310,7 +313,7 @@ fn sigkill_while_connections_move_loses_what_the_killed_had() {
         assert!(failed.port.is_some_and(|port| held.contains(&port)), "{:?} was nobody's: {report}", failed.port);
         assert!(!failed.what.contains("no answer within"), "{report}");
     }
-    assert!(report.failures.len() <= held.len(), "{} were held: {report}", held.len());
+    assert!(report.failures.len() <= held_count, "{held_count} were held: {report}");
     assert!(!held.is_empty(), "nobody had anything");
 }
 

@@ -1,5 +1,5 @@
 //! What is noted of a request in the application while the application is looked at closely. Most requests have none of
-//! it, and it stands apart so that they do not carry it along.
+//! it.
 
 use std::time::{Duration, Instant};
 
@@ -19,14 +19,14 @@ pub struct CloseLook {
 
 impl CloseLook {
     /// None: nobody needs to know more than when the request began and ended.
-    pub fn begin(times: &AppTimes) -> Option<Box<CloseLook>> {
+    pub fn begin(times: &AppTimes) -> Option<CloseLook> {
         let (measures, looks_closer) = (times.measures(), times.looks_closer());
         if !measures && !looks_closer {
             return None;
         }
         let measure = measures.then(Measure::begin);
         let clocked = looks_closer.then(Instant::now);
-        Some(Box::new(CloseLook { clocked, sending: Duration::ZERO, measure }))
+        Some(CloseLook { clocked, sending: Duration::ZERO, measure })
     }
 
     pub fn clocks_sends(&self) -> bool {

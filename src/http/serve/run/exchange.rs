@@ -64,7 +64,7 @@ pub struct Exchange {
     /// None: given back to the loop.
     request: Option<Box<Request>>,
     begun: Instant,
-    look: Option<Box<CloseLook>>,
+    look: Option<CloseLook>,
     from_loop: bool,
 }
 
@@ -526,7 +526,7 @@ impl Exchange {
     }
 
     fn record(&self, now: Instant, took: Duration) {
-        let look = self.look.as_deref();
+        let look = self.look.as_ref();
         let took = look.map_or(took, |look| look.took(now, took));
         let inside = look.and_then(|look| look.inside(now));
         let waited = look.and_then(|look| look.waited(now));

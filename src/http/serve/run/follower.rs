@@ -17,7 +17,7 @@ pub struct Taken<R> {
     pub lease: Option<Lease>,
     /// When the thread took it.
     pub begun: Instant,
-    pub look: Option<Box<CloseLook>>,
+    pub look: Option<CloseLook>,
     pub from_loop: bool,
 }
 
