@@ -5,6 +5,7 @@ import json
 import os
 import resource
 
+import beside
 import figures
 import machine
 import must_hold
@@ -22,6 +23,7 @@ def arguments():
     parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement, after the warm-up")
     parser.add_argument("--servers", help="comma-separated; all without")
     parser.add_argument("--before", metavar="BINARY", help="an older forkmaster, measured twice in the same rounds")
+    parser.add_argument("--slices", action="store_true", help="with --before: both binaries at once, in short slices")
     parser.add_argument("--out", default=os.path.join(machine.HERE, "results"))
     parser.add_argument("--list", action="store_true", help="names the scenarios")
     parser.add_argument("--summary", action="store_true", help="judges the results that are there, measures nothing")
@@ -35,8 +37,19 @@ def main():
         print("\n".join(scenario.name for scenario in chosen))
     elif asked.summary:
         summarize(stored(asked.out), asked.out)
+    elif asked.slices:
+        in_slices([scenario for scenario in chosen if scenario.kind == "throughput"], asked)
     else:
         summarize(measure(chosen, asked), asked.out)
+
+
+def in_slices(chosen, asked):
+    if not asked.before:
+        raise SystemExit("bench: --slices compares with an older binary: please name it with --before BINARY")
+    add_before(os.path.abspath(asked.before))
+    machine.pin_load()
+    os.makedirs(asked.out, exist_ok=True)
+    print(beside.write(chosen, asked.rounds, asked.out, machine.sentence(machine.facts())))
 
 
 def measure(chosen, asked):
