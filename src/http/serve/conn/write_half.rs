@@ -125,6 +125,10 @@ impl WriteHalf {
 
     /// The answer is to be given now. False: the loop has given one. App side.
     pub fn claim(&self) -> bool {
+        // Once it is the app side's, it stays so until that gives it up (`unclaim`).
+        if self.answerer.load(Ordering::Acquire) == Answerer::APP {
+            return true;
+        }
         let claimed =
             self.answerer.compare_exchange(Answerer::NOBODY, Answerer::APP, Ordering::AcqRel, Ordering::Acquire);
         claimed.map_or_else(|answerer| answerer == Answerer::APP, |_| true)
@@ -189,7 +193,15 @@ impl WriteHalf {
         let _ = self.loss.compare_exchange(Loss::NONE, loss, Ordering::Relaxed, Ordering::Relaxed);
         queue.clear();
         self.queued.store(false, Ordering::Release);
-        self.room.notify_all();
+        self.tell_of_room(&queue);
+    }
+
+    /// A condition variable asks the kernel even where nobody waits: so whoever waits says so. It is one thread at most, the
+    /// one that has the request.
+    fn tell_of_room(&self, queue: &WriteQueue) {
+        if queue.awaited {
+            self.room.notify_one();
+        }
     }
 
     pub fn note_half_closed(&self) {
@@ -324,8 +336,10 @@ impl WriteHalf {
                 return;
             }
             let heard = queue.heard;
+            queue.awaited = true;
             let (guard, timeout) = self.room.wait_timeout(queue, patience).unwrap_or_else(PoisonError::into_inner);
             queue = guard;
+            queue.awaited = false;
             if timeout.timed_out() && queue.heard == heard {
                 drop(queue);
                 self.drop_client();
@@ -359,7 +373,7 @@ impl WriteHalf {
         let progress = sent > 0;
         if progress || outcome == Progress::Empty {
             queue.heard += 1;
-            self.room.notify_all();
+            self.tell_of_room(&queue);
         }
         let drained = match outcome {
             Progress::Empty => {

@@ -1,13 +1,14 @@
 //! What of an answer the socket has not taken: memory, the application's own bytes, a temporary file, the application's
 //! file. It is bounded in memory and on disk, for one answer and in sum. Whoever has it holds its lock (`write_half`).
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 
 use crate::serve::base::budget::Charge;
 use crate::serve::base::settings::{
-    DEFERRED_ANSWER_BYTES_MAX, RESPONSE_MEMORY_BYTES_MAX, SEGMENT_BYTES, SHARE_BYTES_MAX,
+    DEFERRED_ANSWER_BYTES_MAX, FLUSH_ANSWERS_MAX, RESPONSE_MEMORY_BYTES_MAX, SEGMENT_BYTES, SHARE_BYTES_MAX,
 };
 use crate::serve::io::spool::{Failed, Spool, TempFiles};
 
@@ -58,11 +59,27 @@ enum Segment {
     },
 }
 
+thread_local! {
+    /// Memory for small answers that are deferred. It belongs to threads and not to connections, so that a new connection
+    /// allocates nothing for its first one.
+    static SPARES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn take_spare() -> Vec<u8> {
+    SPARES.with_borrow_mut(Vec::pop).unwrap_or_default()
+}
+
+fn keep_spare(bytes: Vec<u8>) {
+    SPARES.with_borrow_mut(|spares| {
+        if spares.len() < FLUSH_ANSWERS_MAX {
+            spares.push(bytes);
+        }
+    });
+}
+
 #[derive(Debug)]
 pub struct WriteQueue {
     segments: VecDeque<Segment>,
-    /// For the next small answer that is deferred; no bytes are in it.
-    spare: Vec<u8>,
     memory: Charge,
     spool: Option<Spool>,
     /// Bytes in `Spooled` segments.
@@ -79,6 +96,8 @@ pub struct WriteQueue {
     pub lost: u64,
     /// Counts what the loop finds out about the client: that it took bytes, or that it goes on to.
     pub heard: u64,
+    /// The thread that has the request waits for room.
+    pub awaited: bool,
     /// `response_buffer`.
     pub bytes_max: u64,
 }
@@ -86,8 +105,7 @@ pub struct WriteQueue {
 impl WriteQueue {
     pub fn new(memory: Charge, response_buffer: u64) -> WriteQueue {
         WriteQueue {
-            segments: VecDeque::new(),
-            spare: Vec::new(),
+            segments: VecDeque::with_capacity(1),
             memory,
             spool: None,
             spooled: 0,
@@ -97,6 +115,7 @@ impl WriteQueue {
             drained: 0,
             lost: 0,
             heard: 0,
+            awaited: false,
             bytes_max: response_buffer,
         }
     }
@@ -127,7 +146,7 @@ impl WriteQueue {
         match self.segments.pop_front() {
             Some(Segment::Memory { mut bytes, .. }) if bytes.capacity() <= DEFERRED_ANSWER_BYTES_MAX => {
                 bytes.clear();
-                self.spare = bytes;
+                keep_spare(bytes);
             }
             Some(Segment::Memory { .. } | Segment::Held { .. } | Segment::Spooled { .. } | Segment::File { .. })
             | None => {}
@@ -217,7 +236,7 @@ impl WriteQueue {
             }
             Some(Segment::Memory { .. } | Segment::Held { .. } | Segment::Spooled { .. } | Segment::File { .. })
             | None => {
-                let mut tail = std::mem::take(&mut self.spare);
+                let mut tail = take_spare();
                 tail.extend_from_slice(bytes);
                 self.segments.push_back(Segment::Memory { bytes: tail, at: 0 });
             }
