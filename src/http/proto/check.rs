@@ -51,9 +51,8 @@ impl Reader {
 
     fn step(&mut self) -> Result<bool, Refusal> {
         let Some((_, framing)) = &mut self.head else {
-            let Scan::Complete { start, end } = self.scanner.scan(&self.buffer, &LIMITS)? else { return Ok(false) };
             let mut head = Head::default();
-            head.read(&self.buffer, start, end, &LIMITS)?;
+            let Some((start, end)) = head.find(&mut self.scanner, &self.buffer, &LIMITS)? else { return Ok(false) };
             let body = match head.framing {
                 Framing::None => Body::Length(0),
                 Framing::Length(length) => Body::Length(length),
@@ -121,9 +120,29 @@ pub fn requests(data: &[u8]) {
     assert_eq!(read(&pieces), whole, "pieces of {at}: {:?}", String::from_utf8_lossy(stream));
 }
 
+/// A head that was read at once is what it would have been line by line, and the other way round: the same refusal, the same
+/// end, the same head.
+pub fn at_once(data: &[u8]) {
+    let roomy = Limits { request_line: 1000, field_size: 1000, fields: 10, head: 10_000 };
+    for limits in [LIMITS, roomy] {
+        let (mut head, mut other) = (Head::default(), Head::default());
+        let found = head.find(&mut Scanner::default(), data, &limits);
+        let scanned = match Scanner::default().scan(data, &limits) {
+            Ok(Scan::More) => Ok(None),
+            Ok(Scan::Complete { start, end }) => other.read(data, start, end, &limits).map(|()| Some((start, end))),
+            Err(refusal) => Err(refusal),
+        };
+        assert_eq!(found, scanned, "{:?}", String::from_utf8_lossy(data));
+        if let Ok(Some(_)) = found {
+            assert_eq!(format!("{head:?}"), format!("{other:?}"), "{:?}", String::from_utf8_lossy(data));
+        }
+    }
+}
+
 /// A head that is accepted has one reading: nothing in it ends a line early, and written again from what was
 /// understood it is understood in the same way.
 pub fn head(data: &[u8]) {
+    at_once(data);
     let (Ok(Scan::Complete { start, end }), mut head) = (Scanner::default().scan(data, &LIMITS), Head::default())
     else {
         return;

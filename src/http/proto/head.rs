@@ -2,7 +2,8 @@
 //!
 //! `Scanner` finds the head's end, looks at every byte once, and enforces what concerns lines: CRLF only, no
 //! folding, the limits. Every bound is a position in the stream, so how the bytes were split changes nothing.
-//! `Head` then reads the complete head with httparse and adds the checks that httparse leaves to its caller.
+//! `Head` then reads the complete head with httparse and adds the checks that httparse leaves to its caller. A head that
+//! has come in one piece, as most do, is read without a scanner before it; whatever is wrong with one is left to that.
 
 use std::mem::MaybeUninit;
 
@@ -74,6 +75,11 @@ pub struct Scanner {
 }
 
 impl Scanner {
+    /// It has not looked at anything yet.
+    fn is_fresh(&self) -> bool {
+        self.line == 0 && self.seen == 0
+    }
+
     /// Whether anything but empty lines has come.
     pub fn has_begun(&self, bytes: &[u8]) -> bool {
         bytes.len() > self.start
@@ -191,32 +197,74 @@ impl Default for Head {
 }
 
 impl Head {
+    /// Finds the head that `bytes` begin with, and reads it: where it starts and ends. None: it is not all there yet.
+    pub fn find(
+        &mut self,
+        scanner: &mut Scanner,
+        bytes: &[u8],
+        limits: &Limits,
+    ) -> Result<Option<(usize, usize)>, Refusal> {
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        if scanner.is_fresh() {
+            if let Some(end) = self.read_at_once(bytes, limits) {
+                return Ok(Some((0, end)));
+            }
+        }
+        let Scan::Complete { start, end } = scanner.scan(bytes, limits)? else { return Ok(None) };
+        self.read(bytes, start, end, limits)?;
+        Ok(Some((start, end)))
+    }
+
+    /// Reads a head that is all there and of which a scanner would say nothing, and returns its end. None: a scanner has to
+    /// say what it is. Never the other way round: nothing is accepted here that a scanner would not accept.
+    fn read_at_once(&mut self, bytes: &[u8], limits: &Limits) -> Option<usize> {
+        // So that nothing in it can be too long. Only the number of fields is left to be counted.
+        let bound = limits.request_line.min(limits.field_size).min(limits.head);
+        if bytes.len() > bound || limits.fields > FIELDS_ON_STACK {
+            return None;
+        }
+        let mut fields = [const { MaybeUninit::uninit() }; FIELDS_ON_STACK];
+        let end = self.read_with(bytes, 0, &mut fields).ok()?;
+        // httparse takes a bare LF for the end of a line too, and skips any number of empty lines.
+        let begins_a_line = |(name, _): &(Span, Span)| bytes[..name.start as usize].ends_with(b"\r\n");
+        let is_strict = self.method.start == 0
+            && bytes[..end].ends_with(b"\r\n\r\n")
+            && self.fields.len() <= limits.fields
+            && self.fields.iter().all(begins_a_line);
+        is_strict.then_some(end)
+    }
+
     /// Reads the complete head that `bytes` begin with at `start` and end with at `end`. Spans are of `bytes`.
     pub fn read(&mut self, bytes: &[u8], start: usize, end: usize, limits: &Limits) -> Result<(), Refusal> {
         let whole = &bytes[..end];
         if limits.fields <= FIELDS_ON_STACK {
             let mut fields = [const { MaybeUninit::uninit() }; FIELDS_ON_STACK];
-            self.read_with(whole, start, &mut fields)
+            self.read_with(whole, start, &mut fields)?;
         } else {
             let mut fields = vec![MaybeUninit::uninit(); limits.fields];
-            self.read_with(whole, start, &mut fields)
+            self.read_with(whole, start, &mut fields)?;
         }
+        Ok(())
     }
 
+    /// And where it ends.
     fn read_with<'b>(
         &mut self,
         whole: &'b [u8],
         start: usize,
         storage: &mut [MaybeUninit<httparse::Header<'b>>],
-    ) -> Result<(), Refusal> {
+    ) -> Result<usize, Refusal> {
         let bytes = &whole[start..];
         let mut request = httparse::Request::new(&mut []);
-        match httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut request, bytes, storage) {
-            Ok(httparse::Status::Complete(_)) => {}
+        let parsed = httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut request, bytes, storage);
+        let length = match parsed {
+            Ok(httparse::Status::Complete(length)) => length,
             // The scanner saw the empty line, so httparse took some line for something else.
             Ok(httparse::Status::Partial) => return Err(refusal::REQUEST_LINE),
             Err(error) => return Err(translate(error, bytes)),
-        }
+        };
         let (Some(method), Some(uri), Some(minor)) = (request.method, request.path, request.version) else {
             return Err(refusal::REQUEST_LINE);
         };
@@ -232,13 +280,8 @@ impl Head {
         let mut expect = Expect::Nothing;
         self.fields.clear();
         for field in request.headers.iter() {
+            // httparse has checked every byte of both (`every_byte_of_a_field_is_judged` holds it to that).
             let (name, value) = (field.name.as_bytes(), field.value);
-            if !syntax::is_token(name) {
-                return Err(refusal::FIELD_NAME);
-            }
-            if !syntax::is_value(value) {
-                return Err(refusal::FIELD_VALUE);
-            }
             let value = syntax::trim(value);
             match name.len() {
                 4 if name.eq_ignore_ascii_case(b"host") => {
@@ -298,7 +341,7 @@ impl Head {
             (Expect::Continue, Version::Http11) => true,
             (Expect::Unknown, Version::Http11) => return Err(refusal::EXPECTATION),
         };
-        Ok(())
+        Ok(start + length)
     }
 
     pub fn method<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
@@ -411,6 +454,26 @@ mod tests {
         match Scanner::default().scan(bytes, &limits())? {
             Scan::More => Ok(None),
             Scan::Complete { start, end } => head.read(bytes, start, end, &limits()).map(|()| Some(head)),
+        }
+    }
+
+    /// Names and values that httparse takes are not looked at again. It looks at short and long ones in different ways.
+    #[test]
+    fn every_byte_of_a_field_is_judged() {
+        for length in [1, 7, 8, 15, 16, 31, 32, 33, 70] {
+            for at in 0..length {
+                for byte in 0..=255u8 {
+                    let mut text = vec![b'x'; length];
+                    text[at] = byte;
+                    let name = [b"GET / HTTP/1.1\r\nHost: h\r\n", &text[..], b": v\r\n\r\n"].concat();
+                    // A colon ends the name, and one has to stand before it.
+                    let is_name = syntax::is_token_byte(byte) || (byte == b':' && at > 0);
+                    assert_eq!(read(&name).is_ok(), is_name, "byte {byte:#x} at {at} of a name of {length}");
+                    let value = [b"GET / HTTP/1.1\r\nHost: h\r\nn: ", &text[..], b"\r\n\r\n"].concat();
+                    let is_value = syntax::is_value_byte(byte);
+                    assert_eq!(read(&value).is_ok(), is_value, "byte {byte:#x} at {at} of a value of {length}");
+                }
+            }
         }
     }
 

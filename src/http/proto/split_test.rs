@@ -80,6 +80,34 @@ fn chance_finds_no_split_that_matters() {
         }
         let bytes: Vec<&[u8]> = stream.chunks(1).collect();
         assert_eq!(read(&bytes), read(&[&stream]), "{:?}", String::from_utf8_lossy(&stream));
+        check::at_once(&stream);
+    }
+}
+
+/// Whole heads take a way of their own (`Head::find`), which must not be told from the other: with each byte of one
+/// replaced by every other, taken out, and put in.
+#[test]
+fn no_byte_makes_a_difference_between_the_two_ways_to_read_a_head() {
+    let heads: [&[u8]; 6] = [
+        // As many fields as may be, and one more.
+        b"GET / HTTP/1.0\r\nA:b\r\nB:c\r\nC:d\r\nD:e\r\n\r\n",
+        b"GET / HTTP/1.0\r\nA:b\r\nB:c\r\nC:d\r\nD:e\r\nE:f\r\n\r\n",
+        b"GET /a?b HTTP/1.1\r\nHost: h\r\nAccept: */*\r\n\r\n",
+        b"\r\nPOST http://h/p HTTP/1.0\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nhost:h:80\r\nExpect: 100-continue \r\nX-Y:\r\n\r\n",
+    ];
+    for head in heads {
+        check::at_once(head);
+        for at in 0..head.len() {
+            check::at_once(&[&head[..at], &head[at + 1..]].concat());
+            check::at_once(&head[..at]);
+            for byte in 0..=255 {
+                check::at_once(&[&head[..at], &[byte], &head[at + 1..]].concat());
+                check::at_once(&[&head[..at], &[byte], &head[at..]].concat());
+                check::at_once(&[&head[..at], &[byte, b'\n'], &head[at..]].concat());
+            }
+        }
     }
 }
 

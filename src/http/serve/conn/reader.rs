@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::proto::chunked::{Decoder, Piece};
 use crate::proto::framing::Framing;
-use crate::proto::head::{Limits, Scan, Scanner};
+use crate::proto::head::{Limits, Scanner};
 use crate::proto::proxy::{self, Parsed, ProxyVersion};
 use crate::proto::refusal::{self, Refusal};
 use crate::serve::base::address::{Local, Peer};
@@ -314,10 +314,7 @@ impl Reader {
         }
         if let ReadPhase::Head = self.phase {
             let limits = self.limits.as_ref().unwrap_or(&rules.limits);
-            let Scan::Complete { start, end } = self.scanner.scan(&self.input, limits)? else {
-                return Ok(false);
-            };
-            request.head.read(&self.input, start, end, limits)?;
+            let Some((_, end)) = request.head.find(&mut self.scanner, &self.input, limits)? else { return Ok(false) };
             self.head_end = end;
             self.begin_body(request, rules)?;
             let is_small = match self.phase {
