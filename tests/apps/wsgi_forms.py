@@ -596,6 +596,17 @@ def environ_of(environ, start_response):
 
 
 @form
+def target_of(environ, start_response):
+    """What the environ says of the target; then it is spoilt, as an application may do with its own."""
+    keys = ("PATH_INFO", "RAW_URI", "REQUEST_URI", "QUERY_STRING")
+    said = " ".join(environ[key] for key in keys).encode()
+    for key in keys:
+        environ[key] = "/spoilt"
+    start_response("200 OK", list(PLAIN))
+    return [said]
+
+
+@form
 def errors(environ, start_response):
     stream = environ["wsgi.errors"]
     stream.write("errors: written \u20ac\n")

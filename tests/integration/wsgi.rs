@@ -453,6 +453,25 @@ fn what_is_kept_of_a_request_does_nothing_to_the_next() {
     assert_eq!(outcome, "this request is over; this request is over");
 }
 
+/// A target that comes again and again stands in what environs are copied from.
+#[test]
+fn each_request_has_its_own_target() {
+    let site = forms("wsgi_targets");
+    let master = site.start();
+    let mut connection = master.connect();
+    let plain = "/target_of /target_of /target_of ";
+    let with_query = "/target_of /target_of?a=b /target_of?a=b a=b";
+    let encoded = "/target_of /%74arget_of /%74arget_of ";
+    let targets = [("/target_of", plain), ("/target_of?a=b", with_query), ("/%74arget_of", encoded)];
+    // Each follows on each, once and several times.
+    for order in [&[0, 0, 0, 0][..], &[1, 0, 1, 0, 2], &[2, 2, 2, 0, 0, 1, 1, 1, 0], &[0, 0, 2, 0, 1, 0, 0, 0]] {
+        for &index in order {
+            let (target, expected) = targets[index];
+            assert_eq!(connection.get_ok(target).text(), expected, "{target} of {order:?}");
+        }
+    }
+}
+
 #[test]
 fn the_environ_is_complete() {
     let site = forms("wsgi_environ");

@@ -73,6 +73,11 @@ pub struct Builder {
     prepared: Py<PyDict>,
     /// What the prepared dict says of the connection.
     usual: Option<Usual>,
+    /// What it says of the target: one that came twice in a row, as those of health checks, webhooks and services with one
+    /// address do. Empty: nothing.
+    usual_target: Vec<u8>,
+    /// The target of the latest request, if it could become the usual one.
+    latest_target: Vec<u8>,
     names: Names,
     strings: Strings,
     /// For values that do not stand in the request as they are; keeps its memory.
@@ -159,6 +164,8 @@ impl Builder {
             common,
             prepared: prepared.unbind(),
             usual: None,
+            usual_target: Vec::new(),
+            latest_target: Vec::new(),
             names: Names::new(),
             strings,
             scratch: Vec::new(),
@@ -198,18 +205,12 @@ impl Builder {
             b"GET" => {}
             method => environ.set_item(intern!(py, "REQUEST_METHOD"), self.strings.get(py, method)?)?,
         }
-        let (target, path, query) = (request.target(), request.path(), request.query());
-        let target_text = self.strings.get(py, target)?;
-        if path == target && !path.contains(&b'%') && self.common.script_name.is_empty() {
-            environ.set_item(intern!(py, "PATH_INFO"), &target_text)?;
+        let query = request.query();
+        if request.target() == self.usual_target {
+            self.latest_target.clear();
         } else {
-            percent::decode(path, &mut self.scratch);
-            let below = below(&self.scratch, &self.common.script_name);
-            environ.set_item(intern!(py, "PATH_INFO"), self.strings.get(py, below)?)?;
+            self.set_target(py, &environ, request)?;
         }
-        // Gunicorn's name, and that of uWSGI, mod_wsgi and waitress.
-        environ.set_item(intern!(py, "RAW_URI"), &target_text)?;
-        environ.set_item(intern!(py, "REQUEST_URI"), target_text)?;
         if !query.is_empty() {
             environ.set_item(intern!(py, "QUERY_STRING"), self.strings.get(py, query)?)?;
         }
@@ -226,6 +227,36 @@ impl Builder {
         }
         self.set_origin(py, &environ, request, &noted)?;
         Ok(environ)
+    }
+
+    fn set_target<R: Request>(&mut self, py: Python<'_>, environ: &Bound<'_, PyDict>, request: &R) -> PyResult<()> {
+        let (target, path) = (request.target(), request.path());
+        let text = self.strings.get(py, target)?;
+        let is_plain = path == target && !path.contains(&b'%') && self.common.script_name.is_empty();
+        if is_plain {
+            environ.set_item(intern!(py, "PATH_INFO"), &text)?;
+        } else {
+            percent::decode(path, &mut self.scratch);
+            let below = below(&self.scratch, &self.common.script_name);
+            environ.set_item(intern!(py, "PATH_INFO"), self.strings.get(py, below)?)?;
+        }
+        // Gunicorn's name, and that of uWSGI, mod_wsgi and waitress.
+        environ.set_item(intern!(py, "RAW_URI"), &text)?;
+        environ.set_item(intern!(py, "REQUEST_URI"), &text)?;
+        if is_plain && target.len() <= USUAL_TARGET_BYTES_MAX {
+            if self.latest_target == target {
+                let prepared = self.prepared.bind(py);
+                for key in [intern!(py, "PATH_INFO"), intern!(py, "RAW_URI"), intern!(py, "REQUEST_URI")] {
+                    prepared.set_item(key, &text)?;
+                }
+                std::mem::swap(&mut self.usual_target, &mut self.latest_target);
+                self.latest_target.clear();
+            } else {
+                self.latest_target.clear();
+                self.latest_target.extend_from_slice(target);
+            }
+        }
+        Ok(())
     }
 
     /// The first request's addresses are most likely those of the next ones too. And the dict gets room for the keys
@@ -325,9 +356,9 @@ impl Builder {
         request: &R,
         noted: &Noted<'_>,
     ) -> PyResult<()> {
-        let common = Arc::clone(&self.common);
+        let common = &*self.common;
         let texts = (noted.says_anything() && common.trusts(request.peer())).then(|| Texts::of(noted));
-        let said = texts.as_ref().map(|texts| said(&common, texts)).unwrap_or_default();
+        let said = texts.as_ref().map(|texts| said(common, texts)).unwrap_or_default();
         let (mut client, mut port) = address_of(request.peer());
         if let Some((address, its_port)) = said.client {
             client = address;
@@ -336,7 +367,7 @@ impl Builder {
         }
         let mut scheme = request.scheme();
         if texts.is_some() {
-            scheme = said_scheme(&common, request, noted, said.proto.as_deref()).unwrap_or(scheme);
+            scheme = said_scheme(common, request, noted, said.proto.as_deref()).unwrap_or(scheme);
         }
         if let Some(host) = &said.host {
             environ.set_item(intern!(py, "HTTP_HOST"), self.strings.get(py, host.as_bytes())?)?;
@@ -407,6 +438,9 @@ fn below<'a>(path: &'a [u8], mount: &[u8]) -> &'a [u8] {
         Some(_) | None => path,
     }
 }
+
+/// Longer ones are seldom the same twice.
+const USUAL_TARGET_BYTES_MAX: usize = 128;
 
 /// Keys that are put into the prepared dict and taken out again, so that it has room for those that requests add.
 const ROOM: usize = 6;
