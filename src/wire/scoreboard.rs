@@ -296,38 +296,52 @@ impl Cell {
     }
 }
 
+/// How many bytes found room.
+fn write_text(places: &[AtomicU8], text: &[u8]) -> usize {
+    let bytes = text.len().min(places.len());
+    for (place, byte) in places[..bytes].iter().zip(&text[..bytes]) {
+        place.store(*byte, Ordering::Relaxed);
+    }
+    bytes
+}
+
 impl ThreadCell {
     /// A request goes to the application. Called before the interpreter's lock is taken: waiting for it counts.
     pub fn begin(&self, request: u64, now_ns: u64, method: &[u8], path: &[u8]) {
-        self.sequence.fetch_add(1, Ordering::Relaxed);
-        fence(Ordering::Release);
-        let text = method.iter().chain(b" ").chain(path);
+        let sequence = self.open();
         let mut bytes = 0;
-        for (at, byte) in self.text.iter().zip(text) {
-            at.store(*byte, Ordering::Relaxed);
-            bytes += 1;
+        for part in [method, b" ", path] {
+            bytes += write_text(&self.text[bytes..], part);
         }
-        self.text_bytes.store(bytes, Ordering::Relaxed);
+        self.text_bytes.store(bytes as u32, Ordering::Relaxed);
         self.request.store(request, Ordering::Relaxed);
         self.started_ns.store(now_ns, Ordering::Relaxed);
         self.entered_ns.store(now_ns, Ordering::Relaxed);
         self.lock_wanted_ns.store(now_ns, Ordering::Relaxed);
         self.client.iter().for_each(|half| half.store(0, Ordering::Relaxed));
         self.id_bytes.store(0, Ordering::Relaxed);
-        self.sequence.fetch_add(1, Ordering::Release);
+        self.close(sequence);
+    }
+
+    /// A change begins: the sequence is odd until `close`, and whoever reads meanwhile reads again. A cell has one writer, its
+    /// thread, so nothing here has to be one operation with its reading.
+    fn open(&self) -> u32 {
+        let sequence = self.sequence.load(Ordering::Relaxed).wrapping_add(1);
+        self.sequence.store(sequence, Ordering::Relaxed);
+        fence(Ordering::Release);
+        sequence
+    }
+
+    fn close(&self, sequence: u32) {
+        self.sequence.store(sequence.wrapping_add(1), Ordering::Release);
     }
 
     /// The request's id, where requests have one; after `begin`.
     pub fn id(&self, id: &[u8]) {
-        self.sequence.fetch_add(1, Ordering::Relaxed);
-        fence(Ordering::Release);
-        let mut bytes = 0;
-        for (at, byte) in self.id.iter().zip(id) {
-            at.store(*byte, Ordering::Relaxed);
-            bytes += 1;
-        }
-        self.id_bytes.store(bytes, Ordering::Relaxed);
-        self.sequence.fetch_add(1, Ordering::Release);
+        let sequence = self.open();
+        let bytes = write_text(&self.id, id);
+        self.id_bytes.store(bytes as u32, Ordering::Relaxed);
+        self.close(sequence);
     }
 
     /// The thread that this cell is of; said once, by itself.
@@ -353,11 +367,10 @@ impl ThreadCell {
             IpAddr::V6(address) => address,
         };
         let bits = u128::from(address);
-        self.sequence.fetch_add(1, Ordering::Relaxed);
-        fence(Ordering::Release);
+        let sequence = self.open();
         self.client[0].store((bits >> 64) as u64, Ordering::Relaxed);
         self.client[1].store(bits as u64, Ordering::Relaxed);
-        self.sequence.fetch_add(1, Ordering::Release);
+        self.close(sequence);
     }
 
     /// The client of this request was answered in place of the application. By whoever did that.
@@ -471,9 +484,19 @@ fn printable(character: char) -> char {
 
 /// CLOCK_MONOTONIC in nanoseconds, the clock of every time on the board.
 pub fn monotonic_ns() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC)
+}
+
+/// The same as it was at the kernel's latest tick, at most some 10 ms ago: time(7), "The software clock". To read it costs a
+/// tenth, for what is said again and again.
+pub fn monotonic_ns_of_tick() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC_COARSE)
+}
+
+fn clock_ns(clock: libc::clockid_t) -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: a valid pointer; the clock exists on every Linux.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    // SAFETY: a valid pointer; the clocks exist on every Linux.
+    unsafe { libc::clock_gettime(clock, &mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 

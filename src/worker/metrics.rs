@@ -10,7 +10,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use forkmaster_http::serve::{self, Ending, Giving, HandoffRefusal, Metrics};
 use forkmaster_wire::access::record::begin_running;
-use forkmaster_wire::scoreboard::{monotonic_ns, Cell, Finished, Running, Scoreboard, ThreadCell};
+use forkmaster_wire::scoreboard::{
+    monotonic_ns, monotonic_ns_of_tick, Cell, Finished, Running, Scoreboard, ThreadCell,
+};
 
 use crate::access::{self, AccessLog, End, How};
 use crate::lock_watch::LockWatch;
@@ -76,7 +78,7 @@ impl CellMetrics {
 
 impl Metrics for CellMetrics {
     fn heartbeat(&self) {
-        let now_ns = monotonic_ns();
+        let now_ns = monotonic_ns_of_tick();
         if self.lives(now_ns) {
             self.cell.heartbeat_ns.store(now_ns, Ordering::Relaxed);
         }

@@ -76,14 +76,14 @@ impl fmt::Display for Worker {
 }
 
 impl Worker {
-    /// A request goes to the application.
+    /// A request goes to the application. Called, as `finished` is, with the interpreter's lock: nobody else counts meanwhile.
     pub fn begin(&self) {
-        self.cell.busy.fetch_add(1, Ordering::Relaxed);
+        self.cell.busy.store(self.cell.busy.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 
     /// None: it was counted before, when its client was answered in the application's place.
     pub fn finished(&self, finished: Option<Finished>, raised: bool) {
-        self.cell.busy.fetch_sub(1, Ordering::Relaxed);
+        self.cell.busy.store(self.cell.busy.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Relaxed);
         if let Some(finished) = finished {
             self.cell.finished(finished);
         }

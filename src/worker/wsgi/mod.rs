@@ -47,6 +47,8 @@ pub struct Gateway {
     progress: Progress,
     /// Numbers them on the scoreboard.
     requests: u64,
+    /// How long the running one has waited for a thread.
+    queued: Duration,
     /// None: they have no ids.
     ids: Option<RequestIds>,
     capi: Capi,
@@ -101,6 +103,7 @@ impl Gateway {
             input: None,
             progress,
             requests,
+            queued: Duration::ZERO,
             ids,
             capi,
             worker,
@@ -118,7 +121,8 @@ impl Gateway {
     pub fn dispatched(&mut self, exchange: &mut Exchange) {
         self.requests += 1;
         exchange.set_number(self.requests);
-        self.progress.begin(self.requests, exchange);
+        self.queued = exchange.begun().saturating_duration_since(exchange.ready_at());
+        self.progress.begin(self.requests, self.queued, exchange);
         if let Some(ids) = &mut self.ids {
             let is_trusted = self.builder.trusts(exchange.peer());
             self.progress.id(ids.begin(exchange, is_trusted));
@@ -129,7 +133,7 @@ impl Gateway {
     /// the request, not the worker. Returns the time when it had ended.
     pub fn serve(&mut self, py: Python<'_>, exchange: Exchange) -> Instant {
         let begun = exchange.begun();
-        let queued = begun.saturating_duration_since(exchange.ready_at());
+        let queued = self.queued;
         self.progress.got_lock();
         self.worker.begin();
         let (ended, finished, raised) = match self.call(py, exchange) {

@@ -1,7 +1,7 @@
 //! What an app thread is at, for the master, which watches `request_timeout`.
 
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use forkmaster_http::serve::{Exchange, Version};
 use forkmaster_wire::scoreboard::{monotonic_ns, ThreadCell};
@@ -34,9 +34,8 @@ impl Progress {
     }
 
     /// Before the lock is taken.
-    pub fn begin(self, request: u64, exchange: &Exchange) {
+    pub fn begin(self, request: u64, queued: Duration, exchange: &Exchange) {
         let begun = exchange.begun();
-        let queued = begun.saturating_duration_since(exchange.ready_at());
         self.cell.arrived(queued.as_micros() as u64, exchange.version() == Version::Http10);
         // The board counts in nanoseconds of the same clock. It was read a moment ago for most requests.
         self.cell.begin(request, self.clock.ns(begun), exchange.method(), exchange.path());

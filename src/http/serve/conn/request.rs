@@ -106,9 +106,10 @@ impl Request {
 
     /// Nobody has begun with it, and its client has gone.
     pub fn is_abandoned(&self, now: Instant) -> bool {
-        let waited = now.saturating_duration_since(self.ready_at);
+        let has_waited = || now.saturating_duration_since(self.ready_at) >= ABANDONED_AFTER;
         let is_gone = || socket::hang_up(self.write_half.fd()) == HangUp::Full;
-        self.write_half.is_gone() || (waited >= ABANDONED_AFTER && is_gone())
+        // Most are begun in the turn in which they came.
+        self.write_half.is_gone() || (now != self.ready_at && has_waited() && is_gone())
     }
 
     /// It was answered, or nobody will. The buffer of its head, without bytes.

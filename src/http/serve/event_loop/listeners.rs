@@ -196,9 +196,9 @@ impl Listeners {
     /// Whether anything is waiting, as far as this turn's events say.
     pub fn next_ready(&mut self) -> Option<usize> {
         let count = self.sockets.len();
-        let found =
-            (0..count).map(|step| (self.first_looked_at + step) % count).find(|&index| self.sockets[index].ready)?;
-        self.first_looked_at = (found + 1) % count;
+        let mut order = (self.first_looked_at..count).chain(0..self.first_looked_at);
+        let found = order.find(|&index| self.sockets[index].ready)?;
+        self.first_looked_at = if found + 1 < count { found + 1 } else { 0 };
         Some(found)
     }
 

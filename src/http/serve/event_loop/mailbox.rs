@@ -95,12 +95,13 @@ impl Mailbox {
     }
 
     pub fn awake(&self) {
-        self.asleep.store(false, Ordering::SeqCst);
+        // Whoever sees it late writes to the eventfd once more than needed.
+        self.asleep.store(false, Ordering::Relaxed);
     }
 
     /// Exchanges the full inbox for an empty one, so that both keep their memory.
     pub fn collect(&self, empty: &mut Inbox) {
-        if self.pending.swap(false, Ordering::SeqCst) {
+        if self.pending.load(Ordering::SeqCst) && self.pending.swap(false, Ordering::SeqCst) {
             std::mem::swap(&mut *self.inbox(), empty);
         }
     }

@@ -523,6 +523,9 @@ impl Exchange {
                 self.record(now, took);
             }
         }
+        if let Some(look) = self.look.take() {
+            look.end();
+        }
     }
 
     fn record(&self, now: Instant, took: Duration) {
