@@ -376,6 +376,7 @@ impl Head {
 /// Stands for a path that the buffer does not hold.
 const ASTERISK: Span = Span { start: u32::MAX, end: u32::MAX };
 
+#[cold]
 fn translate(error: httparse::Error, bytes: &[u8]) -> Refusal {
     match error {
         httparse::Error::HeaderName => refusal::FIELD_NAME,

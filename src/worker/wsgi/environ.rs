@@ -261,6 +261,7 @@ impl Builder {
 
     /// The first request's addresses are most likely those of the next ones too. And the dict gets room for the keys
     /// that requests add: a copy has the size of its original, so none has to grow while it is filled.
+    #[cold]
     fn prepare_for<R: Request>(&mut self, py: Python<'_>, request: &R) -> PyResult<()> {
         let prepared = self.prepared.bind(py).clone();
         let (client, _) = address_of(request.peer());
@@ -332,6 +333,7 @@ impl Builder {
 
     /// After all others: what the proxy says with an underscore replaces what its client says with a hyphen, since
     /// both have the same key.
+    #[cold]
     fn set_underscored<R: Request>(
         &mut self,
         py: Python<'_>,
@@ -591,6 +593,7 @@ impl Request for Exchange {
 }
 
 /// All values of the fields of one name, in order (RFC 9110 section 5.3; RFC 6265 section 5.4 for cookies).
+#[cold]
 fn join<R: Request>(request: &R, name: &[u8], separator: &[u8], joined: &mut Vec<u8>) {
     let values = request.fields().filter(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value);
     joined.clear();

@@ -223,6 +223,7 @@ impl Gateway {
     }
 
     /// In place of the application's answer.
+    #[cold]
     fn show_refusal(&self, mut exchange: Exchange, page: &str) -> Outcome {
         let length = page.len().to_string();
         let fields: [(&[u8], &[u8]); 3] = [
@@ -245,6 +246,7 @@ impl Gateway {
         }
     }
 
+    #[cold]
     fn fail(
         &mut self,
         py: Python<'_>,

@@ -45,6 +45,7 @@ pub struct Answer {
 impl Answer {
     /// Sets the head of a plain error answer and returns its body. Allocates: errors may.
     /// `id`: what every answer to its request says besides, a name and a value; or nothing.
+    #[cold]
     pub fn refuse(&mut self, status: u16, reason: &str, asked: Asked, id: Option<(&[u8], &[u8])>) -> String {
         let phrase = refusal::phrase(status);
         let body = if reason.is_empty() { format!("{phrase}\n") } else { format!("{phrase}: {reason}\n") };

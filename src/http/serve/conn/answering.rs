@@ -191,6 +191,7 @@ impl Request {
     }
 
     /// A plain error answer, where no head was sent.
+    #[cold]
     pub fn refuse(&mut self, status: u16, reason: &str, asked: Asked, temp: &TempFiles) -> Sent {
         let id = split_id(&self.id);
         let body = self.answer.refuse(status, reason, asked, id);

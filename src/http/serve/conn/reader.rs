@@ -326,6 +326,20 @@ impl Reader {
                 request.body.lend(inputs);
             }
         }
+        match self.phase {
+            ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::Complete => {}
+            ReadPhase::Length { .. } | ReadPhase::Chunked(_) => self.parse_body(request, rules)?,
+        }
+        let complete = matches!(self.phase, ReadPhase::Complete);
+        if complete {
+            request.body.complete()?;
+        }
+        Ok(complete)
+    }
+
+    /// Takes what has come of a body out of the input. Apart from `parse`, since most requests have none.
+    #[inline(never)]
+    fn parse_body(&mut self, request: &mut Request, rules: &Rules) -> Result<(), Refusal> {
         let mut rest = &self.input[self.head_end..];
         match &mut self.phase {
             ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::Complete => {}
@@ -361,14 +375,11 @@ impl Reader {
         if used > 0 {
             self.input.drain(self.head_end..self.head_end + used);
         }
-        let complete = matches!(self.phase, ReadPhase::Complete);
-        if complete {
-            request.body.complete()?;
-        }
-        Ok(complete)
+        Ok(())
     }
 
     /// True when the header was read: from then on the client is who the proxy says.
+    #[cold]
     fn parse_proxy(&mut self, request: &mut Request, version: ProxyVersion, trusted: bool) -> Result<bool, Refusal> {
         if self.input.is_empty() {
             return Ok(false);

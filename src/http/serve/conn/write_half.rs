@@ -245,6 +245,12 @@ impl WriteHalf {
                 }
             }
         }
+        self.queue_rest(parts, skip, hold, temp)
+    }
+
+    /// The socket has taken only so many bytes of `parts`, or others wait before them.
+    #[cold]
+    fn queue_rest(&self, parts: &[&[u8]], mut skip: usize, hold: Option<Hold<'_>>, temp: &TempFiles) -> Sent {
         let mut queue = self.lock();
         for (index, part) in parts.iter().enumerate() {
             let skipped = skip.min(part.len());

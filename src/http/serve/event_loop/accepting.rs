@@ -15,6 +15,7 @@ use super::table::SlotState;
 use super::EventLoop;
 
 impl EventLoop {
+    #[cold]
     pub(super) fn command(&mut self, command: Command) {
         let (mode, effects) = self.mode.obey(command);
         self.mode = mode;
@@ -147,10 +148,12 @@ impl EventLoop {
             self.listeners.admission.line_up(view.load, 1);
             self.mask_doors(true);
         }
-        // Threads may have come back, and have told nobody before this.
-        let view = self.view();
-        if self.listeners.admission.should_unmask(view) {
-            self.mask_doors(false);
+        if self.listeners.admission.is_masked() {
+            // Threads may have come back, and have told nobody before this.
+            let view = self.view();
+            if self.listeners.admission.should_unmask(view) {
+                self.mask_doors(false);
+            }
         }
         let open = self.table.open();
         if self.listeners.admission.may_be_ahead(open) {
@@ -176,6 +179,7 @@ impl EventLoop {
         }
     }
 
+    #[cold]
     fn mask_doors(&mut self, masked: bool) {
         self.shared.set_awaits_thread(masked);
         self.listeners.set_masked(&self.epoll, masked);
@@ -185,7 +189,10 @@ impl EventLoop {
     pub(super) fn accept(&mut self) -> bool {
         self.share_waiting();
         let more = self.accept_next();
-        self.watch_queue_of_others();
+        // If that is all, the next look is before the loop sleeps.
+        if more {
+            self.watch_queue_of_others();
+        }
         more
     }
 

@@ -77,6 +77,7 @@ impl EventLoop {
     }
 
     /// Later, by somebody who may block. Its timer ends here: until then nobody waits for the client.
+    #[cold]
     pub(super) fn refuse_later(&mut self, request: Box<Request>, refusal: Refusal) {
         self.timers.clear(request.token.index);
         self.refused.push_back((request, refusal));
@@ -123,6 +124,7 @@ impl EventLoop {
         self.discard(request, self.now);
     }
 
+    #[cold]
     pub(super) fn discard(&mut self, request: Box<Request>, since: Instant) {
         let token = request.token;
         self.scratch.reserve(READ_BODY_BYTES);

@@ -94,6 +94,7 @@ impl EventLoop {
 
     /// A client has taken nothing for `write_timeout`, as far as the queue tells. It may still take what lies in the
     /// socket, which can be megabytes before there is room for more.
+    #[cold]
     pub(super) fn judge_reader(&mut self, index: u32) {
         let patience = self.patience(index);
         let settings = &self.shared.rules.settings;
@@ -152,6 +153,7 @@ impl EventLoop {
     }
 
     /// The client takes too little of its answer.
+    #[cold]
     pub(super) fn drop_reader(&mut self, index: u32) {
         let slot = self.table.slot(index);
         match std::mem::replace(&mut slot.state, SlotState::Dispatched) {

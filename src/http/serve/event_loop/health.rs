@@ -14,6 +14,7 @@ impl EventLoop {
     }
 
     /// 503 once the service was told to stop: nobody should send it anything more.
+    #[cold]
     pub(super) fn answer_health(&mut self, mut request: Box<Request>) {
         let (status, body): (&[u8], &[u8]) = match self.stopping {
             false => (b"200 OK", b"ok\n"),

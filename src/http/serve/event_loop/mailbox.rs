@@ -68,6 +68,7 @@ impl Mailbox {
         self.wake();
     }
 
+    #[cold]
     pub fn command(&self, command: Command) {
         self.inbox().commands.push_back(command);
         self.wake();

@@ -20,6 +20,7 @@ use super::EventLoop;
 
 impl EventLoop {
     /// A request has been with the application for too long.
+    #[cold]
     pub(super) fn answer_overdue(&mut self, number: u64) {
         let Some(token) = self.table.with_request(number) else { return };
         let slot = self.table.slot(token.index);
@@ -58,6 +59,7 @@ impl EventLoop {
 
     /// What a client still sends that was answered so is read and dropped, as in a lingering close: with unread bytes the
     /// end of this process would be a reset, which could destroy the answer (RFC 9112 section 9.6).
+    #[cold]
     pub(super) fn drop_after_answer(&mut self, token: Token) {
         let Some(slot) = self.table.current(token) else { return };
         if !slot.write_half.is_answered() {

@@ -104,6 +104,7 @@ impl EventLoop {
     }
 
     /// A body does not fit into memory: the application gets it as it comes, or a file takes it.
+    #[cold]
     fn stream_or_spool(&mut self, mut request: Box<Request>) {
         let Some((came, since)) = request.body.reached() else { return self.receive(request) };
         let reader = &mut self.table.slot(request.token.index).reader;
@@ -189,6 +190,7 @@ impl EventLoop {
 
     /// The client's time is over by the clock. What counts is what it has sent: where the loop, or the whole process, did
     /// not run for a while, that lies in the kernel.
+    #[cold]
     fn read_or_end(&mut self, mut request: Box<Request>, kind: TimerKind) {
         let index = request.token.index;
         let reader = &mut self.table.slot(index).reader;

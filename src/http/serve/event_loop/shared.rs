@@ -57,6 +57,7 @@ impl Shared {
         })
     }
 
+    #[cold]
     pub fn command(&self, command: Command) {
         if !self.is_forgotten() {
             self.mailbox.command(command);

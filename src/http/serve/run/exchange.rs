@@ -468,6 +468,7 @@ impl Exchange {
         self.fail_in_place(status);
     }
 
+    #[cold]
     fn fail_in_place(&mut self, status: u16) {
         if self.shared().is_forgotten() {
             return;

@@ -161,6 +161,7 @@ impl EventLoop {
     }
 
     /// Offers a whole request that no thread has begun. Some: it stays, or cannot travel.
+    #[cold]
     pub(in crate::serve::event_loop) fn give_whole(&mut self, request: Box<Request>) -> Option<Box<Request>> {
         match self.handoff.gives {
             true => self.offer_whole(request, Giving::Leaving),
@@ -168,6 +169,7 @@ impl EventLoop {
         }
     }
 
+    #[cold]
     pub(super) fn offer_whole(&mut self, request: Box<Request>, why: Giving) -> Option<Box<Request>> {
         let index = request.token.index;
         let unused = self.table.slot(index).reader.unused().len();
@@ -259,6 +261,7 @@ impl EventLoop {
 
     /// Somebody has shut the queue down, for all who hold it. What this process has it serves itself, as if there had never
     /// been a queue.
+    #[cold]
     pub(in crate::serve::event_loop) fn queue_lost(&mut self) {
         if self.handoff.queue.is_none() {
             return;

@@ -49,6 +49,7 @@ impl EventLoop {
         shares && self.shared.run_queue.has_waiting()
     }
 
+    #[cold]
     fn share_one(&mut self, request: Box<Request>, line: InLine) -> Option<Box<Request>> {
         let may = self.mode == Mode::Serving && !request.moved;
         if !(may && line.has_taker(self.metrics.free_siblings(), || self.handoff.lying())) {
