@@ -92,7 +92,7 @@ impl EventLoop {
     }
 
     /// Nothing is heard of the queue while nothing would be taken from it.
-    fn watch_queue_of_others(&mut self) {
+    pub(super) fn watch_queue_of_others(&mut self) {
         let admission = &self.listeners.admission;
         let takes_in_only = admission.is_behind() && !admission.has_time(self.load());
         let masked = admission.is_masked() || self.table.is_full() || takes_in_only;
@@ -196,6 +196,15 @@ impl EventLoop {
         more
     }
 
+    /// Nobody waits, nobody has waited, and nothing ends: `accept` would change nothing. Most turns are like this, since
+    /// most requests come on connections that are there.
+    pub(super) fn are_doors_quiet(&self) -> bool {
+        let reports = self.report_draining || self.report_paused;
+        let waits = self.handoff.is_ready() || self.shared.run_queue.has_waiting();
+        self.listeners.are_idle() && !waits && !reports
+    }
+
+    #[inline(never)]
     fn accept_next(&mut self) -> bool {
         if let Some(index) = self.listeners.closing() {
             match self.accept_one(index) {

@@ -271,6 +271,12 @@ impl Admission {
         self.line.get_or_insert(Line { at: load.dispatched, connections });
     }
 
+    /// Nothing has to be noted of a turn in which nobody waits.
+    pub fn is_calm(&self) -> bool {
+        let rests = self.masked || self.unheard || self.paused_until.is_some();
+        !rests && self.line.is_none() && self.behind == Behind::No
+    }
+
     pub fn is_masked(&self) -> bool {
         self.masked
     }

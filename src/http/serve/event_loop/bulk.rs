@@ -25,6 +25,7 @@ impl EventLoop {
     }
 
     /// Connections that had more to do than a turn's share.
+    #[inline(never)]
     pub(super) fn run_runnable(&mut self) {
         let mut batch = std::mem::take(&mut self.batch);
         std::mem::swap(&mut batch, &mut self.runnable);

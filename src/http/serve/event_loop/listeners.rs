@@ -172,6 +172,12 @@ impl Listeners {
         self.sockets[index].fd.take()
     }
 
+    /// No event of this turn names a listener, none is to be emptied, and no connection waits as far as is known.
+    pub fn are_idle(&self) -> bool {
+        let is_idle = |socket: &Socket| !socket.ready && socket.state != ListenerState::Closing;
+        self.admission.is_calm() && self.sockets.iter().all(is_idle)
+    }
+
     /// Nothing will be accepted any more unless a command says so.
     pub fn are_quiet(&self) -> bool {
         self.sockets.iter().all(|socket| match socket.state {

@@ -100,9 +100,14 @@ impl Mailbox {
         self.asleep.store(false, Ordering::Relaxed);
     }
 
+    /// Something has come since the inbox was collected.
+    pub fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::SeqCst)
+    }
+
     /// Exchanges the full inbox for an empty one, so that both keep their memory.
     pub fn collect(&self, empty: &mut Inbox) {
-        if self.pending.load(Ordering::SeqCst) && self.pending.swap(false, Ordering::SeqCst) {
+        if self.pending.swap(false, Ordering::SeqCst) {
             std::mem::swap(&mut *self.inbox(), empty);
         }
     }

@@ -99,7 +99,11 @@ impl EventLoop {
                     self.phase = TurnPhase::Accepting;
                 }
                 TurnPhase::Accepting => {
-                    if !self.accept() {
+                    if self.are_doors_quiet() {
+                        self.watch_queue_of_others();
+                        self.report_connections();
+                        self.phase = TurnPhase::Idle;
+                    } else if !self.accept() {
                         self.report_connections();
                         self.phase = TurnPhase::Idle;
                     }
@@ -180,6 +184,19 @@ impl EventLoop {
     }
 
     fn do_chores(&mut self) {
+        if self.shared.mailbox.is_pending() {
+            self.empty_mailbox();
+        }
+        self.refuse_waiting();
+        if !self.runnable.is_empty() {
+            self.run_runnable();
+        }
+        self.send_leaving();
+        self.expire();
+    }
+
+    #[inline(never)]
+    fn empty_mailbox(&mut self) {
         let mut inbox = std::mem::take(&mut self.inbox);
         self.shared.mailbox.collect(&mut inbox);
         while let Some(notice) = inbox.notices.pop_front() {
@@ -189,10 +206,6 @@ impl EventLoop {
             self.command(command);
         }
         self.inbox = inbox;
-        self.refuse_waiting();
-        self.run_runnable();
-        self.send_leaving();
-        self.expire();
     }
 
     fn timeout(&self) -> Duration {
