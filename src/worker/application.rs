@@ -100,6 +100,9 @@ fn not_imported(py: Python<'_>, boot: &Boot, error: &PyErr) -> Failure {
     let hint = if !is_ours {
         let executable = py.import("sys").and_then(|sys| sys.getattr("executable"));
         format!("not installed for {}", executable.map_or_else(|_| "this Python".to_owned(), |path| path.to_string()))
+    } else if let Some(hint) = hint_at_an_attribute(py, module) {
+        failure.details.clear();
+        hint
     } else {
         failure.details.clear();
         let top = name.split('.').next().unwrap_or_default();
@@ -112,6 +115,21 @@ fn not_imported(py: Python<'_>, boot: &Boot, error: &PyErr) -> Failure {
     };
     failure.reason = format!("{}; {hint}", failure.reason);
     failure
+}
+
+/// `shop.app` where `shop` is a module that has an `app`: Python says only that it is no package.
+fn hint_at_an_attribute(py: Python<'_>, module: &str) -> Option<String> {
+    let (parent, name) = module.rsplit_once('.')?;
+    // Python has imported it on the way.
+    let modules = py.import("sys").and_then(|sys| sys.getattr("modules")).ok()?;
+    let found = modules.get_item(parent).ok()?;
+    if found.hasattr("__path__").ok()? {
+        return None;
+    }
+    match found.hasattr(name).ok()? {
+        true => Some(format!("{parent} is a module that has `{name}`: write \"{parent}:{name}\"")),
+        false => Some(format!("{parent} is a module: write the name of the application in it, \"{parent}:NAME\"")),
+    }
 }
 
 /// Names under which modules keep their application, most likely first.
