@@ -3,7 +3,7 @@
 //! and which of them cannot be had together.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::settings::Bind;
@@ -89,6 +89,10 @@ fn parse_unix(path: &str, base: &Path) -> Result<Bind, String> {
     Ok(Bind::Unix(path))
 }
 
+fn is_port(text: &str) -> bool {
+    text.parse::<u16>().is_ok()
+}
+
 fn parse_inet(text: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         if let SocketAddr::V6(v6) = address {
@@ -107,6 +111,14 @@ fn parse_inet(text: &str) -> Result<SocketAddr, String> {
         ));
     }
     if let Ok(ip) = text.parse::<IpAddr>() {
+        // Without its brackets, an IPv6 address with a port is another address.
+        let with_port = text.rsplit_once(':').filter(|(host, port)| host.parse::<Ipv6Addr>().is_ok() && is_port(port));
+        if let Some((host, port)) = with_port {
+            return Err(format!(
+                "an IPv6 address stands in brackets; write \"[{host}]:{port}\", or \"[{text}]:8000\" if all of it is the \
+                 address"
+            ));
+        }
         return Err(format!("a port is missing; write \"{}\"", SocketAddr::new(ip, 8000)));
     }
     let Some((host, port)) = text.rsplit_once(':') else {
@@ -151,6 +163,8 @@ mod tests {
             (":8000", "\"0.0.0.0:8000\""),
             ("*:8000", "\"0.0.0.0:8000\""),
             ("::1", "\"[::1]:8000\""),
+            ("::1:8000", "write \"[::1]:8000\", or \"[::1:8000]:8000\""),
+            ("2001:db8::5:80", "\"[2001:db8::5]:80\""),
             ("fe80::1:xx:80", "\"[fe80::1:xx]:80\""),
             ("127.0.0.1", "\"127.0.0.1:8000\""),
             ("shop.example:80", "\"127.0.0.1:80\""),

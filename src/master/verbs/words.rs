@@ -42,7 +42,7 @@ const VERBS: [&str; 28] = [
 const VERBS_TO_COME: [&str; 1] = ["upgrade"];
 
 /// Verbs of systemctl, supervisorctl, circusctl, docker and caddy, and what does that here.
-const VERBS_OF_OTHERS: [(&str, &str); 10] = [
+const VERBS_OF_OTHERS: &[(&str, &str)] = &[
     ("restart", "`forkmaster reload` deploys what is on disk without an outage; only a new forkmaster needs a restart"),
     (
         "start",
@@ -51,6 +51,23 @@ const VERBS_OF_OTHERS: [(&str, &str); 10] = [
     ("up", "`forkmaster -c app.toml` serves until it is told to stop; a service manager starts it in the background"),
     ("serve", "`forkmaster -c app.toml` serves; the verb for it is `run`"),
     ("down", "`forkmaster stop` stops the service"),
+    ("quit", "`forkmaster stop` stops the service once its requests are answered"),
+    ("kill", "`forkmaster stop --now` stops the service without waiting for its requests"),
+    (
+        "enable",
+        "a service manager starts it at boot: docs/systemd.md has a unit for `systemctl enable --now forkmaster@shop`",
+    ),
+    ("disable", "a service manager starts it at boot: `systemctl disable` and the name of its unit ends that"),
+    ("is-active", "`forkmaster health` ends with 0 if the service answers"),
+    ("update", "`forkmaster reload` takes new code and a changed configuration"),
+    ("reread", "`forkmaster reload` takes a changed configuration, and changes nothing if it is wrong"),
+    ("daemon-reload", "`forkmaster reload` takes a changed configuration, and changes nothing if it is wrong"),
+    ("deploy", "`forkmaster reload` deploys what is on disk without an outage"),
+    ("test", "`forkmaster check` checks the configuration, and with --boot the application too"),
+    ("top", "`forkmaster status --watch` shows the service again each second"),
+    ("stats", "`forkmaster status --json` has the figures, and `[status] bind` offers /metrics"),
+    ("inspect", "`forkmaster status --json` says all that is known"),
+    ("version", "`forkmaster --version` says it"),
     ("tail", "`forkmaster logs` follows the log files"),
     ("migrate", "`forkmaster convert gunicorn.conf.py` makes a configuration of Gunicorn's or uWSGI's"),
     ("from-gunicorn", "`forkmaster convert gunicorn.conf.py` makes a configuration of Gunicorn's"),

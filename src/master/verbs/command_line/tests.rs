@@ -128,6 +128,11 @@ fn bad_arguments_exit_2_and_say_why() {
     let cases = [
         ("relaod", "did you mean `reload`?"),
         ("restart", "`forkmaster reload` deploys"),
+        ("enable", "systemctl enable --now"),
+        ("update", "`forkmaster reload`"),
+        ("kill", "`forkmaster stop --now`"),
+        ("test", "`forkmaster check`"),
+        ("top", "`forkmaster status --watch`"),
         ("start", "forkmaster -c app.toml"),
         ("up", "forkmaster -c app.toml"),
         ("tail", "forkmaster logs"),
