@@ -128,7 +128,9 @@ impl EventLoop {
         if self.phase != TurnPhase::Idle || !self.refused.is_empty() {
             return false;
         }
-        self.ready.append(&mut self.later);
+        if !self.later.is_empty() {
+            self.ready.append(&mut self.later);
+        }
         let timeout = self.timeout();
         let (interrupted, slept) = match self.wait(timeout) {
             Ok(waited) => waited,
