@@ -11,10 +11,10 @@ import statistics
 import tempfile
 
 from kinds import WARM_UP_S
-from process import Server
+from process import DidNotStart, Server
 from rounds import Contender
 from servers import Setup
-from wrk import post_script, wrk
+from wrk import Failed, post_script, wrk
 
 SLICE_S = 0.5
 # Slices of one set of processes. Then all are started again: where a process's memory lies makes a difference too.
@@ -28,6 +28,8 @@ class Slice:
     def __init__(self, server, scenario, connections, script):
         before = server.cpu()
         seen = wrk(server.port, SLICE_S, connections, scenario.close, script)
+        if not seen.requests:
+            raise Failed(f"no answer in {SLICE_S} s")
         self.cpu_us = server.cpu().since(before) / seen.requests * 1e6
         self.per_second = seen.per_second
         self.errors = seen.errors
@@ -72,7 +74,13 @@ def table(scenarios, rounds):
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for scenario in scenarios:
         for connections, title in scenario.titles():
-            seen = beside(scenario, connections, rounds)
+            try:
+                seen = beside(scenario, connections, rounds)
+            except (Failed, DidNotStart) as error:
+                # The others' minutes of measuring must not end with it.
+                lines.append(f"| {title} | not measured: {error} | | | | | |")
+                print(lines[-1], flush=True)
+                continue
             cells = [title, f"{statistics.median(s.cpu_us for s in seen[NEW]):.1f} µs"]
             for what in ("cpu_us", "per_second"):
                 for this in (NEW, AGAIN):

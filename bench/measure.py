@@ -43,9 +43,16 @@ def main():
         summarize(measure(chosen, asked), asked.out)
 
 
+def allow_connections():
+    """Ten thousand connections are as many descriptors, on both sides."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def in_slices(chosen, asked):
     if not asked.before:
         raise SystemExit("bench: --slices compares with an older binary: please name it with --before BINARY")
+    allow_connections()
     add_before(os.path.abspath(asked.before))
     machine.pin_load()
     os.makedirs(asked.out, exist_ok=True)
@@ -53,9 +60,7 @@ def in_slices(chosen, asked):
 
 
 def measure(chosen, asked):
-    # Ten thousand connections are as many descriptors, on both sides.
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    allow_connections()
     if asked.before:
         add_before(os.path.abspath(asked.before))
     # The older ones are the point of --before, whatever else is chosen.
