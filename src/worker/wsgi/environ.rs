@@ -73,8 +73,8 @@ pub struct Builder {
     prepared: Py<PyDict>,
     /// What the prepared dict says of the connection.
     usual: Option<Usual>,
-    /// What it says of the target: one that came twice in a row, as those of health checks, webhooks and services with one
-    /// address do. Empty: nothing.
+    /// What it says of the target, which is one that came twice in a row: health checks, webhooks and services with one
+    /// address have such targets. Empty: nothing.
     usual_target: Vec<u8>,
     /// The target of the latest request, if it could become the usual one.
     latest_target: Vec<u8>,
@@ -246,11 +246,12 @@ impl Builder {
         if is_plain && target.len() <= USUAL_TARGET_BYTES_MAX {
             if self.latest_target == target {
                 let prepared = self.prepared.bind(py);
+                // Until all three are there, the dict says nothing that may be used.
+                self.usual_target.clear();
                 for key in [intern!(py, "PATH_INFO"), intern!(py, "RAW_URI"), intern!(py, "REQUEST_URI")] {
                     prepared.set_item(key, &text)?;
                 }
                 std::mem::swap(&mut self.usual_target, &mut self.latest_target);
-                self.latest_target.clear();
             } else {
                 self.latest_target.clear();
                 self.latest_target.extend_from_slice(target);
