@@ -306,6 +306,41 @@ mod tests {
         View { now, load, has_slot, waits, may_be_more: false, leaves_rest: false, takes_in: false }
     }
 
+    /// A turn passes by the doors only where a pass would note nothing.
+    #[test]
+    fn whatever_a_pass_could_end_is_not_calm() {
+        let now = Instant::now();
+        let calm = || {
+            let admission = Admission::new();
+            assert!(admission.is_calm());
+            admission
+        };
+        let mut paused = calm();
+        paused.pause(now + Duration::from_millis(1));
+        assert!(!paused.is_calm());
+        assert!(!paused.is_paused(now + Duration::from_millis(1)) && paused.is_calm());
+        let mut masked = calm();
+        masked.set_masked(true);
+        assert!(!masked.is_calm());
+        // Unmasked, what waits has not been heard of yet.
+        masked.set_masked(false);
+        assert!(!masked.is_calm());
+        masked.end_pass();
+        assert!(masked.is_calm());
+        let mut lined_up = calm();
+        lined_up.line_up(load(2, 0), 1);
+        assert!(!lined_up.is_calm());
+        lined_up.found_none();
+        assert!(lined_up.is_calm());
+        let mut behind = calm();
+        behind.note_wait(BEHIND_AFTER);
+        assert!(!behind.is_calm());
+        behind.found_none();
+        assert!(!behind.is_calm(), "those who were taken in still wait");
+        behind.end_turn(false);
+        assert!(behind.is_calm());
+    }
+
     /// Once somebody has waited for too long all are taken in, until nobody waits there nor here.
     #[test]
     fn who_has_waited_too_long_brings_the_others_in() {
