@@ -1,7 +1,7 @@
-"""Two binaries beside each other in short slices, for differences that are smaller than this machine's moods.
+"""Two binaries beside each other in short slices, for differences of a few percent.
 
-A virtual machine's speed moves by tens of percent within a minute. Servers that run one after the other see different
-machines. Here both binaries run all the time, and the load goes to one of them for half a second at a time. Each slice
+The speed of a virtual machine changes by tens of percent within a minute, so servers that run one after the other cannot
+be compared so closely. Here both binaries run all the time, and the load goes to one of them for half a second at a time. Each slice
 gives a ratio of processor time a request; what is told is the median of the ratios. The old binary runs twice: the
 ratio of the old to the old is the noise."""
 

@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 use crate::serve::base::settings::FLUSH_DELAY_MAX;
 use crate::serve::base::share::Share;
 
-/// From this on a client on the same machine has dealt with an answer and sleeps before the next one is there. Near ten
-/// microseconds it often does too; but there the monitor's looks, of which answers that wait need two thousand a second,
-/// cost more than batches save (`bench/run --slices`: 4 % of a small request).
+/// From this on a client on the same machine has dealt with an answer and sleeps before the next one is there.
+/// Clients of shorter requests often sleep, too. But while answers wait for others the monitor looks two thousand times a
+/// second, and at ten microseconds a request that costs more than batches save (`bench/run --slices` shows it).
 const CLIENT_SLEEPS: Duration = Duration::from_micros(30);
 
 /// A request that takes longer keeps the answers of others waiting for longer than they may.

@@ -12,8 +12,8 @@ use super::app_times::AppTimes;
 pub struct CloseLook(Box<Notes>);
 
 thread_local! {
-    /// Of this thread's last request that was looked at. Requests are moved about, so what most of them have not is not a
-    /// part of them; and no request allocates.
+    /// Notes of this thread's last request that was looked at, to be used again: no request allocates. They are not a part
+    /// of the exchange, which is moved several times and has no notes as a rule.
     static SPARE: Cell<Option<Box<Notes>>> = const { Cell::new(None) };
 }
 
