@@ -269,13 +269,7 @@ impl Generation {
     /// The earliest moment at which something of it must be looked at again.
     pub fn deadline(&self) -> Option<Instant> {
         let workers = self.workers.iter().filter_map(|worker| worker.deadline(self.plan.max_lifetime));
-        // A backoff matters only to slots that are to be filled from here.
-        let slots = match self.state {
-            State::Rolling { .. } | State::Serving => &self.slots[..],
-            State::Proving | State::Draining | State::Abandoned => &[],
-        };
-        let vacant = |(index, _): &(usize, &Slot)| self.present_in(SlotIndex(*index as u32)).next().is_none();
-        let backoffs = slots.iter().enumerate().filter(vacant).filter_map(|(_, slot)| slot.backoff_until);
+        let backoffs = self.slots.iter().filter_map(|slot| slot.backoff_until);
         let blocked = self.blocked.map(|blocked| blocked.until);
         workers.chain(backoffs).chain(self.template.deadline()).chain(self.state.deadline()).chain(blocked).min()
     }
