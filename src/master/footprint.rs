@@ -4,9 +4,35 @@
 
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
+use std::time::{Duration, Instant};
 
 use nix::sys::mman::{madvise, MmapAdvise};
 use nix::unistd::{sysconf, SysconfVar};
+
+/// The loop has nothing to do for so long: what it did is over, and its pages are not needed soon.
+const QUIET_AFTER: Duration = Duration::from_secs(2);
+
+/// When the master last had something to do, and whether the pages that this took are still here.
+pub struct Footprint {
+    busy_at: Option<Instant>,
+}
+
+impl Footprint {
+    pub fn new(now: Instant) -> Footprint {
+        Footprint { busy_at: Some(now) }
+    }
+
+    /// To be told of each turn of the loop. After the first quiet while the pages go, once: a loop that only looks at its
+    /// workers needs few of them again.
+    pub fn turned(&mut self, was_busy: bool, now: Instant) {
+        if was_busy {
+            self.busy_at = Some(now);
+        } else if self.busy_at.is_some_and(|at| now.saturating_duration_since(at) >= QUIET_AFTER) {
+            self.busy_at = None;
+            let_go_of_what_a_deploy_took();
+        }
+    }
+}
 
 /// One arena for all threads (mallopt(3), M_ARENA_MAX). The C library would give each thread that allocates an arena
 /// of its own; the log's thread and the chores allocate little and seldom.
@@ -128,5 +154,27 @@ pub(crate) mod tests {
         let left = pages_present(constants);
         assert!(left < all / 2, "{left} of {all} pages are mapped");
         assert_eq!(sum(), before);
+    }
+
+    #[test]
+    fn a_quiet_while_lets_go_once_and_a_busy_turn_begins_it_anew() {
+        let _alone = ALONE.lock();
+        let constants = *constant_segments().iter().max_by_key(|bytes| bytes.len()).unwrap();
+        let read_all = || std::hint::black_box(constants.iter().map(|byte| u64::from(*byte)).sum::<u64>());
+        let went = |footprint: &mut Footprint, was_busy, now| {
+            read_all();
+            let all = pages_present(constants);
+            footprint.turned(was_busy, now);
+            pages_present(constants) < all / 2
+        };
+        let began = Instant::now();
+        let mut footprint = Footprint::new(began);
+        assert!(!went(&mut footprint, false, began + QUIET_AFTER / 2));
+        assert!(!went(&mut footprint, true, began + QUIET_AFTER));
+        assert!(!went(&mut footprint, false, began + QUIET_AFTER * 3 / 2));
+        assert!(went(&mut footprint, false, began + QUIET_AFTER * 2));
+        assert!(!went(&mut footprint, false, began + QUIET_AFTER * 4));
+        assert!(!went(&mut footprint, true, began + QUIET_AFTER * 5));
+        assert!(went(&mut footprint, false, began + QUIET_AFTER * 6));
     }
 }

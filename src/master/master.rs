@@ -18,6 +18,7 @@ use crate::doors::status::{Answer, Page};
 use crate::doors::{Asked, Doors};
 use crate::facts::note::{Note, WorkerName};
 use crate::facts::outcome::{self, Outcome, Refusal};
+use crate::footprint::Footprint;
 use crate::listeners::ListenError;
 use crate::logs::{AccessLog, LogFile, Opened};
 use crate::service::start::SpawnOrder;
@@ -49,6 +50,7 @@ pub struct Master {
     doors: Doors,
     /// Children may have ended that were not reaped yet.
     reap_again: bool,
+    footprint: Footprint,
     exit: Option<i32>,
 }
 
@@ -64,7 +66,8 @@ impl Master {
         signals.register(shared.sources.registry(), SIGNALS)?;
         let service = Service::new(source, shared.clock.now());
         let doors = Doors::open(socket, &shared.context, &shared.sources)?;
-        Ok(Master { shared, service, signals, doors, reap_again: false, exit: None })
+        let footprint = Footprint::new(shared.clock.now());
+        Ok(Master { shared, service, signals, doors, reap_again: false, footprint, exit: None })
     }
 
     /// Listens for probes, which are to hear that the service starts.
@@ -117,7 +120,10 @@ impl Master {
             }
             let mut events = EventQueue::new();
             self.service.look_around(&self.shared, &mut events);
-            events.push_back(Event::Tick);
+            let due = self.service.supervisor.next_deadline();
+            if due.is_some_and(|by| by <= self.shared.clock.now()) {
+                events.push_back(Event::Tick);
+            }
             self.decide(events);
             for note in self.service.take_noticed() {
                 self.note(&note);
@@ -126,6 +132,7 @@ impl Master {
                 self.on_asked(asked);
             }
             self.notice_who_left();
+            self.footprint.turned(!tokens.is_empty(), self.shared.clock.now());
         }
     }
 
@@ -147,7 +154,9 @@ impl Master {
 
     /// Tells the service manager how the service stands.
     fn tell_manager(&mut self) {
-        self.doors.tell_manager(&self.service.standing(), self.shared.clock.now());
+        if self.doors.have_a_manager() {
+            self.doors.tell_manager(&self.service.standing(), self.shared.clock.now());
+        }
     }
 
     fn wake_at(&self) -> Instant {

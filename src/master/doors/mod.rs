@@ -68,6 +68,11 @@ impl Doors {
         Ok(())
     }
 
+    /// There is a service manager that wants to hear how the service stands.
+    pub fn have_a_manager(&self) -> bool {
+        self.notify.has_reader()
+    }
+
     /// Tells the service manager how the service stands.
     pub fn tell_manager(&mut self, standing: &Standing, now: Instant) {
         self.notify.observe(standing, now);

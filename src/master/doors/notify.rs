@@ -59,6 +59,10 @@ impl Notify {
         Notify { told: Told::default(), outbox, watchdog }
     }
 
+    pub fn has_reader(&self) -> bool {
+        self.outbox.is_some()
+    }
+
     /// Tells what is new. To be called in every pass of the loop, for the watchdog asks whether that turns; and
     /// before whoever asked for a reload is answered, so that `systemctl` finds the unit in its new state.
     pub fn observe(&mut self, standing: &Standing, now: Instant) {
