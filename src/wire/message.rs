@@ -196,6 +196,9 @@ pub struct Boot {
     pub threads: u32,
     /// For how many milliseconds a request may wait for a thread; None: for ever.
     pub queue_limit_ms: Option<u64>,
+    /// The limit is `queue_timeout`: the time in the kernel's queue counts too.
+    #[serde(default)]
+    pub sheds: bool,
     /// Configured workers (for `wsgi.multiprocess`).
     pub workers: u32,
     pub http: Http,

@@ -59,6 +59,8 @@ pub struct Cell {
     pub unusable: AtomicU64,
     /// Requests that ran beyond their limit, and were answered in place of the application.
     pub timed_out: AtomicU64,
+    /// Requests that had waited too long for a thread, and got 503.
+    pub shed: AtomicU64,
     /// The answers by the class of their status.
     pub status: [AtomicU64; STATUS_CLASSES],
     /// From an app thread's taking the request to the end of its answer: that thread's busy time.
@@ -236,7 +238,7 @@ impl Scoreboard {
         cell.private_bytes.store(0, Ordering::Relaxed);
         cell.pss_bytes.store(0, Ordering::Relaxed);
         let handoffs = [&cell.taken, &cell.given, &cell.shared, &cell.adopted, &cell.queue_full, &cell.unusable];
-        for count in handoffs.into_iter().chain([&cell.timed_out]) {
+        for count in handoffs.into_iter().chain([&cell.timed_out, &cell.shed]) {
             count.store(0, Ordering::Relaxed);
         }
         cell.status.iter().for_each(|class| class.store(0, Ordering::Relaxed));

@@ -165,6 +165,10 @@ impl Metrics for CellMetrics {
         }
     }
 
+    fn shed(&self) {
+        self.cell.shed.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn accepting(&self, accepting: bool) {
         if accepting {
             // One that comes later does not have to catch up with those that were there before.

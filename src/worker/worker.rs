@@ -322,7 +322,9 @@ fn make_server(
         temp_limit: http.temp_limit,
         response_buffer: http.response_buffer,
         health_path: http.health_path.clone().map(String::into_bytes),
-        queue_limit: boot.queue_limit_ms.map(Duration::from_millis),
+        queue_limit: boot
+            .queue_limit_ms
+            .map(|time_ms| serve::QueueLimit { time: Duration::from_millis(time_ms), sheds: boot.sheds }),
         // Who is alone would only give them to itself.
         shared_requests_max: if boot.workers > 1 { (boot.workers * boot.threads) as usize } else { 0 },
     };

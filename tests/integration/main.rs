@@ -100,6 +100,8 @@ mod supervised;
 mod signals;
 // What an operator sees while it runs.
 mod seeing;
+// Who has waited too long for a thread.
+mod shedding;
 // Slow and hostile clients cost nothing.
 mod slow;
 // What a first start finds by itself, and whom it blames.

@@ -65,6 +65,7 @@ pub const PROXY_INVALID: Refusal = over(400, "malformed PROXY header", "proxy_pr
 pub const PROXY_UNTRUSTED: Refusal = over(403, "not a proxy that may name its clients", "forwarded_allow_ips");
 pub const RETIRING: Refusal = Refusal { status: 503, reason: "the worker is being replaced", limit: None };
 pub const WAITED: Refusal = over(503, "all workers are busy", "request_timeout");
+pub const SHED: Refusal = over(503, "all workers are busy", "queue_timeout");
 pub const OVERDUE: Refusal = over(504, "the request took too long", "request_timeout");
 
 /// When a client that got 503 may come again: a worker is replaced, and a full disk noticed, within some seconds.

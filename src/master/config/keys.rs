@@ -291,6 +291,13 @@ pub const KEYS: &[KeySpec] = &[
          A request that has waited so long for a thread gets 503 with Retry-After. `\"none\"`: no limit. Gunicorn's `timeout` of 30 s does \
          not cut requests of threaded workers; this one does.")
         .gunicorn(&["timeout"]).uwsgi(&["harakiri"]),
+    row("server", "queue_timeout", Kind::DurationOrNone, Text("none"), Generation,
+        "How long a request may wait for a thread, the time in the kernel's queue included. One that has waited longer \
+         gets 503 with Retry-After, and Python does not see it. So after a stall the service is back at once, and not \
+         when the line of clients that have given up is worked off. `\"none\"`: `request_timeout` is the limit, and the \
+         kernel's queue does not count. Set it to what a client waits for at most. Time in which nobody serves (a pause, \
+         `scale 0`) does not count. On Unix sockets the kernel does not say how long a connection was in its queue. \
+         Gunicorn and uWSGI have nothing alike."),
     row("server", "graceful_timeout", Kind::Duration, Text("25s"), Generation,
         "At a stop: how long everything may take, from the TERM on, `shutdown_delay` included. Below the 30 s after \
          which Kubernetes kills; docker stop gives 10 s unless told otherwise.")

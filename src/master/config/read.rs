@@ -203,6 +203,7 @@ impl Resolver<'_> {
             max_rss: self.get("server", "max_rss"),
             boot_timeout: self.get("server", "boot_timeout"),
             request_timeout: self.get("server", "request_timeout"),
+            queue_timeout: self.get("server", "queue_timeout"),
             request_timeouts: self.request_timeouts(),
             graceful_timeout,
             shutdown_delay,

@@ -98,6 +98,8 @@ pub struct Server {
     pub boot_timeout: Duration,
     /// None: disabled.
     pub request_timeout: Option<Duration>,
+    /// How long a request may wait for a thread. None: `request_timeout` is the limit.
+    pub queue_timeout: Option<Duration>,
     /// Path prefix and limit, longest prefix first.
     pub request_timeouts: Vec<(String, Option<Duration>)>,
     pub graceful_timeout: Duration,

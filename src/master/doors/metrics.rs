@@ -73,6 +73,8 @@ pub fn text(measures: &Measures) -> String {
     page.one("forkmaster_application_errors_total", "counter", help, totals.errors);
     let help = "Requests that got 504, since they took longer than request_timeout.";
     page.one("forkmaster_requests_timed_out_total", "counter", help, totals.timed_out);
+    let help = "Requests that got 503, since they had waited too long for a thread (queue_timeout).";
+    page.one("forkmaster_requests_shed_total", "counter", help, totals.shed);
     let help = "Requests that ended with their worker, which died or was killed.";
     page.one("forkmaster_requests_lost_total", "counter", help, totals.lost);
     page.one("forkmaster_accepted_connections_total", "counter", "Connections that workers took.", totals.accepted);

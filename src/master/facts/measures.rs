@@ -18,6 +18,7 @@ pub struct Totals {
     pub errors: u64,
     /// Ran beyond their limit, and were answered in place of the application.
     pub timed_out: u64,
+    pub shed: u64,
     /// Ended with their worker, which died or was killed.
     pub lost: u64,
     pub status: [u64; STATUS_CLASSES],
@@ -32,6 +33,7 @@ impl Totals {
         self.accepted = self.accepted.saturating_add(other.accepted);
         self.errors = self.errors.saturating_add(other.errors);
         self.timed_out = self.timed_out.saturating_add(other.timed_out);
+        self.shed = self.shed.saturating_add(other.shed);
         self.lost = self.lost.saturating_add(other.lost);
         for (sum, more) in self.status.iter_mut().zip(other.status) {
             *sum = sum.saturating_add(more);
@@ -47,6 +49,7 @@ impl Totals {
         self.accepted = self.accepted.max(other.accepted);
         self.errors = self.errors.max(other.errors);
         self.timed_out = self.timed_out.max(other.timed_out);
+        self.shed = self.shed.max(other.shed);
         self.lost = self.lost.max(other.lost);
         for (most, now) in self.status.iter_mut().zip(other.status) {
             *most = now.max(*most);

@@ -169,6 +169,7 @@ pub fn of_cell(board: &Scoreboard, cell: u32) -> Totals {
         },
         errors: cell.errors.load(Ordering::Relaxed),
         timed_out: cell.timed_out.load(Ordering::Relaxed),
+        shed: cell.shed.load(Ordering::Relaxed),
         // Counted when their worker is gone.
         lost: 0,
         status: std::array::from_fn(|class| cell.status[class].load(Ordering::Relaxed)),

@@ -195,6 +195,7 @@ impl GenerationProcesses {
     /// What template and workers must know of the settings.
     pub fn boot(&self, generation: GenerationId) -> Boot {
         let Settings { name, app, server, hooks, http, log, .. } = &self.settings;
+        let queue_limit = [server.request_timeout, server.queue_timeout].into_iter().flatten().min();
         Boot {
             generation,
             name: name.clone(),
@@ -209,7 +210,8 @@ impl GenerationProcesses {
             probe: app.probe.clone(),
             warmup: app.warmup.clone(),
             threads: server.threads,
-            queue_limit_ms: server.request_timeout.map(|limit| limit.as_millis() as u64),
+            queue_limit_ms: queue_limit.map(|limit| limit.as_millis() as u64),
+            sheds: server.queue_timeout.is_some(),
             workers: server.workers,
             http: http.clone(),
             log_level: log.level,

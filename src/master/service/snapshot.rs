@@ -38,6 +38,7 @@ impl Service {
             accepted: totals.accepted,
             errors: totals.errors,
             timed_out: totals.timed_out,
+            shed: totals.shed,
             lost: totals.lost,
             handoffs: totals.handoffs,
             logs: self.places(),

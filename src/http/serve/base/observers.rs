@@ -76,6 +76,8 @@ pub trait Metrics: Send + Sync {
     }
     /// It was answered so. Nothing else will be told of it.
     fn overtaken(&self, _number: u64, _record: &mut [u8], _ending: Ending) {}
+    /// A request was refused, since it had waited too long for a thread.
+    fn shed(&self) {}
     /// Connections are taken from now on, or no longer.
     fn accepting(&self, _accepting: bool) {}
     /// Another process at the same listeners has less to do than this one with so many connections: then that one shall

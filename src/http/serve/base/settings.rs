@@ -41,10 +41,18 @@ pub struct Settings {
     /// Requests for this path are answered here, without the application.
     pub health_path: Option<Vec<u8>>,
     /// How long a request may wait for a thread. None: for ever.
-    pub queue_limit: Option<Duration>,
+    pub queue_limit: Option<QueueLimit>,
     /// Whole requests that would wait for a thread here, and may lie in the handoff queue for other processes. 0: there is none
     /// that could take them.
     pub shared_requests_max: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueLimit {
+    pub time: Duration,
+    /// An overload is to end by it (`queue_timeout`): the time in the kernel's queue counts too, and it is kept when all
+    /// threads are busy. Otherwise (`request_timeout`) it is only that nobody waits for ever.
+    pub sheds: bool,
 }
 
 /// Which bodies that do not fit into `body_memory` may go to the application as they come (`event_loop/streams.rs`).

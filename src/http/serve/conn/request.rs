@@ -39,8 +39,10 @@ pub struct Request {
     pub id: Vec<u8>,
     /// When the request was complete.
     pub ready_at: Instant,
-    /// It was complete at another worker, since then.
+    /// It was complete before it came here, since then: at another worker, or in the kernel's queue.
     pub waits_since: Option<Instant>,
+    /// Nobody is to begin with it later than this.
+    pub begin_by: Option<Instant>,
     /// It came as a whole from another worker. It moves once, or it could be on its way for ever.
     pub moved: bool,
 }
@@ -62,6 +64,7 @@ impl Request {
             id: Vec::new(),
             ready_at: now,
             waits_since: None,
+            begin_by: None,
             moved: false,
         }
     }
@@ -102,6 +105,11 @@ impl Request {
 
     pub fn is_complete(&self) -> bool {
         !self.bytes.is_empty()
+    }
+
+    /// Nobody has begun with it, and it has waited for longer than it may.
+    pub fn is_late(&self, now: Instant) -> bool {
+        self.begin_by.is_some_and(|by| now > by)
     }
 
     /// Nobody has begun with it, and its client has gone.

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::proto::refusal;
 use crate::serve::base::names::{TimerKind, Token};
@@ -21,6 +22,7 @@ impl EventLoop {
         self.mode = mode;
         if let Some(accepting) = effects.accepting {
             self.metrics.accepting(accepting);
+            self.shedding.serves_since = self.now;
             self.shared.set_closing(!accepting);
             self.report_draining &= !accepting;
             self.report_paused = false;
@@ -297,9 +299,10 @@ impl EventLoop {
         if !self.has_slot() || self.listeners.admission.is_paused(self.now) {
             return Outcome::Stalled;
         }
-        match self.listeners.accept(index, self.now) {
-            Accepted::Connection { socket, origin } => {
-                self.open(socket, origin);
+        let sheds = self.shared.rules.settings.queue_limit.is_some_and(|limit| limit.sheds);
+        match self.listeners.accept(index, self.now, sheds) {
+            Accepted::Connection { socket, origin, waited } => {
+                self.open(socket, origin, waited);
                 Outcome::Taken
             }
             Accepted::Empty => Outcome::Empty,
@@ -307,8 +310,10 @@ impl EventLoop {
         }
     }
 
-    fn open(&mut self, socket: OwnedFd, origin: Origin) {
-        if let Some(request) = self.open_slot(socket, origin) {
+    /// `waited`: since its client has sent what is there.
+    fn open(&mut self, socket: OwnedFd, origin: Origin, waited: Option<Duration>) {
+        if let Some(mut request) = self.open_slot(socket, origin) {
+            request.waits_since = waited.and_then(|waited| self.now.checked_sub(waited));
             // Who accepts while it gives connections away does so from an address that is given up.
             request.write_half.set_last(self.handoff.gives());
             self.metrics.accepted();

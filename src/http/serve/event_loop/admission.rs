@@ -192,6 +192,11 @@ impl Admission {
         }
     }
 
+    /// Somebody may have waited for too long.
+    pub fn fall_behind(&mut self) {
+        self.behind = Behind::Yes;
+    }
+
     /// Connections wait to be taken, as far as is known.
     pub fn has_line(&self) -> bool {
         self.line.is_some()

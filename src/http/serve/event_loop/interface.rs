@@ -60,8 +60,8 @@ pub trait Doors<R: Alike> {
     /// The loop shall look at what there is before it sleeps again.
     fn wake(&self);
 
-    /// The next request of the queue whose client is still there. Others go back to the loop, which closes them: nobody
-    /// would have anything of running them, and after an overload they are many.
+    /// The next request of the queue whose client is still there and which has not waited for too long. Others go back to the
+    /// loop, which closes or refuses them: nobody would have anything of running them, and after an overload they are many.
     fn take_request(&self) -> Option<R>;
 
     /// The same for a request that was taken already.
@@ -128,12 +128,17 @@ impl Doors<Box<Request>> for Shared {
     }
 
     fn if_wanted(&self, request: Box<Request>) -> Option<Box<Request>> {
-        if !request.is_abandoned(Instant::now()) {
+        let now = Instant::now();
+        let notice = if request.is_late(now) {
+            Notice::Late(request)
+        } else if request.is_abandoned(now) {
+            request.write_half.mark_gone();
+            Notice::Returned(request)
+        } else {
             return Some(request);
-        }
-        request.write_half.mark_gone();
+        };
         self.complete();
-        self.mailbox.notify(Notice::Returned(request));
+        self.mailbox.notify(notice);
         None
     }
 

@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::proto::proxy::ProxyVersion;
 use crate::serve::base::address::{Local, Peer};
@@ -83,6 +83,8 @@ pub enum Accepted {
     Connection {
         socket: OwnedFd,
         origin: Origin,
+        /// Its client has sent what is there so long ago. None: nobody asked, or the kernel does not say.
+        waited: Option<Duration>,
     },
     Empty,
     /// Not now.
@@ -268,16 +270,17 @@ impl Listeners {
 
     /// Takes one connection. accept(2) lists what can go wrong with a connection or the network; none of it is a
     /// reason to stop.
-    pub fn accept(&mut self, index: usize, now: Instant) -> Accepted {
+    /// `sheds`: how long it has waited is always asked, and not only now and then.
+    pub fn accept(&mut self, index: usize, now: Instant, sheds: bool) -> Accepted {
         let listener = &mut self.sockets[index];
         let Some(fd) = &listener.fd else { return Accepted::Empty };
         for _ in 0..TRIES_MAX {
             match socket::accept(fd.as_fd()) {
                 Ok((socket, peer)) => {
-                    if self.admission.asks_wait(now) {
-                        if let Some(waited) = socket::silence(socket.as_raw_fd()) {
-                            self.admission.note_wait(waited);
-                        }
+                    let asks = self.admission.asks_wait(now) || sheds;
+                    let waited = asks.then(|| socket::silence(socket.as_raw_fd())).flatten();
+                    if let Some(waited) = waited {
+                        self.admission.note_wait(waited);
                     }
                     self.admission.accepted();
                     let local = listener.local_of(&socket);
@@ -287,6 +290,7 @@ impl Listeners {
                     }
                     return Accepted::Connection {
                         socket,
+                        waited: waited.filter(|_| sheds),
                         origin: Origin { listener: listener.id, peer, local, proxy },
                     };
                 }

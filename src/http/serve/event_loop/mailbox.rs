@@ -19,6 +19,8 @@ pub enum Notice {
     Queued(Token),
     /// The request was answered; the connection is the loop's again.
     Returned(Box<Request>),
+    /// Nobody has begun with the request, and it has waited for too long.
+    Late(Box<Request>),
     /// The request of this number takes too long.
     Overdue(u64),
 }

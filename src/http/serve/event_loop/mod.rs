@@ -22,6 +22,7 @@ mod overdue;
 mod reading;
 pub mod run_queue;
 pub mod shared;
+mod shedding;
 pub mod streams;
 mod table;
 mod timers;
@@ -47,6 +48,7 @@ use listeners::Listeners;
 use mailbox::Inbox;
 use mode::Mode;
 use shared::Shared;
+use shedding::Shedding;
 use table::Table;
 use timers::Timers;
 use turn::TurnPhase;
@@ -59,6 +61,7 @@ pub struct EventLoop {
     flush_batch: FlushBatch,
     listeners: Listeners,
     handoff: Handoff,
+    shedding: Shedding,
     metrics: Arc<dyn Metrics>,
     reports: Arc<dyn Reports>,
     mode: Mode,
@@ -123,6 +126,7 @@ impl EventLoop {
             flush_batch: FlushBatch::new(now),
             listeners,
             handoff: Handoff::new(queue),
+            shedding: Shedding::new(now),
             metrics,
             reports,
             mode: Mode::Paused,

@@ -1,5 +1,5 @@
-//! Answers in place of the application, for requests that it does not get done in time: 504 for one that it has, 503 for one
-//! that still waits for a thread. No Python is needed for that.
+//! Answers in place of the application, for requests that it does not get done in time: 504. No Python is needed for that.
+//! For those that still wait for a thread see `shedding`.
 //!
 //! The app thread keeps its request and may come back with it at any time, so the connection stays in its slot until then, or
 //! until the process ends. Whatever the thread writes is dropped (`WriteHalf::claim`).
@@ -12,7 +12,6 @@ use crate::serve::base::observers::{Ending, How};
 use crate::serve::base::settings::READ_BODY_BYTES;
 use crate::serve::conn::answer::Answer;
 use crate::serve::conn::answering::split_id;
-use crate::serve::conn::request::Request;
 use crate::serve::io::epoll::Interest;
 use crate::serve::io::socket;
 
@@ -43,18 +42,6 @@ impl EventLoop {
         // A connection of one request is often not watched.
         self.register(token, Interest::Read);
         self.drop_after_answer(token);
-    }
-
-    /// Requests that have waited for a thread for as long as one may run. Nothing of them was begun, so whoever sent them may
-    /// send them again.
-    pub(super) fn refuse_waiting(&mut self) {
-        let Some(limit) = self.shared.rules.settings.queue_limit else { return };
-        let now = self.now;
-        let is_late = |request: &Request| now.saturating_duration_since(request.ready_at) > limit;
-        while let Some(request) = self.shared.run_queue.take_if(|request| is_late(request)) {
-            self.dispatched -= 1;
-            self.refuse_later(request, refusal::WAITED);
-        }
     }
 
     /// What a client still sends that was answered so is read and dropped, as in a lingering close: with unread bytes the

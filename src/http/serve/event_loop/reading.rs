@@ -92,6 +92,7 @@ impl EventLoop {
         self.timers.clear(request.token.index);
         self.dispatched += 1;
         request.ready_at = request.waits_since.take().unwrap_or(self.now);
+        request.begin_by = self.begin_by(request.ready_at);
         request.write_half.begin_request();
         let slot = self.table.slot(request.token.index);
         (slot.asked, slot.ready_at) = (request.asked(), request.ready_at);
@@ -130,6 +131,8 @@ impl EventLoop {
 
     pub(super) fn wait_for(&mut self, mut request: Box<Request>, kind: TimerKind) {
         let index = request.token.index;
+        // What lay in the kernel's queue was not all of it.
+        request.waits_since = None;
         let settings = &self.shared.rules.settings;
         let timeout = match kind {
             TimerKind::Keepalive => self.keepalive,

@@ -63,6 +63,11 @@ impl EventLoop {
                     self.answer_health(request);
                     continue;
                 }
+                if request.is_late(self.now) {
+                    self.dispatched -= 1;
+                    self.shed(request);
+                    continue;
+                }
                 if self.mode == Mode::Retiring {
                     self.dispatched -= 1;
                     if let Some(request) = self.give_whole(request) {
@@ -189,7 +194,7 @@ impl EventLoop {
         if self.shared.mailbox.is_pending() {
             self.empty_mailbox();
         }
-        self.refuse_waiting();
+        self.shed_waiting();
         if !self.runnable.is_empty() {
             self.run_runnable();
         }
@@ -217,7 +222,7 @@ impl EventLoop {
         let deadlines =
             [self.timers.next_deadline(), self.listeners.admission.next_deadline(), self.handoff.retry_at()];
         let line = self.has_line().then(|| self.now + LOOK_AGAIN);
-        let deadline = deadlines.into_iter().flatten().chain(line).min();
+        let deadline = deadlines.into_iter().flatten().chain(line).chain(self.shed_at()).min();
         // The clock may be late by what the events of a turn took; so then are timers.
         deadline.map_or(HEARTBEAT, |deadline| deadline.saturating_duration_since(self.now).min(HEARTBEAT))
     }
@@ -271,6 +276,7 @@ impl EventLoop {
                 }
             }
             Notice::Returned(request) => self.settle(request),
+            Notice::Late(request) => self.shed(request),
             Notice::Overdue(number) => self.answer_overdue(number),
         }
     }

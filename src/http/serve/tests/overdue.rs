@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::fixture::{settings, Client, Fixture, Gate, Told, Voice};
-use crate::serve::{EarlyHints, Exchange, How, Settings};
+use crate::serve::{EarlyHints, Exchange, How, QueueLimit, Settings};
 
 const TEXT: &str = "Gateway Timeout: the request took too long\n";
 
@@ -155,8 +155,8 @@ fn two_answers_never_mix() {
 
 #[test]
 fn a_request_that_cannot_begin_gets_503() {
-    let waits = Duration::from_millis(200);
-    let fixture = Fixture::new(Settings { queue_limit: Some(waits), ..settings() }, app);
+    let limit = QueueLimit { time: Duration::from_millis(200), sheds: false };
+    let fixture = Fixture::new(Settings { queue_limit: Some(limit), ..settings() }, app);
     // A connection is accepted when a thread is free.
     let [mut first, mut second] = [fixture.client(), fixture.client()];
     assert_eq!(second.get("/fast/0").text(), "fast");
