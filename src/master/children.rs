@@ -133,6 +133,12 @@ impl Children {
         self.0.get(&pid).map(|child| child.who)
     }
 
+    /// Whose session the sender is in: a service leads one, and whatever it has started speaks for it.
+    pub fn leader_of(&self, sender: &Sender) -> Option<Who> {
+        // SAFETY: no memory is involved. ESRCH: it has ended, and is nobody's.
+        self.who(unsafe { libc::getsid(sender.pid) })
+    }
+
     /// SIGKILL. False: nobody of that name is in the books, so no exit will follow.
     pub fn kill(&self, who: Who) -> bool {
         self.signal(who, libc::SIGKILL)

@@ -175,6 +175,7 @@ impl Master {
             Some(Source::Worker(worker)) => service.read_worker(worker, shared, &mut events),
             Some(Source::Stacks(worker)) => service.read_stacks(worker, shared),
             Some(Source::Service(of)) => service.read_service(of, shared),
+            Some(Source::Readiness) => service.read_readiness(shared, &mut events),
             Some(Source::Command(generation)) => service.read_command(generation, shared),
             Some(Source::Status) => self.doors.accept_status(&mut shared.sources, shared.clock.now()),
             Some(Source::Signals | Source::Control | Source::Chores) => {}

@@ -25,6 +25,8 @@ pub enum Source {
     Stacks(WorkerId),
     /// What a command of a paused reload writes.
     Command(GenerationId),
+    /// Where services say that they are ready.
+    Readiness,
     /// What a service writes.
     Service(ServiceId),
 }

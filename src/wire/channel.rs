@@ -84,11 +84,7 @@ impl Channel {
     /// The master's end: from here on the kernel says of each packet who sent it (`receive_from`), and refuses file
     /// descriptors.
     pub fn prove_senders(&self) -> io::Result<()> {
-        set_flag(&self.fd, libc::SO_PASSCRED, 1)?;
-        // Linux 6.5. Older kernels do without: the pid of the credentials is then opened by number.
-        let _ = set_flag(&self.fd, SO_PASSPIDFD, 1);
-        refuse_descriptors(&self.fd);
-        Ok(())
+        prove_senders(&self.fd)
     }
 
     /// Takes one message. With `wait` false, returns `Empty` where there is none. EINTR is returned as an
@@ -175,6 +171,21 @@ pub(crate) struct Ancillary {
     sender: Option<Sender>,
     /// Descriptors were lost.
     pub truncated: bool,
+}
+
+/// Has the kernel say of each packet who sent it, and refuse file descriptors.
+pub fn prove_senders(socket: &impl AsFd) -> io::Result<()> {
+    set_flag(socket, libc::SO_PASSCRED, 1)?;
+    // Linux 6.5. Older kernels do without: the pid of the credentials is then opened by number.
+    let _ = set_flag(socket, SO_PASSPIDFD, 1);
+    refuse_descriptors(socket);
+    Ok(())
+}
+
+/// Takes a datagram, as far as it fits, and who sent it; what else came with it is closed. Does not wait.
+pub fn receive_datagram(socket: &OwnedFd, datagram: &mut [u8]) -> io::Result<(usize, Option<Sender>)> {
+    let (length, ancillary) = receive_packet(socket, datagram)?;
+    Ok((length, ancillary.sender))
 }
 
 /// Has the kernel refuse file descriptors that are sent to this Unix socket, or to one that is accepted from it: their

@@ -88,7 +88,8 @@ mod rollback;
 mod rolling;
 // Frameworks, clients and threads.
 mod serving;
-// Programs that belong to the deploy.
+// Programs that belong to the deploy, also those with sockets of their own.
+mod service_sockets;
 mod services;
 // The configuration file: what is refused and with which words.
 mod settings;

@@ -152,7 +152,7 @@ fn what_is_wrong_with_a_service_is_told_at_once_and_all_of_it() {
     let site = Site::with_releases("services_settings", 1);
     add(
         &site,
-        "[[service]]\nname = 'a b'\ncommand = 'celery worker'\ncount = 0\nstop_signal = 'KILL'\nevery = '5m'\n[[service]]\n",
+        "[[service]]\nname = 'a b'\ncommand = 'celery worker'\ncount = 0\nstop_signal = 'KILL'\nwhen = '5m'\nready_timeout = '3s'\nbind = ['127.0.0.1:x']\n[[service]]\n",
     );
     let output = master_check(&site);
     for words in [
@@ -160,11 +160,45 @@ fn what_is_wrong_with_a_service_is_told_at_once_and_all_of_it() {
         "[[service]] command: no shell reads it: write a list, as [\"celery\", \"worker\"]",
         "[[service]] count: a number from 1 to 64",
         "[[service]] stop_signal: one of TERM, INT",
-        "[[service]] every: there is no such key",
+        "[[service]] when: there is no such key",
+        "[[service]] ready_timeout: it is for a program that says when it is ready; write notify = true",
+        "[[service]] bind: `x` is not a port",
         "[[service]] name: it stands in the log",
     ] {
         assert!(output.contains(words), "{words}: {output}");
     }
+}
+
+#[test]
+fn an_address_of_a_service_is_nobody_elses() {
+    let site = Site::with_releases("services_addresses", 1);
+    site.set("server.bind", "['127.0.0.1:0', '127.0.0.1:18231']");
+    let service =
+        |name: &str, bind: &str| format!("[[service]]\nname = '{name}'\ncommand = ['x']\nbind = ['{bind}']\n");
+    add(&site, &(service("a", "0.0.0.0:18231") + &service("b", "127.0.0.1:18232") + &service("c", "0.0.0.0:18232")));
+    let output = master_check(&site);
+    let of = |words: &str| output.contains(&format!("[[service]] bind: {words}; choose another address"));
+    assert!(of("0.0.0.0:18231 overlaps 127.0.0.1:18231 of [server] bind"), "{output}");
+    assert!(of("0.0.0.0:18232 overlaps 127.0.0.1:18232 of [[service]] b"), "{output}");
+}
+
+#[test]
+fn config_show_has_them_as_they_would_be_written() {
+    let site = Site::with_releases("services_shown", 1);
+    let of = "command = ['celery', '-A', 'shop', 'worker']\nnotify = true\nbind = ['127.0.0.1:18233']\n";
+    add(&site, &format!("[[service]]\nname = 'celery'\n{of}[[service]]\nname = 'beat'\ncommand = ['beat']\n"));
+    let output = crate::harness::master::run(site.path(), &["config", "show", "-c", "app.toml"]);
+    let plain: Vec<&str> =
+        output.stdout.lines().map(|line| line.split("  #").next().unwrap_or("").trim_end()).collect();
+    let text = plain.join("\n");
+    let celery = "\n[[service]]\nname = \"celery\"\ncommand = [\"celery\", \"-A\", \"shop\", \"worker\"]\ncount = 1\n\
+                  bind = [\"127.0.0.1:18233\"]\nnotify = true\nready_timeout = \"30s\"\nstop_timeout = \"25s\"\n\
+                  stop_signal = \"TERM\"\n\n[[service]]\nname = \"beat\"\n";
+    assert!(text.contains(celery), "{output}");
+    // What it prints is a configuration.
+    site.config(&text);
+    let again = crate::harness::master::run(site.path(), &["check", "-c", "app.toml"]);
+    assert_eq!(again.code, Some(0), "{again}");
 }
 
 fn master_check(site: &Site) -> String {

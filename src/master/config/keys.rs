@@ -3,6 +3,7 @@
 //! reference` and docs/settings.md come from this table. Nothing here reads a file or knows a value.
 
 use super::file::{quoted, Value, Written};
+use super::services::SECTION as SERVICE;
 
 /// Section (empty: the top of the file) and key.
 pub type Key = (&'static str, &'static str);
@@ -528,9 +529,13 @@ pub fn shown((section, key): Key) -> String {
     }
 }
 
-/// Where a setting stands in the order of the documentation, for sections and keys that are not in the table too.
+/// Where a setting stands in the order of the documentation, for sections and keys that are not in the table too. Those of
+/// services stand at the end, in the order of the file.
 pub fn rank(section: &str, key: &str) -> (usize, usize) {
     let (section, nested) = section.split_once('.').map_or((section, 0), |(section, _)| (section, 1));
+    if section == SERVICE {
+        return (usize::MAX, 0);
+    }
     let place = SECTIONS.iter().position(|(name, _)| *name == section).map_or(0, |at| 2 * at + 1 + nested);
     (place, KEYS.iter().position(|spec| spec.section == section && spec.key == key).unwrap_or(usize::MAX))
 }

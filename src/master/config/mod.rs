@@ -34,7 +34,7 @@ mod release;
 mod resolver;
 mod revision;
 pub mod schema;
-mod services;
+pub mod services;
 pub mod settings;
 pub mod starter;
 mod stream_bodies;
@@ -162,7 +162,18 @@ impl Loaded {
     pub fn show(&self, explain: bool) -> String {
         let mut text = String::new();
         let mut section = "";
+        let mut of_service = "";
         for setting in &self.effective {
+            if setting.section == services::SECTION {
+                let (name, key) = setting.key.rsplit_once('.').unwrap_or(("", &setting.key));
+                if name != of_service {
+                    of_service = name;
+                    text.push_str("\n[[service]]\n");
+                }
+                let line = format!("{key} = {}", setting.value);
+                text.push_str(&format!("{line:<48}  # {}\n", setting.origin));
+                continue;
+            }
             if setting.section != section {
                 section = setting.section;
                 text.push_str(&format!("\n[{section}]\n"));

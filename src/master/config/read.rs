@@ -27,7 +27,7 @@ use super::proxies;
 use super::resolver::Resolver;
 use super::settings::{
     AccessTarget, Bind, Control, ControlSocket, ControlTarget, Http, Identity, Log, LogTarget, Reload, Server,
-    Settings, SocketFile, Status, Surge,
+    ServiceSettings, Settings, SocketFile, Status, Surge,
 };
 use super::stream_bodies;
 use super::units::show_duration;
@@ -87,7 +87,6 @@ impl Resolver<'_> {
         let hooks = self.hooks(&app);
         let socket = self.socket_file(identity.as_ref());
         let server = self.server(identity, socket, pidfile);
-        self.warn_of_unused_sockets(&server, &status);
         let shared = status.bind.iter().find_map(|ours| server.bind.iter().find(|other| other.overlaps(ours)));
         if let Some(address) = shared {
             let reason = format!("{address} is an address of [server] bind; choose another port");
@@ -97,6 +96,8 @@ impl Resolver<'_> {
         let http = self.http();
         let log = self.log();
         let services = self.services();
+        self.check_service_binds(&services, &[("[server] bind", &server.bind), ("[status] bind", &status.bind)]);
+        self.warn_of_unused_sockets(&server, &status, &services);
         Settings { name, app, server, reload, hooks, services, http, log, control, status, dev: self.dev }
     }
 
@@ -236,14 +237,15 @@ impl Resolver<'_> {
     }
 
     /// Clients of a socket that systemd listens on and nobody accepts from wait for ever.
-    fn warn_of_unused_sockets(&mut self, server: &Server, status: &Status) {
+    fn warn_of_unused_sockets(&mut self, server: &Server, status: &Status, services: &[ServiceSettings]) {
         for passed in passed::sockets(&self.context.environment, std::process::id()) {
             let is_used = |bind: &Bind| match bind {
                 Bind::Fd(fd) => *fd == passed.fd,
                 Bind::Systemd(name) => *name == passed.name,
                 Bind::Inet(_) | Bind::Unix(_) => false,
             };
-            if !server.bind.iter().chain(&status.bind).any(is_used) {
+            let of_services = services.iter().flat_map(|service| &service.bind);
+            if !server.bind.iter().chain(&status.bind).chain(of_services).any(is_used) {
                 let passed::Passed { name, fd } = passed;
                 self.warnings.push(format!(
                     "systemd passed the socket {name} (descriptor {fd}), which [server] bind does not name; write \

@@ -2,6 +2,7 @@
 //! the two equal.
 
 use super::keys::{Applies, KeySpec, Kind, KEYS, SECTIONS};
+use super::services;
 use super::units::show_size;
 
 /// As the other documents.
@@ -24,6 +25,10 @@ variables `PORT`, `WEB_CONCURRENCY`, `FORWARDED_ALLOW_IPS` and `LISTEN_FDS`, the
   goes on without it.
 ";
 
+const SERVICES: &str =
+    "Programs of the release that run beside its workers, a table each: see [deploy.md](deploy.md#services). \
+                        They stand in the file only, and have no variables.";
+
 /// The whole page.
 pub fn markdown() -> String {
     let mut text = INTRODUCTION.to_owned();
@@ -32,6 +37,11 @@ pub fn markdown() -> String {
     for (section, doc) in SECTIONS {
         text.push_str(&format!("\n## [{section}]\n\n{}", wrapped(doc)));
         KEYS.iter().filter(|spec| spec.section == section).for_each(|spec| text.push_str(&entry(spec)));
+    }
+    text.push_str(&format!("\n## [[service]]\n\n{}", wrapped(SERVICES)));
+    for spec in services::KEYS {
+        let facts = format!("{}. Default: {}. Changes at the commit.", spec.kind, spec.default);
+        text.push_str(&format!("\n### {}\n\n{}\n{}", spec.key, wrapped(spec.doc), wrapped(&facts)));
     }
     text
 }

@@ -4,6 +4,7 @@
 use serde_json::{json, Map, Value};
 
 use super::keys::{KeySpec, Kind, Preset, KEYS, REQUEST_TIMEOUTS, SECTIONS};
+use super::services;
 
 /// `"1m30s"`; a variable may stand in it or for it.
 const DURATION: &str = r"^\s*([0-9]+\s*(d|h|m|s|ms)\s*)+$|\$\{";
@@ -33,6 +34,19 @@ pub fn schema() -> String {
 
 /// `[[service]]` has no rows in the table: each is a table of its own.
 fn services() -> Value {
+    let mut properties = json!({
+        "name": { "type": "string" },
+        "command": { "type": "array", "items": { "type": "string" }, "minItems": 1 },
+        "count": { "type": "integer", "minimum": 1, "maximum": 64, "default": 1 },
+        "bind": { "type": "array", "items": { "type": "string" }, "maxItems": 16, "default": [] },
+        "notify": { "type": "boolean", "default": false },
+        "ready_timeout": { "type": "string", "pattern": DURATION, "default": "30s" },
+        "stop_timeout": { "type": "string", "pattern": DURATION, "default": "25s" },
+        "stop_signal": { "enum": ["TERM", "INT", "QUIT", "HUP", "USR1"], "default": "TERM" },
+    });
+    for spec in services::KEYS {
+        properties[spec.key]["description"] = json!(spec.doc);
+    }
     json!({
         "description": "Programs of the release that run beside its workers, from the commit of their generation to the next one.",
         "type": "array",
@@ -40,13 +54,7 @@ fn services() -> Value {
             "type": "object",
             "additionalProperties": false,
             "required": ["name", "command"],
-            "properties": {
-                "name": { "type": "string", "description": "Stands in the log and in `status`." },
-                "command": { "type": "array", "items": { "type": "string" }, "minItems": 1 },
-                "count": { "type": "integer", "minimum": 1, "maximum": 64, "default": 1 },
-                "stop_timeout": { "type": "string", "pattern": DURATION, "default": "25s" },
-                "stop_signal": { "enum": ["TERM", "INT", "QUIT", "HUP", "USR1"], "default": "TERM" },
-            },
+            "properties": properties,
         },
     })
 }
@@ -135,5 +143,11 @@ mod tests {
         }
         assert_eq!(schema.pointer("/properties/server/properties/workers/anyOf/0/maximum"), Some(&json!(4096)));
         assert_eq!(schema.pointer("/properties/app/additionalProperties"), Some(&json!(false)));
+        let of_services = schema.pointer("/properties/service/items/properties").and_then(Value::as_object).unwrap();
+        let keys: Vec<&str> = services::KEYS.iter().map(|spec| spec.key).collect();
+        assert!(
+            of_services.len() == keys.len()
+                && keys.iter().all(|key| of_services[*key].get("type").is_some() || *key == "stop_signal")
+        );
     }
 }

@@ -1,15 +1,18 @@
-//! `[[service]]`: programs of a release that run beside its workers, a table each. Every problem of each is told.
+//! `[[service]]`: programs of a release that run beside its workers, a table each, and what can be set of each. Every
+//! problem of each is told.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
-use super::file::{Value, Written};
+use super::file::{quoted, Value, Written};
 use super::layers::expanded;
 use super::problem::Problem;
 use super::resolver::Resolver;
-use super::settings::ServiceSettings;
-use super::units::parse_duration;
+use super::settings::{Bind, ServiceSettings};
+use super::units::{parse_duration, show_duration};
 use super::values::string;
+use super::Origin;
 
 /// More is a mistake: each is a process.
 const COUNT_MAX: i64 = 64;
@@ -17,7 +20,80 @@ const COUNT_MAX: i64 = 64;
 /// As `graceful_timeout`: a task that takes longer should say so.
 const STOP_TIMEOUT: Duration = Duration::from_secs(25);
 
-const KEYS: [&str; 5] = ["name", "command", "count", "stop_timeout", "stop_signal"];
+/// What service managers grant a start. systemd: 90 s, for a whole machine that boots.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// More is a mistake: each is a descriptor of each process.
+const BINDS_MAX: usize = 16;
+
+/// The section's name among the settings in effect, where a key is `NAME.count`.
+pub const SECTION: &str = "service";
+
+/// What can be set of a service: the key, how its value is written, its default, and what it is for.
+pub struct ServiceKey {
+    pub key: &'static str,
+    pub kind: &'static str,
+    pub default: &'static str,
+    pub doc: &'static str,
+}
+
+/// In the order of the documentation.
+pub const KEYS: [ServiceKey; 8] = [
+    ServiceKey {
+        key: "name",
+        kind: "Up to 40 letters, digits, `-`, `_` or `.`",
+        default: "none: it must be set",
+        doc: "It stands in the log, in `status`, in metrics and as the name of its sockets, and no two have the same.",
+    },
+    ServiceKey {
+        key: "command",
+        kind: "List: the program and its arguments",
+        default: "none: it must be set",
+        doc: "What is run, in the generation's directory, with its virtual environment on PATH and its environment, as \
+              `[server] user`. No shell reads it.",
+    },
+    ServiceKey {
+        key: "count",
+        kind: "Number from 1 to 64",
+        default: "`1`",
+        doc: "Its processes.",
+    },
+    ServiceKey {
+        key: "bind",
+        kind: "List: addresses, as those of `[server] bind`",
+        default: "`[]`",
+        doc: "Sockets that the master binds once and holds over deploys, and that all processes of the service, old and new, \
+              have as descriptors from 3 on, with LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES (sd_listen_fds(3)): \
+              `uvicorn --fd 3`, or any program with socket activation. They listen and do not block. Backlog, mode and \
+              owner are those of `[server]`.",
+    },
+    ServiceKey {
+        key: "notify",
+        kind: "`true` or `false`",
+        default: "`false`",
+        doc: "Whether the program says when it is ready: READY=1 to NOTIFY_SOCKET (sd_notify(3)). It is `starting` until then.",
+    },
+    ServiceKey {
+        key: "ready_timeout",
+        kind: "Duration, more than zero",
+        default: "`\"30s\"`",
+        doc: "So long a program with `notify` may take to become ready. What takes longer is told in the log, and the state is \
+              `degraded` until it is ready; the release serves all the same.",
+    },
+    ServiceKey {
+        key: "stop_timeout",
+        kind: "Duration",
+        default: "`\"25s\"`",
+        doc: "So long it may take to end, at the next commit and at the stop of the master; then it is killed, with all that \
+              it has started. As long as its longest task.",
+    },
+    ServiceKey {
+        key: "stop_signal",
+        kind: "TERM, INT, QUIT, HUP or USR1",
+        default: "`\"TERM\"`",
+        doc: "What it is told to end with.",
+    },
+];
 
 /// What a program may be told to stop with.
 const SIGNALS: [(&str, i32); 5] = [
@@ -38,9 +114,48 @@ impl Resolver<'_> {
                 self.wrong(table.line, "name", &format!("two services are called {}", service.name));
                 continue;
             }
+            self.note_service(&service, table.line);
             services.push(service);
         }
         services
+    }
+
+    /// For `config show`, and for what a reload changes.
+    fn note_service(&mut self, service: &ServiceSettings, line: usize) {
+        let words = |words: Vec<String>| format!("[{}]", words.join(", "));
+        let signal = SIGNALS.iter().find(|(_, number)| *number == service.stop_signal).map_or("", |(name, _)| name);
+        let shown = [
+            ("name", Some(quoted(&service.name))),
+            ("command", Some(words(service.command.iter().map(|word| quoted(word)).collect()))),
+            ("count", Some(service.count.to_string())),
+            ("bind", Some(words(service.bind.iter().map(|bind| quoted(&bind.to_string())).collect()))),
+            ("notify", Some(service.ready_within.is_some().to_string())),
+            ("ready_timeout", service.ready_within.as_ref().map(|within| quoted(&show_duration(within)))),
+            ("stop_timeout", Some(quoted(&show_duration(&service.stop_timeout)))),
+            ("stop_signal", Some(quoted(signal))),
+        ];
+        for (key, value) in shown {
+            let Some(value) = value else { continue };
+            let origin = Origin::File { shown: self.shown.clone(), line };
+            self.note_entry(SECTION, format!("{}.{key}", service.name), value, origin);
+        }
+    }
+
+    /// An address has one owner: what the kernel would refuse is refused here, and so is a socket that two would accept from.
+    pub fn check_service_binds(&mut self, services: &[ServiceSettings], others: &[(&str, &[Bind])]) {
+        let mut taken: Vec<(String, &Bind)> = Vec::new();
+        for (whose, binds) in others {
+            taken.extend(binds.iter().map(|bind| ((*whose).to_owned(), bind)));
+        }
+        for service in services {
+            for bind in &service.bind {
+                if let Some((whose, other)) = taken.iter().find(|(_, other)| *other == bind || other.overlaps(bind)) {
+                    let reason = format!("{bind} overlaps {other} of {whose}; choose another address");
+                    self.wrong(service.line, "bind", &reason);
+                }
+                taken.push((format!("[[service]] {}", service.name), bind));
+            }
+        }
     }
 
     /// None: something of it is wrong.
@@ -60,10 +175,20 @@ impl Resolver<'_> {
             count: 1,
             stop_timeout: STOP_TIMEOUT,
             stop_signal: libc::SIGTERM,
+            bind: Vec::new(),
+            ready_within: None,
+            line: table.line,
         };
+        let base = self.place.named.clone();
+        let (mut notifies, mut ready_timeout) = (false, None);
         for (key, written) in entries {
             let line = if written.line > 0 { written.line } else { table.line };
-            let read = expanded(&written.value, &self.variables).and_then(|value| service.set(key, &value));
+            let read = expanded(&written.value, &self.variables).and_then(|value| match key.as_str() {
+                "notify" => boolean(&value).map(|notify| notifies = notify),
+                "ready_timeout" => timeout(&value).map(|timeout| ready_timeout = Some((line, timeout))),
+                "bind" => parse_binds(&value, &base).map(|bind| service.bind = bind),
+                _other => service.set(key, &value),
+            });
             if let Err(reason) = read {
                 self.wrong(line, key, &reason);
             }
@@ -73,6 +198,17 @@ impl Resolver<'_> {
         }
         if service.command.is_empty() && !entries.iter().any(|(key, _)| key == "command") {
             self.wrong(table.line, "command", "write command = [\"celery\", \"-A\", \"shop\", \"worker\"]");
+        }
+        match (notifies, ready_timeout) {
+            (true, within) => service.ready_within = Some(within.map_or(READY_TIMEOUT, |(_, within)| within)),
+            (false, Some((line, _))) => {
+                self.wrong(
+                    line,
+                    "ready_timeout",
+                    "it is for a program that says when it is ready; write notify = true",
+                );
+            }
+            (false, None) => {}
         }
         (self.problems.len() == before).then_some(service)
     }
@@ -104,7 +240,10 @@ impl ServiceSettings {
                 let Some((_, signal)) = found else { return Err(format!("one of {} is needed", names.join(", "))) };
                 self.stop_signal = *signal;
             }
-            _unknown => return Err(format!("there is no such key; a service has {}", KEYS.join(", "))),
+            _unknown => {
+                let keys: Vec<&str> = KEYS.iter().map(|spec| spec.key).collect();
+                return Err(format!("there is no such key; a service has {}", keys.join(", ")));
+            }
         }
         Ok(())
     }
@@ -116,6 +255,31 @@ fn parse_name(text: &str) -> Result<String, String> {
         true => Ok(text.to_owned()),
         false => Err("write up to 40 letters, digits, `-`, `_` or `.`".to_owned()),
     }
+}
+
+fn boolean(value: &Value) -> Result<bool, String> {
+    match value {
+        Value::Boolean(boolean) => Ok(*boolean),
+        other => Err(format!("true or false is needed, not {}", other.shown())),
+    }
+}
+
+fn timeout(value: &Value) -> Result<Duration, String> {
+    match string(value).and_then(parse_duration)? {
+        Duration::ZERO => Err("it must be more than zero".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+/// `base`: where relative paths of Unix sockets start from.
+fn parse_binds(value: &Value, base: &Path) -> Result<Vec<Bind>, String> {
+    let Value::List(addresses) = value else {
+        return Err(format!("a list is needed; write [{}]", value.shown()));
+    };
+    if addresses.len() > BINDS_MAX {
+        return Err(format!("{} addresses; at most {BINDS_MAX} are handed over", addresses.len()));
+    }
+    addresses.iter().map(|address| string(&address.value).and_then(|text| Bind::parse(text, base))).collect()
 }
 
 fn parse_command(value: &Value) -> Result<Vec<String>, String> {

@@ -37,6 +37,12 @@ pub struct ServiceSettings {
     pub count: u32,
     pub stop_timeout: Duration,
     pub stop_signal: i32,
+    /// Sockets that are handed over to its processes, listening.
+    pub bind: Vec<Bind>,
+    /// It says itself when it is ready, and should within this.
+    pub ready_within: Option<Duration>,
+    /// Where it stands in the file.
+    pub line: usize,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -227,6 +227,11 @@ pub enum Note {
         cause: String,
         next_s: Option<f64>,
     },
+    /// It has not said that it is ready.
+    ServiceLate {
+        service: ServiceName,
+        within_s: f64,
+    },
     /// It did not stop within its `stop_timeout`.
     ServiceKilled {
         service: ServiceName,
@@ -301,6 +306,7 @@ impl Note {
             | Note::ScaleRefused { .. }
             | Note::PauseRefused { .. }
             | Note::ServiceKilled { .. }
+            | Note::ServiceLate { .. }
             | Note::Waiting { .. }
             | Note::LeftoversCut { .. }
             | Note::Held { .. }
@@ -498,6 +504,9 @@ impl fmt::Display for Note {
             }
             Note::ServiceGone { service, from, cause, next_s: Some(next_s) } => {
                 write!(f, "{service} {from} -> resting cause=\"{cause}\": it begins again in {next_s:.1}s")
+            }
+            Note::ServiceLate { service, within_s } => {
+                write!(f, "{service} has not said that it is ready within {within_s:.1}s; it may still do so")
             }
             Note::ServiceKilled { service } => write!(f, "{service} did not stop within stop_timeout: killed"),
             Note::ServiceWontDie { service } => {

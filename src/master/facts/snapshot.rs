@@ -89,6 +89,8 @@ pub struct ServiceProcess {
     pub state: Word,
     /// How often it was started again.
     pub restarts: u32,
+    /// The addresses of the sockets that it was handed.
+    pub listeners: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

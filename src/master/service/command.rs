@@ -4,7 +4,8 @@
 use mio::Token;
 
 use super::output::{Output, Pass};
-use super::{program, Service};
+use super::program::{self, Given};
+use super::Service;
 use crate::children::{Proof, Who};
 use crate::facts::outcome::Refusal;
 use crate::shared::Shared;
@@ -31,7 +32,7 @@ impl Service {
         let failure = |reason: String| Refusal::new(format!("the command could not be run: {reason}"));
         let forgotten = || failure("its generation is gone".to_owned());
         let processes = self.generations.get_mut(&generation).ok_or_else(forgotten)?;
-        let started = program::start(&processes.pause_command, &processes.settings);
+        let started = program::start(&processes.pause_command, &processes.settings, &Given::default());
         let started = started.map_err(|not_started| failure(not_started.to_string()))?;
         let who = Who::Command(generation);
         let claimed = shared.children.claim(who, Proof::OwnChild { pid: started.pid });

@@ -13,14 +13,15 @@ impl Service {
         let Some(processes) = self.generations.get(&generation) else {
             return Event::ListenersRefused { generation, refusal: Refusal::new("forgotten") };
         };
-        match shared.listeners.open(&processes.listeners, &processes.access()) {
+        let all = processes.all_listeners();
+        match shared.listeners.open(&all, &processes.access()) {
             Ok(warnings) => {
                 for warning in warnings {
                     log::warn!("{warning}");
                 }
                 let before = self.supervisor.serving().and_then(|generation| self.generations.get(&generation.id));
-                let is_new = |id: &ListenerId| before.is_none_or(|before| !before.listeners.contains(id));
-                for id in processes.listeners.iter().filter(|id| is_new(id)) {
+                let before = before.map(|before| before.all_listeners()).unwrap_or_default();
+                for id in all.iter().filter(|id| !before.contains(id)) {
                     if let Some(address) = shared.listeners.address(*id) {
                         log::info!("listening on {address}");
                     }
@@ -39,7 +40,7 @@ impl Service {
     pub fn commit_listeners(&mut self, generation: GenerationId, close: &[ListenerId], shared: &mut Shared) {
         self.close_listeners(close, shared);
         if let Some(processes) = self.generations.get(&generation) {
-            for failure in shared.listeners.adapt(&processes.listeners, &processes.access()) {
+            for failure in shared.listeners.adapt(&processes.all_listeners(), &processes.access()) {
                 log::error!("{failure}");
             }
         }

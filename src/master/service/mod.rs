@@ -21,6 +21,7 @@ pub mod preparing;
 pub mod processes;
 pub mod program;
 pub mod python;
+pub mod readiness;
 pub mod room;
 pub mod services;
 mod slow;
@@ -51,6 +52,7 @@ use measures::Counted;
 use oom::OomKills;
 use preparing::{Preparing, Reopening};
 use processes::{GenerationProcesses, WorkerProcess};
+use readiness::Readiness;
 use services::ServiceProcess;
 use slow::SlowLog;
 
@@ -76,6 +78,8 @@ pub struct Service {
     began: Instant,
     pub history: History,
     pub services: BTreeMap<ServiceId, ServiceProcess>,
+    /// Where services say that they are ready; made for the first that wants to.
+    readiness: Option<Readiness>,
     preparing: Preparing,
     reopening: Reopening,
     hooks: Hooks,
@@ -107,6 +111,7 @@ impl Service {
             began: now,
             history: History::default(),
             services: BTreeMap::new(),
+            readiness: None,
             preparing: Preparing::default(),
             reopening: Reopening::default(),
             hooks: Hooks::default(),

@@ -2,15 +2,19 @@
 //! are bound. Whatever is wrong here changes
 //! nothing, and whoever asked hears it.
 
+use std::collections::BTreeMap;
+
 use forkmaster_wire::message::{GenerationId, ListenerId};
 use forkmaster_wire::mutant::{self, Mutant};
 
 use super::processes::GenerationProcesses;
 use super::Service;
 use crate::config::change::Fixed;
+use crate::config::settings::{Bind, Settings};
 use crate::config::{self, Loaded};
 use crate::exit_code::ExitCode;
 use crate::facts::outcome::Refusal;
+use crate::listeners::{ListenError, Listeners};
 use crate::logs::Opened;
 use crate::shared::Shared;
 use crate::supervisor::asks::Deploy;
@@ -38,9 +42,8 @@ impl Service {
             let (app, before) = (&settings.app, &predecessor.settings.app);
             in_place = config::again::in_place(app, before);
         }
-        let server = &settings.server;
-        let listeners = match shared.listeners.bind(&server.bind) {
-            Ok(listeners) => listeners,
+        let Bound { of_workers: listeners, of_services } = match bind(&settings, &mut shared.listeners) {
+            Ok(bound) => bound,
             Err(error) => {
                 self.give_back_all(logs, shared);
                 return Err(refusal(error.to_string(), error.exit_code()));
@@ -70,7 +73,8 @@ impl Service {
             }
         }
         let unknown = |listener: &&ListenerId| !self.supervisor.knows_listener(**listener);
-        let bound: Vec<ListenerId> = listeners.iter().filter(unknown).copied().collect();
+        let all = listeners.iter().chain(of_services.values().flatten());
+        let bound: Vec<ListenerId> = all.filter(unknown).copied().collect();
         let began = shared.clock.now();
         let written = loaded.effective;
         let processes = GenerationProcesses::new(settings, written, listeners, in_place, began);
@@ -83,6 +87,7 @@ impl Service {
             }
         };
         (processes.error_log, processes.access) = (logs.error, logs.access);
+        processes.service_listeners = of_services;
         processes.back = self.preparing.back();
         processes.changes = changes_shown;
         if self.last_generation > 1 {
@@ -98,6 +103,25 @@ impl Service {
         }
         Ok((generation, plan))
     }
+}
+
+/// The workers' listeners, and those of services by their names. If one cannot be had, nothing has changed.
+fn bind(settings: &Settings, listeners: &mut Listeners) -> Result<Bound, ListenError> {
+    let services = settings.services.iter().filter(|service| !service.bind.is_empty());
+    let all: Vec<Bind> =
+        services.clone().flat_map(|service| &service.bind).chain(&settings.server.bind).cloned().collect();
+    listeners.bind(&all)?;
+    // All of them are there by now, and only looked up.
+    let mut of_services = BTreeMap::new();
+    for service in services {
+        of_services.insert(service.name.clone(), listeners.bind(&service.bind)?);
+    }
+    Ok(Bound { of_workers: listeners.bind(&settings.server.bind)?, of_services })
+}
+
+struct Bound {
+    of_workers: Vec<ListenerId>,
+    of_services: BTreeMap<String, Vec<ListenerId>>,
 }
 
 pub fn refusal(reason: String, exit_code: ExitCode) -> Refusal {

@@ -1,6 +1,7 @@
 //! What the master holds of a generation and of its processes: pids, channels, the scoreboard. The supervisor knows
 //! their states and nothing of this.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -44,7 +45,10 @@ pub struct GenerationProcesses {
     pub proved_s: Option<f64>,
     /// The memory of its workers that are gone.
     pub grown: Grown,
+    /// Of its workers.
     pub listeners: Vec<ListenerId>,
+    /// Of its services, by their names.
+    pub service_listeners: BTreeMap<String, Vec<ListenerId>>,
     pub template: Option<TemplateProcess>,
     /// The interpreter as the first template found itself; a restarted one must be the same.
     pub interpreter: Option<Hello>,
@@ -112,6 +116,7 @@ impl GenerationProcesses {
             proved_s: None,
             grown: Grown::default(),
             listeners,
+            service_listeners: BTreeMap::new(),
             template: None,
             interpreter: None,
             board,
@@ -146,7 +151,7 @@ impl GenerationProcesses {
             workers: server.workers,
             cells: self.board.cells(),
             max_processes: server.max_processes,
-            listeners: self.listeners.clone(),
+            listeners: self.all_listeners(),
             surge: match settings.reload.max_surge {
                 // All of them have to boot before anything is paused, and memory is the bound.
                 Surge::Workers(_) if self.pause_timeout.is_some() => PlanSurge::Auto,
@@ -170,6 +175,7 @@ impl GenerationProcesses {
                     name: service.name.clone(),
                     count: service.count,
                     stop_timeout: service.stop_timeout,
+                    ready_within: service.ready_within,
                 })
                 .collect(),
             pause: self.pause_timeout.map(|timeout| PausePlan {
@@ -178,6 +184,11 @@ impl GenerationProcesses {
                 has_probe: settings.app.probe.is_some(),
             }),
         }
+    }
+
+    /// Its workers' and its services': bound, opened, adapted and closed in the same way.
+    pub fn all_listeners(&self) -> Vec<ListenerId> {
+        self.listeners.iter().chain(self.service_listeners.values().flatten()).copied().collect()
     }
 
     /// What its settings ask of its listeners.

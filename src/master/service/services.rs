@@ -4,7 +4,9 @@
 use mio::Token;
 
 use super::output::{Output, Pass};
-use super::{program, Service};
+use super::program::{self, Given};
+use super::readiness::Readiness;
+use super::{EventQueue, Service};
 use crate::children::{Proof, Who};
 use crate::config::settings::ServiceSettings;
 use crate::facts::outcome::Refusal;
@@ -45,11 +47,21 @@ impl Service {
         name: &str,
         shared: &mut Shared,
     ) -> Result<i32, Refusal> {
-        let settings = self.generations.get(&generation).map(|processes| &processes.settings);
-        let settings = settings.ok_or_else(|| Refusal::new("its generation is gone"))?;
+        let processes = self.generations.get(&generation).ok_or_else(|| Refusal::new("its generation is gone"))?;
+        let settings = &processes.settings;
         let is_it = |service: &&ServiceSettings| service.name == name;
         let of = settings.services.iter().find(is_it).ok_or_else(|| Refusal::new("it is not configured"))?;
-        let started = program::start(&of.command, settings).map_err(|error| Refusal::new(error.to_string()))?;
+        if of.ready_within.is_some() && self.readiness.is_none() {
+            let made = Readiness::new(&mut shared.sources);
+            self.readiness = Some(made.map_err(|error| {
+                Refusal::new(format!("there is no socket for it to say that it is ready: {error}"))
+            })?);
+        }
+        let listeners = processes.service_listeners.get(name).map_or(&[][..], |listeners| listeners);
+        let sockets = shared.listeners.wire(listeners, &[]).into_iter().map(|(_, socket)| socket).collect();
+        let asked = self.readiness.as_ref().filter(|_| of.ready_within.is_some());
+        let given = Given { sockets, name, notify_socket: asked.map(|readiness| readiness.address.as_os_str()) };
+        let started = program::start(&of.command, settings, &given).map_err(|error| Refusal::new(error.to_string()))?;
         let who = Who::Service(service);
         let claimed = shared.children.claim(who, Proof::OwnChild { pid: started.pid });
         claimed.map_err(|claim| Refusal::new(format!("the books are wrong: {claim}")))?;
@@ -61,6 +73,20 @@ impl Service {
         let (name, stop_signal) = (of.name.clone(), of.stop_signal);
         self.services.insert(service, ServiceProcess { generation, name, stop_signal, output, token });
         Ok(started.pid)
+    }
+
+    /// Whoever has said that it is ready.
+    pub fn read_readiness(&mut self, shared: &mut Shared, events: &mut EventQueue) {
+        let Some(readiness) = &self.readiness else { return };
+        let (ready, pass) = readiness.read();
+        for sender in ready {
+            if let Some(Who::Service(service)) = shared.children.leader_of(&sender) {
+                events.push_back(Event::Service { service, event: ServiceEvent::Ready });
+            }
+        }
+        if pass == Pass::More {
+            shared.sources.mark_unread(readiness.token);
+        }
     }
 
     /// Its own signal to it alone, since a program tells those that it has started; KILL to all of them.

@@ -32,7 +32,7 @@ impl Service {
             state: Word::Borrowed(self.supervisor.word()),
             ready: self.supervisor.is_ready(),
             uptime_s: now.saturating_duration_since(self.began).as_secs_f64(),
-            generations: generations.filter_map(|generation| self.shown(generation, now)).collect(),
+            generations: generations.filter_map(|generation| self.shown(generation, &shared.listeners, now)).collect(),
             listeners: self.serving_addresses(&shared.listeners),
             requests: totals.requests,
             accepted: totals.accepted,
@@ -70,7 +70,7 @@ impl Service {
         addresses.map(|address| Listener { address: address.to_string() }).collect()
     }
 
-    fn shown(&self, generation: &GenerationState, now: Instant) -> Option<Generation> {
+    fn shown(&self, generation: &GenerationState, listeners: &Listeners, now: Instant) -> Option<Generation> {
         let processes = self.generations.get(&generation.id)?;
         let app = &processes.settings.app;
         Some(Generation {
@@ -91,18 +91,28 @@ impl Service {
                 state: Word::Borrowed(generation.template.word()),
             },
             workers: generation.workers.iter().map(|worker| self.shown_worker(worker, processes, now)).collect(),
-            services: self.shown_services(generation.id),
+            services: self.shown_services(generation.id, processes, listeners),
         })
     }
 
-    fn shown_services(&self, generation: GenerationId) -> Vec<ServiceProcess> {
+    fn shown_services(
+        &self,
+        generation: GenerationId,
+        processes: &GenerationProcesses,
+        listeners: &Listeners,
+    ) -> Vec<ServiceProcess> {
+        let addresses = |name: &str| {
+            let ids = processes.service_listeners.get(name).map_or(&[][..], |ids| ids);
+            ids.iter().filter_map(|id| listeners.address(*id).map(str::to_owned)).collect()
+        };
         let services = self.supervisor.services().iter().filter(|service| service.generation == generation);
         let shown = services.map(|service| ServiceProcess {
             name: service.name.clone(),
             number: service.number,
             pid: service.pid,
-            state: Word::Borrowed(service.state.word()),
+            state: Word::Borrowed(service.word()),
             restarts: service.restarts,
+            listeners: addresses(&service.name),
         });
         shown.collect()
     }

@@ -386,7 +386,7 @@ impl Supervisor {
                 (Some(_), None) if self.held().is_some_and(|held| held.quiet) => "paused",
                 (Some(_), None) if self.held().is_some() => "pausing",
                 (Some(_), None) if self.target.is_off() => "off",
-                (Some(generation), None) if lacks(generation) => "degraded",
+                (Some(generation), None) if lacks(generation) || self.is_service_late() => "degraded",
                 (Some(_), None) => "running",
             },
         }

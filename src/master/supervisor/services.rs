@@ -14,6 +14,16 @@
 //! | Killed | deadline | gone | given up: the kernel does not let it die |
 //! | Stopping, Killed | exit | gone | |
 //!
+//! One with `notify` says itself when it is ready, and is `starting` until then:
+//!
+//! | Readiness | Event | Next | What is done |
+//! |---|---|---|---|
+//! | Unasked | | | |
+//! | Awaited | it says READY=1 | Ready | |
+//! | Awaited | deadline | Late | it says so, and the state of the whole is `degraded` |
+//! | Late | it says READY=1 | Ready | |
+//! | Ready | exit | Awaited | |
+//!
 //! A service never decides about a release: one that dies again and again costs lines of the log, and the site serves.
 
 use std::time::{Duration, Instant};
@@ -37,6 +47,8 @@ pub struct ServicePlan {
     pub name: String,
     pub count: u32,
     pub stop_timeout: Duration,
+    /// It says when it is ready, and should within this. None: it is once it runs.
+    pub ready_within: Option<Duration>,
 }
 
 #[derive(Clone, Debug)]
@@ -48,7 +60,9 @@ pub struct Service {
     pub number: u32,
     pub pid: Option<i32>,
     pub state: State,
+    readiness: Readiness,
     pub restarts: u32,
+    ready_within: Option<Duration>,
     stop_timeout: Duration,
     backoff: Backoff,
 }
@@ -70,23 +84,43 @@ pub enum State {
     },
 }
 
+/// What a service with `notify` has said of itself. It lives on over a crash: one that dies before it is ready, again and
+/// again, is late as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Readiness {
+    /// It runs, and that is enough.
+    Unasked,
+    Awaited {
+        by: Instant,
+    },
+    Late,
+    Ready,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    Started { pid: i32 },
+    Started {
+        pid: i32,
+    },
+    /// It has said so itself.
+    Ready,
     Exited(Exit),
 }
 
-impl State {
-    /// The word for log lines and `status`.
-    pub fn word(self) -> &'static str {
-        match self {
-            State::Running { .. } => "running",
-            State::Resting { .. } => "resting",
-            State::Stopping { .. } => "stopping",
-            State::Killed { .. } => "killed",
-        }
+impl Readiness {
+    fn awaited(within: Option<Duration>, now: Instant) -> Readiness {
+        within.map_or(Readiness::Unasked, |within| Readiness::Awaited { by: now + within })
     }
 
+    fn deadline(self) -> Option<Instant> {
+        match self {
+            Readiness::Awaited { by } => Some(by),
+            Readiness::Unasked | Readiness::Late | Readiness::Ready => None,
+        }
+    }
+}
+
+impl State {
     fn deadline(self) -> Option<Instant> {
         match self {
             State::Running { .. } => None,
@@ -103,14 +137,40 @@ impl Service {
         ServiceName { name: self.name.clone(), generation, number, pid }
     }
 
+    /// The word for log lines and `status`.
+    pub fn word(&self) -> &'static str {
+        match (self.state, self.readiness) {
+            (State::Running { .. }, Readiness::Unasked | Readiness::Ready) => "running",
+            (State::Running { .. }, Readiness::Awaited { .. }) => "starting",
+            (State::Running { .. }, Readiness::Late) => "late",
+            (State::Resting { .. }, _) => "resting",
+            (State::Stopping { .. }, _) => "stopping",
+            (State::Killed { .. }, _) => "killed",
+        }
+    }
+
     pub fn deadline(&self) -> Option<Instant> {
-        self.state.deadline()
+        self.state.deadline().into_iter().chain(self.ready_by()).min()
+    }
+
+    /// Who stops need not become ready any more.
+    fn ready_by(&self) -> Option<Instant> {
+        match self.state {
+            State::Running { .. } | State::Resting { .. } => self.readiness.deadline(),
+            State::Stopping { .. } | State::Killed { .. } => None,
+        }
     }
 }
 
 impl Supervisor {
     pub fn services(&self) -> &[Service] {
         &self.services
+    }
+
+    /// One of the generation that serves should have become ready by now.
+    pub(super) fn is_service_late(&self) -> bool {
+        let serving = self.serving().map(|generation| generation.id);
+        self.services.iter().any(|of| Some(of.generation) == serving && of.readiness == Readiness::Late)
     }
 
     pub(super) fn has_services(&self, generation: GenerationId) -> bool {
@@ -148,7 +208,9 @@ impl Supervisor {
             number,
             pid: None,
             state: State::Running { since: now },
+            readiness: Readiness::awaited(plan.ready_within, now),
             restarts: 0,
+            ready_within: plan.ready_within,
             stop_timeout: plan.stop_timeout,
             backoff: Backoff::default(),
         });
@@ -163,12 +225,13 @@ impl Supervisor {
 
     fn stop_service(&mut self, at: usize, now: Instant) {
         let service = &mut self.services[at];
+        let from = Some(service.word());
         match service.state {
             State::Running { .. } => {
                 service.state = State::Stopping { kill_at: now + service.stop_timeout };
                 self.actions.push(Action::StopService { service: service.id, kill: false });
                 let service = service.shown();
-                self.note(Note::Service { service, from: Some("running"), to: "stopping" });
+                self.note(Note::Service { service, from, to: "stopping" });
             }
             State::Resting { .. } => drop(self.services.remove(at)),
             State::Stopping { .. } | State::Killed { .. } => {}
@@ -199,16 +262,32 @@ impl Supervisor {
         match event {
             Event::Started { pid } => {
                 self.services[at].pid = Some(pid);
-                let service = self.services[at].shown();
-                self.note(Note::Service { service, from: None, to: "running" });
+                let (service, to) = (self.services[at].shown(), self.services[at].word());
+                self.note(Note::Service { service, from: None, to });
             }
+            Event::Ready => self.service_ready(at),
             Event::Exited(exit) => self.service_gone(at, &exit, now),
+        }
+    }
+
+    fn service_ready(&mut self, at: usize) {
+        let service = &mut self.services[at];
+        let from = Some(service.word());
+        match (service.state, service.readiness) {
+            (State::Running { .. }, Readiness::Awaited { .. } | Readiness::Late) => {
+                service.readiness = Readiness::Ready;
+                let (service, to) = (service.shown(), service.word());
+                self.note(Note::Service { service, from, to });
+            }
+            // It says so again, it was not asked, or its end has begun.
+            (State::Running { .. }, Readiness::Unasked | Readiness::Ready)
+            | (State::Resting { .. } | State::Stopping { .. } | State::Killed { .. }, _) => {}
         }
     }
 
     fn service_gone(&mut self, at: usize, exit: &Exit, now: Instant) {
         let service = &mut self.services[at];
-        let (shown, from, cause) = (service.shown(), service.state.word(), exit.to_string());
+        let (shown, from, cause) = (service.shown(), service.word(), exit.to_string());
         match service.state {
             State::Running { since } => {
                 let pause = match exit {
@@ -219,6 +298,9 @@ impl Supervisor {
                 };
                 service.state = State::Resting { until: now + pause };
                 service.pid = None;
+                if service.readiness == Readiness::Ready {
+                    service.readiness = Readiness::awaited(service.ready_within, now);
+                }
                 let next_s = Some(pause.as_secs_f64());
                 self.note(Note::ServiceGone { service: shown, from, cause, next_s });
             }
@@ -234,7 +316,13 @@ impl Supervisor {
     pub(super) fn expire_services(&mut self, now: Instant) {
         for at in (0..self.services.len()).rev() {
             let service = &mut self.services[at];
-            if service.deadline().is_none_or(|deadline| deadline > now) {
+            if service.ready_by().is_some_and(|by| by <= now) {
+                service.readiness = Readiness::Late;
+                let (shown, within_s) = (service.shown(), service.ready_within.unwrap_or_default().as_secs_f64());
+                self.note(Note::ServiceLate { service: shown, within_s });
+            }
+            let service = &self.services[at];
+            if service.state.deadline().is_none_or(|deadline| deadline > now) {
                 continue;
             }
             let (id, generation, name) = (service.id, service.generation, service.name.clone());

@@ -233,7 +233,11 @@ fn write_generation(text: &mut String, generation: &Generation, paints: bool) ->
         let restarts =
             if service.restarts > 0 { format!(", started again {} times", service.restarts) } else { String::new() };
         let (name, number, pid) = (&service.name, service.number, pid(service.pid));
-        writeln!(text, "  service {name} {number} pid {pid} {}{restarts}", state(&service.state, paints))?;
+        let on = match &service.listeners[..] {
+            [] => String::new(),
+            listeners => format!(" on {}", listeners.join(" ")),
+        };
+        writeln!(text, "  service {name} {number} pid {pid} {}{on}{restarts}", state(&service.state, paints))?;
     }
     if generation.workers.is_empty() {
         return Ok(());

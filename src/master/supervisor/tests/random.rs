@@ -26,6 +26,7 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                 name: format!("service{number}"),
                 count: 1 + dice.roll(2) as u32,
                 stop_timeout: MINUTE,
+                ready_within: (dice.roll(2) == 0).then_some(MINUTE),
             });
             let services = services.collect();
             Plan { surge: surge_of(&pause), pause, services, unavailable, max_processes, listeners, ..plan(workers) }
@@ -73,6 +74,9 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
             let service = world.services.iter().nth(dice.roll(world.services.len().max(1))).copied();
             if let Some(service) = service.filter(|_| dice.roll(4) == 0) {
                 world.happenings.push_back(Happening::Service(service, ServiceEvent::Exited(killed())));
+            }
+            if let Some(service) = service.filter(|_| dice.roll(4) == 0) {
+                world.happenings.push_back(Happening::Service(service, ServiceEvent::Ready));
             }
             match (dice.roll(14), someone, template) {
                 (0 | 1, _, _) => {
@@ -137,6 +141,12 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
         }
         world.services_stop = true;
         (world.command, world.probe_fails) = (CommandBehaviour::EndsWell, false);
+        // A reload that waited for a command is asked for when that has ended.
+        world.pass(MINUTE * 2);
+        while let Some(asker) = world.configure.pop_front() {
+            let (askers, result) = (asker.into_iter().collect(), Err(Refusal::new("no")));
+            world.event(Event::Configured { askers, began: world.now, result });
+        }
         // Room for it: without, a refusal would be right.
         world.room.bytes = None;
         let last = Plan { max_processes: None, pause: None, ..any_plan(&mut dice) };

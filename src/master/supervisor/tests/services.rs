@@ -3,14 +3,26 @@
 use super::*;
 
 fn with_service(workers: u32) -> Plan {
-    let celery = ServicePlan { name: "celery".to_owned(), count: 2, stop_timeout: MINUTE };
-    Plan { services: vec![celery], ..plan(workers) }
+    Plan { services: vec![service("celery", 2)], ..plan(workers) }
+}
+
+fn service(name: &str, count: u32) -> ServicePlan {
+    ServicePlan { name: name.to_owned(), count, stop_timeout: MINUTE, ready_within: None }
 }
 
 impl World {
     fn ids(&self, generation: u32) -> Vec<ServiceId> {
         let services = self.supervisor.services().iter();
         services.filter(|service| service.generation.0 == generation).map(|service| service.id).collect()
+    }
+
+    fn words(&self) -> Vec<&'static str> {
+        self.supervisor.services().iter().map(|service| service.word()).collect()
+    }
+
+    fn says_ready(&mut self, service: ServiceId) {
+        self.event(Event::Service { service, event: ServiceEvent::Ready });
+        self.run();
     }
 
     fn end(&mut self, service: ServiceId, exit: Exit) {
@@ -71,10 +83,35 @@ fn one_that_dies_again_and_again_rests_longer_each_time_and_the_site_serves() {
 }
 
 #[test]
+fn one_that_says_when_it_is_ready_is_starting_until_then_and_late_after_its_time() {
+    let notifies = ServicePlan { ready_within: Some(MINUTE), ..service("web", 1) };
+    let mut world = World::serving(Plan { services: vec![notifies], ..plan(1) });
+    let web = world.ids(1)[0];
+    assert_eq!((world.words(), world.supervisor.word()), (vec!["starting"], "running"));
+    world.pass(MINUTE);
+    // The release serves all the same.
+    assert_eq!((world.words(), world.supervisor.word(), world.accepting(1)), (vec!["late"], "degraded", 1));
+    assert!(world.supervisor.is_ready());
+    world.says_ready(web);
+    assert_eq!((world.words(), world.supervisor.word()), (vec!["running"], "running"));
+    // The next process has to say so again, and a crash loop does not begin the time anew.
+    for _ in 0..8 {
+        world.end(web, Exit::Code(1));
+        world.pass(MINUTE / 6);
+    }
+    assert_eq!(world.supervisor.word(), "degraded");
+    assert!(!world.words().contains(&"running"));
+    while world.words() != ["late"] {
+        world.pass(MINUTE / 6);
+    }
+    world.says_ready(web);
+    assert_eq!((world.words(), world.supervisor.word()), (vec!["running"], "running"));
+}
+
+#[test]
 fn a_service_that_the_next_release_does_not_have_ends_and_a_new_one_begins() {
     let mut world = World::serving(with_service(1));
-    let beat = ServicePlan { name: "beat".to_owned(), count: 1, stop_timeout: MINUTE };
-    world.reload(Plan { services: vec![beat], ..plan(1) }, Behaviour::Healthy);
+    world.reload(Plan { services: vec![service("beat", 1)], ..plan(1) }, Behaviour::Healthy);
     world.run();
     let names: Vec<&str> = world.supervisor.services().iter().map(|service| service.name.as_str()).collect();
     assert_eq!((names, world.supervisor.running_services(2)), (vec!["beat"], 1));
