@@ -37,6 +37,8 @@ pub struct CellMetrics {
     access: Option<Arc<AccessLog>>,
     /// The header field of requests' ids.
     id_header: Option<String>,
+    /// Its generation is to have several workers.
+    of_several: bool,
 }
 
 impl CellMetrics {
@@ -46,11 +48,15 @@ impl CellMetrics {
         lock: &'static LockWatch,
         access: Option<Arc<AccessLog>>,
     ) -> CellMetrics {
-        CellMetrics { board, index, cell: board.cell(index), lock, access, id_header: None }
+        CellMetrics { board, index, cell: board.cell(index), lock, access, id_header: None, of_several: false }
     }
 
     pub fn with_request_ids(self, id_header: Option<String>) -> CellMetrics {
         CellMetrics { id_header, ..self }
+    }
+
+    pub fn one_of(self, workers: u32) -> CellMetrics {
+        CellMetrics { of_several: workers > 1, ..self }
     }
 
     /// Requests can be answered, or one that is being answered keeps the lock: then its own limit decides.
@@ -183,6 +189,10 @@ impl Metrics for CellMetrics {
     }
 
     fn is_ahead(&self, open: usize) -> bool {
+        // The first one of a new generation: those of the old one are on another board, and have no less to do.
+        if self.of_several && self.siblings().next().is_none() {
+            return true;
+        }
         let taken = self.cell.taken.load(Ordering::Relaxed);
         let has_less = |cell: &&Cell| {
             let connections = cell.connections.load(Ordering::Relaxed) as usize;

@@ -340,7 +340,7 @@ fn make_server(
         .map(|(listener, fd)| serve::Listener { id: listener.id.0, fd, proxy: proxy_of(listener.proxy) })
         .collect();
     let metrics = CellMetrics::new(worker.board, worker.cell_index, &LOCK_WATCH, worker.access.clone());
-    let metrics = Arc::new(metrics.with_request_ids(http.request_id_header.clone()));
+    let metrics = Arc::new(metrics.with_request_ids(http.request_id_header.clone()).one_of(boot.workers));
     let reports: Arc<dyn Reports> = Arc::<MasterChannel>::clone(&worker.master);
     let queue = Box::new(Handoff::new(queue));
     Server::new(settings, listeners, Some(queue), metrics, reports).map_err(|error| os_failure("the server", &error))
