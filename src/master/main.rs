@@ -60,7 +60,9 @@ fn main() {
         Command::Ctl { client } => std::process::exit(ctl::shell(&client, &context)),
         Command::Events { client, json, timeout } => events::events(&client, &context, json, timeout),
         Command::Health { client, probe } => client::health(&client, &context, probe),
-        Command::Reload { client, force, waiting } => client::reload(&client, &context, force, waiting),
+        Command::Reload { client, force, canary, waiting } => client::reload(&client, &context, force, canary, waiting),
+        Command::Promote { client, waiting } => client::promote(&client, &context, waiting),
+        Command::Abandon { client } => act::abandon(&client, &context),
         Command::Rollback { client, to, waiting } => client::rollback(&client, &context, to, waiting),
         Command::ReloadPaused { client, force, command, timeout } => {
             client::reload_paused(&client, &context, force, command, timeout)

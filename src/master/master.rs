@@ -26,7 +26,7 @@ use crate::service::{room, EventQueue, Service};
 use crate::shared::Shared;
 use crate::signals::Signals;
 use crate::sources::{Source, CHORES, CONTROL, SIGNALS};
-use crate::supervisor::asks::{Ask, AskId, Deploy};
+use crate::supervisor::asks::{Ask, AskId, AskedCanary, Deploy};
 use crate::supervisor::template::Event as TemplateEvent;
 use crate::supervisor::worker::{Event as WorkerEvent, Exit};
 use crate::supervisor::{Action, Event};
@@ -209,7 +209,7 @@ impl Master {
         if taken.reload {
             self.tell(Event::Ask {
                 asker: None,
-                ask: Ask::Reload { deploy: Deploy::OnDisk { force: false }, wait: false },
+                ask: Ask::Reload { deploy: Deploy::OnDisk { force: false, canary: None }, wait: false },
             });
         }
         for _ in 0..taken.terms {
@@ -304,8 +304,14 @@ impl Master {
                 self.answer(client, Reply::Status(Box::new(snapshot)));
             }
             Request::Reload { wait, force } => {
-                self.ask(client, Ask::Reload { deploy: Deploy::OnDisk { force }, wait });
+                self.ask(client, Ask::Reload { deploy: Deploy::OnDisk { force, canary: None }, wait });
             }
+            Request::ReloadCanary { wait, force, workers, hold_ms } => {
+                let canary = Some(AskedCanary { workers, hold: hold_ms.map(Duration::from_millis) });
+                self.ask(client, Ask::Reload { deploy: Deploy::OnDisk { force, canary }, wait });
+            }
+            Request::Promote { wait } => self.ask(client, Ask::Promote { wait }),
+            Request::Abandon => self.ask(client, Ask::Abandon),
             Request::ReloadPaused { force, argv, timeout_ms } => {
                 let timeout = Duration::from_millis(timeout_ms);
                 let deploy = Deploy::Paused { force, command: argv, timeout };
@@ -453,6 +459,7 @@ impl Master {
             }
             Action::OpenListeners { generation } => return Some(service.open_listeners(generation, shared)),
             Action::MeasureRoom { generation } => return Some(Event::Room { generation, room: room::measure() }),
+            Action::Compare { generation, against } => return Some(service.compare(generation, against)),
             Action::Commit { generation, close } => service.commit(generation, &close, shared),
             Action::Abandon { generation, close } => {
                 service.close_listeners(&close, shared);

@@ -55,6 +55,12 @@ impl Counted {
         self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
     }
 
+    /// What has come since an earlier moment.
+    pub fn since(&self, earlier: &Counted) -> Counted {
+        let buckets = std::array::from_fn(|at| self.buckets[at].saturating_sub(earlier.buckets[at]));
+        Counted { buckets, sum_ns: self.sum_ns.saturating_sub(earlier.sum_ns) }
+    }
+
     /// The larger of each: a count that a worker took back was counted all the same.
     pub fn raise(&mut self, other: &Counted) {
         for (most, now) in self.buckets.iter_mut().zip(other.buckets) {
@@ -109,6 +115,7 @@ mod tests {
         let mut sum = first;
         sum.add(&first);
         assert_eq!((sum.buckets.iter().sum::<u64>(), sum.sum_ns), (4, 4_000_140_000));
+        assert_eq!((sum.since(&first), first.since(&sum)), (first, Counted::default()));
         histogram.clear();
         let mut most = first;
         most.raise(&histogram.read());

@@ -10,6 +10,8 @@ mod alive;
 mod broken;
 // What teams bring along from Gunicorn.
 mod brought_along;
+// The first workers of a release beside the old ones.
+mod canary;
 // What a configuration leads to, and what people from other servers are told.
 mod configuration;
 // The commands of an operator and the socket they talk through.

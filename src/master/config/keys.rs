@@ -331,6 +331,8 @@ pub const KEYS: &[KeySpec] = &[
     row("reload", "drain_timeout", Kind::Duration, Text("10m"), Generation,
         "How long an old worker may take to finish its requests and connections after a reload, and never less than \
          `[http] keepalive_timeout`. It delays nobody: the new workers serve meanwhile."),
+    row("reload", "canary", Kind::Own("table"), Table, Generation,
+        "The first workers of a release serve beside the old ones for a while, and it takes over only if it is no worse.          `workers`: how many (0: only `reload --canary N` makes one; at least 4 must be wanted in all). `hold`: for how long (`\"2m\"`).          `min_requests`: so many each must have answered for a verdict (100). `max_errors`: how much more may fail (`\"+1pp\"`, percentage          points). `max_latency`: how much longer requests may take (`\"x1.5\"`)."),
     row("reload", "keep_previous", Kind::Own("\"0s\""), Text("0s"), Generation,
         "Reserved for a later version."),
 

@@ -11,6 +11,7 @@ mod access_format;
 mod address;
 pub mod again;
 mod callable;
+pub mod canary;
 pub mod change;
 mod control_places;
 pub mod discovery;

@@ -13,6 +13,7 @@ use forkmaster_wire::message::LogLevel;
 
 use super::access_format;
 use super::address::SUN_PATH_BYTES_MAX;
+use super::canary::{self, BESIDE_MIN as CANARY_BESIDE_MIN};
 use super::change::Fixed;
 use super::control_places;
 use super::file::{quoted, Value, Written};
@@ -92,7 +93,7 @@ impl Resolver<'_> {
             let reason = format!("{address} is an address of [server] bind; choose another port");
             self.refuse(("status", "bind"), &reason);
         }
-        let reload = self.reload();
+        let reload = self.reload(server.workers);
         let http = self.http();
         let log = self.log();
         let services = self.services();
@@ -306,7 +307,7 @@ impl Resolver<'_> {
         limits
     }
 
-    fn reload(&mut self) -> Reload {
+    fn reload(&mut self, workers: u32) -> Reload {
         let max_surge = self.get_with("reload", "max_surge", parse_surge, |surge| match surge {
             Surge::Auto => quoted("auto"),
             Surge::Workers(workers) => workers.to_string(),
@@ -323,7 +324,15 @@ impl Resolver<'_> {
             _ => Err(format!("anything but \"0s\" {LATER}; write \"0s\" or remove the line")),
         };
         self.get_with("reload", "keep_previous", none, |()| quoted("0s"));
-        Reload { max_surge, max_unavailable, drain_timeout: self.get("reload", "drain_timeout") }
+        let canary = self.get_with("reload", "canary", canary::parse, canary::show);
+        if canary.workers > 0 && workers < CANARY_BESIDE_MIN && !self.dev {
+            let reason = format!(
+                "a canary needs at least {CANARY_BESIDE_MIN} workers beside it, and [server] workers is {workers}: one of so few \
+                 is no sample of the traffic"
+            );
+            self.refuse(("reload", "canary"), &reason);
+        }
+        Reload { max_surge, max_unavailable, drain_timeout: self.get("reload", "drain_timeout"), canary }
     }
 
     fn http(&mut self) -> Http {

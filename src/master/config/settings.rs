@@ -177,6 +177,20 @@ pub struct Reload {
     pub max_surge: Surge,
     pub max_unavailable: u32,
     pub drain_timeout: Duration,
+    pub canary: CanarySettings,
+}
+
+/// The first workers of a release beside the old ones.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CanarySettings {
+    /// 0: only where a reload asks for them.
+    pub workers: u32,
+    pub hold: Duration,
+    pub min_requests: u64,
+    /// Percentage points.
+    pub max_errors: f64,
+    /// Times.
+    pub max_latency: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

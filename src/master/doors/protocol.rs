@@ -36,6 +36,24 @@ pub enum Request {
         argv: Vec<String>,
         timeout_ms: u64,
     },
+    /// A reload with a canary of so many workers, 0: without one, whatever the settings say. A verb of its own for the same
+    /// reason.
+    ReloadCanary {
+        #[serde(default = "yes")]
+        wait: bool,
+        #[serde(default)]
+        force: bool,
+        workers: u32,
+        #[serde(default)]
+        hold_ms: Option<u64>,
+    },
+    /// The canary has shown enough: its generation takes over. Answered like a reload.
+    Promote {
+        #[serde(default = "yes")]
+        wait: bool,
+    },
+    /// The canary has shown enough: its generation is given up.
+    Abandon,
     /// Finish what runs and begin nothing. Answered when no request is in the application any more.
     Pause {
         timeout_ms: u64,
@@ -92,10 +110,13 @@ fn yes() -> bool {
 }
 
 /// The words that `command` may be.
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 18] = [
     "status",
     "reload",
     "reload_paused",
+    "reload_canary",
+    "promote",
+    "abandon",
     "pause",
     "resume",
     "rollback",
@@ -222,6 +243,11 @@ impl Request {
             Request::Reload { force: false, .. } => "reload".to_owned(),
             Request::Reload { force: true, .. } => "reload --force".to_owned(),
             Request::ReloadPaused { argv, .. } => format!("reload --pause -- {}", argv.join(" ")),
+            Request::ReloadCanary { workers, force, .. } => {
+                format!("reload --canary {workers}{}", if *force { " --force" } else { "" })
+            }
+            Request::Promote { .. } => "promote".to_owned(),
+            Request::Abandon => "abandon".to_owned(),
             Request::Pause { .. } => "pause".to_owned(),
             Request::Resume => "resume".to_owned(),
             Request::Rollback { to: None, .. } => "rollback".to_owned(),
@@ -237,7 +263,13 @@ impl Request {
 
     /// It asks for another generation.
     pub fn deploys(&self) -> bool {
-        matches!(self, Request::Reload { .. } | Request::ReloadPaused { .. } | Request::Rollback { .. })
+        matches!(
+            self,
+            Request::Reload { .. }
+                | Request::ReloadPaused { .. }
+                | Request::ReloadCanary { .. }
+                | Request::Rollback { .. }
+        )
     }
 
     /// The line that asks, with its end.
@@ -315,6 +347,9 @@ mod tests {
             Request::Status,
             Request::Reload { wait: false, force: true },
             Request::ReloadPaused { force: false, argv: vec!["true".to_owned()], timeout_ms: 60_000 },
+            Request::ReloadCanary { wait: true, force: false, workers: 1, hold_ms: Some(120_000) },
+            Request::Promote { wait: true },
+            Request::Abandon,
             Request::Pause { timeout_ms: 30_000 },
             Request::Resume,
             Request::Rollback { wait: true, to: Some(GenerationId(41)) },

@@ -9,6 +9,7 @@ use forkmaster_wire::histogram::{upper_micros, Counted};
 use forkmaster_wire::message::GenerationId;
 use serde::{Deserialize, Serialize};
 
+use super::canary::Canary;
 use super::measures::Totals;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,6 +48,9 @@ pub struct Deploy {
     /// From the ask until the candidate was ready, and until the end.
     pub proved_s: Option<f64>,
     pub took_s: f64,
+    /// What its canary has shown; none where there was no canary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Box<Canary>>,
 }
 
 /// What a generation did while it served.

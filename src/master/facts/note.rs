@@ -8,6 +8,7 @@ use forkmaster_wire::message::{GenerationId, SlotIndex};
 use log::Level;
 use serde::Serialize;
 
+use super::canary::Canary;
 use super::outcome::Refusal;
 
 /// A worker as log lines name it.
@@ -59,6 +60,19 @@ pub enum Note {
         boots: u32,
         bytes_each: u64,
         bytes_free: Option<u64>,
+    },
+    /// Its canary serves beside the old workers.
+    CanaryServes {
+        generation: GenerationId,
+        workers: u32,
+        hold_s: f64,
+    },
+    /// What it has shown, and what follows from it.
+    CanaryJudged {
+        generation: GenerationId,
+        verdict: String,
+        why: String,
+        canary: Option<Box<Canary>>,
     },
     /// There is no room for its next worker until processes of these generations have ended.
     Waiting {
@@ -288,6 +302,8 @@ impl Note {
             | Note::WorkerLeaves { .. }
             | Note::Due { .. }
             | Note::Rolling { .. }
+            | Note::CanaryServes { .. }
+            | Note::CanaryJudged { .. }
             | Note::Scaled { .. }
             | Note::Service { .. }
             | Note::ServiceGone { next_s: None, .. }
@@ -378,6 +394,13 @@ impl fmt::Display for Note {
                     write!(f, ", {boots} boot at a time")?;
                 }
                 Ok(())
+            }
+            Note::CanaryServes { generation, workers, hold_s } => {
+                write!(f, "canary gen={generation} serves: {workers} workers beside the old ones for {hold_s:.1}s")
+            }
+            Note::CanaryJudged { generation, verdict, why, canary } => {
+                write!(f, "canary gen={generation} {verdict}: {why}")?;
+                canary.iter().try_for_each(|canary| write!(f, "\n{}", canary.to_string().trim_end()))
             }
             Note::Waiting { generation, leaving, of, max_processes } => {
                 write!(f, "generation gen={generation} waits for room for a worker")?;

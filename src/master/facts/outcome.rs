@@ -6,6 +6,7 @@ use std::time::Duration;
 use forkmaster_wire::message::{Failure, GenerationId, SlotIndex};
 use serde::Serialize;
 
+use super::canary::Canary;
 use super::note::WorkerName;
 use super::snapshot::LastReload;
 use crate::exit_code::ExitCode;
@@ -62,6 +63,8 @@ pub struct Reload {
     pub generation: Option<GenerationId>,
     pub took: Duration,
     pub end: End,
+    /// What its canary has shown.
+    pub canary: Option<Box<Canary>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +114,6 @@ impl Reload {
             End::Stopped => (Refusal::stopping().reason, String::new()),
         };
         let (ok, took_s) = (self.end == End::Committed, self.took.as_secs_f64());
-        LastReload { ok, generation: self.generation, reason, details, took_s }
+        LastReload { ok, generation: self.generation, reason, details, took_s, canary: self.canary.clone() }
     }
 }

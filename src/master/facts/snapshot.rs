@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use forkmaster_wire::message::{GenerationId, SlotIndex};
 use serde::{Deserialize, Serialize};
 
+use super::canary::Canary;
+
 /// The name of a state. Text and no enum: another version may have a state more.
 pub type Word = Cow<'static, str>;
 
@@ -70,6 +72,9 @@ pub struct Generation {
     pub workers_when_on: u32,
     /// What its reload waits for right now.
     pub waiting: Option<String>,
+    /// What its canary has shown; none where there was no canary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Box<Canary>>,
     #[serde(default)]
     pub template: Template,
     #[serde(default)]
@@ -221,6 +226,9 @@ pub struct LastReload {
     /// The Python traceback, or nothing.
     pub details: String,
     pub took_s: f64,
+    /// What its canary has shown; none where there was no canary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Box<Canary>>,
 }
 
 #[cfg(test)]

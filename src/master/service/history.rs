@@ -138,6 +138,7 @@ impl Service {
             .to_owned(),
             reason: shown.reason,
             took_s: shown.took_s,
+            canary: shown.canary,
             ..Deploy::default()
         };
         let of_generation = reload.generation.and_then(|generation| self.generations.get(&generation));

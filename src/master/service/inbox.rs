@@ -279,6 +279,7 @@ impl Service {
         shared.sources.remove(worker.token, &worker.channel);
         shared.sources.remove(worker.stacks_token, &worker.stacks);
         if let Some(generation) = self.generations.get_mut(&worker.generation) {
+            self.trial.worker_gone(id, &generation.board, worker.cell);
             self.counted.fold(worker.generation, &generation.board, worker.cell);
             generation.free_cell_of(id);
             history::fold(&mut generation.grown, worker.growth);

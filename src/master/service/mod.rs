@@ -1,6 +1,7 @@
 //! The hands of one application: its processes and what is known of them. It decides nothing: the supervisor's actions
 //! come in, and what happens goes out as events.
 
+pub mod canary;
 mod child;
 pub mod command;
 pub mod commit;
@@ -45,6 +46,7 @@ use crate::logs::LastLines;
 use crate::supervisor::services::ServiceId;
 use crate::supervisor::{Event, Supervisor};
 
+use canary::Trial;
 use earlier::Earlier;
 use history::History;
 use hooks::Hooks;
@@ -74,6 +76,7 @@ pub struct Service {
     pub fixed: Option<Fixed>,
     earlier: Earlier,
     pub counted: Counted,
+    pub trial: Trial,
     /// The start.
     began: Instant,
     pub history: History,
@@ -108,6 +111,7 @@ impl Service {
             fixed: None,
             earlier: Earlier::default(),
             counted: Counted::default(),
+            trial: Trial::default(),
             began: now,
             history: History::default(),
             services: BTreeMap::new(),
@@ -127,6 +131,7 @@ impl Service {
 
     /// A reload, or the start, has ended.
     pub fn concluded(&mut self, reload: Reload) {
+        self.trial = Trial::default();
         if self.last_reload.is_some() {
             self.counted.reload(&reload);
             self.hook_reload(&reload);

@@ -17,8 +17,10 @@ use crate::facts::outcome::Refusal;
 use crate::listeners::{ListenError, Listeners};
 use crate::logs::Opened;
 use crate::shared::Shared;
-use crate::supervisor::asks::Deploy;
+use crate::supervisor::asks::{AskedCanary, Deploy};
+use crate::supervisor::canary::CanaryPlan;
 use crate::supervisor::generation::Plan;
+use crate::supervisor::verdict::Bounds;
 
 impl Service {
     /// Binds what is new and makes the generation; also the first one.
@@ -96,6 +98,7 @@ impl Service {
         if let Deploy::Paused { command, timeout, .. } = self.preparing.deploy() {
             (processes.pause_timeout, processes.pause_command) = (Some(*timeout), command.clone());
         }
+        processes.canary = canary(self.preparing.deploy(), &processes.settings);
         let plan = processes.plan();
         self.generations.insert(generation, processes);
         if mutant::is(Mutant::KillOldFirst) {
@@ -122,6 +125,25 @@ fn bind(settings: &Settings, listeners: &mut Listeners) -> Result<Bound, ListenE
 struct Bound {
     of_workers: Vec<ListenerId>,
     of_services: BTreeMap<String, Vec<ListenerId>>,
+}
+
+/// As the settings say, or as whoever asks for this deploy does. Who goes back, or pauses, is in no mood for one.
+fn canary(deploy: &Deploy, settings: &Settings) -> Option<CanaryPlan> {
+    let written = settings.reload.canary;
+    let asked = match deploy {
+        Deploy::OnDisk { canary, .. } => canary.unwrap_or(AskedCanary { workers: written.workers, hold: None }),
+        Deploy::Paused { .. } | Deploy::Back { .. } => return None,
+    };
+    // In development there is one worker.
+    (asked.workers > 0 && !settings.dev).then(|| CanaryPlan {
+        workers: asked.workers,
+        hold: asked.hold.unwrap_or(written.hold),
+        bounds: Bounds {
+            min_requests: written.min_requests,
+            max_errors: written.max_errors,
+            max_latency: written.max_latency,
+        },
+    })
 }
 
 pub fn refusal(reason: String, exit_code: ExitCode) -> Refusal {

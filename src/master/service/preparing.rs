@@ -62,7 +62,7 @@ impl Default for Preparing {
     fn default() -> Preparing {
         Preparing {
             step: Step::Idle,
-            deploy: Deploy::OnDisk { force: false },
+            deploy: Deploy::OnDisk { force: false, canary: None },
             chore: None,
             askers: Vec::new(),
             back: None,
@@ -209,12 +209,14 @@ impl Service {
         let began = shared.clock.now();
         self.preparing.back = None;
         let chore = match &deploy {
-            Deploy::OnDisk { force } | Deploy::Paused { force, .. } => Chore::ReadConfiguration(Box::new(Reading {
-                source: self.source.clone(),
-                context: shared.context.clone(),
-                fixed: self.fixed.clone(),
-                barred: self.earlier.barred().filter(|_| !*force).cloned(),
-            })),
+            Deploy::OnDisk { force, .. } | Deploy::Paused { force, .. } => {
+                Chore::ReadConfiguration(Box::new(Reading {
+                    source: self.source.clone(),
+                    context: shared.context.clone(),
+                    fixed: self.fixed.clone(),
+                    barred: self.earlier.barred().filter(|_| !*force).cloned(),
+                }))
+            }
             Deploy::Back { to } => {
                 let found = self.earlier.find(*to).map_err(Problems::from);
                 self.preparing.back = found.as_ref().ok().map(|(generation, _)| *generation);

@@ -19,6 +19,7 @@ use crate::facts::history::{Grown, Growth};
 use crate::facts::note::WorkerName;
 use crate::listeners::Access;
 use crate::logs::{AccessLog, ErrorLog};
+use crate::supervisor::canary::CanaryPlan;
 use crate::supervisor::generation::{Plan, Surge as PlanSurge};
 use crate::supervisor::pause::PausePlan;
 use crate::supervisor::services::ServicePlan;
@@ -38,6 +39,8 @@ pub struct GenerationProcesses {
     pub pause_timeout: Option<Duration>,
     pub pause_command: Vec<String>,
     pub command: Option<CommandProcess>,
+    /// Its first workers are to serve beside the old ones first.
+    pub canary: Option<CanaryPlan>,
     /// Who asked for it, and what it changes, in words.
     pub asked: String,
     pub changes: Vec<String>,
@@ -111,6 +114,7 @@ impl GenerationProcesses {
             pause_timeout: None,
             pause_command: Vec::new(),
             command: None,
+            canary: None,
             asked: "start".to_owned(),
             changes: Vec::new(),
             proved_s: None,
@@ -178,6 +182,7 @@ impl GenerationProcesses {
                     ready_within: service.ready_within,
                 })
                 .collect(),
+            canary: self.canary.map(Box::new),
             pause: self.pause_timeout.map(|timeout| PausePlan {
                 timeout,
                 has_command: !self.pause_command.is_empty(),

@@ -86,6 +86,7 @@ impl Service {
             workers_wanted: self.supervisor.wanted_of(generation),
             workers_when_on: self.supervisor.wanted_when_on(generation),
             waiting: generation.waiting(),
+            canary: generation.tried.clone(),
             template: Template {
                 pid: processes.template.as_ref().map(|template| template.pid),
                 state: Word::Borrowed(generation.template.word()),

@@ -10,6 +10,7 @@ use super::generation::{Generation, Plan};
 use super::target::Target;
 use super::worker::{Due, State as WorkerState, Worker};
 use super::{Action, Event, Phase, Supervisor};
+use crate::facts::canary::Canary;
 use crate::facts::note::{Note, WorkerName};
 use crate::facts::outcome::{End, Outcome, Refusal, Reload, Stacks};
 
@@ -23,6 +24,10 @@ pub enum Ask {
     Reload { deploy: Deploy, wait: bool },
     /// Answered when a worker serves.
     Ready,
+    /// The canary has shown enough: its generation takes over. Answered like a reload.
+    Promote { wait: bool },
+    /// The canary has shown enough: its generation is given up.
+    Abandon,
     /// So many workers more or fewer; survives reloads. Answered when they serve; without `wait` at once.
     Scale { by: i32, wait: bool },
     /// So many workers. 0: all leave, and the sockets are held.
@@ -46,12 +51,21 @@ pub enum Ask {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Deploy {
     /// What the configuration leads to now. `force`: also what was rolled back from.
-    OnDisk { force: bool },
+    OnDisk { force: bool, canary: Option<AskedCanary> },
     /// The same, and requests are held back while this command runs, with nobody serving; at most for that long. Without
     /// words there is no command.
     Paused { force: bool, command: Vec<String>, timeout: Duration },
     /// The pinned directories and the settings of a generation that has served. None: of the one before this one.
     Back { to: Option<GenerationId> },
+}
+
+/// A canary that was asked for, in place of the one of the settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AskedCanary {
+    /// 0: none.
+    pub workers: u32,
+    /// None: as the settings say.
+    pub hold: Option<Duration>,
 }
 
 /// An ask that has no answer yet. Each kind is bounded by something that has a deadline.
@@ -99,6 +113,11 @@ impl Supervisor {
             Ask::Pause { .. } | Ask::Resume if self.phase != Phase::Running => {
                 self.answer(asker, Outcome::Refused(Refusal::stopping()));
             }
+            Ask::Promote { .. } | Ask::Abandon if self.phase != Phase::Running => {
+                self.answer(asker, Outcome::Refused(Refusal::stopping()));
+            }
+            Ask::Promote { wait } => self.on_promote(asker, wait, now),
+            Ask::Abandon => self.on_abandon(asker, now),
             Ask::Scale { .. } | Ask::ScaleTo { .. } | Ask::Recycle { .. } | Ask::Pause { .. } | Ask::Resume
                 if !self.is_begun() =>
             {
@@ -291,9 +310,17 @@ impl Supervisor {
         }
     }
 
-    fn answer(&mut self, asker: Option<AskId>, outcome: Outcome) {
+    pub(super) fn answer(&mut self, asker: Option<AskId>, outcome: Outcome) {
         if let Some(ask) = asker {
             self.actions.push(Action::Answer { ask, outcome });
+        }
+    }
+
+    /// Waits for the end of a transaction; without `wait` only asks.
+    pub(super) fn wait_for_end(&mut self, asker: Option<AskId>, generation: GenerationId, wait: bool) {
+        match wait {
+            true => self.wait(asker, On::Transaction(generation)),
+            false => self.answer(asker, Outcome::Begun { generation }),
         }
     }
 
@@ -333,7 +360,7 @@ impl Supervisor {
     /// It was refused before it became a generation: nothing has changed.
     pub(super) fn reload_refused(&mut self, askers: &[AskId], refusal: Refusal, took: Duration) {
         self.note(Note::Refused { generation: None, refusal: refusal.clone() });
-        let reload = Reload { generation: None, took, end: End::Refused(refusal) };
+        let reload = Reload { generation: None, took, end: End::Refused(refusal), canary: None };
         self.actions.push(Action::Concluded(reload.clone()));
         for asker in askers {
             // It may have left, or TERM has answered it.
@@ -347,7 +374,8 @@ impl Supervisor {
     /// A transaction has ended.
     pub(super) fn conclude(&mut self, id: GenerationId, began: Instant, end: End, now: Instant) {
         let took = now.saturating_duration_since(began);
-        let reload = Reload { generation: Some(id), took, end };
+        let canary = self.index(id).and_then(|at| self.generations[at].tried.clone()).map(Canary::ended);
+        let reload = Reload { generation: Some(id), took, end, canary };
         self.actions.push(Action::Concluded(reload.clone()));
         for ask in self.take_waiting(|on| *on == On::Transaction(id)) {
             self.answer(Some(ask), Outcome::Reload(reload.clone()));

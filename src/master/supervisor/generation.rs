@@ -19,12 +19,14 @@ use std::time::{Duration, Instant};
 use forkmaster_wire::message::{GenerationId, ListenerId, SlotIndex, WorkerId};
 
 use super::backoff::Backoff;
+use super::canary::CanaryPlan;
 use super::pace::{Boot, Pace};
 use super::pause::{Command, PausePlan};
 use super::services::ServicePlan;
 use super::template::Template;
 use super::worker::{State as WorkerState, Worker};
 use super::Supervisor;
+use crate::facts::canary::Canary;
 use crate::facts::note::{Note, WorkerName};
 
 /// What the supervisor must know of a generation's settings.
@@ -49,6 +51,8 @@ pub struct Plan {
     pub max_lifetime: Option<Duration>,
     /// Requests are held back before it takes over.
     pub pause: Option<PausePlan>,
+    /// Its first workers serve beside the old ones for a while.
+    pub canary: Option<Box<CanaryPlan>>,
     pub services: Vec<ServicePlan>,
 }
 
@@ -68,6 +72,10 @@ pub struct Generation {
     pub plan: Plan,
     /// The pause that is still to come.
     pub pause: Option<PausePlan>,
+    /// The canary that is still to come, or serves.
+    pub canary: Option<CanaryPlan>,
+    /// What that has shown.
+    pub tried: Option<Box<Canary>>,
     pub state: State,
     /// When it was asked for.
     pub began: Instant,
@@ -115,6 +123,10 @@ pub enum Step {
     Asking { ping: u64, answer_by: Instant },
     /// The room for its workers is being measured.
     Measuring { answer_by: Instant },
+    /// Its canary boots and begins to serve.
+    Placing { deadline: Instant },
+    /// Its canary serves beside the old workers, and both are compared. `died`: one of it has.
+    Holding { until: Instant, look_at: Instant, died: Option<WorkerName> },
     /// Workers boot and change places; each change sets the deadline of the next.
     Exchanging { deadline: Instant },
     /// All new workers are ready, and requests are held back, until none runs any more. `named`: its time is over, and
@@ -136,7 +148,8 @@ impl Step {
     fn deadline(self) -> Instant {
         match self {
             Step::Opening { answer_by } | Step::Asking { answer_by, .. } | Step::Measuring { answer_by } => answer_by,
-            Step::Exchanging { deadline } | Step::TakingOver { deadline } => deadline,
+            Step::Placing { deadline } | Step::Exchanging { deadline } | Step::TakingOver { deadline } => deadline,
+            Step::Holding { until, look_at, .. } => until.min(look_at),
             Step::HandingOver { serve_at } => serve_at,
             Step::Pausing { give_up, .. } => give_up,
             Step::Commanding { command } => command.deadline(),
@@ -151,6 +164,8 @@ impl Step {
             Step::Opening { .. } => "its listeners",
             Step::Asking { .. } => "the old template's answer",
             Step::Measuring { .. } => "the measure of memory",
+            Step::Placing { .. } => "its canary to serve",
+            Step::Holding { .. } => "the verdict on its canary",
             Step::Exchanging { .. } => "workers to change places",
             Step::Pausing { .. } => "the last request to leave the application",
             Step::Commanding { .. } => "the command",
@@ -300,6 +315,8 @@ impl State {
                 Step::Opening { .. }
                 | Step::Asking { .. }
                 | Step::Measuring { .. }
+                | Step::Placing { .. }
+                | Step::Holding { .. }
                 | Step::Exchanging { .. }
                 | Step::Pausing { .. }
                 | Step::HandingOver { .. }

@@ -70,7 +70,9 @@ impl Supervisor {
                 self.note(Note::Waiting { generation: id, leaving, of, max_processes });
                 self.generations[at].blocked = Some(Blocked { until, leaving });
                 // The wait has a time of its own.
-                if let State::Rolling { step: Step::Exchanging { deadline }, .. } = &mut self.generations[at].state {
+                if let State::Rolling { step: Step::Exchanging { deadline } | Step::Placing { deadline }, .. } =
+                    &mut self.generations[at].state
+                {
                     *deadline = (*deadline).max(until);
                 }
             }

@@ -10,6 +10,7 @@
 
 pub mod asks;
 pub mod backoff;
+pub mod canary;
 mod dump;
 pub mod generation;
 mod leftovers;
@@ -23,6 +24,7 @@ mod stop;
 mod target;
 pub mod template;
 mod transaction;
+pub mod verdict;
 pub mod worker;
 
 #[cfg(test)]
@@ -42,6 +44,7 @@ use pause::{Held, Pause};
 use services::{Event as ServiceEvent, Service, ServiceId};
 use target::Target;
 use template::Event as TemplateEvent;
+use verdict::Counts;
 use worker::{Event as WorkerEvent, Exit, Stuck, Worker};
 
 /// A worker told to serve or drain answers within microseconds; one that does not within this is broken.
@@ -94,6 +97,12 @@ pub enum Event {
     Room {
         generation: GenerationId,
         room: Room,
+    },
+    /// The answer to `Action::Compare`: what both have counted since the generation's canary serves.
+    Compared {
+        generation: GenerationId,
+        old: Box<Counts>,
+        new: Box<Counts>,
     },
     Service {
         service: ServiceId,
@@ -236,6 +245,11 @@ pub enum Action {
     MeasureRoom {
         generation: GenerationId,
     },
+    /// Say (as an event) what both have counted, from the first time that it is asked of these two on.
+    Compare {
+        generation: GenerationId,
+        against: GenerationId,
+    },
     /// This generation serves now: what only others have is closed, here and in their workers.
     Commit {
         generation: GenerationId,
@@ -342,6 +356,7 @@ impl Supervisor {
             Event::ListenersOpen { generation } => self.on_listeners_open(generation, now),
             Event::ListenersRefused { generation, refusal } => self.on_listeners_refused(generation, refusal, now),
             Event::Room { generation, room } => self.on_room(generation, room, now),
+            Event::Compared { generation, old, new } => self.on_compared(generation, &old, &new, now),
             Event::Service { service, event } => self.on_service(service, event, now),
             Event::StillRunning { text } => self.on_still_running(&text, now),
             Event::CommandEnded { generation, exit, output } => self.on_command_ended(generation, &exit, output, now),
@@ -417,6 +432,8 @@ impl Supervisor {
                 Step::Opening { .. }
                 | Step::Asking { .. }
                 | Step::Measuring { .. }
+                | Step::Placing { .. }
+                | Step::Holding { .. }
                 | Step::Pausing { .. }
                 | Step::Commanding { .. }
                 | Step::Probing { .. }

@@ -446,6 +446,8 @@ impl Supervisor {
             Step::Opening { .. }
             | Step::Asking { .. }
             | Step::Measuring { .. }
+            | Step::Placing { .. }
+            | Step::Holding { .. }
             | Step::Exchanging { .. }
             | Step::HandingOver { .. }
             | Step::TakingOver { .. } => {}
@@ -482,6 +484,7 @@ impl Supervisor {
                 | Event::ListenersRefused { .. }
                 | Event::Room { .. }
                 | Event::Service { .. }
+                | Event::Compared { .. }
                 | Event::StillRunning { .. }
                 | Event::CommandEnded { .. }
                 | Event::Tick => {}

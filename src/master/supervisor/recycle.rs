@@ -82,7 +82,10 @@ impl Supervisor {
                 self.drain(at, worker.id, now);
             }
         }
-        while self.generations.iter().map(Generation::serving).sum::<usize>() > wanted as usize {
+        // A canary serves beside those that are wanted.
+        let counts = |other: &&Generation| !matches!(other.state, State::Rolling { .. });
+        let serving = |of: &Supervisor| of.generations.iter().filter(counts).map(Generation::serving).sum::<usize>();
+        while serving(self) > wanted as usize {
             if !self.generations.iter().any(|other| other.state == State::Abandoned && other.serving() > 0) {
                 return;
             }

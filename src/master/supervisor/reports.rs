@@ -394,6 +394,9 @@ impl Supervisor {
         let generation = &mut self.generations[at];
         let pause = generation.slot_mut(worker.slot).backoff.after_death(served);
         generation.slot_mut(worker.slot).backoff_until = Some(now + pause);
+        if self.canary_died(at, worker, now) {
+            return;
+        }
         self.count_failed_boot(at, Refusal::new("its workers die as soon as they serve"), now);
     }
 

@@ -5,7 +5,8 @@
 //! |---|---|---|---|
 //! | Opening | the listeners are open | Asking, Measuring or Exchanging | asks the old template whether it still forks |
 //! | Asking | it answers, is gone, or does not in time | Measuring or Exchanging | killed where it does not answer |
-//! | Measuring | the room was measured, or not in time | Exchanging | only with `max_surge = "auto"` |
+//! | Measuring | the room was measured, or not in time | Placing or Exchanging | only with `max_surge = "auto"` |
+//! | Placing, Holding | | Measuring or abandoned | see `canary` |
 //! | Exchanging | all have changed places | commit | one Serve here, one Drain there |
 //! | Exchanging, in one step | all new workers are ready | HandingOver | Drain to all old ones |
 //! | HandingOver | all have confirmed, or 100 ms | TakingOver | Serve to all new ones |
@@ -53,6 +54,8 @@ impl Supervisor {
         match self.generations[at].state {
             State::Proving => self.open_when_proved(at, now),
             State::Rolling { step: Step::Opening { .. } | Step::Asking { .. } | Step::Measuring { .. }, .. } => {}
+            State::Rolling { step: Step::Placing { .. }, .. } => self.place_canary(at, now),
+            State::Rolling { step: Step::Holding { died, .. }, .. } => self.hold_canary(at, died, now),
             State::Rolling { step: Step::Exchanging { .. }, pace, .. } => self.exchange(at, pace, now),
             State::Rolling { step: Step::Pausing { .. }, .. } => self.pausing(at, now),
             // Its end is an event.
@@ -126,7 +129,7 @@ impl Supervisor {
         self.measure(at, now);
     }
 
-    fn measure(&mut self, at: usize, now: Instant) {
+    pub(super) fn measure(&mut self, at: usize, now: Instant) {
         if self.generations[at].plan.surge != Surge::Auto {
             return self.decide(at, Room { bytes: None, processors: 1 }, now);
         }
@@ -143,6 +146,9 @@ impl Supervisor {
 
     /// How it rolls from here on.
     fn decide(&mut self, at: usize, room: Room, now: Instant) {
+        if let Some(plan) = self.canary_to_come(at) {
+            return self.begin_canary(at, plan, room, now);
+        }
         let generation = &self.generations[at];
         let wanted = self.wanted(at);
         let measured = Measured {
@@ -205,6 +211,10 @@ impl Supervisor {
         if pace.one_step {
             self.boot(at, wanted, usize::MAX, pace, now);
             if self.generations[at].all_booted(wanted) {
+                // Beside a canary there is no moment to keep clear, and it should not get all that the old ones give away.
+                if self.generations[at].serving() > 0 {
+                    self.serve_ready(at, now);
+                }
                 while self.drain_other(at, now) {}
                 self.change_step(at, Step::HandingOver { serve_at: now + HANDED_OVER_WITHIN });
                 self.hand_over(at, now + HANDED_OVER_WITHIN, now);
@@ -377,7 +387,9 @@ impl Supervisor {
     pub(super) fn progress(&mut self, at: usize, now: Instant) {
         let generation = &mut self.generations[at];
         let next = now + step_limit(&generation.plan);
-        if let State::Rolling { step: Step::Exchanging { deadline }, .. } = &mut generation.state {
+        if let State::Rolling { step: Step::Exchanging { deadline } | Step::Placing { deadline }, .. } =
+            &mut generation.state
+        {
             *deadline = (*deadline).max(next);
         }
     }
@@ -413,6 +425,8 @@ impl Supervisor {
             Step::Exchanging { deadline } | Step::TakingOver { deadline } if deadline <= now => {
                 self.refuse(id, Refusal::new("rolling made no progress in time (boot_timeout)"), now);
             }
+            Step::Placing { deadline } if deadline <= now => self.expire_placing(at, now),
+            Step::Holding { until, look_at, .. } if until.min(look_at) <= now => self.look_at_canary(at, now),
             Step::Pausing { give_up: due, .. }
             | Step::Probing { answer_by: due, .. }
             | Step::Refilling { deadline: due }
@@ -426,6 +440,8 @@ impl Supervisor {
             | Step::Opening { .. }
             | Step::Asking { .. }
             | Step::Measuring { .. }
+            | Step::Placing { .. }
+            | Step::Holding { .. }
             | Step::Exchanging { .. }
             | Step::Pausing { .. }
             | Step::Commanding { .. }
@@ -438,7 +454,7 @@ impl Supervisor {
 
 /// How long one exchange of workers may take. An old worker may need `ANSWER_WITHIN` to confirm that it drains,
 /// whatever the boot timeout is.
-fn step_limit(plan: &Plan) -> Duration {
+pub(super) fn step_limit(plan: &Plan) -> Duration {
     match plan.surge {
         Surge::Workers(0) => plan.boot_timeout + plan.drain_timeout,
         Surge::Workers(_) | Surge::All | Surge::Auto => plan.boot_timeout.max(ANSWER_WITHIN + EXIT_WITHIN),

@@ -11,6 +11,7 @@
 //! | refused | a new listener cannot be opened, or not in time | `rolling::on_listeners_refused`, `expire_step` |
 //! | refused | three boots or new workers fail while it rolls, or one as it takes over | `reports::count_failed_boot` |
 //! | refused | requests do not end, the command fails or is late, or the release does not answer after it (`--pause`) | `pause` |
+//! | refused | the canary is worse, one of it dies, an operator abandons it, or there can be none | `canary` |
 //! | refused | no worker changed places within a step's time | `rolling::expire_step` |
 //! | superseded | a later reload | `on_configured` |
 //! | stopped | TERM, `stop` | `stop` |
@@ -68,6 +69,8 @@ impl Supervisor {
         self.generations.push(Generation {
             id,
             pause: plan.pause,
+            canary: plan.canary.as_deref().copied(),
+            tried: None,
             plan,
             state: State::Proving,
             began,

@@ -51,6 +51,11 @@ pub fn pause(client: &Client, context: &ProcessContext, timeout: Duration) -> Ex
     act(client, context, "pause", |_| Request::Pause { timeout_ms }, Waiting::Until(None), text)
 }
 
+pub fn abandon(client: &Client, context: &ProcessContext) -> ExitCode {
+    let text = |_: &IgnoredAny, _| "the canary is given up; the old generation serves as before\n".to_owned();
+    act(client, context, "abandon", |_| Request::Abandon, Waiting::Until(Some(ANSWER_WITHIN)), text)
+}
+
 pub fn resume(client: &Client, context: &ProcessContext, timeout: Option<Duration>) -> ExitCode {
     let text = |_: &IgnoredAny, _| "all workers serve again\n".to_owned();
     act(client, context, "resume", |_| Request::Resume, Waiting::Until(timeout), text)

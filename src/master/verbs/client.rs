@@ -14,7 +14,7 @@ use crate::config::process_context::ProcessContext;
 use crate::doors::protocol::{Proving, Request, Stopping};
 use crate::exit_code::ExitCode;
 use crate::facts::snapshot::{LastReload, Snapshot};
-use crate::verbs::command_line::{Client, HealthProbe, Waiting};
+use crate::verbs::command_line::{Canary, Client, HealthProbe, Waiting};
 use crate::verbs::{find, output};
 
 /// The master answers in milliseconds; one that takes longer than this is stuck. Docker gives a probe 30 s, Kubernetes
@@ -64,8 +64,25 @@ pub fn health(client: &Client, context: &ProcessContext, probe: HealthProbe) -> 
     }
 }
 
-pub fn reload(client: &Client, context: &ProcessContext, force: bool, waiting: Waiting) -> ExitCode {
-    deploy(client, context, "reload", |wait| Request::Reload { wait, force }, waiting)
+pub fn reload(
+    client: &Client,
+    context: &ProcessContext,
+    force: bool,
+    canary: Option<Canary>,
+    waiting: Waiting,
+) -> ExitCode {
+    let request = |wait| match canary {
+        None => Request::Reload { wait, force },
+        Some(Canary { workers, hold }) => {
+            let hold_ms = hold.map(|hold| hold.as_millis() as u64);
+            Request::ReloadCanary { wait, force, workers, hold_ms }
+        }
+    };
+    deploy(client, context, "reload", request, waiting)
+}
+
+pub fn promote(client: &Client, context: &ProcessContext, waiting: Waiting) -> ExitCode {
+    deploy(client, context, "promote", |wait| Request::Promote { wait }, waiting)
 }
 
 /// The master has a deadline for each step, and this waits for all of them.
@@ -118,7 +135,10 @@ fn deploy(
             ask_and_look(&mut stream, &request(true), timeout, Some(meanwhile)).and_then(|line| {
                 let last: LastReload = read(&line)?;
                 let generation = last.generation.map_or_else(|| "?".to_owned(), |generation| generation.to_string());
-                Ok(format!("generation {generation} serves, after {:.2} s\n", last.took_s))
+                let canary = last.canary.map_or_else(String::new, |canary| {
+                    output::printable(&format!("canary {}: {}\n{canary}", canary.verdict, canary.why))
+                });
+                Ok(format!("{canary}generation {generation} serves, after {:.2} s\n", last.took_s))
             })
         }
     };

@@ -50,8 +50,10 @@ pub enum Command {
     Ctl { client: Client },
     List { json: bool },
     Health { client: Client, probe: HealthProbe },
-    Reload { client: Client, force: bool, waiting: Waiting },
+    Reload { client: Client, force: bool, canary: Option<Canary>, waiting: Waiting },
     ReloadPaused { client: Client, force: bool, command: Vec<String>, timeout: Duration },
+    Promote { client: Client, waiting: Waiting },
+    Abandon { client: Client },
     Rollback { client: Client, to: Option<GenerationId>, waiting: Waiting },
     Pause { client: Client, timeout: Duration },
     Resume { client: Client, timeout: Option<Duration> },
@@ -74,6 +76,13 @@ pub enum Scale {
     /// `+2`, `-1`
     By(i32),
     To(u32),
+}
+
+/// `--canary`: so many workers, 0 for none, and for how long where the settings do not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Canary {
+    pub workers: u32,
+    pub hold: Option<Duration>,
 }
 
 /// What a container's probe asks.
@@ -176,13 +185,16 @@ pub fn parse(
             let probe = if live { HealthProbe::Live } else { HealthProbe::Ready };
             Ok(Command::Health { client: place.client()?, probe })
         }
-        Verb::Reload { force, pause: true, command, waiting } => {
+        Verb::Reload { force, pause: true, command, waiting, .. } => {
             let timeout = waiting.timeout.unwrap_or(RELOAD_PAUSE);
             Ok(Command::ReloadPaused { client: place.client()?, force, command, timeout })
         }
-        Verb::Reload { force, pause: false, command: _, waiting } => {
-            Ok(Command::Reload { client: place.client()?, force, waiting: waiting.waiting() })
+        Verb::Reload { force, pause: false, command: _, canary, hold, waiting } => {
+            let canary = canary.map(|workers| Canary { workers, hold });
+            Ok(Command::Reload { client: place.client()?, force, canary, waiting: waiting.waiting() })
         }
+        Verb::Promote { waiting } => Ok(Command::Promote { client: place.client()?, waiting: waiting.waiting() }),
+        Verb::Abandon => Ok(Command::Abandon { client: place.client()? }),
         Verb::Rollback { to, waiting } => {
             Ok(Command::Rollback { client: place.client()?, to: to.map(GenerationId), waiting: waiting.waiting() })
         }
@@ -377,9 +389,23 @@ enum Verb {
         /// The command, in the directory, virtualenv and environment of the new release
         #[arg(last = true, value_name = "COMMAND", requires = "pause")]
         command: Vec<String>,
+        /// So many of its workers serve beside the old ones first, and both are compared; 0: none, whatever [reload.canary]
+        /// says
+        #[arg(long, value_name = "N", conflicts_with = "pause")]
+        canary: Option<u32>,
+        /// For so long [default: as [reload.canary] says, 2m]
+        #[arg(long, value_name = "DURATION", value_parser = parse_hold, requires = "canary")]
+        hold: Option<Duration>,
         #[command(flatten)]
         waiting: WaitOptions,
     },
+    /// The canary has shown enough: its generation takes over now
+    Promote {
+        #[command(flatten)]
+        waiting: WaitOptions,
+    },
+    /// The canary has shown enough: its generation is given up, and its reload is refused
+    Abandon,
     /// Deploy again what served before: its directories, its Python and its settings, as they were pinned
     Rollback {
         /// The generation to go back to [default: the one that served before this one]
@@ -498,6 +524,13 @@ enum State {
     Ready,
     /// The master is gone
     Down,
+}
+
+fn parse_hold(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("nothing can be seen in no time; write 2m".to_owned()),
+        hold => Ok(hold),
+    }
 }
 
 /// `3`, `+1`, `-1`

@@ -115,6 +115,10 @@ fn write_deploy(text: &mut String, deploy: &Deploy) -> std::fmt::Result {
     if !deploy.reason.is_empty() {
         writeln!(text, "    {}", deploy.reason)?;
     }
+    if let Some(canary) = &deploy.canary {
+        writeln!(text, "    canary {}: {}", canary.verdict, canary.why)?;
+        canary.to_string().lines().try_for_each(|line| writeln!(text, "      {line}"))?;
+    }
     if !deploy.changes.is_empty() {
         writeln!(text, "    changes {}", deploy.changes.join("; "))?;
     }

@@ -225,6 +225,10 @@ fn write_generation(text: &mut String, generation: &Generation, paints: bool) ->
     if let Some(waiting) = &generation.waiting {
         writeln!(text, "  waits for {waiting}")?;
     }
+    if let Some(canary) = &generation.canary {
+        writeln!(text, "  canary {}{}{}", canary.verdict, if canary.why.is_empty() { "" } else { ": " }, canary.why)?;
+        canary.to_string().lines().try_for_each(|line| writeln!(text, "    {line}"))?;
+    }
     if generation.bodies_in_memory {
         writeln!(text, "  no temporary directory is writable: large request bodies have only memory")?;
     }

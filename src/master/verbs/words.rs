@@ -7,7 +7,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::config;
 
-const VERBS: [&str; 28] = [
+const VERBS: [&str; 31] = [
     "run",
     "check",
     "validate",
@@ -19,6 +19,9 @@ const VERBS: [&str; 28] = [
     "ps",
     "health",
     "reload",
+    "promote",
+    "abandon",
+    "rollback",
     "history",
     "report",
     "pause",

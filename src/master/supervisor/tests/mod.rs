@@ -2,6 +2,7 @@
 //! would, unless a test has told it that a generation is broken, and it keeps what an operator would see.
 
 mod asks;
+mod canary;
 mod healing;
 mod leftovers;
 mod pause;
@@ -23,13 +24,14 @@ use super::generation::{Generation, Plan, State, Surge};
 use super::pace::{Boot, Room};
 use super::services::{Event as ServiceEvent, ServiceId, ServicePlan};
 use super::template::Template;
+use super::verdict::Counts;
 use super::worker::{Event as WorkerEvent, Exit, State as WorkerState, Stuck, Worker};
 use super::{Action, Event, Phase, Supervisor, TemplateEvent};
 use crate::exit_code::ExitCode;
 use crate::facts::note::Note;
-use crate::facts::outcome::{End, Outcome, Refusal};
+use crate::facts::outcome::{End, Outcome, Refusal, Reload};
 
-const ON_DISK: Deploy = Deploy::OnDisk { force: false };
+const ON_DISK: Deploy = Deploy::OnDisk { force: false, canary: None };
 
 /// How the processes of a generation behave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +98,9 @@ struct World {
     fewest_accepting: usize,
     most_present: usize,
     verdicts: Vec<(GenerationId, End)>,
+    concluded: Vec<Reload>,
+    /// What the old generation and the canary have counted.
+    seen: (Counts, Counts),
     answers: Vec<(AskId, Outcome)>,
     notes: Vec<Note>,
     log: Vec<String>,
@@ -143,6 +148,7 @@ pub fn plan(workers: u32) -> Plan {
         max_requests_jitter: 0,
         max_lifetime: None,
         pause: None,
+        canary: None,
         services: Vec::new(),
     }
 }
@@ -163,6 +169,8 @@ impl World {
             fewest_accepting: usize::MAX,
             most_present: 0,
             verdicts: Vec::new(),
+            concluded: Vec::new(),
+            seen: (Counts::default(), Counts::default()),
             answers: Vec::new(),
             notes: Vec::new(),
             log: Vec::new(),
@@ -570,7 +578,15 @@ impl World {
                 let room = self.room;
                 self.event(Event::Room { generation, room });
             }
+            Action::Compare { generation, against } => {
+                assert!(
+                    generation != against && self.supervisor.serving().is_some_and(|serving| serving.id == against)
+                );
+                let (old, new) = (Box::new(self.seen.0), Box::new(self.seen.1));
+                self.event(Event::Compared { generation, old, new });
+            }
             Action::Concluded(reload) => {
+                self.concluded.push(reload.clone());
                 self.verdicts.extend(reload.generation.map(|generation| (generation, reload.end)))
             }
             Action::Answer { ask, outcome } => self.answers.push((ask, outcome)),

@@ -1,5 +1,6 @@
 //! Random events at random moments.
 
+use super::super::canary::CanaryPlan;
 use super::super::pause::PausePlan;
 use super::*;
 
@@ -13,7 +14,7 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
         let any_plan = |dice: &mut Dice| {
             let surge = surges[dice.roll(5)];
             let unavailable = if surge == Surge::Workers(0) { 1 } else { dice.roll(2) as u32 };
-            let workers = 1 + dice.roll(4) as u32;
+            let workers = 1 + dice.roll(6) as u32;
             let max_processes = (dice.roll(4) == 0).then(|| workers + 1 + dice.roll(4) as u32);
             let listeners = vec![ListenerId(1), ListenerId(2 + dice.roll(3) as u32)];
             let surge_of = |pause: &Option<PausePlan>| if pause.is_some() { Surge::Auto } else { surge };
@@ -22,6 +23,13 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                 has_command: dice.roll(4) > 0,
                 has_probe: dice.roll(2) == 0,
             });
+            let canary = (dice.roll(3) == 0 && pause.is_none()).then(|| {
+                Box::new(CanaryPlan {
+                    workers: 1 + dice.roll(2) as u32,
+                    hold: Duration::from_secs(1 + dice.roll(60) as u64),
+                    bounds: super::canary::BOUNDS,
+                })
+            });
             let services = (0..dice.roll(3)).map(|number| ServicePlan {
                 name: format!("service{number}"),
                 count: 1 + dice.roll(2) as u32,
@@ -29,7 +37,16 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                 ready_within: (dice.roll(2) == 0).then_some(MINUTE),
             });
             let services = services.collect();
-            Plan { surge: surge_of(&pause), pause, services, unavailable, max_processes, listeners, ..plan(workers) }
+            Plan {
+                surge: surge_of(&pause),
+                pause,
+                canary,
+                services,
+                unavailable,
+                max_processes,
+                listeners,
+                ..plan(workers)
+            }
         };
         let mut world = World::serving(Plan { pause: None, ..any_plan(&mut dice) });
         let mut asked = 0;
@@ -67,6 +84,11 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
             if world.commanding.is_none() {
                 world.command = commands[dice.roll(commands.len())];
             }
+            // Good, too little, worse at the end, worse beyond doubt.
+            let failed = [1, 0, 15, 200][dice.roll(4)];
+            let new =
+                Counts { answered: 300, compared: if failed == 0 { 10 } else { 300 }, failed, ..Counts::default() };
+            world.seen = (Counts { answered: 900, compared: 900, failed: 1, ..Counts::default() }, new);
             world.probe_fails = dice.roll(4) == 0;
             let someone = world.alive.keys().nth(dice.roll(world.alive.len().max(1))).copied();
             let template = world.templates.iter().nth(dice.roll(world.templates.len().max(1))).copied();
@@ -109,6 +131,8 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                         Ask::Dump { slot: None },
                         Ask::Pause { timeout: Duration::from_secs(dice.roll(20) as u64) },
                         Ask::Resume,
+                        Ask::Promote { wait: dice.roll(2) == 0 },
+                        Ask::Abandon,
                     ];
                     world.event(Event::Ask { asker: Some(AskId(asked)), ask: asks[dice.roll(asks.len())].clone() });
                 }
@@ -149,7 +173,7 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
         }
         // Room for it: without, a refusal would be right.
         world.room.bytes = None;
-        let last = Plan { max_processes: None, pause: None, ..any_plan(&mut dice) };
+        let last = Plan { max_processes: None, pause: None, canary: None, ..any_plan(&mut dice) };
         world.ask(Ask::Resume);
         world.ask(Ask::Scale { by: 1, wait: false });
         world.reload(last, Behaviour::Healthy);

@@ -1,5 +1,6 @@
 //! Every verb in every state of the master: each ask has exactly one answer, and a true one.
 
+use super::super::canary::CanaryPlan;
 use super::super::pause::PausePlan;
 use super::*;
 
@@ -18,7 +19,7 @@ use Hears::{Done, No, Waits};
 
 const ASKER: AskId = AskId(77);
 
-fn verbs() -> [Ask; 10] {
+fn verbs() -> [Ask; 12] {
     [
         Ask::Ready,
         Ask::Scale { by: 1, wait: false },
@@ -30,6 +31,8 @@ fn verbs() -> [Ask; 10] {
         Ask::StopNow,
         Ask::Pause { timeout: MINUTE },
         Ask::Resume,
+        Ask::Promote { wait: true },
+        Ask::Abandon,
     ]
 }
 
@@ -75,6 +78,10 @@ fn states() -> Vec<(&'static str, World)> {
     let pause = PausePlan { timeout: MINUTE, has_command: true, has_probe: false };
     commanding.reload(Plan { surge: Surge::Auto, pause: Some(pause), ..plan(2) }, Behaviour::Healthy);
     commanding.run();
+    let mut trying = World::serving(plan(4));
+    let canary = CanaryPlan { workers: 1, hold: MINUTE, bounds: super::canary::BOUNDS };
+    trying.reload(Plan { canary: Some(Box::new(canary)), ..plan(4) }, Behaviour::Healthy);
+    trying.run();
     vec![
         ("proving at the start", proving_first),
         ("serving", World::serving(plan(2))),
@@ -87,27 +94,30 @@ fn states() -> Vec<(&'static str, World)> {
         ("stopping", stopping),
         ("paused", paused),
         ("command runs", commanding),
+        ("canary serves", trying),
     ]
 }
 
 #[test]
 fn every_verb_in_every_state_is_answered_once_and_truly() {
-    // Ready, scale, scale and wait, scale 0, recycle, dump, stop, stop --now, pause, resume.
+    // Ready, scale, scale and wait, scale 0, recycle, dump, stop, stop --now, pause, resume, promote, abandon.
     let table = [
-        ("proving at the start", [Waits, No, No, No, No, Done, Done, Done, No, No]),
-        ("serving", [Done, Done, Done, Done, Done, Done, Done, Done, Done, Done]),
+        ("proving at the start", [Waits, No, No, No, No, Done, Done, Done, No, No, No, No]),
+        ("serving", [Done, Done, Done, Done, Done, Done, Done, Done, Done, Done, No, No]),
         // What is waited for comes with the end of the reload.
-        ("proving", [Done, Done, Waits, Waits, Done, Done, Done, Done, Done, Done]),
+        ("proving", [Done, Done, Waits, Waits, Done, Done, Done, Done, Done, Done, No, No]),
         // Its old workers have been told to drain.
-        ("rolling", [Done, Done, Waits, Waits, No, Done, Done, Done, Waits, Done]),
-        ("draining", [Done, Done, Done, Done, Done, Done, Done, Done, Waits, Done]),
-        ("off", [Waits, Done, Done, Done, No, No, Done, Done, Done, Done]),
-        ("no worker alive", [Waits, Done, Waits, Done, No, No, Done, Done, Done, Done]),
-        ("delaying", [No, Done, Done, Waits, Waits, Done, Done, Done, No, No]),
-        ("stopping", [No, No, No, No, No, Done, Done, Done, No, No]),
-        ("paused", [Waits, Done, Done, Done, No, Done, Done, Done, Done, Done]),
+        ("rolling", [Done, Done, Waits, Waits, No, Done, Done, Done, Waits, Done, No, No]),
+        ("draining", [Done, Done, Done, Done, Done, Done, Done, Done, Waits, Done, No, No]),
+        ("off", [Waits, Done, Done, Done, No, No, Done, Done, Done, Done, No, No]),
+        ("no worker alive", [Waits, Done, Waits, Done, No, No, Done, Done, Done, Done, No, No]),
+        ("delaying", [No, Done, Done, Waits, Waits, Done, Done, Done, No, No, No, No]),
+        ("stopping", [No, No, No, No, No, Done, Done, Done, No, No, No, No]),
+        ("paused", [Waits, Done, Done, Done, No, Done, Done, Done, Done, Done, No, No]),
         // The reload resumes when it has ended.
-        ("command runs", [Waits, Done, Waits, Waits, No, Done, Done, Done, Done, Waits]),
+        ("command runs", [Waits, Done, Waits, Waits, No, Done, Done, Done, Done, Waits, No, No]),
+        // The old generation goes on as ever, and `scale` waits for the reload.
+        ("canary serves", [Done, Done, Waits, Waits, Done, Done, Done, Done, Done, Done, Done, Done]),
     ];
     let names: Vec<&str> = states().into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, table.map(|(name, _)| name));

@@ -77,16 +77,19 @@ fn clients() {
     assert_eq!(line("-c a.toml health --live").unwrap(), healthy(HealthProbe::Live));
     assert!(line("-c a.toml health --live --ready").is_err());
     let forever = Waiting::Until(None);
-    assert_eq!(line("reload -c a.toml").unwrap(), Command::Reload { client: client(), force: false, waiting: forever });
+    assert_eq!(
+        line("reload -c a.toml").unwrap(),
+        Command::Reload { client: client(), force: false, canary: None, waiting: forever }
+    );
     let seconds = Some(Duration::from_secs(90));
     let until = Waiting::Until(seconds);
     assert_eq!(
         line("-c a.toml reload --timeout 1m30s").unwrap(),
-        Command::Reload { client: client(), force: false, waiting: until }
+        Command::Reload { client: client(), force: false, canary: None, waiting: until }
     );
     assert_eq!(
         line("-c a.toml reload --no-wait").unwrap(),
-        Command::Reload { client: client(), force: false, waiting: Waiting::No }
+        Command::Reload { client: client(), force: false, canary: None, waiting: Waiting::No }
     );
     assert_eq!(
         line("-c a.toml wait ready --timeout 90s").unwrap(),
