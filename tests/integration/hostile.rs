@@ -17,10 +17,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{sendmsg, ControlMessage, MsgFlags};
 
+use crate::harness::client::{get, Address};
 use crate::harness::machine::{can_change_users, Machine};
-use crate::harness::master::{run_with, Launch, Master};
+use crate::harness::master::{run_with, Launch, Master, Worker};
 use crate::harness::process::Process;
 use crate::harness::site::{copy_binary_to, Site};
+use crate::harness::wait_for;
 
 const NOBODY: u32 = 65534;
 
@@ -249,6 +251,123 @@ def application(environ, start_response):
         assert_ne!(replaced, next);
         victim.assert_lives();
         // A process that is missing in the books would be waited for as long as graceful_timeout says.
+        master.stop();
+        victim.assert_lives();
+    });
+}
+
+/// Everything that a worker holds and shares, used for the worst, and all that it may not touch, tried.
+#[test]
+fn an_application_that_lies_and_kills_gets_its_workers_replaced_and_nothing_else() {
+    let app = r#"
+import ctypes
+
+def scoreboards():
+    for line in open("/proc/self/maps"):
+        where, may = line.split()[:2]
+        if "forkmaster-scoreboard" in line and "w" in may:
+            start, end = (int(part, 16) for part in where.split("-"))
+            yield start, end - start
+
+def outcome(act):
+    try:
+        return act() or "done"
+    except OSError as error:
+        return type(error).__name__
+
+def traced(pid):
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.ptrace(16, pid, None, None) == 0:  # PTRACE_ATTACH
+        return "attached"
+    raise OSError(ctypes.get_errno(), "ptrace")
+
+def kin(master):
+    """The template and the other workers."""
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        try:
+            stat = open("/proc/%d/stat" % pid).read().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(stat[1]) == master and pid != os.getpid():
+            yield pid
+
+LIES = [b"\xff" * 64, b"{", b"[]", b"null", b'"Serving"', b'"Draining"', b'"Drained"', b'{"Hello":{"pid":1}}', b"x" * 60000,
+        b'{"Ready":{"pid":-1}}', b'{"Stacks":{"text":"x"}}']
+
+def application(environ, start_response):
+    master = os.getppid()
+    found = {}
+    if environ["PATH_INFO"] == "/master":
+        found["kill"] = outcome(lambda: os.kill(master, 9))
+        found["mem"] = outcome(lambda: open("/proc/%d/mem" % master, "r+b").close())
+        found["ptrace"] = outcome(lambda: traced(master))
+        found["fd"] = outcome(lambda: os.listdir("/proc/%d/fd" % master) and None)
+    if environ["PATH_INFO"] == "/cells":
+        for fill in (0xff, 0x5a):
+            for start, length in scoreboards():
+                ctypes.memset(start, fill, length)
+                report("/cells")
+    if environ["PATH_INFO"] == "/lies":
+        found["sent"] = 0
+        report("/lies")
+        for channel in channels():
+            for lie in LIES * 3:
+                try:
+                    channel.send(lie, socket.MSG_DONTWAIT)
+                    found["sent"] += 1
+                except OSError:
+                    pass
+    if environ["PATH_INFO"] == "/kin":
+        for pid in list(kin(master)):
+            found[str(pid)] = outcome(lambda: os.kill(pid, 9))
+            report("/kin")
+    return answer(start_response, json.dumps(found))
+"#;
+    As::each(|who| {
+        let mut victim = Victim::new();
+        let site = who.site("lies_and_kills", app);
+        site.set("server.graceful_timeout", "'2s'").set("status.bind", "['unix:status.sock']");
+        let master = site.launch(who.launch(&site));
+        master.wait_serving();
+        let ask = |path: &str| master.get(path).json();
+        if who == As::RootWithUser {
+            for (what, got) in ask("/master").as_object().expect("an object") {
+                assert_eq!(got, "PermissionError", "{what}");
+            }
+        }
+        for path in ["/cells", "/lies", "/kin"] {
+            let before = master.workers();
+            // Who lies is killed before it can answer.
+            let found = get(&master.address(), path).map_or(serde_json::Value::Null, |answer| answer.json());
+            assert!(report(&site).contains(path), "{who:?} {path}: nothing was attacked");
+            if path == "/kin" {
+                let killed = |worker: &&Worker| found[worker.pid.to_string()] == "done";
+                assert_eq!(before.iter().filter(killed).count(), 1, "{who:?}: {found}");
+                for worker in before.iter().filter(killed) {
+                    wait_for("it to be gone", || {
+                        master.workers().iter().all(|one| one.pid != worker.pid).then_some(())
+                    });
+                }
+            }
+            assert_answers(&master);
+            // It looks at what they wrote, and shows it.
+            assert!(master.status().is_some(), "{who:?} {path}");
+            let metrics = get(&Address::Unix(site.path().join("status.sock")), "/metrics").expect("a page");
+            assert_eq!(metrics.status, 200);
+            // Whatever they are taken for, there are as many workers as there should be before long, and they serve.
+            wait_for("workers", || {
+                (master.workers().iter().filter(|one| one.state == "serving").count() == 2).then_some(())
+            });
+            let served = wait_for("an answer", || get(&master.address(), "/").ok().map(|answer| answer.text()));
+            assert_eq!(served, "{}", "{who:?} {path}");
+            victim.assert_lives();
+        }
+        // A good release makes everything good again.
+        site.build("2").python(Machine::get().public_python()).make();
+        site.flip("2");
+        assert!(master.cli(&["reload"]).ok(), "{who:?}: {}", master.log());
+        assert_eq!(master.get("/").text(), "2");
+        assert!(!master.log().contains("panicked"), "{who:?}: {}", master.log());
         master.stop();
         victim.assert_lives();
     });

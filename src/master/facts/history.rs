@@ -92,11 +92,12 @@ impl Served {
 
 /// The upper bound of the bucket that holds the quantile: it may be a fifth too high, never too low.
 fn quantile_ms(latency: &Counted, share: f64) -> Option<f64> {
-    let all: u64 = latency.buckets.iter().sum();
+    // An application may have written what it likes there.
+    let all = latency.buckets.iter().fold(0u64, |all, count| all.saturating_add(*count));
     let wanted = (all as f64 * share).ceil() as u64;
-    let mut below = 0;
+    let mut below = 0u64;
     let found = latency.buckets.iter().position(|count| {
-        below += count;
+        below = below.saturating_add(*count);
         below >= wanted
     });
     found.filter(|_| all > 0).and_then(upper_micros).map(|micros| micros as f64 / 1000.0)
@@ -136,8 +137,9 @@ impl Growth {
 
 impl Grown {
     pub fn add(&mut self, growth: Growth) {
-        self.bytes += growth.last.0 as i64 - growth.first.0 as i64;
-        self.requests += growth.last.1.saturating_sub(growth.first.1);
+        let bytes = (growth.last.0 as i64).saturating_sub(growth.first.0 as i64);
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.requests = self.requests.saturating_add(growth.last.1.saturating_sub(growth.first.1));
     }
 
     pub fn bytes_per_1000(self) -> Option<i64> {
@@ -173,6 +175,17 @@ mod tests {
         // Of another version.
         assert!(Entry::from_line(r#"{"what":"deploy","result":"refused","who_knows":1}"#).is_some());
         assert_eq!(Entry::from_line(r#"{"what":"canary"}"#), None);
+    }
+
+    #[test]
+    fn counts_that_cannot_be_are_added_up_all_the_same() {
+        let lies = Counted { buckets: [u64::MAX; forkmaster_wire::histogram::BUCKETS], sum_ns: u64::MAX };
+        assert!(quantile_ms(&lies, 0.99).is_some());
+        let mut grown = Grown::default();
+        for _ in 0..3 {
+            grown.add(Growth { first: (0, 0), last: (u64::MAX / 2, u64::MAX) });
+        }
+        assert!(grown.bytes_per_1000().is_some());
     }
 
     #[test]

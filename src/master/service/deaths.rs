@@ -68,7 +68,7 @@ fn lines(worker: &WorkerProcess, access: &Access, lost: &[Running]) -> Vec<u8> {
     for running in lost.iter().filter(|running| access.wants(running.path(), u16::MAX)) {
         let begun = records.len();
         record::begin_running(&mut records, running, 0, &wanted);
-        let took_us = watch::age(running).as_micros() as u64 + running.queued_us;
+        let took_us = (watch::age(running).as_micros() as u64).saturating_add(running.queued_us);
         record::end(
             &mut records[begun..],
             End { at_ms: at.as_millis() as u64, took_us, bytes: 0, how: How::WorkerDied },

@@ -174,14 +174,14 @@ impl Service {
                     }
                 }
                 Ok((Received::Empty, _)) => return,
-                Ok((Received::Eof, _)) => return self.on_channel_lost(id, shared, events),
+                Ok((Received::Eof, _)) => return self.on_channel_lost(id, WorkerEvent::ChannelLost, shared, events),
                 Err(error) => {
                     log::error!("{}: its channel: {error}", name(worker));
                     // The worker's introduction, which proves its pid, may be next.
                     if worker.pid.is_none() {
                         continue;
                     }
-                    return self.on_channel_lost(id, shared, events);
+                    return self.on_channel_lost(id, WorkerEvent::Garbled, shared, events);
                 }
             };
             events.push_back(Event::Worker { worker: id, event });
@@ -193,7 +193,7 @@ impl Service {
 
     /// The peer is gone, or what it says makes no sense and is not listened to any more. With a pid, the exit status
     /// follows, or the supervisor sees to that; without, nobody was ever born.
-    fn on_channel_lost(&mut self, id: WorkerId, shared: &mut Shared, events: &mut EventQueue) {
+    fn on_channel_lost(&mut self, id: WorkerId, event: WorkerEvent, shared: &mut Shared, events: &mut EventQueue) {
         let Some(worker) = self.workers.get(&id) else { return };
         if !shared.sources.remove(worker.token, &worker.channel) {
             return;
@@ -201,7 +201,7 @@ impl Service {
         if worker.pid.is_none() {
             self.worker_ended(id, Exit::LostAtBirth, shared, events);
         } else {
-            events.push_back(Event::Worker { worker: id, event: WorkerEvent::ChannelLost });
+            events.push_back(Event::Worker { worker: id, event });
         }
     }
 

@@ -152,11 +152,11 @@ impl Supervisor {
 
             // Usually it is dying; the exit status, which says more, follows at once. Without a pid there is nobody
             // whose exit could follow, and the hands say so.
-            (S::Starting { deadline, .. }, Event::ChannelLost) => {
+            (S::Starting { deadline, .. }, Event::ChannelLost | Event::Garbled) => {
                 let deadline = deadline.min(now + EXIT_WITHIN);
                 self.change(at, id, S::Starting { deadline, look_at: None }, now);
             }
-            (S::Ready, Event::ChannelLost) => {
+            (S::Ready, Event::ChannelLost | Event::Garbled) => {
                 self.change(at, id, S::Starting { deadline: now + EXIT_WITHIN, look_at: None }, now);
             }
             (
@@ -166,6 +166,20 @@ impl Supervisor {
                 self.slot_lost(at, &before, now);
                 self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN, said_why: false }, now);
             }
+            // It goes on serving, and cannot be told to drain.
+            (S::Opening { .. } | S::Serving { .. } | S::Pausing { .. } | S::Paused { .. }, Event::Garbled) => {
+                self.slot_lost(at, &before, now);
+                self.kill(at, id, now);
+            }
+            (
+                S::Closing { .. }
+                | S::Draining { .. }
+                | S::Terminating { .. }
+                | S::Finishing { .. }
+                | S::Exiting { .. },
+                Event::Garbled,
+            ) => self.kill(at, id, now),
+            (S::Killed { .. }, Event::Garbled) => {}
             // A draining worker closes its channel at its end and may still join threads within its deadline.
             (
                 S::Closing { .. }

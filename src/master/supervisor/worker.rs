@@ -25,6 +25,7 @@
 //! | Terminating | only stuck requests are left, deadline | Killed | |
 //! | Closing, Draining, Finishing, Exiting | deadline | Killed | every request that is cut gets a line |
 //! | Opening, Serving, Pausing, Paused | its channel is closed | Exiting | the slot gets another |
+//! | any that may serve | says what makes no sense | Killed | it serves and hears nobody; the slot gets another |
 //! | Killed | deadline | gone | given up: the kernel does not let it die |
 //! | any | exit | gone | one line with generation, slot, pid, cause, age |
 
@@ -151,6 +152,8 @@ pub enum Event {
     },
     /// Its channel is closed, or could not be made.
     ChannelLost,
+    /// What it says makes no sense, and nothing more is read or believed.
+    Garbled,
     /// Reaped.
     Exited(Exit),
 }

@@ -288,6 +288,18 @@ fn nonsense_on_a_channel_does_not_move_the_deadline_of_a_boot() {
     assert_eq!(world.kills[&booting], 1);
 }
 
+/// It goes on serving, and nobody could tell it to drain.
+#[test]
+fn a_serving_worker_that_talks_nonsense_is_killed_and_replaced() {
+    let mut world = World::serving(plan(1));
+    let worker = world.some_worker(1);
+    world.worker_event(worker, WorkerEvent::Garbled);
+    world.run();
+    assert_eq!(world.kills.get(&worker), Some(&1));
+    world.pass(Duration::from_secs(1));
+    assert_ne!(world.some_worker(1), worker);
+}
+
 #[test]
 fn a_serving_worker_that_ends_without_a_word_is_an_error_also_with_exit_code_0() {
     for exit in [Exit::Code(0), Exit::Code(7), killed()] {

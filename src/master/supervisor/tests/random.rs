@@ -107,7 +107,11 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                 }
                 (2, Some(worker), _) => world.exit(worker, killed()),
                 (3, Some(worker), _) => match world.supervisor.worker(worker) {
-                    Some((_, Worker { pid: Some(_), .. })) => world.worker_event(worker, WorkerEvent::ChannelLost),
+                    Some((_, Worker { pid: Some(_), .. })) => {
+                        let lost = world.generation % 2 == 0;
+                        let event = if lost { WorkerEvent::ChannelLost } else { WorkerEvent::Garbled };
+                        world.worker_event(worker, event);
+                    }
                     // Nobody knows its pid: it was never born.
                     Some(_) | None => world.exit(worker, Exit::LostAtBirth),
                 },
