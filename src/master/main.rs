@@ -156,8 +156,8 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
     }
     log::info!("forkmaster {} name={} pid={}", env!("CARGO_PKG_VERSION"), settings.name, std::process::id());
     let watched = settings.dev.then(|| dev::watched(settings, &source));
-    let socket = settings.control.socket.clone();
-    let mut master = match Master::new(source, context, log.clone(), signals, &socket) {
+    let control = settings.control.clone();
+    let mut master = match Master::new(source, context, log.clone(), signals, &control) {
         Ok(master) => master,
         Err(error) => return fail("the master cannot be set up", &error),
     };

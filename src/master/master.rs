@@ -9,7 +9,7 @@ use mio::Token;
 
 use crate::children::{Children, Who};
 use crate::config::process_context::ProcessContext;
-use crate::config::settings::{Bind, ControlSocket};
+use crate::config::settings::{self, Bind};
 use crate::config::{Loaded, Source as ConfigSource};
 use crate::doors::control::{ClientId, Waiting};
 use crate::doors::metrics;
@@ -60,12 +60,12 @@ impl Master {
         context: ProcessContext,
         log: LogFile,
         signals: Signals,
-        socket: &ControlSocket,
+        control: &settings::Control,
     ) -> io::Result<Master> {
         let shared = Shared::new(context, log)?;
         signals.register(shared.sources.registry(), SIGNALS)?;
         let service = Service::new(source, shared.clock.now());
-        let doors = Doors::open(socket, &shared.context, &shared.sources)?;
+        let doors = Doors::open(control, &shared.context, &shared.sources)?;
         let footprint = Footprint::new(shared.clock.now());
         Ok(Master { shared, service, signals, doors, reap_again: false, footprint, exit: None })
     }

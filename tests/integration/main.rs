@@ -84,6 +84,8 @@ mod proxies;
 mod refused;
 // A reload loses nothing.
 mod reload;
+// What workers may, and who may ask the master.
+mod rights;
 // What served before can be had back.
 mod rollback;
 // Rolls in waves.

@@ -5,7 +5,7 @@ use std::ffi::CString;
 
 use nix::unistd::{getgrouplist, Gid, Group, Uid, User};
 
-use super::settings::Identity;
+use super::settings::{Identity, Reader, ReaderId};
 use crate::progress;
 
 /// A user as written: a name, or a number with or without a passwd entry.
@@ -32,6 +32,15 @@ pub fn find_group(text: &str) -> Result<u32, String> {
         Ok(None) => Err("there is no such group; create it, or write a number".to_owned()),
         Err(error) => Err(error.desc().to_owned()),
     }
+}
+
+/// Who may look: a user, or `group:NAME`.
+pub fn find_reader(text: &str) -> Result<Reader, String> {
+    let who = match text.strip_prefix("group:") {
+        Some(group) => ReaderId::Group(find_group(group)?),
+        None => ReaderId::User(find_user(text)?.0),
+    };
+    Ok(Reader { text: text.to_owned(), who })
 }
 
 /// Who to become. `Ok(None)`: stay who we are, not asked or already so.
@@ -86,6 +95,14 @@ mod tests {
         assert!(find_user("-1").is_err() && find_user("a\0b").is_err() && find_user("").is_err());
         assert_eq!(find_group("12345"), Ok(12345));
         assert!(find_group("no-such-group").unwrap_err().contains("no such group"));
+    }
+
+    #[test]
+    fn readers_are_users_or_groups() {
+        let found = |text: &str| find_reader(text).map(|reader| reader.who);
+        assert_eq!((found("1001"), found("group:1001")), (Ok(ReaderId::User(1001)), Ok(ReaderId::Group(1001))));
+        assert!(found("group:no-such-group").unwrap_err().contains("no such group"));
+        assert!(found("no-such-user").unwrap_err().contains("no such user"));
     }
 
     #[test]

@@ -268,6 +268,10 @@ pub const KEYS: &[KeySpec] = &[
         .gunicorn(&["group"]).uwsgi(&["gid"]),
     row("server", "umask", Kind::ModeOrInherit, Text("inherit"), Generation,
         "File mode creation mask of the application, as octal digits: `\"0027\"`."),
+    row("server", "no_new_privileges", Kind::Boolean, Boolean(true), Generation,
+        "The application and its services can get no rights by what they execute (prctl(2), PR_SET_NO_NEW_PRIVS; systemd's \
+         NoNewPrivileges=): sudo and programs with setuid or setgid, Postfix's `sendmail` for one, do not work in them. \
+         Hooks and the command of `reload --pause` are not concerned. Capabilities they have none, unless they are root."),
     row("server", "pidfile", Kind::PathOrNone, Text("none"), Restart,
         "File for the master's pid, written at the start and removed at the end. Relative to the configuration file by \
          name.")
@@ -475,6 +479,10 @@ pub const KEYS: &[KeySpec] = &[
          history.jsonl in `$STATE_DIRECTORY` (systemd's StateDirectory=), and where there is none, memory only, up to \
          the next restart. It has a bound of 1 MiB; a file that cannot be written is no error."),
 
+    row("control", "readers", Kind::List("a user, a uid, or group:NAME"), List(&[]), Restart,
+        "Who may look, besides root and the master's own user, and change nothing: `status`, `health`, `history`, \
+         `events`, `wait ready`. The kernel says who asks. The socket must lie where they may go: /run/forkmaster or \
+         systemd's RuntimeDirectory=, and not the closed directories in /tmp and /dev/shm."),
     row("status", "bind", Kind::List("HOST:PORT, [v6]:PORT, unix:PATH, fd://N or systemd:NAME"), List(&[]), Restart,
         "Where the master answers `/livez` (its loop turns), `/readyz` (a worker serves, and it was not told to stop) and \
          `/metrics` (for Prometheus). Off by default. It answers whoever can reach it: keep it on a loopback or pod \

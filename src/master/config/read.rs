@@ -17,7 +17,7 @@ use super::canary::{self, BESIDE_MIN as CANARY_BESIDE_MIN};
 use super::change::Fixed;
 use super::control_places;
 use super::file::{quoted, Value, Written};
-use super::identity::{find_group, find_user, run_as};
+use super::identity::{find_group, find_reader, find_user, run_as};
 use super::interpreter;
 use super::journal;
 use super::keys::{FIELDS_MAX, WORKERS_MAX};
@@ -198,6 +198,7 @@ impl Resolver<'_> {
             threads: self.get("server", "threads"),
             identity,
             umask: self.get("server", "umask"),
+            no_new_privileges: self.get("server", "no_new_privileges"),
             pidfile,
             max_requests: self.get("server", "max_requests"),
             max_requests_jitter: self.get("server", "max_requests_jitter"),
@@ -547,7 +548,8 @@ impl Resolver<'_> {
             },
             |history| history.as_ref().map_or_else(|| quoted("none"), |path| quoted_path(path)),
         );
-        Control { socket, history }
+        let readers = self.list("control", "readers", find_reader, |reader| quoted(&reader.text));
+        Control { socket, history, readers }
     }
 }
 

@@ -95,6 +95,8 @@ pub struct Server {
     pub identity: Option<Identity>,
     /// None: inherit.
     pub umask: Option<u32>,
+    /// Nothing that the application executes has more rights than itself.
+    pub no_new_privileges: bool,
     pub pidfile: Option<PathBuf>,
     /// 0: never.
     pub max_requests: u64,
@@ -243,6 +245,21 @@ pub struct Control {
     pub socket: ControlSocket,
     /// Where deploys are remembered; None: in memory only.
     pub history: Option<PathBuf>,
+    /// Who may look, besides the owner and root, and change nothing.
+    pub readers: Vec<Reader>,
+}
+
+/// Whom `[control] readers` names, as written, and found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reader {
+    pub text: String,
+    pub who: ReaderId,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReaderId {
+    User(u32),
+    Group(u32),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,5 +1,5 @@
 //! The control socket: a Unix stream socket of the owner's own, one JSON object a line in each direction. It knows who
-//! is connected, who may ask, and who waits for what; not how anything is done. It never waits for a client: what
+//! is connected, what each may ask (`rights`), and who waits for what; not how anything is done. It never waits for a client: what
 //! cannot be read or written at once is kept, within bounds, or the client is dropped.
 
 use std::collections::BTreeMap;
@@ -16,8 +16,9 @@ use super::conn::{Bounds, Conn, Still};
 use super::events;
 use super::peer::Peer;
 use super::protocol::{Refused, Reply, Request};
+use super::rights::{May, Rights};
 use super::socket_file::SocketFile;
-use crate::config::settings::ControlSocket;
+use crate::config::settings::{ControlSocket, Reader};
 use crate::sources::{Sources, CONTROL};
 
 /// A request is one short line, and the largest answer a status with thousands of workers. A person at a prompt is not
@@ -63,6 +64,7 @@ pub enum Accepted {
 struct Client {
     conn: Conn,
     peer: Peer,
+    may: May,
     token: Token,
     waiting: Waiting,
     /// Events that it did not read in time.
@@ -80,21 +82,24 @@ pub struct Control {
     socket: SocketFile,
     clients: BTreeMap<ClientId, Client>,
     last: u64,
-    owner: u32,
+    rights: Rights,
     turned_away: TurnedAway,
 }
 
 impl Control {
     /// None: control is off, or there is no place for it, which is no error.
-    pub fn open(socket: &ControlSocket, registry: &Registry) -> io::Result<Option<Control>> {
+    pub fn open(socket: &ControlSocket, readers: &[Reader], registry: &Registry) -> io::Result<Option<Control>> {
+        let rights = Rights::new(nix::unistd::geteuid().as_raw(), readers);
         let Some(socket) = SocketFile::open(socket)? else { return Ok(None) };
+        if rights.is_open() {
+            socket.let_all_connect()?;
+        }
         registry.register(&mut SourceFd(&socket.as_fd().as_raw_fd()), CONTROL, Interest::READABLE)?;
-        let owner = nix::unistd::geteuid().as_raw();
         let turned_away = TurnedAway::default();
-        Ok(Some(Control { socket, clients: BTreeMap::new(), last: 0, owner, turned_away }))
+        Ok(Some(Control { socket, clients: BTreeMap::new(), last: 0, rights, turned_away }))
     }
 
-    /// Accepts some of those who are there. Anybody but the owner and root is turned away, whatever the file's mode.
+    /// Accepts some of those who are there. Who may ask nothing is told so and turned away, whatever the file's mode.
     pub fn accept(&mut self, sources: &mut Sources, now: Instant) -> Accepted {
         for _ in 0..ACCEPTS_PER_PASS_MAX {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -105,30 +110,41 @@ impl Control {
                 Err(Errno::EINTR | Errno::ECONNABORTED) => continue,
                 Err(_) => return Accepted::NoDescriptor,
             };
-            let peer = Peer::of(&socket);
-            let conn = Conn::new(socket, self.socket.closer().clone(), BOUNDS, now);
-            let is_known = peer.is_ok_and(|peer| peer.uid == self.owner || peer.uid == 0);
-            let Some(known) = peer.ok().filter(|_| is_known && self.has_room()) else {
-                self.turned_away.one(peer.ok(), self.clients.len(), now);
+            let peer = Peer::of(&socket).ok();
+            let may = peer.and_then(|peer| self.rights.of(peer, &socket));
+            let mut conn = Conn::new(socket, self.socket.closer().clone(), BOUNDS, now);
+            let (Some(peer), Some(may)) = (peer, may) else {
+                if let Some(peer) = peer {
+                    // What fits is sent at once, and nobody waits for the rest.
+                    let _ = conn.send(Reply::Refused(self.rights.refuse_stranger(peer)).to_line().as_bytes(), now);
+                }
+                self.turned_away.one(peer, self.clients.len(), now);
                 continue;
             };
+            if !self.has_room(may) {
+                self.turned_away.one(Some(peer), self.clients.len(), now);
+                continue;
+            }
             let token = sources.token();
             let interest = Interest::READABLE | Interest::WRITABLE;
             if sources.registry().register(&mut SourceFd(&conn.as_fd().as_raw_fd()), token, interest).is_ok() {
                 self.last += 1;
                 self.clients
-                    .insert(ClientId(self.last), Client { conn, peer: known, token, waiting: Waiting::No, lost: 0 });
+                    .insert(ClientId(self.last), Client { conn, peer, may, token, waiting: Waiting::No, lost: 0 });
             }
         }
         Accepted::More
     }
 
-    /// Where the table is full, whoever has been idle for longest makes room. Those who wait for an answer are not idle.
-    fn has_room(&mut self) -> bool {
-        if self.clients.len() < CLIENTS_MAX {
+    /// Where the table is full, whoever has been idle for longest makes room. Those who wait for an answer are not idle. Those
+    /// who may only look have half of it, and make room for each other.
+    fn has_room(&mut self, may: May) -> bool {
+        let is_alike = |client: &Client| may == May::Everything || client.may == may;
+        let most = if may == May::Everything { CLIENTS_MAX } else { CLIENTS_MAX / 2 };
+        if self.clients.values().filter(|client| is_alike(client)).count() < most {
             return true;
         }
-        let idle = self.clients.iter().filter(|(_, client)| client.waiting == Waiting::No);
+        let idle = self.clients.iter().filter(|(_, client)| client.waiting == Waiting::No && is_alike(client));
         let longest = idle.min_by_key(|(_, client)| client.conn.active_at()).map(|(id, _)| *id);
         longest.and_then(|id| self.clients.remove(&id)).is_some()
     }
@@ -159,7 +175,11 @@ impl Control {
     /// The next request of a client that does not wait for an answer, or what is wrong with its line.
     pub fn next_request(&mut self, id: ClientId) -> Option<Result<Request, Refused>> {
         let client = self.clients.get_mut(&id).filter(|client| client.waiting == Waiting::No)?;
-        client.conn.next_line().map(|line| Request::from_line(&line))
+        let request = Request::from_line(&client.conn.next_line()?);
+        Some(request.and_then(|request| match self.rights.refuse(client.peer, client.may, &request) {
+            Some(refused) => Err(refused),
+            None => Ok(request),
+        }))
     }
 
     /// Clients whose next request has arrived. They have sent many at once, or sent it while they waited.
@@ -291,7 +311,7 @@ mod tests {
             let path = directory.path().join("control.sock");
             let sources = Sources::new().unwrap();
             let socket = ControlSocket::Path(path.clone());
-            let control = Control::open(&socket, sources.registry()).unwrap().unwrap();
+            let control = Control::open(&socket, &[], sources.registry()).unwrap().unwrap();
             Door { sources, control, path, _directory: directory, now: Instant::now() }
         }
 

@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod notify;
 pub mod peer;
 pub mod protocol;
+pub mod rights;
 pub mod socket_file;
 pub mod status;
 
@@ -19,7 +20,7 @@ use mio::Token;
 
 use crate::config::passed;
 use crate::config::process_context::ProcessContext;
-use crate::config::settings::{Bind, ControlSocket};
+use crate::config::settings::{self, Bind};
 use crate::facts::note::Note;
 use crate::facts::standing::Standing;
 use crate::listeners::{ListenError, Listeners};
@@ -50,9 +51,9 @@ pub enum Asked {
 }
 
 impl Doors {
-    pub fn open(socket: &ControlSocket, context: &ProcessContext, sources: &Sources) -> io::Result<Doors> {
+    pub fn open(control: &settings::Control, context: &ProcessContext, sources: &Sources) -> io::Result<Doors> {
         let notify = Notify::open(&context.environment);
-        let control = Control::open(socket, sources.registry())?;
+        let control = Control::open(&control.socket, &control.readers, sources.registry())?;
         Ok(Doors { control, accept_at: None, status: None, notify })
     }
 

@@ -261,6 +261,14 @@ impl Request {
         })
     }
 
+    /// What it wants that nobody may who may only look. None: it changes nothing, and shows no code of the application.
+    pub fn beyond_looking(&self) -> Option<String> {
+        match self {
+            Request::Dump { .. } => Some("dump".to_owned()),
+            other => other.changes(),
+        }
+    }
+
     /// It asks for another generation.
     pub fn deploys(&self) -> bool {
         matches!(

@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -118,6 +118,26 @@ impl SocketFile {
         let opened = SocketFile { listener, closer, path: path.clone(), made: (made.dev(), made.ino()), lock };
         listen(&opened.listener, Backlog::new(BACKLOG)?)?;
         Ok(opened)
+    }
+
+    /// Everybody may connect from now on, and is asked who it is. The file is found again without following a link, since
+    /// others may have rights in its directory.
+    pub fn let_all_connect(&self) -> io::Result<()> {
+        let file = File::options().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(&self.path)?;
+        let found = file.metadata()?;
+        if (found.dev(), found.ino()) != self.made {
+            return Err(with_path(&self.path, io::Error::other("somebody else's file is there now")));
+        }
+        // O_PATH: fchmod(2) refuses such a descriptor, its name in /proc does not (open(2)).
+        fs::set_permissions(format!("/proc/self/fd/{}", file.as_raw_fd()), fs::Permissions::from_mode(0o666))?;
+        let directory = self.path.parent().and_then(|directory| directory.metadata().ok());
+        if directory.is_some_and(|directory| directory.mode() & 0o011 == 0) {
+            let shown = self.path.display();
+            log::warn!(
+                "[control] readers cannot reach {shown}: its directory is closed to others; set [control] socket"
+            );
+        }
+        Ok(())
     }
 
     pub fn closer(&self) -> &Closer {

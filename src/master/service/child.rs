@@ -17,6 +17,9 @@ use crate::config::settings::Identity;
 pub const NOT_FOUND: i32 = 127;
 pub const NOT_EXECUTED: i32 = 126;
 
+/// Bits of a set of them in the kernel.
+const CAPABILITIES_MAX: libc::c_ulong = 64;
+
 /// All that the child needs between fork and exec, made before the fork: allocating is not allowed after it.
 pub struct Entering {
     /// What it keeps besides its standard streams.
@@ -27,6 +30,9 @@ pub struct Entering {
     groups: Option<Vec<u32>>,
     ids: Option<(u32, u32)>,
     umask: Option<u32>,
+    /// It becomes, or is, somebody else than root, and keeps none of the master's capabilities.
+    without_capabilities: bool,
+    no_new_privileges: bool,
     master: i32,
 }
 
@@ -44,9 +50,17 @@ impl Entering {
             groups: identity.map(|identity| identity.groups.clone()),
             ids: identity.map(|identity| (identity.uid, identity.gid)),
             umask,
+            without_capabilities: identity
+                .map_or_else(|| !nix::unistd::geteuid().is_root(), |identity| identity.uid != 0),
+            no_new_privileges: false,
             // SAFETY: getpid(2) cannot fail.
             master: unsafe { libc::getpid() },
         })
+    }
+
+    /// Nothing that it executes gives it more rights than it has, sudo(8) for one.
+    pub fn with_no_new_privileges(self, no_new_privileges: bool) -> Entering {
+        Entering { no_new_privileges, ..self }
     }
 
     /// Runs in the child between fork and exec. Identity and umask change here and not in Python, because `site`
@@ -61,6 +75,10 @@ impl Entering {
             // SAFETY: cannot fail.
             unsafe { libc::umask(umask) };
         }
+        // Before the uid changes, since it takes CAP_SETPCAP.
+        if self.without_capabilities && self.no_new_privileges {
+            empty_bounding_set();
+        }
         if let Some(groups) = &self.groups {
             // SAFETY: the pointer and length are those of a living slice.
             check(unsafe { libc::setgroups(groups.len(), groups.as_ptr()) })?;
@@ -72,6 +90,13 @@ impl Entering {
             // SAFETY: as above.
             check(unsafe { libc::setuid(uid) })?;
         }
+        if self.without_capabilities {
+            give_up_capabilities()?;
+        }
+        if self.no_new_privileges {
+            // SAFETY: no memory is involved.
+            check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+        }
         // SAFETY: a NUL-terminated string that lives.
         let entered = check(unsafe { libc::chdir(self.directory.as_ptr()) });
         match &self.otherwise {
@@ -79,7 +104,7 @@ impl Entering {
             Some(otherwise) if entered.is_err() => check(unsafe { libc::chdir(otherwise.as_ptr()) })?,
             Some(_) | None => entered?,
         }
-        // After the uid change, which clears it (prctl(2)).
+        // After uid and capabilities have changed, which clears it (prctl(2)).
         // SAFETY: no memory is involved.
         check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
         // The master may have died before that.
@@ -112,6 +137,28 @@ fn reset_signals() {
     unsafe {
         let empty: libc::sigset_t = std::mem::zeroed();
         libc::sigprocmask(libc::SIG_SETMASK, &empty, std::ptr::null_mut());
+    }
+}
+
+/// What a capability is missing in can never be had again, by no file that is executed (capabilities(7)). Whoever may not do
+/// this has few capabilities anyway.
+fn empty_bounding_set() {
+    for capability in 0..CAPABILITIES_MAX {
+        // SAFETY: no memory is involved. EINVAL: the kernel does not know so many.
+        unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+    }
+}
+
+/// The permitted set ends with the uid of root, the inheritable and the ambient set do not (capabilities(7)): systemd's
+/// AmbientCapabilities= are the master's.
+fn give_up_capabilities() -> io::Result<()> {
+    // linux/capability.h: _LINUX_CAPABILITY_VERSION_3, the calling thread, and twice three sets of 32.
+    let header: [u32; 2] = [0x2008_0522, 0];
+    let none = [0u32; 6];
+    // SAFETY: both arrays have the size that this version takes, and outlive the call.
+    match unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

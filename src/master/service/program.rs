@@ -37,6 +37,8 @@ pub struct Given<'a> {
     pub name: &'a str,
     /// Where it is to say that it is ready.
     pub notify_socket: Option<&'a OsStr>,
+    /// It is the release's own, and no command of the operator's.
+    pub no_new_privileges: bool,
 }
 
 /// Forks and executes; returns when the exec has succeeded or failed. Called from the master's main thread only, as
@@ -55,7 +57,9 @@ pub fn start(words: &[String], settings: &Settings, given: &Given<'_>) -> Result
     let environment = environment.chain(given.notify_socket.map(|path| (OsStr::new("NOTIFY_SOCKET"), path)));
     let mut handed_over = HandedOver::new(given, environment).map_err(failed)?;
     command.stdin(Stdio::null()).stdout(Stdio::from(theirs)).stderr(Stdio::from(both));
-    let entering = Entering::new(server.identity.as_ref(), server.umask, &app.release, &[]).map_err(failed)?;
+    let entering = Entering::new(server.identity.as_ref(), server.umask, &app.release, &[])
+        .map_err(failed)?
+        .with_no_new_privileges(given.no_new_privileges);
     // SAFETY: `enter` makes system calls only, each of them async-signal-safe (signal-safety(7)), and allocates nothing.
     unsafe {
         command.pre_exec(move || {

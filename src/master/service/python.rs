@@ -22,6 +22,7 @@ pub struct Start<'a> {
     pub environment: Vec<(OsString, OsString)>,
     pub identity: Option<Identity>,
     pub umask: Option<u32>,
+    pub no_new_privileges: bool,
     /// The application may read from the terminal.
     pub with_stdin: bool,
     pub channel: &'a Channel,
@@ -43,8 +44,9 @@ pub fn template(start: Start<'_>) -> Result<i32, NotStarted> {
     command.arg("-c").arg(BOOTSTRAP).arg(inherited.to_string());
     command.env_clear().envs(start.environment);
     command.stdin(if start.with_stdin { Stdio::inherit() } else { Stdio::null() });
-    let child =
-        Entering::new(start.identity.as_ref(), start.umask, &start.directory, &inherited.all()).map_err(failed)?;
+    let child = Entering::new(start.identity.as_ref(), start.umask, &start.directory, &inherited.all())
+        .map_err(failed)?
+        .with_no_new_privileges(start.no_new_privileges);
     // SAFETY: `enter` makes system calls only, each of them async-signal-safe (signal-safety(7)), and allocates
     // nothing.
     unsafe { command.pre_exec(move || child.enter()) };

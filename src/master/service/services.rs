@@ -60,7 +60,12 @@ impl Service {
         let listeners = processes.service_listeners.get(name).map_or(&[][..], |listeners| listeners);
         let sockets = shared.listeners.wire(listeners, &[]).into_iter().map(|(_, socket)| socket).collect();
         let asked = self.readiness.as_ref().filter(|_| of.ready_within.is_some());
-        let given = Given { sockets, name, notify_socket: asked.map(|readiness| readiness.address.as_os_str()) };
+        let given = Given {
+            sockets,
+            name,
+            notify_socket: asked.map(|readiness| readiness.address.as_os_str()),
+            no_new_privileges: settings.server.no_new_privileges,
+        };
         let started = program::start(&of.command, settings, &given).map_err(|error| Refusal::new(error.to_string()))?;
         let who = Who::Service(service);
         let claimed = shared.children.claim(who, Proof::OwnChild { pid: started.pid });

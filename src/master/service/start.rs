@@ -43,6 +43,7 @@ impl Service {
             environment: app.environment.clone(),
             identity: processes.settings.server.identity.clone(),
             umask: processes.settings.server.umask,
+            no_new_privileges: processes.settings.server.no_new_privileges,
             with_stdin: processes.settings.dev,
             channel: &theirs,
             library: shared.library.as_fd(),

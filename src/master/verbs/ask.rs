@@ -51,7 +51,11 @@ pub fn ask_and_look(
     mut meanwhile: Option<Meanwhile<'_>>,
 ) -> Result<String, NoAnswer> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
-    stream.write_all(request.to_line().as_bytes())?;
+    // Whoever turns us away has said why, and does not listen any more.
+    match stream.write_all(request.to_line().as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        written => written?,
+    }
     let mut answer = Vec::new();
     loop {
         let mut bytes = [0; 4096];

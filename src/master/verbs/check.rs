@@ -187,6 +187,7 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
         environment: app.environment.clone(),
         identity: settings.server.identity.clone(),
         umask: settings.server.umask,
+        no_new_privileges: settings.server.no_new_privileges,
         channel: &theirs,
         library: library.as_fd(),
         lifeline: lifeline.as_fd(),
