@@ -125,6 +125,11 @@ impl Children {
         Ok(pid)
     }
 
+    /// The same process is another's from now on.
+    pub fn rename(&mut self, from: Who, to: Who) {
+        self.0.values_mut().filter(|child| child.who == from).for_each(|child| child.who = to);
+    }
+
     pub fn pid_of(&self, who: Who) -> Option<i32> {
         self.0.iter().find(|(_, child)| child.who == who).map(|(pid, _)| *pid)
     }

@@ -407,6 +407,7 @@ impl Master {
                     return Some(Event::Template { generation, event });
                 }
             }
+            Action::MoveTemplate { from, to } => service.move_template(from, to, shared),
             Action::DumpTemplate { generation } => service.dump_template(generation, shared),
             Action::GiveUpTemplate { generation } => {
                 shared.children.give_up(Who::Template(generation));
@@ -458,7 +459,9 @@ impl Master {
                 return Some(Event::Worker { worker, event });
             }
             Action::OpenListeners { generation } => return Some(service.open_listeners(generation, shared)),
-            Action::MeasureRoom { generation } => return Some(Event::Room { generation, room: room::measure() }),
+            Action::MeasureRoom { generation } => {
+                return Some(Event::Room { generation, room: room::measure(), kept_bytes: service.kept_bytes() });
+            }
             Action::Compare { generation, against } => return Some(service.compare(generation, against)),
             Action::Commit { generation, close } => service.commit(generation, &close, shared),
             Action::Abandon { generation, close } => {

@@ -414,6 +414,8 @@ pub enum LogLevel {
 /// One worker to fork.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spawn {
+    /// Whose worker it is: not always that of `Boot`, since a rollback forks from the template of an earlier generation.
+    pub generation: GenerationId,
     pub worker: WorkerId,
     pub slot: SlotIndex,
     /// The worker's cell of the scoreboard.

@@ -70,7 +70,7 @@ impl Birth {
         let since = Instant::now();
         let Birth { spawn, channel, logs, scoreboard, stacks, queue, listeners } = self;
         let Legacy { title, lifeline, stacks: stacks_number } = legacy;
-        let who = format!("forkmaster: {} worker gen={} slot={}", boot.name, boot.generation, spawn.slot);
+        let who = format!("forkmaster: {} worker gen={} slot={}", boot.name, spawn.generation, spawn.slot);
         let master = Arc::new(MasterChannel::new(channel, title, who));
         master.tell(&FromWorker::Hello { pid: std::process::id() as i32 });
         // faulthandler knows the template's number and has its handler: so it works in a worker from here on.

@@ -218,7 +218,7 @@ impl Worker {
         // Mapped for the life of the process: app threads and the server's threads hold references into it.
         let board: &'static Scoreboard = Box::leak(Box::new(board));
         Ok(Worker {
-            generation: boot.generation,
+            generation: spawn.generation,
             slot: spawn.slot,
             pid: std::process::id(),
             master,
@@ -237,7 +237,7 @@ impl Worker {
 
 fn access_log(boot: &Boot, spawn: &Spawn, logs: Logs) -> io::Result<Option<Arc<AccessLog>>> {
     let Some((access, fd)) = boot.access.clone().zip(logs.access()) else { return Ok(None) };
-    let origin = Origin { generation: boot.generation.0, slot: spawn.slot.0, pid: std::process::id() };
+    let origin = Origin { generation: spawn.generation.0, slot: spawn.slot.0, pid: std::process::id() };
     with_all_blocked(|| AccessLog::start(fd, access, origin)).map(|access| Some(Arc::new(access)))
 }
 

@@ -38,6 +38,8 @@ mod deploys;
 mod ends;
 // How answers end, what their clients see, and what the access log says.
 mod endings;
+// The way back while it imports nothing.
+mod kept;
 // What clients get of requests that take too long.
 mod overdue;
 // What a generation's processes see: environment, user, umask, file systems.

@@ -337,8 +337,10 @@ pub const KEYS: &[KeySpec] = &[
          `[http] keepalive_timeout`. It delays nobody: the new workers serve meanwhile."),
     row("reload", "canary", Kind::Own("table"), Table, Generation,
         "The first workers of a release serve beside the old ones for a while, and it takes over only if it is no worse.          `workers`: how many (0: only `reload --canary N` makes one; at least 4 must be wanted in all). `hold`: for how long (`\"2m\"`).          `min_requests`: so many each must have answered for a verdict (100). `max_errors`: how much more may fail (`\"+1pp\"`, percentage          points). `max_latency`: how much longer requests may take (`\"x1.5\"`)."),
-    row("reload", "keep_previous", Kind::Own("\"0s\""), Text("0s"), Generation,
-        "Reserved for a later version."),
+    row("reload", "rollback_window", Kind::Duration, Text("0s"), Generation,
+        "How long the template of the previous generation lives on after a reload: `forkmaster rollback` forks from it, and \
+         nothing is imported again where `preload` is on. It costs the memory of that process, with `preload` the whole \
+         application, and is given up first when memory is short. `\"0s\"`: a rollback starts Python anew."),
 
     row("hooks", "worker_start", Kind::Own("module:function"), Words("none"), Generation,
         "A function of the release, `\"shop.hooks:start\"`, that each worker calls without arguments when the application is \

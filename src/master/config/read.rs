@@ -319,12 +319,6 @@ impl Resolver<'_> {
             let reason = "max_unavailable is 0 too, so no worker could ever be replaced; set one of them to 1";
             self.refuse(("reload", "max_surge"), reason);
         }
-        // It keeps the previous release's template, so that a rollback needs no import.
-        let none = |value: &Value| match string(value)? {
-            "0s" => Ok(()),
-            _ => Err(format!("anything but \"0s\" {LATER}; write \"0s\" or remove the line")),
-        };
-        self.get_with("reload", "keep_previous", none, |()| quoted("0s"));
         let canary = self.get_with("reload", "canary", canary::parse, canary::show);
         if canary.workers > 0 && workers < CANARY_BESIDE_MIN && !self.dev {
             let reason = format!(
@@ -333,7 +327,9 @@ impl Resolver<'_> {
             );
             self.refuse(("reload", "canary"), &reason);
         }
-        Reload { max_surge, max_unavailable, drain_timeout: self.get("reload", "drain_timeout"), canary }
+        let (drain_timeout, rollback_window) =
+            (self.get("reload", "drain_timeout"), self.get("reload", "rollback_window"));
+        Reload { max_surge, max_unavailable, drain_timeout, canary, rollback_window }
     }
 
     fn http(&mut self) -> Http {

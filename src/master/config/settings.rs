@@ -180,6 +180,7 @@ pub struct Reload {
     pub max_unavailable: u32,
     pub drain_timeout: Duration,
     pub canary: CanarySettings,
+    pub rollback_window: Duration,
 }
 
 /// The first workers of a release beside the old ones.

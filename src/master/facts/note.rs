@@ -103,6 +103,16 @@ pub enum Note {
         from: &'static str,
         to: &'static str,
     },
+    /// It forks for another generation than the one that has started it.
+    TemplateMoves {
+        generation: GenerationId,
+        from: GenerationId,
+    },
+    /// It was kept for a rollback, and its memory is needed.
+    KeptGivenUp {
+        generation: GenerationId,
+        bytes: u64,
+    },
     TemplateGone {
         generation: GenerationId,
         from: &'static str,
@@ -298,6 +308,7 @@ impl Note {
             | Note::Proved { .. }
             | Note::Superseded { .. }
             | Note::Template { .. }
+            | Note::TemplateMoves { .. }
             | Note::Worker { .. }
             | Note::WorkerLeaves { .. }
             | Note::Due { .. }
@@ -316,6 +327,7 @@ impl Note {
             Note::ReloadIgnored
             | Note::StillBoots { .. }
             | Note::TemplateStillLoads { .. }
+            | Note::KeptGivenUp { .. }
             | Note::NoWayBack { .. }
             | Note::DidNotConfirm { .. }
             | Note::NotFinished { .. }
@@ -425,6 +437,14 @@ impl fmt::Display for Note {
             }
 
             Note::Template { generation, from, to } => write!(f, "template gen={generation} {from} -> {to}"),
+            Note::TemplateMoves { generation, from } => {
+                write!(f, "template gen={from} forks for gen={generation} from now on")
+            }
+            Note::KeptGivenUp { generation, bytes } => write!(
+                f,
+                "template gen={generation} is kept no longer, since memory is short ({}): a rollback starts it anew",
+                Size(*bytes)
+            ),
             Note::TemplateGone { generation, from, cause, .. } => {
                 write!(f, "template gen={generation} {from} -> gone cause=\"{cause}\"")
             }

@@ -41,6 +41,8 @@ pub struct Snapshot {
     pub handoffs: Handoffs,
     /// Where they are; none before the first start, and from a master that does not tell.
     pub logs: Option<Logs>,
+    /// The template that is kept for a rollback, or was; none where none is kept.
+    pub kept: Option<Kept>,
     pub last_reload: Option<LastReload>,
     /// The latest refusal in full, until a reload is good.
     pub last_refusal: Option<LastReload>,
@@ -133,6 +135,20 @@ pub struct Worker {
     /// What it runs now, the oldest first.
     #[serde(default)]
     pub running: Vec<Running>,
+}
+
+/// A template that lives on, so that a rollback need not start it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Kept {
+    /// Whom it goes back to.
+    pub generation: u32,
+    /// Memory was short, and it is gone.
+    pub given_up: bool,
+    /// What its end leaves, or has left.
+    pub bytes: u64,
+    /// It is kept for so long yet.
+    pub left_s: f64,
 }
 
 /// Where the lines go.

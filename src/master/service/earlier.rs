@@ -22,6 +22,8 @@ pub struct Earlier {
 #[derive(Clone)]
 struct Served {
     generation: GenerationId,
+    /// The first one that was made of this.
+    origin: GenerationId,
     loaded: Loaded,
 }
 
@@ -32,10 +34,16 @@ impl Earlier {
         let from = self.served.back().map(|served| &served.loaded.settings.app).filter(|_| back.is_some());
         let from = from.filter(|from| from.release != app.release).map(|from| from.release.clone());
         self.barred = from.map(|release| Barred { release, generation, serves: app.release.clone() });
-        self.served.push_back(Served { generation, loaded });
+        let origin = back.map_or(generation, |back| self.origin_of(back));
+        self.served.push_back(Served { generation, origin, loaded });
         if self.served.len() > KEPT_MAX {
             self.served.pop_front();
         }
+    }
+
+    /// The first generation that had the directories and settings of this one, as far as that is remembered.
+    pub fn origin_of(&self, generation: GenerationId) -> GenerationId {
+        self.served.iter().find(|served| served.generation == generation).map_or(generation, |served| served.origin)
     }
 
     /// The settings of the generation that serves, as written.

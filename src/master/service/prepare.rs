@@ -91,6 +91,7 @@ impl Service {
         (processes.error_log, processes.access) = (logs.error, logs.access);
         processes.service_listeners = of_services;
         processes.back = self.preparing.back();
+        processes.origin = processes.back.map(|back| self.earlier.origin_of(back));
         processes.changes = changes_shown;
         if self.last_generation > 1 {
             processes.asked = self.asked();

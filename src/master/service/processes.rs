@@ -35,6 +35,8 @@ pub struct GenerationProcesses {
     pub in_place: bool,
     /// The earlier generation that it was made of, if a rollback made it.
     pub back: Option<GenerationId>,
+    /// The first one in a row of those, which all have the same directories and settings.
+    pub origin: Option<GenerationId>,
     /// What `reload --pause` is to do before it takes over, and for how long it may pause.
     pub pause_timeout: Option<Duration>,
     pub pause_command: Vec<String>,
@@ -111,6 +113,7 @@ impl GenerationProcesses {
             written,
             in_place,
             back: None,
+            origin: None,
             pause_timeout: None,
             pause_command: Vec::new(),
             command: None,
@@ -182,6 +185,9 @@ impl GenerationProcesses {
                     ready_within: service.ready_within,
                 })
                 .collect(),
+            // The code that a template has imported would be back, and that of the directory not.
+            rollback_window: if self.in_place { Duration::ZERO } else { settings.reload.rollback_window },
+            origin: self.origin,
             canary: self.canary.map(Box::new),
             pause: self.pause_timeout.map(|timeout| PausePlan {
                 timeout,

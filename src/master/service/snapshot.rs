@@ -13,7 +13,7 @@ use super::{watch, Service};
 use crate::config::settings::{AccessTarget, LogTarget};
 use crate::facts::outcome::Reload;
 use crate::facts::snapshot::{
-    Generation, Listener, Logs, Place, Running, ServiceProcess, Snapshot, Template, Word, Worker,
+    Generation, Kept, Listener, Logs, Place, Running, ServiceProcess, Snapshot, Template, Word, Worker,
 };
 use crate::listeners::Listeners;
 use crate::shared::Shared;
@@ -42,9 +42,19 @@ impl Service {
             lost: totals.lost,
             handoffs: totals.handoffs,
             logs: self.places(),
+            kept: self.kept(now),
             last_reload: self.last_reload.as_ref().map(Reload::shown),
             last_refusal: self.last_refusal.as_ref().map(Reload::shown),
         }
+    }
+
+    fn kept(&self, now: Instant) -> Option<Kept> {
+        if let Some(kept) = self.supervisor.kept() {
+            let left_s = kept.until.saturating_duration_since(now).as_secs_f64();
+            return Some(Kept { generation: kept.generation.0, given_up: false, bytes: self.kept_bytes(), left_s });
+        }
+        let (generation, bytes) = self.supervisor.given_up()?;
+        Some(Kept { generation: generation.0, given_up: true, bytes, left_s: 0.0 })
     }
 
     /// The error log is the one that the serving generation has brought.

@@ -65,6 +65,29 @@ impl Service {
         Ok(())
     }
 
+    /// The template of one generation is another's from now on, with what is known of it and that one's logs.
+    pub fn move_template(&mut self, from: GenerationId, to: GenerationId, shared: &mut Shared) {
+        let Some(processes) = self.generations.get_mut(&from) else { return };
+        let (template, interpreter) = (processes.template.take(), processes.interpreter.clone());
+        let bodies_in_memory = processes.bodies_in_memory;
+        let (Some(mut template), Some(processes)) = (template, self.generations.get_mut(&to)) else { return };
+        shared.children.rename(Who::Template(from), Who::Template(to));
+        shared.sources.remove(template.token, &template.channel);
+        match shared.sources.add(&template.channel, Source::Template(to)) {
+            Ok(token) => template.token = token,
+            Err(error) => {
+                log::error!("template gen={to}: its channel cannot be watched: {error}");
+                shared.children.kill(Who::Template(to));
+            }
+        }
+        match shared.log.fd() {
+            Ok(error_log) => template.tell_with(&ToTemplate::Logs, &processes.logs(&error_log)),
+            Err(error) => log::error!("workers go on with the old log: {error}"),
+        }
+        (processes.template, processes.interpreter) = (Some(template), interpreter);
+        processes.bodies_in_memory = bodies_in_memory;
+    }
+
     /// Has the template fork a worker.
     pub fn spawn(&mut self, generation: GenerationId, order: SpawnOrder, shared: &mut Shared) -> io::Result<()> {
         let id = order.worker;
@@ -88,6 +111,7 @@ impl Service {
         let (stacks, stacks_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         let listeners = shared.listeners.wire(&processes.listeners, &processes.settings.server.proxy_protocol);
         let message = ToTemplate::Spawn(Spawn {
+            generation,
             worker: id,
             slot,
             cell,

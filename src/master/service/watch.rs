@@ -8,7 +8,7 @@ use forkmaster_wire::message::{ToWorker, WorkerId};
 use forkmaster_wire::scoreboard::{monotonic_ns, Running, Scoreboard};
 
 use super::slow::Looked;
-use super::{name, EventQueue, Service};
+use super::{name, room, EventQueue, Service};
 use crate::clock::Clock;
 use crate::config::settings::Server;
 use crate::shared::Shared;
@@ -36,6 +36,7 @@ impl Service {
         if look_for_rss {
             self.rss_at = now + RSS_EVERY;
             self.look_at_growth();
+            events.extend(self.memory_short());
         }
         let mut next = EVERY_MAX;
         for (id, worker) in &self.workers {
@@ -70,6 +71,21 @@ impl Service {
 }
 
 impl Service {
+    /// What the template that is kept would leave, were it gone: its pages that are not of files. Some of them may be shared
+    /// with workers that it has forked.
+    pub fn kept_bytes(&self) -> u64 {
+        let kept = self.supervisor.kept().and_then(|kept| self.generations.get(&kept.generation));
+        kept.and_then(|processes| processes.template.as_ref()).map_or(0, |template| anonymous_bytes(template.pid))
+    }
+
+    /// A template is kept, and one more worker would not fit.
+    fn memory_short(&self) -> Option<Event> {
+        self.supervisor.kept()?;
+        let worker = self.supervisor.serving()?.median_bytes();
+        let is_short = room::measure().bytes.is_some_and(|bytes| bytes < worker);
+        is_short.then(|| Event::MemoryShort { kept_bytes: self.kept_bytes() })
+    }
+
     /// The requests that these workers run, a line each, also in the log.
     pub fn name_running(&self, workers: &[WorkerId]) -> String {
         let mut text = String::new();
@@ -146,11 +162,22 @@ fn limit(server: &Server, request: &str) -> Option<Duration> {
     prefix.map_or(server.request_timeout, |(_, limit)| *limit)
 }
 
+/// Memory of a process that is not of a file; 0 when it is gone. proc_pid_statm(5).
+pub fn anonymous_bytes(pid: i32) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let mut pages = statm.split_ascii_whitespace().skip(1).filter_map(|pages| pages.parse::<u64>().ok());
+    let (resident, shared) = (pages.next().unwrap_or(0), pages.next().unwrap_or(0));
+    resident.saturating_sub(shared) * page_bytes()
+}
+
 /// Resident memory of a process; None when it is gone. proc_pid_statm(5).
 pub fn resident_bytes(pid: i32) -> Option<u64> {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * page_bytes())
+}
+
+fn page_bytes() -> u64 {
     // SAFETY: sysconf(3) with a valid name.
-    let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64;
-    Some(pages * page_bytes)
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as u64 }
 }

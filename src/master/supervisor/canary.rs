@@ -22,7 +22,7 @@ use forkmaster_wire::message::GenerationId;
 
 use super::asks::AskId;
 use super::generation::{Generation, State, Step};
-use super::pace::{pace, Measured, Room};
+use super::pace::{Measured, Room};
 use super::rolling::step_limit;
 use super::verdict::{self, Bounds, Counts, Verdict};
 use super::worker::Worker;
@@ -72,7 +72,7 @@ impl Supervisor {
             missing: plan.workers.saturating_sub(generation.present() as u32),
             processes: self.processes() as u32,
         };
-        let decided = pace(&generation.plan, &measured);
+        let decided = self.pace_or_give_up(at, measured, now);
         let fits = decided.one_step || decided.processes.is_none();
         let impossible = if wanted == 0 {
             Some("the workers are switched off, so there is nothing to compare a canary with".to_owned())
@@ -214,7 +214,12 @@ impl Supervisor {
                 self.canary_fails(at, "died", format!("{name} died; the log has its cause"), now);
                 true
             }
-            State::Rolling { .. } | State::Proving | State::Serving | State::Draining | State::Abandoned => false,
+            State::Rolling { .. }
+            | State::Proving
+            | State::Serving
+            | State::Draining
+            | State::Kept
+            | State::Abandoned => false,
         }
     }
 

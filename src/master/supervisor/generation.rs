@@ -10,7 +10,8 @@
 //! | Proving, Rolling | a later reload, TERM | Abandoned | as above; the asker hears which |
 //! | Serving | a successor commits | Draining | its workers finish |
 //! | Serving | TERM | Serving | its workers finish, and the master exits |
-//! | Draining, Abandoned | the last process is gone | gone | |
+//! | Draining | its last worker is gone, its template is kept | Kept | see `kept` |
+//! | Draining, Kept, Abandoned | the last process is gone | gone | |
 //!
 //! First start: there is no predecessor, the candidate serves at once and the first worker that serves commits.
 
@@ -20,6 +21,7 @@ use forkmaster_wire::message::{GenerationId, ListenerId, SlotIndex, WorkerId};
 
 use super::backoff::Backoff;
 use super::canary::CanaryPlan;
+use super::kept::Keep;
 use super::pace::{Boot, Pace};
 use super::pause::{Command, PausePlan};
 use super::services::ServicePlan;
@@ -51,6 +53,10 @@ pub struct Plan {
     pub max_lifetime: Option<Duration>,
     /// Requests are held back before it takes over.
     pub pause: Option<PausePlan>,
+    /// How long the template of its predecessor is kept when it has committed. 0: not at all.
+    pub rollback_window: Duration,
+    /// What it is made as, if a rollback makes it.
+    pub origin: Option<GenerationId>,
     /// Its first workers serve beside the old ones for a while.
     pub canary: Option<Box<CanaryPlan>>,
     pub services: Vec<ServicePlan>,
@@ -80,6 +86,13 @@ pub struct Generation {
     /// When it was asked for.
     pub began: Instant,
     pub template: Template,
+    /// What becomes of it when the workers are done.
+    pub keep: Keep,
+    /// The generation that this one is made as, back to the first; itself where it is not made as another one. Those of one
+    /// origin have the same directories and settings.
+    pub origin: GenerationId,
+    /// Whom its template is of, until it commits.
+    pub lender: Option<GenerationId>,
     pub template_backoff: Backoff,
     pub slots: Vec<Slot>,
     pub workers: Vec<Worker>,
@@ -110,6 +123,8 @@ pub enum State {
     Serving,
     /// A successor has committed: its workers finish.
     Draining,
+    /// Its last worker is gone, and its template lives on for a rollback.
+    Kept,
     /// Refused, failed while rolling, or superseded: what serves of it serves on until the predecessor can.
     Abandoned,
 }
@@ -251,7 +266,7 @@ impl Generation {
         match self.state {
             State::Proving => Some("the candidate".to_owned()),
             State::Rolling { step, .. } => Some(step.word().to_owned()),
-            State::Serving | State::Draining | State::Abandoned => None,
+            State::Serving | State::Draining | State::Kept | State::Abandoned => None,
         }
     }
 
@@ -286,7 +301,13 @@ impl Generation {
         let workers = self.workers.iter().filter_map(|worker| worker.deadline(self.plan.max_lifetime));
         let backoffs = self.slots.iter().filter_map(|slot| slot.backoff_until);
         let blocked = self.blocked.map(|blocked| blocked.until);
-        workers.chain(backoffs).chain(self.template.deadline()).chain(self.state.deadline()).chain(blocked).min()
+        workers
+            .chain(backoffs)
+            .chain(self.template.deadline())
+            .chain(self.state.deadline())
+            .chain(self.keep.deadline())
+            .chain(blocked)
+            .min()
     }
 }
 
@@ -298,6 +319,7 @@ impl State {
             State::Rolling { .. } => "rolling",
             State::Serving => "serving",
             State::Draining => "draining",
+            State::Kept => "kept",
             State::Abandoned => "abandoned",
         }
     }
@@ -322,7 +344,7 @@ impl State {
                 | Step::HandingOver { .. }
                 | Step::TakingOver { .. } => false,
             },
-            State::Proving | State::Serving | State::Draining | State::Abandoned => false,
+            State::Proving | State::Serving | State::Draining | State::Kept | State::Abandoned => false,
         }
     }
 
@@ -330,7 +352,7 @@ impl State {
         match self {
             State::Rolling { step, .. } => Some(step.deadline()),
             // The deadlines are the processes' own.
-            State::Proving | State::Serving | State::Draining | State::Abandoned => None,
+            State::Proving | State::Serving | State::Draining | State::Kept | State::Abandoned => None,
         }
     }
 }

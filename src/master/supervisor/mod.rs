@@ -13,6 +13,7 @@ pub mod backoff;
 pub mod canary;
 mod dump;
 pub mod generation;
+pub mod kept;
 mod leftovers;
 pub mod pace;
 pub mod pause;
@@ -93,10 +94,15 @@ pub enum Event {
         generation: GenerationId,
         refusal: Refusal,
     },
-    /// The answer to `Action::MeasureRoom`.
+    /// The answer to `Action::MeasureRoom`, with the size of the template that is kept.
     Room {
         generation: GenerationId,
         room: Room,
+        kept_bytes: u64,
+    },
+    /// There is no memory for one more worker; a template of this size is kept.
+    MemoryShort {
+        kept_bytes: u64,
     },
     /// The answer to `Action::Compare`: what both have counted since the generation's canary serves.
     Compared {
@@ -138,6 +144,11 @@ pub enum Action {
     },
     KillTemplate {
         generation: GenerationId,
+    },
+    /// The template of one generation forks for the other from now on.
+    MoveTemplate {
+        from: GenerationId,
+        to: GenerationId,
     },
     /// Have it write its Python stacks to the log, by a signal, which may end it.
     DumpTemplate {
@@ -314,6 +325,9 @@ pub struct Supervisor {
     /// Reloads that wait until a command's reload has ended: those of clients, whose number is bounded, and of signals, of
     /// which one of a kind is enough.
     delayed: Vec<Event>,
+    /// The size of the template that is kept, when it was last measured.
+    kept_bytes: u64,
+    given_up: Option<(GenerationId, u64)>,
     services: Vec<Service>,
     last_service: u64,
     /// Asks without an answer.
@@ -335,6 +349,8 @@ impl Supervisor {
             pause: Pause::Off,
             held: None,
             delayed: Vec::new(),
+            kept_bytes: 0,
+            given_up: None,
             services: Vec::new(),
             last_service: 0,
             waiting: Vec::new(),
@@ -355,7 +371,8 @@ impl Supervisor {
             Event::Worker { worker, event } => self.on_worker(worker, event, now),
             Event::ListenersOpen { generation } => self.on_listeners_open(generation, now),
             Event::ListenersRefused { generation, refusal } => self.on_listeners_refused(generation, refusal, now),
-            Event::Room { generation, room } => self.on_room(generation, room, now),
+            Event::Room { generation, room, kept_bytes } => self.on_room(generation, room, kept_bytes, now),
+            Event::MemoryShort { kept_bytes } => self.on_memory_short(kept_bytes, now),
             Event::Compared { generation, old, new } => self.on_compared(generation, &old, &new, now),
             Event::Service { service, event } => self.on_service(service, event, now),
             Event::StillRunning { text } => self.on_still_running(&text, now),
@@ -396,7 +413,9 @@ impl Supervisor {
 
     /// The generation serves, or did so once.
     pub fn has_committed(&self, id: GenerationId) -> bool {
-        self.generations.iter().any(|known| known.id == id && matches!(known.state, State::Serving | State::Draining))
+        self.generations
+            .iter()
+            .any(|known| known.id == id && matches!(known.state, State::Serving | State::Draining | State::Kept))
     }
 
     /// Bound for a generation that it knows, and not closed.
@@ -439,7 +458,7 @@ impl Supervisor {
                 | Step::Probing { .. }
                 | Step::Refilling { .. } => false,
             },
-            State::Proving | State::Serving | State::Draining | State::Abandoned => false,
+            State::Proving | State::Serving | State::Draining | State::Kept | State::Abandoned => false,
         })
     }
 
@@ -491,6 +510,7 @@ impl Supervisor {
         self.expire_services(now);
         for at in 0..self.generations.len() {
             self.expire_template(at, now);
+            self.expire_kept(at, now);
             for slot in &mut self.generations[at].slots {
                 slot.backoff_until = slot.backoff_until.filter(|until| *until > now);
             }
@@ -528,7 +548,7 @@ impl Supervisor {
                     }
                     self.serve_ready(at, now);
                 }
-                State::Rolling { .. } | State::Draining | State::Abandoned => {}
+                State::Rolling { .. } | State::Draining | State::Kept | State::Abandoned => {}
             }
         }
     }
@@ -537,7 +557,7 @@ impl Supervisor {
     pub fn wanted_of(&self, generation: &Generation) -> u32 {
         match generation.state {
             State::Proving | State::Rolling { .. } | State::Serving => self.target.wanted(&generation.plan),
-            State::Draining | State::Abandoned => 0,
+            State::Draining | State::Kept | State::Abandoned => 0,
         }
     }
 

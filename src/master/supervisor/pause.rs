@@ -377,7 +377,12 @@ impl Supervisor {
     pub(super) fn on_probed(&mut self, at: usize, worker: WorkerId, failure: Option<Refusal>, now: Instant) {
         let asked = match self.generations[at].state {
             State::Rolling { step: Step::Probing { worker, .. }, .. } => worker,
-            State::Rolling { .. } | State::Proving | State::Serving | State::Draining | State::Abandoned => return,
+            State::Rolling { .. }
+            | State::Proving
+            | State::Serving
+            | State::Draining
+            | State::Kept
+            | State::Abandoned => return,
         };
         if asked != worker {
             return;
@@ -483,6 +488,7 @@ impl Supervisor {
                 | Event::ListenersOpen { .. }
                 | Event::ListenersRefused { .. }
                 | Event::Room { .. }
+                | Event::MemoryShort { .. }
                 | Event::Service { .. }
                 | Event::Compared { .. }
                 | Event::StillRunning { .. }

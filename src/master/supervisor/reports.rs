@@ -354,7 +354,7 @@ impl Supervisor {
             State::Serving => {
                 self.note(Note::BootFailedAgain { worker, next_s: pause.as_secs_f64(), refusal });
             }
-            State::Draining | State::Abandoned => {}
+            State::Draining | State::Kept | State::Abandoned => {}
         }
     }
 
@@ -382,7 +382,7 @@ impl Supervisor {
                 let pause = generation.slot_mut(worker.slot).backoff.after_failed_boot();
                 generation.slot_mut(worker.slot).backoff_until = Some(now + pause);
             }
-            State::Proving | State::Serving | State::Draining | State::Abandoned => {
+            State::Proving | State::Serving | State::Draining | State::Kept | State::Abandoned => {
                 let refusal = Exit::LostAtBirth.refusal("the worker died while it booted");
                 self.boot_failed(at, worker, refusal, now);
             }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use forkmaster_wire::message::GenerationId;
 
 use super::generation::{Generation, Plan, State, Step, Surge};
-use super::pace::{pace, Measured, Pace, Room};
+use super::pace::{Measured, Pace, Room};
 use super::pause::PausePlan;
 use super::worker::{State as WorkerState, Worker};
 use super::{Action, Supervisor, ANSWER_WITHIN, EXIT_WITHIN};
@@ -64,7 +64,7 @@ impl Supervisor {
             State::Rolling { step: Step::Refilling { .. }, .. } => self.refilling(at, now),
             State::Rolling { step: Step::HandingOver { serve_at }, .. } => self.hand_over(at, serve_at, now),
             State::Rolling { step: Step::TakingOver { .. }, .. } => self.take_over(at, now),
-            State::Serving | State::Draining | State::Abandoned => {}
+            State::Serving | State::Draining | State::Kept | State::Abandoned => {}
         }
     }
 
@@ -75,10 +75,15 @@ impl Supervisor {
         };
         let (id, after) = (generation.id, now.saturating_duration_since(candidate.born));
         self.note(Note::Proved { generation: id, after_ms: after.as_millis() as u64 });
+        self.open(at, now);
+    }
+
+    /// It begins to roll.
+    pub(super) fn open(&mut self, at: usize, now: Instant) {
         let step = Step::Opening { answer_by: now + OPEN_WITHIN };
         let pace = Pace::by_number(&self.generations[at].plan);
         self.change_generation(at, State::Rolling { step, failed_boots: 0, pace });
-        self.actions.push(Action::OpenListeners { generation: id });
+        self.actions.push(Action::OpenListeners { generation: self.generations[at].id });
     }
 
     pub(super) fn on_listeners_open(&mut self, id: GenerationId, now: Instant) {
@@ -111,7 +116,12 @@ impl Supervisor {
     pub(super) fn on_pong(&mut self, pong: u64, now: Instant) {
         let asked = |generation: &Generation| match generation.state {
             State::Rolling { step: Step::Asking { ping, .. }, .. } => ping == pong,
-            State::Rolling { .. } | State::Proving | State::Serving | State::Draining | State::Abandoned => false,
+            State::Rolling { .. }
+            | State::Proving
+            | State::Serving
+            | State::Draining
+            | State::Kept
+            | State::Abandoned => false,
         };
         if let Some(at) = self.generations.iter().position(asked) {
             self.measure(at, now);
@@ -137,7 +147,8 @@ impl Supervisor {
         self.actions.push(Action::MeasureRoom { generation: self.generations[at].id });
     }
 
-    pub(super) fn on_room(&mut self, id: GenerationId, room: Room, now: Instant) {
+    pub(super) fn on_room(&mut self, id: GenerationId, room: Room, kept_bytes: u64, now: Instant) {
+        self.kept_bytes = kept_bytes;
         let Some(at) = self.index(id) else { return };
         if matches!(self.generations[at].state, State::Rolling { step: Step::Measuring { .. }, .. }) {
             self.decide(at, room, now);
@@ -158,7 +169,8 @@ impl Supervisor {
             missing: wanted.saturating_sub(generation.present() as u32),
             processes: self.processes() as u32,
         };
-        let decided = pace(&generation.plan, &measured);
+        let decided = self.pace_or_give_up(at, measured, now);
+        let generation = &self.generations[at];
         let waves = decided.processes.map(|processes| processes.saturating_sub(measured.processes));
         let at_once = match (generation.plan.surge, waves) {
             (Surge::Workers(surge), None | Some(_)) => surge.min(wanted),
@@ -398,7 +410,7 @@ impl Supervisor {
     pub(super) fn is_taking_over(&self, at: usize) -> bool {
         let step = match self.generations[at].state {
             State::Rolling { step, .. } => step,
-            State::Proving | State::Serving | State::Draining | State::Abandoned => return false,
+            State::Proving | State::Serving | State::Draining | State::Kept | State::Abandoned => return false,
         };
         matches!(step, Step::HandingOver { .. } | Step::TakingOver { .. })
     }

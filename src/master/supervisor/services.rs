@@ -358,7 +358,10 @@ impl Supervisor {
         };
         debug_assert!(self.generations.iter().all(|generation| match generation.state {
             GenerationState::Proving | GenerationState::Rolling { .. } => !self.has_services(generation.id),
-            GenerationState::Serving | GenerationState::Draining | GenerationState::Abandoned => true,
+            GenerationState::Serving
+            | GenerationState::Draining
+            | GenerationState::Kept
+            | GenerationState::Abandoned => true,
         }));
         self.services.iter().filter(runs).count()
     }

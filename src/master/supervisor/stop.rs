@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::generation::State;
+use super::kept::Keep;
 use super::pause::Pause;
 use super::template::Template;
 use super::worker::State as WorkerState;
@@ -141,11 +142,14 @@ impl Supervisor {
     /// Removes generations whose last process is gone, and ends when none is left.
     pub(super) fn collect(&mut self, now: Instant) {
         for at in (0..self.generations.len()).rev() {
+            self.settle_kept(at);
             let generation = &self.generations[at];
             let done = match generation.state {
                 State::Proving | State::Rolling { .. } => false,
                 State::Serving => !matches!(self.phase, Phase::Running | Phase::Interrupting | Phase::Delaying { .. }),
-                State::Draining | State::Abandoned => true,
+                State::Draining | State::Kept | State::Abandoned => {
+                    self.phase != Phase::Running || !matches!(generation.keep, Keep::Lent { .. })
+                }
             };
             let ending = matches!(self.phase, Phase::Ending { .. });
             let is_empty = generation.workers.is_empty() && generation.template == Template::Gone;

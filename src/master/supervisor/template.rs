@@ -292,7 +292,7 @@ impl Supervisor {
                 self.start_template_again(at, &was, now);
                 self.count_failed_boot(at, exit.refusal("its template died"), now);
             }
-            State::Draining | State::Abandoned => {}
+            State::Draining | State::Kept | State::Abandoned => {}
         }
     }
 
@@ -357,7 +357,7 @@ impl Supervisor {
                 self.change_template(at, Template::Gone, None);
                 match self.generations[at].state {
                     State::Rolling { .. } | State::Serving => self.start_template_again(at, &was, now),
-                    State::Proving | State::Draining | State::Abandoned => {}
+                    State::Proving | State::Draining | State::Kept | State::Abandoned => {}
                 }
             }
             Template::Ready { .. } | Template::Gone => {}

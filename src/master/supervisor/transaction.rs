@@ -24,6 +24,7 @@ use forkmaster_wire::message::{GenerationId, ListenerId};
 use super::asks::AskId;
 use super::backoff::Backoff;
 use super::generation::{Generation, Plan, Slot, State};
+use super::kept::Keep;
 use super::pace::Boot;
 use super::template::Template;
 use super::worker::State as WorkerState;
@@ -65,6 +66,7 @@ impl Supervisor {
         }
         let current = self.in_transaction().map(|generation| generation.id);
         let template = Template::starting(now, plan.boot_timeout);
+        let origin = plan.origin.unwrap_or(id);
         // It is there before the current one is abandoned: what both have bound stays open.
         self.generations.push(Generation {
             id,
@@ -75,6 +77,9 @@ impl Supervisor {
             state: State::Proving,
             began,
             template,
+            keep: Keep::No,
+            origin,
+            lender: None,
             template_backoff: Backoff::default(),
             slots: vec![Slot::default()],
             workers: Vec::new(),
@@ -88,7 +93,10 @@ impl Supervisor {
             self.abandon(current, End::Superseded { by: id }, now);
         }
         self.note(Note::Generation { generation: id, from: None, to: State::Proving.word() });
-        self.actions.push(Action::StartTemplate { generation: id });
+        let Some(at) = self.index(id) else { return };
+        if !self.fork_from_kept(at, now) {
+            self.actions.push(Action::StartTemplate { generation: id });
+        }
     }
 
     /// The reload failed: the asker hears why, and the predecessor is as before. At first start there is none, and
@@ -108,7 +116,7 @@ impl Supervisor {
         let Some(at) = self.index(id) else { return };
         self.conclude(id, self.generations[at].began, end, now);
         self.change_generation(at, State::Abandoned);
-        self.stop_template(at, now);
+        self.give_back_template(at, now);
         let close = self.take_unused_listeners();
         self.actions.push(Action::Abandon { generation: id, close });
         self.end_who_does_not_serve(at, now);
@@ -132,9 +140,12 @@ impl Supervisor {
     /// Every slot of the generation serves and nobody else accepts: it is the one from now on.
     pub(super) fn commit(&mut self, at: usize, now: Instant) {
         let id = self.generations[at].id;
-        if let Some(predecessor) = self.generations.iter().position(|generation| generation.state == State::Serving) {
+        let predecessor = self.serving_index();
+        if let Some(predecessor) = predecessor {
             self.change_generation(predecessor, State::Draining);
-            self.stop_template(predecessor, now);
+        }
+        self.keep_previous(at, predecessor, now);
+        if let Some(predecessor) = predecessor {
             self.end_who_does_not_serve(predecessor, now);
         }
         self.change_generation(at, State::Serving);

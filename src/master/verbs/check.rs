@@ -210,6 +210,7 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
     ours_worker.prove_senders()?;
     let (_stacks, stacks_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?;
     let spawn = Spawn {
+        generation: GENERATION,
         worker: WORKER,
         slot: SlotIndex(0),
         cell: 0,

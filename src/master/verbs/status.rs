@@ -183,6 +183,22 @@ fn write_status(text: &mut String, snapshot: &Snapshot, rate: Option<f64>, paint
     for generation in &snapshot.generations {
         write_generation(text, generation, paints)?;
     }
+    match &snapshot.kept {
+        Some(kept) if kept.given_up => writeln!(
+            text,
+            "rollback to generation {} starts Python anew: memory was short, and its template was given up ({})",
+            kept.generation,
+            size(kept.bytes)
+        )?,
+        Some(kept) => writeln!(
+            text,
+            "rollback to generation {} forks from its template ({}), which is kept for {}",
+            kept.generation,
+            size(kept.bytes),
+            age(kept.left_s)
+        )?,
+        None => {}
+    }
     match (&snapshot.last_refusal, &snapshot.last_reload) {
         (Some(refused), _) => write_refusal(text, refused),
         // Of a master before 0.2.

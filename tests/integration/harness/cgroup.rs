@@ -49,12 +49,13 @@ impl Cgroup {
     }
 
     pub fn set_limit(&self, bytes: u64) -> Option<()> {
-        fs::write(self.directory.join(self.names.limit), bytes.to_string()).ok()?;
-        // Where there is swap. That of version 1 counts both, and must not be the smaller one; that of version 2 is
-        // about swap alone.
+        let limit = || fs::write(self.directory.join(self.names.limit), bytes.to_string());
+        let before = limit();
+        // Where there is swap. That of version 1 counts both, and must not be the smaller one, so it goes up first and down
+        // last; that of version 2 is about swap alone.
         let swap = if self.names.swap == V2.swap { 0 } else { bytes };
         let _ = fs::write(self.directory.join(self.names.swap), swap.to_string());
-        Some(())
+        before.or_else(|_| limit()).ok()
     }
 
     pub fn usage(&self) -> u64 {

@@ -98,7 +98,8 @@ response_buffer = "8MiB"
 max_surge = "100%"
 max_unavailable = 1
 drain_timeout = "1m"
-keep_previous = "0s"
+rollback_window = "10m"
+canary = { workers = 1, hold = "2m" }
 [hooks]
 worker_start = "shop.hooks:start"
 worker_exit = "shop.hooks:Life.stop"
@@ -237,7 +238,8 @@ fn each_wrong_value_is_refused_with_what_to_write() {
         ("server", "temp_limit = \"none\"", "cannot be \"none\""),
         ("server", "request_timeouts = { reports = \"1m\" }", "write \"/reports\""),
         ("server", "request_timeouts = { \"/r\" = 5 }", "write \"5s\""),
-        ("reload", "keep_previous = \"60s\"", "later version"),
+        ("reload", "rollback_window = \"none\"", "cannot be \"none\""),
+        ("reload", "canary = { max_errors = \"1%\" }", "+1pp"),
         ("reload", "max_surge = \"50%\"", "\"100%\""),
         ("http", "limit_request_head = \"64GiB\"", "\"16MiB\""),
         ("http", "limit_request_line = 65537", "raise limit_request_head"),

@@ -4,6 +4,7 @@
 mod asks;
 mod canary;
 mod healing;
+mod kept;
 mod leftovers;
 mod pause;
 mod random;
@@ -149,6 +150,8 @@ pub fn plan(workers: u32) -> Plan {
         max_lifetime: None,
         pause: None,
         canary: None,
+        rollback_window: Duration::ZERO,
+        origin: None,
         services: Vec::new(),
     }
 }
@@ -418,6 +421,9 @@ impl World {
                 }
                 self.soon_template(generation, TemplateEvent::Exited(killed()));
             }
+            Action::MoveTemplate { from, to } => {
+                assert!(self.templates.remove(&from) && self.templates.insert(to), "{from} has no template to give");
+            }
             Action::PingTemplate { .. } if self.pings_are_lost => {}
             Action::PingTemplate { generation, ping } => self.soon_template(generation, TemplateEvent::Pong { ping }),
             Action::Spawn { generation, worker, .. } => {
@@ -576,7 +582,7 @@ impl World {
             },
             Action::MeasureRoom { generation } => {
                 let room = self.room;
-                self.event(Event::Room { generation, room });
+                self.event(Event::Room { generation, room, kept_bytes: 50 });
             }
             Action::Compare { generation, against } => {
                 assert!(

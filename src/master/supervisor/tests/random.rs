@@ -37,7 +37,11 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                 ready_within: (dice.roll(2) == 0).then_some(MINUTE),
             });
             let services = services.collect();
+            let rollback_window = Duration::from_secs([0, 20, 60][dice.roll(3)]);
+            let origin = (dice.roll(3) > 0).then(|| GenerationId(1 + dice.roll(3) as u32));
             Plan {
+                rollback_window,
+                origin,
                 surge: surge_of(&pause),
                 pause,
                 canary,
