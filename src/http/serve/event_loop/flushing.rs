@@ -14,9 +14,10 @@ use super::table::{Slot, SlotState};
 use super::EventLoop;
 
 impl EventLoop {
-    /// Whether more requests are there, so that an answer would not wait alone, and there is room for one that waits.
-    pub(super) fn may_defer(&self) -> bool {
-        self.has_more() && !self.flush_batch.is_full()
+    /// Whether more requests are there, so that an answer would not wait alone, and there is room for one that waits. An answer
+    /// that ends its connection never waits (`Answer::is_complete`), and the monitor need not come for it.
+    pub(super) fn may_defer(&self, request: &Request) -> bool {
+        request.head.keep_alive && self.has_more() && !self.flush_batch.is_full()
     }
 
     /// The leader enters the application with this request, whose answer may wait for others.

@@ -37,8 +37,8 @@ pub trait Loop {
     /// The time of the latest fetch, or of the latest answer.
     fn now(&self) -> Instant;
 
-    /// Whether more requests are there, so that an answer would not wait alone.
-    fn may_defer(&self) -> bool;
+    /// Whether the answer to this request may wait for others: more requests are there, so that it would not wait alone.
+    fn may_defer(&self, request: &Self::Request) -> bool;
 
     /// The leader enters the application with this request, whose answer may wait for others.
     fn defer_answer(&mut self, request: &mut Self::Request);
@@ -93,8 +93,8 @@ impl Loop for EventLoop {
         EventLoop::now(self)
     }
 
-    fn may_defer(&self) -> bool {
-        EventLoop::may_defer(self)
+    fn may_defer(&self, request: &Box<Request>) -> bool {
+        EventLoop::may_defer(self, request)
     }
 
     fn defer_answer(&mut self, request: &mut Box<Request>) {

@@ -333,7 +333,7 @@ impl<'a, L: Loop> LeaderGuard<'a, L> {
 
     /// As `enter_app`, with a request from the loop, whose answer may wait for others.
     pub fn enter_app_with(mut self, request: &mut L::Request) -> Option<Lease> {
-        if self.leader.times.may_defer() && self.event_loop().may_defer() {
+        if self.leader.times.may_defer() && self.event_loop().may_defer(request) {
             self.event_loop().defer_answer(request);
             self.leader.note_deferral();
         }

@@ -59,7 +59,7 @@ impl Loop for ToyLoop {
     fn now(&self) -> Instant {
         Instant::now()
     }
-    fn may_defer(&self) -> bool {
+    fn may_defer(&self, _request: &Self::Request) -> bool {
         true
     }
     fn defer_answer(&mut self, _: &mut ()) {}
