@@ -27,7 +27,7 @@ use event_loop::shared::Shared;
 use event_loop::EventLoop;
 use io::epoll::{Epoll, Interest};
 use run::leader::Leader;
-use run::monitor::run_monitor;
+use run::monitor::{run_monitor, Patience};
 
 pub use crate::proto::proxy::ProxyVersion;
 pub use crate::proto::response::EarlyHints;
@@ -98,8 +98,9 @@ impl Server {
         // A thread inherits its maker's mask: signals are the main thread's alone.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
         let closer = shared.rules.temp.start_closer();
-        let monitor =
-            std::thread::Builder::new().name("monitor".to_string()).spawn(move || run_monitor(&theirs, threads));
+        let monitor = std::thread::Builder::new()
+            .name("monitor".to_string())
+            .spawn(move || run_monitor(&theirs, Patience::of(threads)));
         before.thread_set_mask()?;
         closer?;
         monitor?;

@@ -28,11 +28,28 @@ const CLOSE_LOOKS: u32 = 16;
 /// After so many ticks without a request the monitor sleeps until it is woken.
 const IDLE_TICKS: u32 = 20;
 
+/// How long the leader may be in the application.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Before the monitor takes over.
+    pub leads: Duration,
+    /// Before it sends the answers that wait for others.
+    pub flushes: Duration,
+    /// Ticks without a request after which it sleeps until it is woken.
+    pub idle: u32,
+}
+
+impl Patience {
+    pub fn of(threads: usize) -> Patience {
+        let leads = if threads == 1 { TICK_ALONE } else { TICK_TOGETHER };
+        Patience { leads, flushes: FLUSH_DELAY_MAX, idle: IDLE_TICKS }
+    }
+}
+
 /// Runs until everything is drained.
-pub fn run_monitor<L: Loop>(leader: &Leader<L>, threads: usize) {
+pub fn run_monitor<L: Loop>(leader: &Leader<L>, patience: Patience) {
     leader.set_monitor(sync::current());
-    let tick = if threads == 1 { TICK_ALONE } else { TICK_TOGETHER };
-    let mut watch = Watch { usual: tick, close: 0 };
+    let mut watch = Watch { usual: patience.leads, close: 0 };
     let mut seen = leader.word();
     // For how many looks the word has been the same, and for how long.
     let mut idle = 0;
@@ -45,7 +62,7 @@ pub fn run_monitor<L: Loop>(leader: &Leader<L>, threads: usize) {
             Owner::Ended => return,
             // Given up for us, or offered to an app thread that did not come for it within a tick.
             Owner::Free => true,
-            Owner::App => unchanged >= tick,
+            Owner::App => unchanged >= patience.leads,
             Owner::Loop | Owner::Monitor => false,
         };
         idle = if word == seen { idle + 1 } else { 1 };
@@ -55,10 +72,10 @@ pub fn run_monitor<L: Loop>(leader: &Leader<L>, threads: usize) {
                 Some(word) => (seen, idle, unchanged) = (word, 1, Duration::ZERO),
                 None => return,
             }
-        } else if word.owner() == Owner::App && unchanged >= FLUSH_DELAY_MAX && leader.is_holding() {
+        } else if word.owner() == Owner::App && unchanged >= patience.flushes && leader.is_holding() {
             leader.flush_for(word);
         }
-        if seen.owner() == Owner::Loop && idle > IDLE_TICKS {
+        if seen.owner() == Owner::Loop && idle > patience.idle {
             park(leader, seen);
             since_last = Duration::ZERO;
         } else {

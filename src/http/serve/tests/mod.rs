@@ -11,6 +11,8 @@ mod handoff;
 mod herd;
 mod leading;
 mod live;
+#[cfg(loom)]
+mod model;
 mod order;
 mod overdue;
 mod proxy;
