@@ -41,6 +41,8 @@ pub enum Who {
     Command(GenerationId),
     /// A service. The same.
     Service(ServiceId),
+    /// A new binary of the master that looks at a copy of the state.
+    NewBinary,
     /// Given up, or found at the end, holding what only this service's processes have.
     Stray,
 }
@@ -130,6 +132,15 @@ impl Children {
         self.0.values_mut().filter(|child| child.who == from).for_each(|child| child.who = to);
     }
 
+    /// A child from before an exec, which has kept all children, also those that have ended since. None of them was reaped,
+    /// so each still has its number.
+    pub fn take_over(&mut self, who: Who, pid: i32) -> Result<(), FalseClaim> {
+        if !is_own_child(pid) {
+            return Err(FalseClaim::Stranger { pid });
+        }
+        self.claim(who, Proof::OwnChild { pid }).map(drop)
+    }
+
     pub fn pid_of(&self, who: Who) -> Option<i32> {
         self.0.iter().find(|(_, child)| child.who == who).map(|(pid, _)| *pid)
     }
@@ -185,7 +196,9 @@ impl Children {
         for (pid, child) in &self.0 {
             match child.who {
                 Who::Command(_) | Who::Service(_) => drop(self.signal_group(child.who, libc::SIGKILL)),
-                Who::Template(_) | Who::Worker(_) | Who::Hook(_) | Who::Stray => child.signal(*pid, libc::SIGKILL),
+                Who::Template(_) | Who::Worker(_) | Who::Hook(_) | Who::NewBinary | Who::Stray => {
+                    child.signal(*pid, libc::SIGKILL)
+                }
             }
         }
     }

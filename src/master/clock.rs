@@ -18,6 +18,15 @@ impl Clock {
         Clock { frozen: Duration::ZERO, latest: None }
     }
 
+    /// Of a process that was this one before an exec.
+    pub fn with_frozen(frozen: Duration) -> Clock {
+        Clock { frozen, latest: None }
+    }
+
+    pub fn frozen(&self) -> Duration {
+        self.frozen
+    }
+
     /// The time that decisions are made with.
     pub fn now(&self) -> Instant {
         Instant::now() - self.frozen

@@ -15,11 +15,13 @@ mod logs;
 mod master;
 mod pidfile;
 mod progress;
+mod saved;
 mod service;
 mod shared;
 mod signals;
 mod sources;
 mod supervisor;
+mod upgrade;
 mod verbs;
 mod watcher;
 
@@ -35,17 +37,25 @@ use logs::{LogFile, Opened};
 use master::Master;
 use pidfile::PidFile;
 use signals::Signals;
+use upgrade::attempt::Handed;
+use upgrade::state::State;
 use verbs::command_line::Command;
-use verbs::{act, check, client, command_line, convert, ctl, dev, events, help, history, init, list, show, status};
+use verbs::{
+    act, check, client, command_line, convert, ctl, dev, events, help, history, init, list, look, show, status,
+};
 
 fn main() {
+    let handed = Handed::take();
     let context = ProcessContext::gather();
-    let command = command_line::parse(std::env::args_os(), &context).unwrap_or_else(|error| error.exit());
+    let arguments = std::env::args_os().enumerate().filter(|(at, _)| !(handed.looks() && *at == 1));
+    let command = command_line::parse(arguments.map(|(_, argument)| argument), &context);
+    let command = command.unwrap_or_else(|error| error.exit());
     let code = match command {
+        Command::Run(source) if handed.looks() => look::look(&source, &context, handed),
         // The supervisor says with which code it ends.
-        Command::Run(source) => std::process::exit(run(source, context)),
+        Command::Run(source) => std::process::exit(run(source, context, handed)),
         Command::Dev(source) => {
-            let code = dev::develop(&source, &context, || run(source.clone(), context.clone()));
+            let code = dev::develop(&source, &context, || run(source.clone(), context.clone(), Handed::Nothing));
             std::process::exit(code)
         }
         Command::Check { source, boot } => check::run(&source, &context, boot),
@@ -70,6 +80,7 @@ fn main() {
         Command::History { client, json, all } => history::history(&client, &context, json, all),
         Command::Report { client, generation, json } => history::report(&client, &context, generation, json),
         Command::Pause { client, timeout } => act::pause(&client, &context, timeout),
+        Command::Upgrade { client, timeout } => act::upgrade(&client, &context, timeout),
         Command::Resume { client, timeout } => act::resume(&client, &context, timeout),
         Command::WaitDown { client, timeout } => act::wait_down(&client, &context, timeout),
         Command::Scale { client, to, waiting } => act::scale(&client, &context, to, waiting),
@@ -84,7 +95,7 @@ fn main() {
     std::process::exit(code.into());
 }
 
-fn run(source: Source, context: ProcessContext) -> i32 {
+fn run(source: Source, context: ProcessContext, handed: Handed) -> i32 {
     footprint::one_arena();
     // Before anything that can take long: a TERM during the start must not be lost.
     let signals = match Signals::install() {
@@ -95,7 +106,10 @@ fn run(source: Source, context: ProcessContext) -> i32 {
         Ok(log) => log,
         Err(error) => return fail("the log cannot be started", &error),
     };
-    let code = serve(source, context, &log, signals);
+    let code = match handed {
+        Handed::Nothing => serve(source, context, &log, signals),
+        Handed::State(number) | Handed::Copy(number) => go_on(number, source, context, &log, signals),
+    };
     log.finish();
     code
 }
@@ -139,7 +153,7 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
     let pidfile = settings.server.pidfile.clone();
     let application = settings.server.identity.as_ref().map(Identity::rights);
     let write = move || pidfile.map(|path| PidFile::write(&path, application.as_ref())).transpose();
-    let _pidfile = match chores::at_start(&mut signals, "writing [server] pidfile", OPEN_WITHIN, write) {
+    let pidfile = match chores::at_start(&mut signals, "writing [server] pidfile", OPEN_WITHIN, write) {
         Ok(Ok(pidfile)) => pidfile,
         Ok(Err(error)) => return fail("[server] pidfile cannot be written", &error),
         Err(not_started) => return give_up(not_started),
@@ -161,6 +175,7 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
         Ok(master) => master,
         Err(error) => return fail("the master cannot be set up", &error),
     };
+    master.keep_pidfile(pidfile);
     if let Err(error) = master.open_status(&loaded.settings.status.bind) {
         logs::say(&format!("forkmaster: [status] bind: {error}"));
         return error.exit_code().into();
@@ -172,6 +187,19 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
     let _watching = match watched.map(|watched| watcher::start(&watched)).transpose() {
         Ok(watching) => watching,
         Err(error) => return fail("files cannot be watched", &error),
+    };
+    let code = master.run();
+    log::info!("stopped, exit code {code}");
+    code
+}
+
+/// Another binary has executed this one, which has accepted its state.
+fn go_on(number: i32, source: Source, context: ProcessContext, log: &LogFile, signals: Signals) -> i32 {
+    let state = State::read(number).map_err(io::Error::other);
+    let taken = state.and_then(|state| Master::take_over(state, source, context, log.clone(), signals));
+    let mut master = match taken {
+        Ok(master) => master,
+        Err(error) => return fail("the state of the master before cannot be taken over", &error),
     };
     let code = master.run();
     log::info!("stopped, exit code {code}");

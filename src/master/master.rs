@@ -1,6 +1,8 @@
 //! The master's one loop: file descriptors and signals become events for the supervisor, and its actions become
 //! calls of those who carry them out. It never waits for a child, a disk or a peer, and no error leaves it.
 
+mod upgrading;
+
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,7 @@ use crate::facts::outcome::{self, Outcome, Refusal};
 use crate::footprint::Footprint;
 use crate::listeners::ListenError;
 use crate::logs::{AccessLog, LogFile, Opened};
+use crate::pidfile::PidFile;
 use crate::service::start::SpawnOrder;
 use crate::service::{room, EventQueue, Service};
 use crate::shared::Shared;
@@ -28,8 +31,10 @@ use crate::signals::Signals;
 use crate::sources::{Source, CHORES, CONTROL, SIGNALS};
 use crate::supervisor::asks::{Ask, AskId, AskedCanary, Deploy};
 use crate::supervisor::template::Event as TemplateEvent;
+use crate::supervisor::upgrade::QUIET_WITHIN;
 use crate::supervisor::worker::{Event as WorkerEvent, Exit};
 use crate::supervisor::{Action, Event};
+use crate::upgrade::attempt::Attempt;
 
 /// Idle keep-alive connections live so much longer after the service was told to stop.
 const STOP_IDLE: Duration = Duration::from_secs(2);
@@ -48,6 +53,10 @@ pub struct Master {
     service: Service,
     signals: Signals,
     doors: Doors,
+    pidfile: Option<PidFile>,
+    /// The new binary looks at the state, or is to.
+    attempt: Option<Attempt>,
+    look_due: bool,
     /// Children may have ended that were not reaped yet.
     reap_again: bool,
     footprint: Footprint,
@@ -66,8 +75,18 @@ impl Master {
         signals.register(shared.sources.registry(), SIGNALS)?;
         let service = Service::new(source, shared.clock.now());
         let doors = Doors::open(control, &shared.context, &shared.sources)?;
+        Ok(Master::of(shared, service, signals, doors))
+    }
+
+    fn of(shared: Shared, service: Service, signals: Signals, doors: Doors) -> Master {
         let footprint = Footprint::new(shared.clock.now());
-        Ok(Master { shared, service, signals, doors, reap_again: false, footprint, exit: None })
+        let (pidfile, attempt, look_due, reap_again, exit) = (None, None, false, false, None);
+        Master { shared, service, signals, doors, pidfile, attempt, look_due, reap_again, footprint, exit }
+    }
+
+    /// It is removed when this master ends.
+    pub fn keep_pidfile(&mut self, pidfile: Option<PidFile>) {
+        self.pidfile = pidfile;
     }
 
     /// Listens for probes, which are to hear that the service starts.
@@ -95,6 +114,7 @@ impl Master {
                 self.service.last_lines.finish();
                 return code;
             }
+            self.upgrade();
             let wait = match self.shared.sources.has_unread() || self.reap_again || self.doors.has_pending() {
                 true => Duration::ZERO,
                 false => self.wake_at().saturating_duration_since(self.shared.clock.now()),
@@ -162,7 +182,9 @@ impl Master {
     fn wake_at(&self) -> Instant {
         let doors = self.doors.next_deadline(self.shared.clock.now());
         let chores = self.shared.chores.next_deadline();
-        doors.into_iter().chain(chores).fold(self.service.wake_at(), Instant::min)
+        let steps = self.look_due || self.service.supervisor.may_be_taken_over().is_some();
+        let upgrade = steps.then(|| self.shared.clock.now() + upgrading::LOOK_AGAIN_AFTER);
+        doors.into_iter().chain(chores).chain(upgrade).fold(self.service.wake_at(), Instant::min)
     }
 
     // --- what happens -----------------------------------------------------------------------------------------
@@ -177,6 +199,7 @@ impl Master {
             Some(Source::Service(of)) => service.read_service(of, shared),
             Some(Source::Readiness) => service.read_readiness(shared, &mut events),
             Some(Source::Command(generation)) => service.read_command(generation, shared),
+            Some(Source::NewBinary) => self.read_attempt(),
             Some(Source::Status) => self.doors.accept_status(&mut shared.sources, shared.clock.now()),
             Some(Source::Signals | Source::Control | Source::Chores) => {}
             // Or a process's that something earlier in the same batch has closed.
@@ -201,7 +224,7 @@ impl Master {
             self.service.ask_to_reopen_logs(&mut self.shared);
         }
         if taken.upgrade {
-            log::warn!("USR2 is ignored: upgrading the master in place comes with a later version");
+            self.tell(Event::Ask { asker: None, ask: Ask::Upgrade { timeout: QUIET_WITHIN } });
         }
         if taken.scale != 0 {
             self.tell(Event::Ask { asker: None, ask: Ask::Scale { by: taken.scale, wait: false } });
@@ -255,6 +278,7 @@ impl Master {
                 Some(Who::Hook(hook)) => service.hook_ended(hook, &exit, shared.clock.now()),
                 Some(Who::Service(of)) => events.push_back(service.service_ended(of, exit, shared)),
                 Some(Who::Command(generation)) => events.push_back(service.command_ended(generation, exit, shared)),
+                Some(Who::NewBinary) => events.extend(self.attempt_ended(&exit)),
                 Some(Who::Stray) | None => log::debug!("reaped pid={pid}, left behind by the application: {exit}"),
             }
             self.decide(events);
@@ -330,6 +354,9 @@ impl Master {
             Request::Scale { by, wait } => self.ask(client, Ask::Scale { by, wait }),
             Request::ScaleTo { workers, wait } => self.ask(client, Ask::ScaleTo { workers, wait }),
             Request::Recycle { slot, wait } => self.ask(client, Ask::Recycle { slot, wait }),
+            Request::Upgrade { timeout_ms } => {
+                self.ask(client, Ask::Upgrade { timeout: Duration::from_millis(timeout_ms) });
+            }
             Request::Dump { slot } => self.ask(client, Ask::Dump { slot }),
             Request::ReopenLogs => {
                 self.doors.wait(client, Waiting::Answer);
@@ -478,6 +505,9 @@ impl Master {
                 service.concluded(reload);
                 self.tell_manager();
             }
+            Action::TryUpgrade => self.look_due = true,
+            Action::EndTry => self.end_attempt(),
+            Action::UpgradeRefused(reload) => service.upgrade_refused(reload),
             Action::Answer { ask, outcome } => {
                 let client = ClientId(ask.0);
                 self.answer(client, reply(&outcome));

@@ -11,11 +11,18 @@ use std::path::Path;
 use nix::fcntl::{AtFlags, Flock, FlockArg};
 use nix::sys::stat::{fstat, fstatat};
 use nix::unistd::{unlinkat, UnlinkatFlags};
+use serde::{Deserialize, Serialize};
 
 use crate::files::{self, Rights};
+use crate::saved::{Claims, Kept};
 
 /// A pid has ten digits at most.
 const BYTES_MAX: u64 = 32;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Saved {
+    name: OsString,
+}
 
 pub struct PidFile {
     directory: OwnedFd,
@@ -41,6 +48,21 @@ impl PidFile {
         io::Seek::rewind(&mut *lock)?;
         writeln!(lock, "{}", std::process::id())?;
         Ok(PidFile { directory: place.directory, name: place.name, lock })
+    }
+}
+
+impl PidFile {
+    pub fn save(&self, kept: &mut Kept) -> Saved {
+        kept.keep("pidfile.directory", &self.directory);
+        kept.keep("pidfile.lock", &*self.lock);
+        Saved { name: self.name.clone() }
+    }
+
+    /// The lock is that of the open file and has lived on.
+    pub fn restore(saved: Saved, claims: &mut Claims) -> io::Result<PidFile> {
+        let (directory, file) = (claims.claim("pidfile.directory")?, claims.claim("pidfile.lock")?);
+        let lock = Flock::lock(File::from(file), FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error)?;
+        Ok(PidFile { directory, name: saved.name, lock })
     }
 }
 

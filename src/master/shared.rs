@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use forkmaster_wire::handoff::Queue;
 use mio::unix::SourceFd;
@@ -14,8 +15,9 @@ use crate::clock::Clock;
 use crate::config::passed;
 use crate::config::process_context::ProcessContext;
 use crate::library::Library;
-use crate::listeners::Listeners;
+use crate::listeners::{self, Listeners};
 use crate::logs::LogFile;
+use crate::saved::Claims;
 use crate::sources::{Sources, CHORES};
 
 pub struct Shared {
@@ -34,22 +36,54 @@ pub struct Shared {
     pub lifeline: (OwnedFd, OwnedFd),
 }
 
+/// What workers of all generations hold as well.
+pub struct Ends {
+    pub queue: Queue,
+    pub lifeline: (OwnedFd, OwnedFd),
+}
+
 impl Shared {
     pub fn new(context: ProcessContext, log: LogFile) -> io::Result<Shared> {
+        let lifeline = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?;
+        let ends = Ends { queue: Queue::create()?, lifeline };
+        let listeners = Listeners::new(passed::sockets(&context.environment, std::process::id()));
+        Shared::with(context, log, Clock::new(), ends, listeners)
+    }
+
+    /// Of a process that was this one before an exec.
+    pub fn restore(
+        context: ProcessContext,
+        log: LogFile,
+        frozen: Duration,
+        ends: Ends,
+        listeners: listeners::saved::Saved,
+        claims: &mut Claims,
+    ) -> io::Result<Shared> {
+        let passed = passed::sockets(&context.environment, std::process::id());
+        let listeners = Listeners::restore(listeners, "listener", passed, claims)?;
+        Shared::with(context, log, Clock::with_frozen(frozen), ends, listeners)
+    }
+
+    fn with(
+        context: ProcessContext,
+        log: LogFile,
+        clock: Clock,
+        ends: Ends,
+        listeners: Listeners,
+    ) -> io::Result<Shared> {
         let (sources, chores) = (Sources::new()?, Chores::new()?);
         sources.registry().register(&mut SourceFd(&chores.as_raw_fd()), CHORES, Interest::READABLE)?;
-        let passed = passed::sockets(&context.environment, std::process::id());
         Ok(Shared {
             context,
             sources,
             chores,
-            clock: Clock::new(),
+            clock,
             children: Children::adopt_orphans()?,
-            listeners: Listeners::new(passed),
+            listeners,
             log,
             library: Library::embed()?,
-            queue: Queue::create()?,
-            lifeline: nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?,
+            queue: ends.queue,
+            lifeline: ends.lifeline,
         })
     }
 }

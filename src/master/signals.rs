@@ -83,6 +83,13 @@ impl Signals {
         self.arrived.term.load(Ordering::Relaxed) > 0 || self.arrived.now.load(Ordering::Relaxed)
     }
 
+    /// Something came that is not yet taken, other than the end of a child.
+    pub fn is_asked(&self) -> bool {
+        let Arrived { hup, term, now, usr1, usr2, ttin, ttou, chld: _ } = &*self.arrived;
+        let counts = [term, ttin, ttou].iter().any(|count| count.load(Ordering::Relaxed) > 0);
+        counts || [hup, now, usr1, usr2].iter().any(|came| came.load(Ordering::Relaxed))
+    }
+
     /// Empties the pipe, then takes what the handlers noted: a signal between the two wakes the loop once more.
     pub fn take(&mut self) -> Taken {
         self.empty();

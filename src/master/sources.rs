@@ -29,6 +29,8 @@ pub enum Source {
     Readiness,
     /// What a service writes.
     Service(ServiceId),
+    /// What a new binary of the master says of the state.
+    NewBinary,
 }
 
 pub const SIGNALS: Token = Token(0);

@@ -4,6 +4,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 /// Below 2^6 µs nothing tells requests apart; above 2^27 µs nobody waits any more.
 const OCTAVE_FIRST: u32 = 6;
 const OCTAVES: usize = 21;
@@ -35,8 +37,9 @@ impl Histogram {
 }
 
 /// What a histogram held at one moment; such moments of several processes add up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counted {
+    #[serde(with = "as_list")]
     pub buckets: [u64; BUCKETS],
     pub sum_ns: u64,
 }
@@ -67,6 +70,22 @@ impl Counted {
             *most = now.max(*most);
         }
         self.sum_ns = self.sum_ns.max(other.sum_ns);
+    }
+}
+
+/// serde knows arrays of up to 32 elements.
+mod as_list {
+    use super::BUCKETS;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(buckets: &[u64; BUCKETS], serializer: S) -> Result<S::Ok, S::Error> {
+        buckets.as_slice().serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u64; BUCKETS], D::Error> {
+        let list = Vec::<u64>::deserialize(deserializer)?;
+        list.try_into().map_err(|list: Vec<u64>| D::Error::invalid_length(list.len(), &"one for each bucket"))
     }
 }
 

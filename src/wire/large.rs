@@ -1,6 +1,7 @@
 //! A message that is larger than a packet: it travels in a sealed memfd beside a packet that says `null`. Only the master
 //! sends such a message (a `Boot` with some thousand networks in `forwarded_allow_ips`), and only its processes take
-//! it: the master never reads a descriptor that somebody else has made, since reading may wait.
+//! it: the master never reads a descriptor that somebody else has made, since reading may wait. The state of an upgrade in place
+//! travels in the same way, from the master to itself.
 
 use std::fs::File;
 use std::io::{self, Write};

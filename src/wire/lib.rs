@@ -8,7 +8,7 @@ pub mod channel;
 pub mod handoff;
 pub mod histogram;
 pub mod inherit;
-mod large;
+pub mod large;
 pub mod log_line;
 pub mod memfd;
 pub mod message;
@@ -37,6 +37,11 @@ pub const WIRE_HASH: u64 = fnv1a(
     )
     .as_bytes(),
 );
+
+/// What master and workers of different builds can rely on: it changes with a message, a header of the handoff queue or a
+/// meaning that one of the two would get wrong. Messages and fields that are only added leave it as it is. A master that
+/// was upgraded in place talks to workers that have the library of the binary before.
+pub const WIRE_VERSION: u32 = 1;
 
 /// FNV-1a, 64 bits (the Fowler/Noll/Vo hash; draft-eastlake-fnv): enough to tell two builds apart.
 const fn fnv1a(bytes: &[u8]) -> u64 {

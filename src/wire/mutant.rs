@@ -11,6 +11,10 @@ pub enum Mutant {
     QueueLoses,
     /// A connection that is given away stays in the epoll set of its old worker.
     GivenIsWatched,
+    /// An upgrade does not carry the descriptor whose end tells workers that the master is gone.
+    UpgradeLosesLifeline,
+    /// This binary reads states of another format.
+    UpgradeRefusesState,
     /// Every body comes fast enough to go live: what a test sends on a busy machine may not.
     BodiesAreFast,
 }
@@ -22,6 +26,8 @@ pub fn is(mutant: Mutant) -> bool {
         Mutant::DrainClosesIdle => "drain-closes-idle",
         Mutant::QueueLoses => "queue-loses",
         Mutant::GivenIsWatched => "given-is-watched",
+        Mutant::UpgradeLosesLifeline => "upgrade-loses-lifeline",
+        Mutant::UpgradeRefusesState => "upgrade-refuses-state",
         Mutant::BodiesAreFast => "bodies-are-fast",
     };
     std::env::var_os("FORKMASTER_MUTANT").is_some_and(|wanted| wanted == name)

@@ -203,6 +203,11 @@ impl Scoreboard {
         Ok(Scoreboard { memory: memory.cast(), bytes, cells, threads, fd })
     }
 
+    /// What another build must agree on to read it, in bytes.
+    pub fn layout() -> [u64; 2] {
+        [size_of::<Cell>() as u64, size_of::<ThreadCell>() as u64]
+    }
+
     pub fn cells(&self) -> u32 {
         self.cells
     }

@@ -115,6 +115,8 @@ mod slow;
 mod starting;
 // The end: TERM, a second TERM, a killed master.
 mod stop;
+// Another binary takes over, and nobody notices.
+mod upgrade;
 // Deploys while processes are killed at random.
 mod storm;
 // Bodies that go to the application as they come.

@@ -250,6 +250,31 @@ fn sockets_are_found_by_name_and_survive_reload_and_restart() {
 }
 
 #[test]
+fn an_upgrade_is_a_reload_to_the_manager_and_keeps_what_it_has_passed() {
+    let site = Site::with_releases("notified_upgrade", 2);
+    site.set("server.bind", "['systemd:http']");
+    let manager = Manager::of(&site);
+    let http = TcpListener::bind("127.0.0.1:0").expect("some port is free");
+    let address = client::Address::Tcp(http.local_addr().expect("it is bound"));
+    let master = site.launch(with_passed(vec![http.as_raw_fd()], "http").env("NOTIFY_SOCKET", &manager.path));
+    manager.wait(&master, "READY=1");
+    master.wait_serving();
+    for _ in 0..2 {
+        manager.heard();
+        let output = master.cli(&["upgrade"]);
+        assert!(output.ok(), "{output}");
+        let heard: Vec<String> = manager.heard().into_iter().flatten().collect();
+        let states: Vec<&String> = heard.iter().filter(|line| line.starts_with("RE") || line.contains("PID")).collect();
+        assert_eq!(states, ["RELOADING=1", "READY=1"], "{heard:?}");
+    }
+    // The descriptors have their numbers still.
+    site.flip("2");
+    master.reload();
+    assert_eq!(client::get(&address, "/").expect("it serves").text(), "2");
+    master.stop();
+}
+
+#[test]
 fn a_unit_with_a_socket_and_no_bind_serves_it() {
     let site = Site::with_releases("bind_from_the_unit", 1);
     site.unset("server.bind");

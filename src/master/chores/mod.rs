@@ -132,6 +132,11 @@ impl Chores {
         self.pool.done(now)
     }
 
+    /// What is being done, and since when; None as the time: for too long.
+    pub fn busy(&self) -> Option<(&'static str, Option<Instant>)> {
+        self.pool.busy()
+    }
+
     pub fn next_deadline(&self) -> Option<Instant> {
         self.pool.next_deadline()
     }

@@ -137,6 +137,14 @@ impl<D: Send + 'static> Pool<D> {
         self.given.values().map(|given| given.by).min()
     }
 
+    /// What a thread does, or is to do, and since when; also what was given up, since that holds its thread all the same.
+    pub fn busy(&self) -> Option<(&'static str, Option<Instant>)> {
+        let given = self.given.values().map(|given| (given.what, Some(given.by - given.within)));
+        let first = given.min_by_key(|(_, since)| *since);
+        let state = self.shared.lock();
+        first.or_else(|| (state.threads > state.idle).then_some(("earlier work that took too long", None)))
+    }
+
     fn sentence(&self, id: ChoreId, begun: bool) -> String {
         let given = &self.given[&id];
         let took = format!("{} took longer than {} s", given.what, given.within.as_secs_f64());

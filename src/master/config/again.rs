@@ -4,13 +4,14 @@
 use std::path::{Path, PathBuf};
 
 use forkmaster_wire::message::GenerationId;
+use serde::{Deserialize, Serialize};
 
 use super::problem::{Problem, Problems};
 use super::settings::App;
 use super::Loaded;
 
 /// What was rolled back from: a reload must not bring it back by itself. HUP comes from logrotate and certbot, too.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Barred {
     /// The release's real directory.
     pub release: PathBuf,

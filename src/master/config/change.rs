@@ -4,6 +4,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use super::keys::{self, Applies};
 use super::settings::{Control, Identity, Settings, Status};
 use super::Effective;
@@ -12,7 +14,7 @@ use super::Effective;
 const SHOWN_CHARS_MAX: usize = 60;
 
 /// What is fixed with the process. A reload is read with that of the predecessor.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fixed {
     pub name: String,
     pub identity: Option<Identity>,

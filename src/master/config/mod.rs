@@ -49,7 +49,10 @@ pub use keys::{rank, shown, Key};
 pub use read::{control, read};
 pub use values::{parse_count, parse_workers};
 
+use serde::{Deserialize, Serialize};
 use settings::Settings;
+
+use crate::saved::{constant, Constant};
 
 /// The Python that runs what lies in a directory where nothing is configured: as for a release.
 pub fn python_for(directory: &std::path::Path, context: &process_context::ProcessContext) -> Result<PathBuf, String> {
@@ -98,7 +101,7 @@ pub struct Overrides {
 }
 
 /// One reading of the configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Loaded {
     pub settings: Settings,
     /// A sentence each.
@@ -108,10 +111,11 @@ pub struct Loaded {
 }
 
 /// One setting in `config show`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Effective {
     /// Empty: the top of the file.
-    pub section: &'static str,
+    #[serde(deserialize_with = "constant")]
+    pub section: Constant,
     pub key: String,
     /// As it would be written in the file; secrets are masked.
     pub value: String,
@@ -119,10 +123,11 @@ pub struct Effective {
 }
 
 /// Where a value came from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Origin {
     /// The option's name, `--workers`.
-    CommandLine(&'static str),
+    #[serde(deserialize_with = "constant")]
+    CommandLine(Constant),
     /// `FORKMASTER_SERVER__WORKERS`, `WEB_CONCURRENCY`.
     Variable(String),
     File {
@@ -131,7 +136,8 @@ pub enum Origin {
     },
     Default,
     /// Found rather than set: `venv in the release`.
-    Found(&'static str),
+    #[serde(deserialize_with = "constant")]
+    Found(Constant),
 }
 
 impl Origin {

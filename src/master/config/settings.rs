@@ -6,13 +6,16 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::files::Rights;
+use crate::saved::{constant, Constant};
 use forkmaster_wire::log_line::LineForm;
 pub use forkmaster_wire::message::Http;
 use forkmaster_wire::message::{AccessFormat, Application, LogLevel, Probe, ProxyProtocol};
 
 /// One reading of the configuration: what a generation is made of.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     pub name: String,
     pub app: App,
@@ -30,7 +33,7 @@ pub struct Settings {
 }
 
 /// A program that runs beside the workers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceSettings {
     pub name: String,
     pub command: Vec<String>,
@@ -45,7 +48,7 @@ pub struct ServiceSettings {
     pub line: usize,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct App {
     pub application: Application,
     /// Where it is mounted: empty, or with a slash at its beginning and none at its end.
@@ -72,17 +75,18 @@ pub struct App {
 }
 
 /// Which Python runs the generation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interpreter {
     /// What is exec'ed: in a venv `<real venv>/bin/python`, the last part unresolved.
     pub executable: PathBuf,
     /// The resolved venv directory, if it is one.
     pub venv: Option<PathBuf>,
     /// Why this one, for the log: `venv in the release`, `[app] python`, `python3 on PATH`.
-    pub chosen_by: &'static str,
+    #[serde(deserialize_with = "constant")]
+    pub chosen_by: Constant,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Server {
     pub bind: Vec<Bind>,
     pub backlog: u32,
@@ -117,7 +121,7 @@ pub struct Server {
 }
 
 /// An address to listen on.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Bind {
     Inet(SocketAddr),
     /// Absolute; its directory is not resolved.
@@ -129,7 +133,7 @@ pub enum Bind {
 }
 
 /// Mode and owner of Unix socket files.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketFile {
     pub mode: u32,
     pub uid: Option<u32>,
@@ -137,7 +141,7 @@ pub struct SocketFile {
 }
 
 /// Who the template and its workers are. Looked up before any fork.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     pub uid: u32,
     pub gid: u32,
@@ -157,7 +161,7 @@ impl Identity {
 }
 
 /// What else is run.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Hooks {
     /// Called in each worker.
     pub worker_start: Option<Application>,
@@ -166,7 +170,7 @@ pub struct Hooks {
 }
 
 /// Each a program and its arguments; empty: none.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Commands {
     pub on_ready: Vec<String>,
     pub on_reload: Vec<String>,
@@ -174,7 +178,7 @@ pub struct Commands {
     pub timeout: Duration,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reload {
     pub max_surge: Surge,
     pub max_unavailable: u32,
@@ -184,7 +188,7 @@ pub struct Reload {
 }
 
 /// The first workers of a release beside the old ones.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CanarySettings {
     /// 0: only where a reload asks for them.
     pub workers: u32,
@@ -196,7 +200,7 @@ pub struct CanarySettings {
     pub max_latency: f64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Surge {
     /// As many at once as processors and memory bear.
     Auto,
@@ -205,7 +209,7 @@ pub enum Surge {
     All,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Log {
     pub level: LogLevel,
     pub error: LogTarget,
@@ -222,26 +226,26 @@ pub struct Log {
     pub slow_request: Option<Duration>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LogTarget {
     Stderr,
     File(PathBuf),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AccessTarget {
     Stdout,
     File(PathBuf),
 }
 
 /// The master's own address for probes and scrapers.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// Empty: off.
     pub bind: Vec<Bind>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Control {
     pub socket: ControlSocket,
     /// Where deploys are remembered; None: in memory only.
@@ -251,19 +255,19 @@ pub struct Control {
 }
 
 /// Whom `[control] readers` names, as written, and found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reader {
     pub text: String,
     pub who: ReaderId,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReaderId {
     User(u32),
     Group(u32),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControlSocket {
     /// The first of these that works.
     Auto(Vec<ControlPlace>),
@@ -272,7 +276,7 @@ pub enum ControlSocket {
 }
 
 /// One of the usual places of a control socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ControlPlace {
     pub path: PathBuf,
     /// With which mode its directory is made where it is missing. 0700: it must then be this user's own. None: it is
@@ -281,7 +285,7 @@ pub struct ControlPlace {
 }
 
 /// What a client needs to find a master, and to know that it is the right one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ControlTarget {
     pub name: String,
     pub socket: ControlSocket,

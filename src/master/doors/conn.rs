@@ -52,6 +52,17 @@ impl Conn {
         Conn { socket: Some(socket), closer, bounds, unread, unsent, half_closed: false, active_at: now }
     }
 
+    /// What was read and not taken, and what was not sent.
+    pub fn bytes(&self) -> (&[u8], &[u8]) {
+        (&self.unread, &self.unsent)
+    }
+
+    /// As it was before an exec. Whether its peer has closed its side, the socket tells again.
+    pub fn with_bytes(mut self, unread: Vec<u8>, unsent: Vec<u8>) -> Conn {
+        (self.unread, self.unsent) = (unread, unsent);
+        self
+    }
+
     /// Reads and writes what is possible now.
     pub fn ready(&mut self, now: Instant) -> Still {
         if self.read(now).is_err() || self.flush(now).is_err() || self.unread.len() > self.bounds.in_bytes_max {

@@ -2,6 +2,8 @@
 //! is connected, what each may ask (`rights`), and who waits for what; not how anything is done. It never waits for a client: what
 //! cannot be read or written at once is kept, within bounds, or the client is dropped.
 
+pub mod saved;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -11,6 +13,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use nix::errno::Errno;
 use nix::sys::socket::{accept4, SockFlag};
+use serde::{Deserialize, Serialize};
 
 use super::conn::{Bounds, Conn, Still};
 use super::events;
@@ -39,7 +42,7 @@ const TURNED_AWAY_EVERY: Duration = Duration::from_secs(10);
 pub struct ClientId(pub u64);
 
 /// What a client waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Waiting {
     No,
     /// What it asked is being done.

@@ -17,6 +17,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use mio::Token;
+use serde::{Deserialize, Serialize};
 
 use crate::config::passed;
 use crate::config::process_context::ProcessContext;
@@ -24,6 +25,7 @@ use crate::config::settings::{self, Bind};
 use crate::facts::note::Note;
 use crate::facts::standing::Standing;
 use crate::listeners::{ListenError, Listeners};
+use crate::saved::{Claims, Kept};
 use crate::sources::{Sources, CONTROL};
 
 use control::{Accepted, ClientId, Control, Waiting};
@@ -31,6 +33,13 @@ use notify::Notify;
 use peer::Peer;
 use protocol::{Refused, Reply, Request};
 use status::{Answer, Page, StatusDoor};
+
+/// The doors over an exec. The service manager is told the state of the service anew.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Saved {
+    control: Option<control::saved::Saved>,
+    status: Option<status::saved::Saved>,
+}
 
 /// Without a free descriptor no client can be accepted, and nothing tells when there is one.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -55,6 +64,35 @@ impl Doors {
         let notify = Notify::open(&context.environment);
         let control = Control::open(&control.socket, &control.readers, sources.registry())?;
         Ok(Doors { control, accept_at: None, status: None, notify })
+    }
+
+    /// None: somebody has not been answered, and is in a moment.
+    pub fn save(&self, kept: &mut Kept) -> Option<Saved> {
+        let status = match &self.status {
+            Some(status) => Some(status.save(kept)?),
+            None => None,
+        };
+        Some(Saved { control: self.control.as_ref().map(|control| control.save(kept)), status })
+    }
+
+    pub fn restore(
+        saved: Saved,
+        context: &ProcessContext,
+        sources: &mut Sources,
+        now: Instant,
+        claims: &mut Claims,
+    ) -> io::Result<Doors> {
+        let notify = Notify::open(&context.environment);
+        let passed = passed::sockets(&context.environment, std::process::id());
+        let control = saved.control.map(|control| Control::restore(control, sources, now, claims)).transpose()?;
+        let status =
+            saved.status.map(|status| StatusDoor::restore(status, passed, sources, now, claims)).transpose()?;
+        Ok(Doors { control, accept_at: None, status, notify })
+    }
+
+    /// Tells the service manager that this process is about to become another one, which tells it when it is ready.
+    pub fn tell_upgrade(&mut self, standing: &Standing, now: Instant) {
+        self.notify.reloading(standing, now);
     }
 
     /// Listens for probes, which are to hear that the service starts.

@@ -79,6 +79,12 @@ impl Notify {
         }
     }
 
+    /// RELOADING=1, whatever the service does: what follows is READY=1, from this binary or from the next.
+    pub fn reloading(&mut self, standing: &Standing, now: Instant) {
+        let standing = Standing { phase: Phase::Reloading, ..standing.clone() };
+        self.observe(&standing, now);
+    }
+
     /// When something is due although nothing happens.
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let outbox = self.outbox.as_ref()?;

@@ -89,6 +89,11 @@ pub enum Request {
         #[serde(default)]
         wait: bool,
     },
+    /// Another binary takes over; answered by that one, or with the reason why not. `timeout_ms`: for a quiet moment and the
+    /// new binary's word.
+    Upgrade {
+        timeout_ms: u64,
+    },
     /// Answered when the logs were opened again.
     ReopenLogs,
     /// The Python stacks of the workers, or of those in one slot.
@@ -110,7 +115,7 @@ fn yes() -> bool {
 }
 
 /// The words that `command` may be.
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 19] = [
     "status",
     "reload",
     "reload_paused",
@@ -125,6 +130,7 @@ const COMMANDS: [&str; 18] = [
     "scale",
     "scale_to",
     "recycle",
+    "upgrade",
     "reopen_logs",
     "dump",
     "events",
@@ -146,6 +152,7 @@ pub enum Reply {
     Dumped(Dumped),
     History(History),
     Stopping(Stopping),
+    Upgraded(Upgraded),
     Refused(Refused),
 }
 
@@ -196,6 +203,14 @@ pub struct HistoryRead {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stopping {
+    pub pid: u32,
+}
+
+/// The new binary serves, in the process of the old one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upgraded {
+    pub from: String,
+    pub to: String,
     pub pid: u32,
 }
 
@@ -255,6 +270,7 @@ impl Request {
             Request::Scale { by, .. } => format!("scale {by:+}"),
             Request::ScaleTo { workers, .. } => format!("scale {workers}"),
             Request::Recycle { slot, .. } => format!("recycle {slot}"),
+            Request::Upgrade { .. } => "upgrade".to_owned(),
             Request::ReopenLogs => "reopen-logs".to_owned(),
             Request::Stop { now: false } => "stop".to_owned(),
             Request::Stop { now: true } => "stop --now".to_owned(),
@@ -307,7 +323,7 @@ impl Reply {
         match self {
             Reply::Status(_) | Reply::Proving(_) | Reply::Ready {} | Reply::Done {} => true,
             Reply::Scaled(_) | Reply::Recycled(_) | Reply::Dumped(_) | Reply::Stopping(_) => true,
-            Reply::History(_) => true,
+            Reply::History(_) | Reply::Upgraded(_) => true,
             Reply::Reload(last) => last.ok,
             Reply::Refused(_) => false,
         }
@@ -366,6 +382,7 @@ mod tests {
             Request::Scale { by: -1, wait: false },
             Request::ScaleTo { workers: 0, wait: true },
             Request::Recycle { slot: SlotIndex(2), wait: true },
+            Request::Upgrade { timeout_ms: 60_000 },
             Request::ReopenLogs,
             Request::Dump { slot: None },
             Request::Events,

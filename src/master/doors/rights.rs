@@ -27,6 +27,10 @@ impl Rights {
         Rights { owner, readers: readers.to_vec() }
     }
 
+    pub fn readers(&self) -> &[Reader] {
+        &self.readers
+    }
+
     /// Others than the owner may connect.
     pub fn is_open(&self) -> bool {
         !self.readers.is_empty()

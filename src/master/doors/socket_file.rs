@@ -14,16 +14,26 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{bind, connect, listen, socket, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use nix::sys::stat::{fchmod, Mode};
+use serde::{Deserialize, Serialize};
 
 use super::closer::Closer;
 use super::peer::Peer;
 use crate::config::settings::{ControlPlace, ControlSocket};
+use crate::saved::{Claims, Kept};
 
 /// Connections that wait to be accepted; the standard library's own number.
 const BACKLOG: i32 = 128;
 
 /// A lock file that is being removed by its last holder is opened again; each try meets another such file.
 const LOCK_TRIES_MAX: usize = 16;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Saved {
+    path: PathBuf,
+    made: (u64, u64),
+    lock_path: PathBuf,
+    lock_made: (u64, u64),
+}
 
 /// A listening control socket. Dropping it removes its files.
 pub struct SocketFile {
@@ -140,6 +150,21 @@ impl SocketFile {
         Ok(())
     }
 
+    pub fn save(&self, kept: &mut Kept) -> Saved {
+        kept.keep("control", &self.listener);
+        kept.keep("control.lock", &*self.lock.held);
+        Saved { path: self.path.clone(), made: self.made, lock_path: self.lock.path.clone(), lock_made: self.lock.made }
+    }
+
+    /// The lock is that of the open file and has lived on.
+    pub fn restore(saved: Saved, claims: &mut Claims) -> io::Result<SocketFile> {
+        let Saved { path, made, lock_path, lock_made } = saved;
+        let (listener, file) = (claims.claim("control")?, claims.claim("control.lock")?);
+        let held = Flock::lock(File::from(file), FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error)?;
+        let closer = Closer::for_listener(&listener)?;
+        Ok(SocketFile { listener, closer, path, made, lock: Lock { held, path: lock_path, made: lock_made } })
+    }
+
     pub fn closer(&self) -> &Closer {
         &self.closer
     }
@@ -165,7 +190,7 @@ impl Drop for SocketFile {
 
 /// flock(2) on a file that is there while somebody holds it. Whoever finds a file that nobody holds may take it.
 struct Lock {
-    _held: Flock<File>,
+    held: Flock<File>,
     path: PathBuf,
     made: (u64, u64),
 }
@@ -186,7 +211,7 @@ impl Lock {
             let made = (opened.dev(), opened.ino());
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 // Its last holder may have removed it between the open and the lock.
-                Ok(held) if is_at(path, made) => return Ok(Some(Lock { _held: held, path: path.to_owned(), made })),
+                Ok(held) if is_at(path, made) => return Ok(Some(Lock { held, path: path.to_owned(), made })),
                 Ok(_) => {}
                 Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
                 Err((_, error)) => return Err(error.into()),

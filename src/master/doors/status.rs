@@ -2,6 +2,8 @@
 //! a bound: the bytes of a head, the time of a connection, connections, and what one pass of the loop does. It knows
 //! HTTP as far as that goes, and not what the pages say.
 
+pub mod saved;
+
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};

@@ -105,7 +105,7 @@ fn quantile_ms(latency: &Counted, share: f64) -> Option<f64> {
 
 /// Memory and requests of one worker, at its first and its latest look. What the first requests fill (imports, caches,
 /// connections) is no leak.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Growth {
     first: (u64, u64),
     last: (u64, u64),
@@ -118,7 +118,7 @@ const WARM_AFTER: u64 = 20;
 const TELLING: u64 = 100;
 
 /// All workers of a generation, also those that are gone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grown {
     bytes: i64,
     requests: u64,

@@ -6,12 +6,15 @@ use std::collections::BTreeMap;
 use forkmaster_wire::histogram::Counted;
 use forkmaster_wire::message::{GenerationId, SlotIndex};
 use forkmaster_wire::scoreboard::STATUS_CLASSES;
+use serde::{Deserialize, Serialize};
 
 use super::outcome::{End, Reload};
 use super::snapshot::Handoffs;
+use crate::saved::constant_keys;
 
 /// What processes have counted, also those that are gone. A sum never goes back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Totals {
     pub requests: u64,
     pub accepted: u64,
@@ -61,11 +64,14 @@ impl Totals {
 }
 
 /// What happened since the start, by its kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Tally {
     /// Workers of a generation that served that were replaced, or are to be.
+    #[serde(deserialize_with = "constant_keys")]
     pub restarts: BTreeMap<&'static str, u64>,
     pub boots_failed: u64,
+    #[serde(deserialize_with = "constant_keys")]
     pub reloads: BTreeMap<&'static str, u64>,
 }
 

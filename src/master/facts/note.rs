@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use forkmaster_wire::message::{GenerationId, SlotIndex};
 use log::Level;
@@ -276,6 +277,16 @@ pub enum Note {
     PauseRefused {
         refusal: Refusal,
     },
+    /// This binary serves on where that one was executed.
+    Upgraded {
+        from: String,
+        to: String,
+        executable: PathBuf,
+    },
+    /// The old binary serves on.
+    UpgradeRefused {
+        refusal: Refusal,
+    },
     /// A reload that was asked for waits until this one has ended.
     ReloadWaits {
         generation: GenerationId,
@@ -321,6 +332,7 @@ impl Note {
             | Note::Pausing
             | Note::Paused { .. }
             | Note::Resumed { .. }
+            | Note::Upgraded { .. }
             | Note::ReloadWaits { .. }
             | Note::StopWaits
             | Note::Stopping => Level::Info,
@@ -332,6 +344,7 @@ impl Note {
             | Note::DidNotConfirm { .. }
             | Note::NotFinished { .. }
             | Note::ScaleRefused { .. }
+            | Note::UpgradeRefused { .. }
             | Note::PauseRefused { .. }
             | Note::ServiceKilled { .. }
             | Note::ServiceLate { .. }
@@ -556,6 +569,12 @@ impl fmt::Display for Note {
                 write!(f, "{service} is still there after SIGKILL (state D?): given up")
             }
             Note::Pausing => f.write_str("pausing: what runs is finished, nothing is begun, clients wait"),
+            Note::Upgraded { from, to, executable } => {
+                write!(f, "upgraded from {from} to {to}, {}", executable.display())
+            }
+            Note::UpgradeRefused { refusal } => {
+                write!(f, "not upgraded: {}{}", refusal.reason, refusal.details_below())
+            }
             Note::Paused { after_ms } => write!(f, "paused after={after_ms}ms: no request is in the application"),
             Note::Resumed { after_ms } => write!(f, "resumed after={after_ms}ms"),
             Note::PauseRefused { refusal } => write!(f, "not paused: {}", refusal.reason),

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use forkmaster_wire::message::{Failure, GenerationId, SlotIndex};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::canary::Canary;
 use super::note::WorkerName;
@@ -12,14 +12,19 @@ use super::snapshot::LastReload;
 use crate::exit_code::ExitCode;
 
 /// Why something was not done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     pub reason: String,
     /// The Python traceback, or nothing.
     pub details: String,
     /// What the master exits with where this ends a first start.
-    #[serde(skip)]
+    #[serde(skip, default = "unavailable")]
     pub exit_code: ExitCode,
+}
+
+/// Of a refusal that is not the first start's.
+fn unavailable() -> ExitCode {
+    ExitCode::Unavailable
 }
 
 /// The answer to one ask.
@@ -57,7 +62,7 @@ pub struct Stacks {
 }
 
 /// How a reload (or the first start) ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reload {
     /// None: refused before it had a number.
     pub generation: Option<GenerationId>,
@@ -67,7 +72,7 @@ pub struct Reload {
     pub canary: Option<Box<Canary>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum End {
     Committed,
     Refused(Refusal),

@@ -20,6 +20,8 @@ pub type Word = Cow<'static, str>;
 pub struct Snapshot {
     pub name: Option<String>,
     pub version: String,
+    /// By which name this program was called; an upgrade executes what is there.
+    pub executable: Option<PathBuf>,
     pub pid: u32,
     pub state: Word,
     /// A worker serves, and the master was not told to stop.

@@ -25,6 +25,7 @@ use nix::errno::Errno;
 use nix::fcntl::{fcntl, openat, readlinkat, FcntlArg, OFlag};
 use nix::sys::stat::{fstat, FileStat, Mode, SFlag};
 use nix::unistd::{geteuid, Uid, User};
+use serde::{Deserialize, Serialize};
 
 use crate::progress;
 
@@ -46,7 +47,7 @@ const TRIES_MAX: u32 = 8;
 const NO_GROUP: u32 = 65534;
 
 /// Whose rights count.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rights {
     pub uid: u32,
     pub gid: u32,

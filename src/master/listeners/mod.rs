@@ -9,6 +9,7 @@
 
 mod error;
 mod inherited;
+pub mod saved;
 mod tcp;
 mod unix;
 
@@ -140,6 +141,10 @@ impl Listeners {
     /// The end of the master.
     pub fn close_all(&mut self) {
         self.listeners.clear();
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = (ListenerId, BorrowedFd<'_>)> {
+        self.listeners.iter().map(|(id, listener)| (*id, listener.socket.as_fd()))
     }
 
     /// As bound, for people. Unknown ids are left out.

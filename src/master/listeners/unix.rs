@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::Mode;
 use nix::unistd::{fchownat, Gid, Uid};
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::error::{explain, refused};
@@ -30,7 +31,7 @@ pub(super) struct Temporary {
 }
 
 /// A Unix socket in its place.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Placed {
     pub(super) path: PathBuf,
     pub(super) node: Node,
@@ -38,7 +39,7 @@ pub(super) struct Placed {
 }
 
 /// Tells our socket file from one that somebody else put in its place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Node {
     device: u64,
     inode: u64,

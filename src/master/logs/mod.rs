@@ -4,6 +4,7 @@
 //! has a queue and a thread of its own.
 
 mod outlet;
+pub mod saved;
 mod writer;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use forkmaster_wire::log_line::{self, LineForm, Severity};
 use forkmaster_wire::message::LogLevel;
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use serde::{Deserialize, Serialize};
 
 use crate::config::settings::{AccessTarget, Identity, LogTarget, Settings};
 use crate::exit_code::ExitCode;
@@ -38,14 +40,14 @@ pub struct ErrorLog {
     pub named: Named<LogTarget>,
     outlet: Arc<Outlet>,
     /// A FIFO's (`files::Appended`).
-    _reader: Option<OwnedFd>,
+    reader: Option<OwnedFd>,
     /// None: it is to stay, or was there before.
     pub made: Option<Made>,
     pub node: Option<Node>,
 }
 
 /// What is opened again by its name, and with whose rights where it is the application's.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Named<T> {
     pub target: T,
     pub application: Option<Rights>,
@@ -57,11 +59,11 @@ impl ErrorLog {
         Ok(match &named.target {
             LogTarget::Stderr => {
                 let outlet = Arc::new(Outlet::new(stderr.as_fd().try_clone_to_owned()?));
-                ErrorLog { named, outlet, _reader: None, made: None, node: None }
+                ErrorLog { named, outlet, reader: None, made: None, node: None }
             }
             LogTarget::File(path) => {
                 let Appended { file, reader, made, node } = files::append(path, named.application.as_ref())?;
-                ErrorLog { named, outlet: Arc::new(Outlet::new(file)), _reader: reader, made, node: Some(node) }
+                ErrorLog { named, outlet: Arc::new(Outlet::new(file)), reader, made, node: Some(node) }
             }
         })
     }
@@ -170,6 +172,11 @@ impl LogFile {
         self.writer.finish(LAST_WORDS_WITHIN);
     }
 
+    /// Writes what can be written in a moment, and goes on. False: there is more.
+    pub fn flush(&self) -> bool {
+        self.writer.flush(LAST_WORDS_WITHIN)
+    }
+
     /// The standard library's own hook would write to stderr and wait for its reader.
     fn tell_of_panics(&self) {
         let writer = self.writer.clone();
@@ -226,7 +233,7 @@ pub struct AccessLog {
     pub named: Named<AccessTarget>,
     fd: OwnedFd,
     /// A FIFO's (`files::Appended`).
-    _reader: Option<OwnedFd>,
+    reader: Option<OwnedFd>,
     /// None: it is to stay, or was there before.
     pub made: Option<Made>,
     pub node: Option<Node>,
@@ -238,11 +245,11 @@ impl AccessLog {
         Ok(match &named.target {
             AccessTarget::Stdout => {
                 let fd = io::stdout().as_fd().try_clone_to_owned()?;
-                AccessLog { named, fd, _reader: None, made: None, node: None }
+                AccessLog { named, fd, reader: None, made: None, node: None }
             }
             AccessTarget::File(path) => {
                 let Appended { file, reader, made, node } = files::append(path, named.application.as_ref())?;
-                AccessLog { named, fd: file, _reader: reader, made, node: Some(node) }
+                AccessLog { named, fd: file, reader, made, node: Some(node) }
             }
         })
     }
@@ -270,6 +277,11 @@ impl LastLines {
             lines.split_inclusive(|byte| *byte == b'\n').for_each(|line| writer.line(line.to_vec()));
         }
         Ok(())
+    }
+
+    /// As `LogFile::flush`.
+    pub fn flush(&self) -> bool {
+        self.0.as_ref().is_none_or(|writer| writer.flush(LAST_WORDS_WITHIN))
     }
 
     /// As `LogFile::finish`.

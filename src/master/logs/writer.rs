@@ -34,6 +34,8 @@ struct Shared {
     /// Wakes the thread, which may also wait for a pipe.
     wake: EventFd,
     ended: Condvar,
+    /// All is written.
+    idle: Condvar,
 }
 
 #[derive(Default)]
@@ -73,7 +75,8 @@ impl Writer {
 
     fn start_with(outlet: Arc<Outlet>, limits: Limits) -> io::Result<Writer> {
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let shared = Arc::new(Shared { queue: Mutex::default(), limits, wake, ended: Condvar::new() });
+        let shared =
+            Arc::new(Shared { queue: Mutex::default(), limits, wake, ended: Condvar::new(), idle: Condvar::new() });
         let thread = Thread { shared: Arc::clone(&shared), outlet, line: Vec::new(), written: 0, lost: 0, told: 0 };
         // The thread inherits the mask: signals are for the main thread.
         let mut before = SigSet::empty();
@@ -105,6 +108,13 @@ impl Writer {
         let mut queue = self.0.lock();
         queue.items.push_back(Item::Outlet(outlet));
         self.0.wake_if(queue, &[Waiting::Lines, Waiting::Room]);
+    }
+
+    /// Waits until all is written. False: the time is over, and there is more.
+    pub fn flush(&self, within: Duration) -> bool {
+        let is_busy = |queue: &mut Queue| queue.waiting != Waiting::Lines || !queue.items.is_empty();
+        let waited = self.0.idle.wait_timeout_while(self.0.lock(), within, is_busy);
+        waited.is_ok_and(|(_, timeout)| !timeout.timed_out())
     }
 
     /// Ends the thread when all is written or the time is over: whatever does not fit is lost.
@@ -195,6 +205,7 @@ impl Thread {
             return Next::End;
         }
         queue.waiting = Waiting::Lines;
+        self.shared.idle.notify_all();
         Next::Wait { until: None }
     }
 

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 
 use forkmaster_wire::message::GenerationId;
+use serde::{Deserialize, Serialize};
 
 use crate::config::again::{in_place, Barred};
 use crate::config::problem::Problem;
@@ -12,14 +13,14 @@ use crate::config::{Effective, Loaded};
 /// Generations that are remembered. Whoever keeps releases seldom keeps more.
 const KEPT_MAX: usize = 10;
 
-#[derive(Default)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Earlier {
     /// Oldest first. The last one serves.
     served: VecDeque<Served>,
     barred: Option<Barred>,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Served {
     generation: GenerationId,
     /// The first one that was made of this.

@@ -28,12 +28,12 @@ const ASKERS_MAX: usize = 100;
 #[derive(Default)]
 pub struct History {
     /// None: it is not written, or there is no place for it.
-    path: Option<PathBuf>,
+    pub(super) path: Option<PathBuf>,
     /// Oldest first.
-    entries: VecDeque<Entry>,
+    pub(super) entries: VecDeque<Entry>,
     /// Lines on their way to the file, and those that wait for the next chore.
     chore: Option<ChoreId>,
-    unwritten: Vec<String>,
+    pub(super) unwritten: Vec<String>,
     /// The latest write failed, and that was told.
     failed: bool,
     /// Who asks for deploys, in words.

@@ -38,8 +38,8 @@ pub struct Hooks {
     setting: Option<Setting>,
     state: State,
     waiting: VecDeque<Moment>,
-    last: u64,
-    was_ready: bool,
+    pub(super) last: u64,
+    pub(super) was_ready: bool,
 }
 
 /// What commands are run by.

@@ -36,7 +36,7 @@ impl Service {
                     self.read_template(generation, token, shared, events);
                 }
             }
-            Some(Who::Hook(_)) => {}
+            Some(Who::Hook(_) | Who::NewBinary) => {}
             // It says nothing but what stands in its output.
             Some(Who::Command(_) | Who::Service(_)) => {}
             Some(Who::Stray) | None => {

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use forkmaster_wire::message::GenerationId;
 use forkmaster_wire::scoreboard::Scoreboard;
+use serde::{Deserialize, Serialize};
 
 use super::watch::resident_bytes;
 use super::Service;
@@ -16,7 +17,7 @@ use crate::facts::snapshot::Handoffs;
 use crate::shared::Shared;
 
 /// What was counted and is not on any scoreboard any more.
-#[derive(Default)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Counted {
     /// Of all processes that are gone.
     gone: Totals,

@@ -2,7 +2,7 @@
 //! come in, and what happens goes out as events.
 
 pub mod canary;
-mod child;
+pub mod child;
 pub mod command;
 pub mod commit;
 pub mod deaths;
@@ -24,6 +24,7 @@ pub mod program;
 pub mod python;
 pub mod readiness;
 pub mod room;
+pub mod saved;
 pub mod services;
 mod slow;
 pub mod snapshot;
@@ -72,6 +73,8 @@ pub struct Service {
     pub last_reload: Option<Reload>,
     /// The latest refusal, until a reload is good.
     pub last_refusal: Option<Reload>,
+    /// The same of an upgrade, until one is good or a reload is.
+    pub refused_upgrade: Option<Reload>,
     /// What a reload cannot change; None until the first start.
     pub fixed: Option<Fixed>,
     earlier: Earlier,
@@ -108,6 +111,7 @@ impl Service {
             reloads: 0,
             last_reload: None,
             last_refusal: None,
+            refused_upgrade: None,
             fixed: None,
             earlier: Earlier::default(),
             counted: Counted::default(),
@@ -137,14 +141,25 @@ impl Service {
             self.hook_reload(&reload);
         }
         match &reload.end {
-            End::Committed => self.last_refusal = None,
+            End::Committed => (self.last_refusal, self.refused_upgrade) = (None, None),
             End::Refused(refusal) => {
                 self.show_refusal(refusal);
                 self.last_refusal = Some(reload.clone());
+                self.refused_upgrade = None;
             }
             End::Superseded { .. } | End::Stopped => {}
         }
         self.last_reload = Some(reload);
+    }
+
+    /// Nothing has changed, and that is shown.
+    pub fn upgrade_refused(&mut self, reload: Reload) {
+        self.refused_upgrade = Some(reload);
+    }
+
+    /// Somebody works at the application.
+    pub fn develops(&self) -> bool {
+        self.generations.values().any(|processes| processes.settings.dev)
     }
 
     /// What was noticed since it was last asked.

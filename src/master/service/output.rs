@@ -1,7 +1,7 @@
 //! What a program of the release writes to its standard output and error: a line each in the log, with the program's
 //! name, and the last of it for whoever wants to know why it failed. Reading never waits.
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// A line that is longer is cut into pieces.
 const LINE_BYTES_MAX: usize = 8 * 1024;
@@ -36,9 +36,26 @@ impl AsRawFd for Output {
     }
 }
 
+impl AsFd for Output {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
+    }
+}
+
 impl Output {
     pub fn new(pipe: OwnedFd) -> Output {
         Output { pipe, line: Vec::new(), tail: Vec::new() }
+    }
+
+    /// The line that has no end yet.
+    pub fn unfinished(&self) -> &[u8] {
+        &self.line
+    }
+
+    /// Goes on with it.
+    pub fn after(mut self, unfinished: Vec<u8>) -> Output {
+        self.line = unfinished;
+        self
     }
 
     /// Reads what is there. `log` gets each whole line.

@@ -125,6 +125,11 @@ impl Service {
         }
     }
 
+    /// Neither a reload is prepared nor are logs opened again.
+    pub fn prepares_nothing(&self) -> bool {
+        !self.is_preparing() && self.preparing.next.is_empty() && self.reopening.chore.is_none()
+    }
+
     /// A reload has no generation yet.
     pub fn is_preparing(&self) -> bool {
         !matches!(self.preparing.step, Step::Idle)

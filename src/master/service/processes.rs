@@ -106,9 +106,21 @@ impl GenerationProcesses {
     ) -> std::io::Result<GenerationProcesses> {
         let cells = settings.server.workers * 4 + SPARE_CELLS;
         let board = Scoreboard::create(cells, settings.server.threads)?;
-        let cells = vec![None; cells as usize];
+        Ok(GenerationProcesses::on(board, settings, written, listeners, in_place, now))
+    }
+
+    /// With a scoreboard that is there.
+    pub fn on(
+        board: Scoreboard,
+        settings: Settings,
+        written: Vec<Effective>,
+        listeners: Vec<ListenerId>,
+        in_place: bool,
+        now: Instant,
+    ) -> GenerationProcesses {
+        let cells = vec![None; board.cells() as usize];
         let access = None;
-        Ok(GenerationProcesses {
+        GenerationProcesses {
             settings,
             written,
             in_place,
@@ -132,7 +144,7 @@ impl GenerationProcesses {
             error_log: None,
             cells,
             began: now,
-        })
+        }
     }
 
     /// A free cell for a new worker; None only with more processes than any setting allows for.
@@ -147,6 +159,13 @@ impl GenerationProcesses {
     pub fn free_cell_of(&mut self, worker: WorkerId) {
         for cell in self.cells.iter_mut().filter(|cell| **cell == Some(worker)) {
             *cell = None;
+        }
+    }
+
+    /// The cell is the worker's, and has been its own for long.
+    pub fn keep_cell(&mut self, index: u32, worker: WorkerId) {
+        if let Some(cell) = self.cells.get_mut(index as usize) {
+            *cell = Some(worker);
         }
     }
 

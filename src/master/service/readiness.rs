@@ -4,7 +4,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use forkmaster_wire::channel::{prove_senders, receive_datagram, Sender};
@@ -27,6 +27,12 @@ pub struct Readiness {
     pub address: OsString,
 }
 
+impl AsFd for Readiness {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
 impl Readiness {
     pub fn new(sources: &mut Sources) -> io::Result<Readiness> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -34,6 +40,11 @@ impl Readiness {
         // Before it has a name, so that no datagram comes unproved.
         prove_senders(&socket)?;
         bind(socket.as_raw_fd(), &UnixAddr::new_unnamed())?;
+        Readiness::at(socket, sources)
+    }
+
+    /// With a socket that has its name, from before an exec.
+    pub fn at(socket: OwnedFd, sources: &mut Sources) -> io::Result<Readiness> {
         let named: UnixAddr = getsockname(socket.as_raw_fd())?;
         let name = named.as_abstract().ok_or_else(|| io::Error::other("the kernel gave it no name"))?;
         let address = OsStr::from_bytes(&[b"@", name].concat()).to_owned();

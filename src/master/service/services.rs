@@ -18,11 +18,11 @@ use crate::supervisor::Event;
 use forkmaster_wire::message::GenerationId;
 
 pub struct ServiceProcess {
-    generation: GenerationId,
-    name: String,
-    stop_signal: i32,
-    output: Output,
-    token: Token,
+    pub(super) generation: GenerationId,
+    pub(super) name: String,
+    pub(super) stop_signal: i32,
+    pub(super) output: Output,
+    pub(super) token: Token,
 }
 
 impl Service {

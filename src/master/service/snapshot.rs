@@ -28,6 +28,7 @@ impl Service {
         Snapshot {
             name: self.generations.values().next().map(|processes| processes.settings.name.clone()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            executable: shared.context.executable.clone(),
             pid: std::process::id(),
             state: Word::Borrowed(self.supervisor.word()),
             ready: self.supervisor.is_ready(),
@@ -44,7 +45,7 @@ impl Service {
             logs: self.places(),
             kept: self.kept(now),
             last_reload: self.last_reload.as_ref().map(Reload::shown),
-            last_refusal: self.last_refusal.as_ref().map(Reload::shown),
+            last_refusal: self.refused_upgrade.as_ref().or(self.last_refusal.as_ref()).map(Reload::shown),
         }
     }
 

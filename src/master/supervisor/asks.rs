@@ -39,6 +39,8 @@ pub enum Ask {
     Pause { timeout: Duration },
     /// Go on. Answered when the workers serve again.
     Resume,
+    /// Another binary takes over this very process in a quiet moment, which is waited for. The new one answers.
+    Upgrade { timeout: Duration },
     /// The Python stacks of the workers, or of those in this slot.
     Dump { slot: Option<SlotIndex> },
     /// Finish what was begun, then exit.
@@ -135,6 +137,7 @@ impl Supervisor {
             Ask::Recycle { slot, wait } => self.on_recycle(asker, slot, wait),
             Ask::Pause { timeout } => self.on_pause(asker, timeout, now),
             Ask::Resume => self.on_resume(asker),
+            Ask::Upgrade { timeout } => self.on_ask_upgrade(asker, timeout, now),
             Ask::Dump { slot } => self.on_dump(asker, slot, now),
             Ask::Stop => {
                 self.answer(asker, Outcome::Stopping);
@@ -297,11 +300,12 @@ impl Supervisor {
     /// The asker does not wait any more: nobody is left to answer.
     pub(super) fn on_left(&mut self, ask: AskId) {
         self.waiting.retain(|waiting| waiting.ask != ask);
+        self.upgrade.forget(ask);
     }
 
     /// Asks without an answer, for whoever knows which askers have left.
     pub fn asking(&self) -> impl Iterator<Item = AskId> + '_ {
-        self.waiting.iter().map(|waiting| waiting.ask)
+        self.waiting.iter().map(|waiting| waiting.ask).chain(self.upgrade.asker())
     }
 
     fn wait(&mut self, asker: Option<AskId>, on: On) {

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// The first pause after a failed boot, doubled each time.
 pub const FIRST: Duration = Duration::from_millis(100);
 
@@ -13,7 +15,7 @@ pub const LONGEST: Duration = Duration::from_secs(30);
 pub const SOUND_AFTER: Duration = Duration::from_secs(60);
 
 /// Deaths in a row without a sound life between them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backoff {
     failures: u32,
 }

@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use forkmaster_wire::message::GenerationId;
 
-use super::generation::State;
+use super::generation::{Generation, State};
 use super::pace::{pace, Measured, Pace, Room};
 use super::template::Template;
 use super::{Action, Phase, Supervisor};
@@ -175,6 +175,14 @@ impl Supervisor {
         self.given_up = Some((generation, bytes));
         self.note(Note::KeptGivenUp { generation, bytes });
         self.stop_keeping(at, now);
+    }
+
+    /// An upgrade in place goes on without it.
+    pub(super) fn give_up_rest(&mut self, now: Instant) {
+        let rests = |generation: &Generation| generation.state == State::Kept && generation.keep != Keep::No;
+        if let Some(at) = self.generations.iter().position(rests) {
+            self.stop_keeping(at, now);
+        }
     }
 
     /// The last worker is gone, and the template lives on.

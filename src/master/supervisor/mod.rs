@@ -20,11 +20,13 @@ pub mod pause;
 mod recycle;
 mod reports;
 mod rolling;
+pub mod saved;
 pub mod services;
 mod stop;
 mod target;
 pub mod template;
 mod transaction;
+pub mod upgrade;
 pub mod verdict;
 pub mod worker;
 
@@ -45,6 +47,7 @@ use pause::{Held, Pause};
 use services::{Event as ServiceEvent, Service, ServiceId};
 use target::Target;
 use template::Event as TemplateEvent;
+use upgrade::{Event as UpgradeEvent, Upgrade};
 use verdict::Counts;
 use worker::{Event as WorkerEvent, Exit, Stuck, Worker};
 
@@ -124,6 +127,7 @@ pub enum Event {
         exit: Exit,
         output: String,
     },
+    Upgrade(UpgradeEvent),
     /// A deadline may have passed.
     Tick,
 }
@@ -276,6 +280,12 @@ pub enum Action {
     Forget {
         generation: GenerationId,
     },
+    /// Have the new binary look at a copy of the state; `UpgradeEvent::Tried` tells what it says.
+    TryUpgrade,
+    /// Nobody waits for that any more.
+    EndTry,
+    /// For `status`.
+    UpgradeRefused(Reload),
     /// A reload, or the first start, has ended: for `status`.
     Concluded(Reload),
     /// For whoever asked, once.
@@ -322,6 +332,7 @@ pub struct Supervisor {
     target: Target,
     pause: Pause,
     held: Option<Held>,
+    upgrade: Upgrade,
     /// Reloads that wait until a command's reload has ended: those of clients, whose number is bounded, and of signals, of
     /// which one of a kind is enough.
     delayed: Vec<Event>,
@@ -348,6 +359,7 @@ impl Supervisor {
             target: Target::default(),
             pause: Pause::Off,
             held: None,
+            upgrade: Upgrade::Off,
             delayed: Vec::new(),
             kept_bytes: 0,
             given_up: None,
@@ -377,6 +389,7 @@ impl Supervisor {
             Event::Service { service, event } => self.on_service(service, event, now),
             Event::StillRunning { text } => self.on_still_running(&text, now),
             Event::CommandEnded { generation, exit, output } => self.on_command_ended(generation, &exit, output, now),
+            Event::Upgrade(event) => self.on_upgrade(event, now),
             Event::Tick => {}
         }
         self.settle(now);
@@ -398,6 +411,7 @@ impl Supervisor {
             .filter_map(Generation::deadline)
             .chain(phase)
             .chain(self.pause.deadline())
+            .chain(self.upgrade.deadline())
             .chain(services)
             .min()
     }
@@ -496,6 +510,7 @@ impl Supervisor {
         }
         self.answer_waiting();
         self.collect(now);
+        self.tend_upgrade(now);
     }
 
     /// Acts on every deadline that has passed.

@@ -493,6 +493,7 @@ impl Supervisor {
                 | Event::Compared { .. }
                 | Event::StillRunning { .. }
                 | Event::CommandEnded { .. }
+                | Event::Upgrade(_)
                 | Event::Tick => {}
             }
         }

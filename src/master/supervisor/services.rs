@@ -29,6 +29,7 @@
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::GenerationId;
+use serde::{Deserialize, Serialize};
 
 use super::backoff::Backoff;
 #[cfg(test)]
@@ -38,7 +39,7 @@ use super::{Action, Phase, Supervisor, KILLED_WITHIN};
 use crate::facts::note::{Note, ServiceName};
 
 /// One process of a service, unique over the life of the master.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ServiceId(pub u64);
 
 /// What the supervisor must know of a service.
@@ -60,11 +61,11 @@ pub struct Service {
     pub number: u32,
     pub pid: Option<i32>,
     pub state: State,
-    readiness: Readiness,
+    pub(super) readiness: Readiness,
     pub restarts: u32,
-    ready_within: Option<Duration>,
-    stop_timeout: Duration,
-    backoff: Backoff,
+    pub(super) ready_within: Option<Duration>,
+    pub(super) stop_timeout: Duration,
+    pub(super) backoff: Backoff,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +88,7 @@ pub enum State {
 /// What a service with `notify` has said of itself. It lives on over a crash: one that dies before it is ready, again and
 /// again, is late as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Readiness {
+pub(super) enum Readiness {
     /// It runs, and that is enough.
     Unasked,
     Awaited {

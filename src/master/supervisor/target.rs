@@ -1,5 +1,7 @@
 //! How many workers are wanted: what the settings say, and what operators have added or taken away since.
 
+use serde::{Deserialize, Serialize};
+
 use super::generation::Plan;
 use crate::facts::outcome::Refusal;
 
@@ -7,7 +9,7 @@ use crate::facts::outcome::Refusal;
 /// cell of the generation's scoreboard.
 const PROCESSES_A_SLOT: u32 = 3;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// Workers more (or fewer) than the settings say. Survives reloads.
     extra: i32,

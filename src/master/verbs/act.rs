@@ -10,7 +10,7 @@ use super::ask::{ask, read, wait_for_end, NoAnswer};
 use super::client::{connect, target, told, ANSWER_WITHIN};
 use super::{find, output};
 use crate::config::process_context::ProcessContext;
-use crate::doors::protocol::{Dumped, Recycled, Request, Scaled};
+use crate::doors::protocol::{Dumped, Recycled, Request, Scaled, Upgraded};
 use crate::exit_code::ExitCode;
 use crate::verbs::command_line::{Client, Scale, Waiting};
 
@@ -59,6 +59,17 @@ pub fn abandon(client: &Client, context: &ProcessContext) -> ExitCode {
 pub fn resume(client: &Client, context: &ProcessContext, timeout: Option<Duration>) -> ExitCode {
     let text = |_: &IgnoredAny, _| "all workers serve again\n".to_owned();
     act(client, context, "resume", |_| Request::Resume, Waiting::Until(timeout), text)
+}
+
+/// The new binary answers, over the same connection. The master bounds the wait, and the client only its own.
+pub fn upgrade(client: &Client, context: &ProcessContext, timeout: Duration) -> ExitCode {
+    let text = |upgraded: &Upgraded, _| {
+        let Upgraded { from, to, pid } = upgraded;
+        format!("upgraded from {from} to {to}; pid {pid} and its workers serve on\n")
+    };
+    let timeout_ms = timeout.as_millis() as u64;
+    let waiting = Waiting::Until(Some(timeout + ANSWER_WITHIN));
+    act(client, context, "upgrade", |_| Request::Upgrade { timeout_ms }, waiting, text)
 }
 
 pub fn reopen_logs(client: &Client, context: &ProcessContext, timeout: Option<Duration>) -> ExitCode {

@@ -18,6 +18,7 @@ use crate::config::settings::Bind;
 use crate::config::units::parse_duration;
 use crate::config::{self, ConfigFile, Overrides, Source};
 use crate::exit_code;
+use crate::supervisor::upgrade::QUIET_WITHIN;
 use crate::verbs::convert;
 use crate::verbs::logs;
 use crate::verbs::status::Wanted;
@@ -57,6 +58,7 @@ pub enum Command {
     Rollback { client: Client, to: Option<GenerationId>, waiting: Waiting },
     Pause { client: Client, timeout: Duration },
     Resume { client: Client, timeout: Option<Duration> },
+    Upgrade { client: Client, timeout: Duration },
     History { client: Client, json: bool, all: bool },
     Report { client: Client, generation: Option<GenerationId>, json: bool },
     WaitReady { client: Client, timeout: Option<Duration> },
@@ -203,6 +205,9 @@ pub fn parse(
             Ok(Command::Report { client: place.client()?, generation: generation.map(GenerationId), json })
         }
         Verb::Pause { timeout } => Ok(Command::Pause { client: place.client()?, timeout: timeout.unwrap_or(PAUSE) }),
+        Verb::Upgrade { timeout } => {
+            Ok(Command::Upgrade { client: place.client()?, timeout: timeout.unwrap_or(QUIET_WITHIN) })
+        }
         Verb::Resume { timeout } => Ok(Command::Resume { client: place.client()?, timeout }),
         Verb::Wait { state: State::Ready, timeout } => Ok(Command::WaitReady { client: place.client()?, timeout }),
         Verb::Wait { state: State::Down, timeout } => Ok(Command::WaitDown { client: place.client()?, timeout }),
@@ -441,6 +446,15 @@ enum Verb {
     /// Go on after `pause`
     Resume {
         /// Give up waiting after so long, as in 30s; it goes on
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        timeout: Option<Duration>,
+    },
+    /// Go on as the forkmaster that was installed since: same pid, same workers, nothing is lost
+    ///
+    /// The master executes what lies under the name that it was called by, once a trial run of that has accepted its state. It
+    /// waits until no reload, drain or restart of a worker is under way.
+    Upgrade {
+        /// Exit 1 where there was no quiet moment for so long, or the new one says nothing [default: 60s]
         #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
         timeout: Option<Duration>,
     },

@@ -17,6 +17,7 @@ pub mod history;
 pub mod init;
 pub mod list;
 pub mod logs;
+pub mod look;
 pub mod output;
 pub mod show;
 pub mod status;

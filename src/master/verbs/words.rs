@@ -1,4 +1,4 @@
-//! Words and options that are nobody's here: slips in a verb, verbs to come, and what other servers and service
+//! Words and options that are nobody's here: slips in a verb, and what other servers and service
 //! managers call things. They are answered with what to type instead; none of them may start a master by accident.
 
 use std::ffi::OsString;
@@ -7,7 +7,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::config;
 
-const VERBS: [&str; 31] = [
+const VERBS: [&str; 32] = [
     "run",
     "check",
     "validate",
@@ -31,6 +31,7 @@ const VERBS: [&str; 31] = [
     "shutdown",
     "scale",
     "recycle",
+    "upgrade",
     "reopen-logs",
     "dump",
     "events",
@@ -40,9 +41,6 @@ const VERBS: [&str; 31] = [
     "completions",
     "man",
 ];
-
-/// No module may be taken for one of them now, or the day they exist would change what a command does.
-const VERBS_TO_COME: [&str; 1] = ["upgrade"];
 
 /// Verbs of systemctl, supervisorctl, circusctl, docker and caddy, and what does that here.
 const VERBS_OF_OTHERS: &[(&str, &str)] = &[
@@ -103,9 +101,6 @@ pub fn check_timeout(arguments: &[OsString]) -> Result<(), clap::Error> {
 
 pub fn check_module_or_verb(word: &str) -> Result<(), clap::Error> {
     let instead = format!("To serve a module of that name: forkmaster run {word}");
-    if VERBS_TO_COME.contains(&word) {
-        return Err(error(ErrorKind::InvalidSubcommand, format!("`{word}` comes with a later version\n\n{instead}")));
-    }
     if let Some((_, text)) = VERBS_OF_OTHERS.iter().find(|(verb, _)| *verb == word) {
         return Err(error(ErrorKind::InvalidSubcommand, format!("there is no verb `{word}`: {text}\n\n{instead}")));
     }

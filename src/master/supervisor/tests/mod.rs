@@ -12,6 +12,7 @@ mod rolling;
 mod services;
 mod stopping;
 mod transaction;
+mod upgrade;
 mod verbs;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -613,6 +614,9 @@ impl World {
             }
             Action::TakeStacks { worker } => self.soon(worker, WorkerEvent::Stacks { text: String::new() }),
             Action::CloseAllListeners
+            | Action::TryUpgrade
+            | Action::EndTry
+            | Action::UpgradeRefused(_)
             | Action::Forget { .. }
             | Action::DumpTemplate { .. }
             | Action::SignalStacks { .. } => {}

@@ -19,7 +19,7 @@ use Hears::{Done, No, Waits};
 
 const ASKER: AskId = AskId(77);
 
-fn verbs() -> [Ask; 12] {
+fn verbs() -> [Ask; 13] {
     [
         Ask::Ready,
         Ask::Scale { by: 1, wait: false },
@@ -33,6 +33,7 @@ fn verbs() -> [Ask; 12] {
         Ask::Resume,
         Ask::Promote { wait: true },
         Ask::Abandon,
+        Ask::Upgrade { timeout: MINUTE },
     ]
 }
 
@@ -100,24 +101,24 @@ fn states() -> Vec<(&'static str, World)> {
 
 #[test]
 fn every_verb_in_every_state_is_answered_once_and_truly() {
-    // Ready, scale, scale and wait, scale 0, recycle, dump, stop, stop --now, pause, resume, promote, abandon.
+    // Ready, scale, scale and wait, scale 0, recycle, dump, stop, stop --now, pause, resume, promote, abandon, upgrade.
     let table = [
-        ("proving at the start", [Waits, No, No, No, No, Done, Done, Done, No, No, No, No]),
-        ("serving", [Done, Done, Done, Done, Done, Done, Done, Done, Done, Done, No, No]),
-        // What is waited for comes with the end of the reload.
-        ("proving", [Done, Done, Waits, Waits, Done, Done, Done, Done, Done, Done, No, No]),
+        ("proving at the start", [Waits, No, No, No, No, Done, Done, Done, No, No, No, No, No]),
+        ("serving", [Done, Done, Done, Done, Done, Done, Done, Done, Done, Done, No, No, Waits]),
+        // What is waited for comes with the end of the reload. An upgrade waits for the new binary's word everywhere.
+        ("proving", [Done, Done, Waits, Waits, Done, Done, Done, Done, Done, Done, No, No, Waits]),
         // Its old workers have been told to drain.
-        ("rolling", [Done, Done, Waits, Waits, No, Done, Done, Done, Waits, Done, No, No]),
-        ("draining", [Done, Done, Done, Done, Done, Done, Done, Done, Waits, Done, No, No]),
-        ("off", [Waits, Done, Done, Done, No, No, Done, Done, Done, Done, No, No]),
-        ("no worker alive", [Waits, Done, Waits, Done, No, No, Done, Done, Done, Done, No, No]),
-        ("delaying", [No, Done, Done, Waits, Waits, Done, Done, Done, No, No, No, No]),
-        ("stopping", [No, No, No, No, No, Done, Done, Done, No, No, No, No]),
-        ("paused", [Waits, Done, Done, Done, No, Done, Done, Done, Done, Done, No, No]),
+        ("rolling", [Done, Done, Waits, Waits, No, Done, Done, Done, Waits, Done, No, No, Waits]),
+        ("draining", [Done, Done, Done, Done, Done, Done, Done, Done, Waits, Done, No, No, Waits]),
+        ("off", [Waits, Done, Done, Done, No, No, Done, Done, Done, Done, No, No, Waits]),
+        ("no worker alive", [Waits, Done, Waits, Done, No, No, Done, Done, Done, Done, No, No, Waits]),
+        ("delaying", [No, Done, Done, Waits, Waits, Done, Done, Done, No, No, No, No, No]),
+        ("stopping", [No, No, No, No, No, Done, Done, Done, No, No, No, No, No]),
+        ("paused", [Waits, Done, Done, Done, No, Done, Done, Done, Done, Done, No, No, No]),
         // The reload resumes when it has ended.
-        ("command runs", [Waits, Done, Waits, Waits, No, Done, Done, Done, Done, Waits, No, No]),
+        ("command runs", [Waits, Done, Waits, Waits, No, Done, Done, Done, Done, Waits, No, No, Waits]),
         // The old generation goes on as ever, and `scale` waits for the reload.
-        ("canary serves", [Done, Done, Waits, Waits, Done, Done, Done, Done, Done, Done, Done, Done]),
+        ("canary serves", [Done, Done, Waits, Waits, Done, Done, Done, Done, Done, Done, Done, Done, Waits]),
     ];
     let names: Vec<&str> = states().into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, table.map(|(name, _)| name));

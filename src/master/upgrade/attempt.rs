@@ -1,0 +1,145 @@
+//! The look that a new binary takes at a copy of the state, in a process of its own, before anything is given up: can it be
+//! executed, does it read the configuration, does it understand the state. The master goes on meanwhile. What the other side does is `verbs::look`.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Stdio;
+
+use mio::Token;
+use nix::fcntl::{fcntl, FcntlArg, OFlag};
+use serde::{Deserialize, Serialize};
+
+use super::state::State;
+use crate::children::{Proof, Who};
+use crate::config::process_context::ProcessContext;
+use crate::facts::outcome::Refusal;
+use crate::service::child::Entering;
+use crate::service::output::{Output, Pass};
+use crate::shared::Shared;
+use crate::sources::Source;
+use crate::supervisor::worker::Exit;
+
+/// The first argument of a binary that is only to look. An older one refuses it, as it refuses all that it does not know.
+pub const LOOK: &str = "--look-at-state";
+
+/// In the environment of a new binary: where the state is.
+pub const STATE: &str = "FORKMASTER_STATE_FD";
+
+/// What a new binary says, as its last line.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Verdict {
+    pub version: String,
+    /// None: it accepts the state.
+    pub refused: Option<String>,
+}
+
+/// A new binary that looks.
+pub struct Attempt {
+    output: Output,
+    token: Token,
+}
+
+impl Attempt {
+    /// Executes it. `spawn` returns when the exec has succeeded or failed; what holds that up (a file server) would hold up the
+    /// step itself as well.
+    pub fn start(state: &State, shared: &mut Shared) -> Result<Attempt, Refusal> {
+        let failed = |what: &str, error: io::Error| Refusal::new(format!("{what}: {error}"));
+        let executable = executable(&shared.context)?;
+        let state = state.seal().map_err(|error| failed("the state cannot be written", error))?;
+        let (output, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| failed("no pipe", error.into()))?;
+        fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|error| failed("no pipe", error.into()))?;
+        let both = theirs.try_clone().map_err(|error| failed("no pipe", error))?;
+        let mut arguments = std::env::args_os();
+        let mut command = std::process::Command::new(executable);
+        command.arg0(arguments.next().unwrap_or_default()).arg(LOOK).args(arguments);
+        command.env(STATE, state.as_raw_fd().to_string());
+        command.stdin(Stdio::null()).stdout(Stdio::from(theirs)).stderr(Stdio::from(both));
+        let entering = Entering::new(None, None, Path::new("."), &[state.as_raw_fd()]);
+        let entering = entering.map_err(|error| failed("no process", error))?;
+        // SAFETY: `enter` makes system calls only, each of them async-signal-safe (signal-safety(7)), and allocates nothing.
+        unsafe { command.pre_exec(move || entering.enter()) };
+        let what = format!("{} cannot be executed", executable.display());
+        let child = command.spawn().map_err(|error| failed(&what, error))?;
+        let claimed = shared.children.claim(Who::NewBinary, Proof::OwnChild { pid: child.id() as i32 });
+        claimed.map_err(|claim| Refusal::new(format!("the books are wrong: {claim}")))?;
+        let output = Output::new(output);
+        let token = shared.sources.add(&output, Source::NewBinary).map_err(|error| {
+            shared.children.kill(Who::NewBinary);
+            shared.children.give_up(Who::NewBinary);
+            failed("its output cannot be watched", error)
+        })?;
+        Ok(Attempt { output, token })
+    }
+
+    pub fn read(&mut self, shared: &mut Shared) {
+        match self.output.read(|line| log::debug!("new binary: {line}")) {
+            Pass::Empty => {}
+            Pass::More => shared.sources.mark_unread(self.token),
+            Pass::Ended => {
+                shared.sources.remove(self.token, &self.output);
+            }
+        }
+    }
+
+    /// It has been reaped: what it said.
+    pub fn ended(self, exit: &Exit, shared: &mut Shared) -> Result<(), Refusal> {
+        shared.sources.remove(self.token, &self.output);
+        let said = self.output.finish(|line| log::debug!("new binary: {line}"));
+        let last = said.lines().next_back().unwrap_or("");
+        let verdict = serde_json::from_str(last).ok();
+        match (exit, verdict) {
+            (Exit::Code(0), Some(Verdict { refused: None, version })) => {
+                log::info!("forkmaster {version} accepts the state");
+                Ok(())
+            }
+            (_, Some(Verdict { refused: Some(reason), .. })) => Err(Refusal::new(reason)),
+            (exit, _) => Err(Refusal {
+                details: said.clone(),
+                ..Refusal::new(format!("the new binary does not say that it accepts the state: {exit}"))
+            }),
+        }
+    }
+
+    /// Nobody waits for it any more. Its exit is nobody's.
+    pub fn end(self, shared: &mut Shared) {
+        shared.sources.remove(self.token, &self.output);
+        shared.children.kill(Who::NewBinary);
+        shared.children.give_up(Who::NewBinary);
+    }
+}
+
+/// What an upgrade executes: the name that this program was called by, so that a link in it leads to what is new.
+pub fn executable(context: &ProcessContext) -> Result<&Path, Refusal> {
+    let unknown = || Refusal::new("it cannot be told by which name this program was called");
+    context.executable.as_deref().ok_or_else(unknown)
+}
+
+/// What this process was given by the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handed {
+    Nothing,
+    /// A state to go on with, under this number.
+    State(RawFd),
+    /// A copy, which is only to be looked at.
+    Copy(RawFd),
+}
+
+impl Handed {
+    /// The first thing a process does: nobody else is to see the variable.
+    pub fn take() -> Handed {
+        let number = std::env::var(STATE).ok().and_then(|number| number.parse().ok());
+        std::env::remove_var(STATE);
+        let looks = std::env::args_os().nth(1).is_some_and(|argument| argument == LOOK);
+        match (number, looks) {
+            (None, _) => Handed::Nothing,
+            (Some(number), false) => Handed::State(number),
+            (Some(number), true) => Handed::Copy(number),
+        }
+    }
+
+    pub fn looks(self) -> bool {
+        matches!(self, Handed::Copy(_))
+    }
+}
