@@ -239,6 +239,16 @@ fn everything_that_a_master_has_is_there_afterwards() {
     let worker = master.wait_workers(3)[0].pid;
     assert!(master.cli(&["recycle", "0"]).ok());
     wait_for("the recycled worker to be gone", || (!pids(&master.workers()).contains(&worker)).then_some(()));
+    // A template that dies is started again, with the library of the new binary.
+    let template = || {
+        let status = master.status()?.0;
+        let template = &status["generations"].as_array()?.last()?["template"];
+        template["pid"].as_i64().filter(|_| template["state"] == "ready")
+    };
+    let old = wait_for("the template", template);
+    Process::of(old as i32).expect("it is there").signal(Signal::SIGKILL);
+    wait_for("another template", || template().filter(|pid| *pid != old));
+    assert!(master.cli(&["recycle", "1"]).ok());
     // And the end removes what the start has made.
     master.term();
     assert!(master.wait_exit().success());

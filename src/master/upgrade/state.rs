@@ -134,10 +134,6 @@ impl State {
 
     /// Reads it from there, or says why it cannot be taken over.
     pub fn read(number: RawFd) -> Result<State, String> {
-        #[derive(Deserialize)]
-        struct Framed {
-            frame: Frame,
-        }
         let unreadable = |error: &dyn std::fmt::Display| format!("the state cannot be read: {error}");
         // SAFETY: asks for its flags only; a number that is not open gives an error.
         if number <= 2 || unsafe { libc::fcntl(number, libc::F_GETFD) } == -1 {
@@ -146,9 +142,18 @@ impl State {
         // SAFETY: it is open, and nobody but whoever executed this program knows it.
         let state = unsafe { OwnedFd::from_raw_fd(number) };
         let text = large::read(state).map_err(|error| unreadable(&error))?;
-        let Framed { frame } = serde_json::from_slice(&text).map_err(|error| unreadable(&error))?;
+        State::parse(&text)
+    }
+
+    fn parse(text: &[u8]) -> Result<State, String> {
+        #[derive(Deserialize)]
+        struct Framed {
+            frame: Frame,
+        }
+        let unreadable = |error: serde_json::Error| format!("the state cannot be read: {error}");
+        let Framed { frame } = serde_json::from_slice(text).map_err(unreadable)?;
         frame.check()?;
-        serde_json::from_slice(&text).map_err(|error| unreadable(&error))
+        serde_json::from_slice(text).map_err(unreadable)
     }
 
     /// Descriptors that live over the exec, the state's own besides.
@@ -179,5 +184,52 @@ impl State {
             log::info!("descriptor {name} of {} is not known here, and closed", self.from);
         }
         Ok(Restored { shared, service, doors, pidfile, from: self.from, asker: self.asker })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What 0.1.0 has written, of a service with everything that there is.
+    const OF_0_1_0: &str = include_str!("../../../tests/states/0.1.0.json");
+
+    /// The layout of the scoreboard belongs to the build that wrote it.
+    fn state(change: impl FnOnce(&mut serde_json::Value)) -> Result<State, String> {
+        let mut state: serde_json::Value = serde_json::from_str(OF_0_1_0).unwrap();
+        state["frame"] = serde_json::json!(Frame::ours());
+        change(&mut state);
+        State::parse(state.to_string().as_bytes())
+    }
+
+    /// Where this fails, a field that is new lacks its `#[serde(default)]` (CONTRIBUTING.md, "something that an upgrade in
+    /// place carries"), or one has another meaning.
+    #[test]
+    fn what_an_older_binary_has_written_is_read() {
+        let read = state(|_| {}).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!((read.from.as_str(), read.asker), ("0.1.0", Some(2)));
+        assert!(read.descriptors.contains_key("lifeline.held") && read.pidfile.is_some());
+        // And it is written again as it was.
+        let again = serde_json::to_value(&read).unwrap();
+        let mut before: serde_json::Value = serde_json::from_str(OF_0_1_0).unwrap();
+        before.as_object_mut().unwrap().remove("frame");
+        let lost: Vec<&String> = before.as_object().unwrap().keys().filter(|key| again[*key].is_null()).collect();
+        assert!(lost.is_empty(), "{lost:?}");
+    }
+
+    #[test]
+    fn what_a_newer_binary_adds_is_skipped_and_what_it_changes_is_refused() {
+        assert!(state(|state| state["service"]["generation"]["who_knows"] = 1.into()).is_ok());
+        let refused = |change: fn(&mut serde_json::Value)| state(change).err().unwrap_or_default();
+        assert!(refused(|state| state["frame"]["format"] = 9.into()).contains("writes format 9"));
+        assert!(refused(|state| state["frame"]["wire"] = 9.into()).contains("does not understand the workers of"));
+        assert!(refused(|state| state["service"] = 1.into()).contains("the state cannot be read: "));
+    }
+
+    #[test]
+    fn a_number_that_nobody_has_handed_over_is_no_state() {
+        for number in [-1, 0, 2, 1 << 20] {
+            assert!(State::read(number).err().unwrap_or_default().contains("was handed over"), "{number}");
+        }
     }
 }

@@ -44,7 +44,10 @@ const VERBS: [&str; 32] = [
 
 /// Verbs of systemctl, supervisorctl, circusctl, docker and caddy, and what does that here.
 const VERBS_OF_OTHERS: &[(&str, &str)] = &[
-    ("restart", "`forkmaster reload` deploys what is on disk without an outage; only a new forkmaster needs a restart"),
+    (
+        "restart",
+        "`forkmaster reload` deploys what is on disk without an outage, and `forkmaster upgrade` takes a new forkmaster",
+    ),
     (
         "start",
         "`forkmaster -c app.toml` serves until it is told to stop; a service manager starts it in the background",
