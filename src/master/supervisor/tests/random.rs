@@ -8,6 +8,7 @@ use super::*;
 /// the service is as it was configured. The numbers of a failure are in its message.
 #[test]
 fn whatever_comes_the_service_is_whole_in_the_end() {
+    let mut seen = BTreeSet::new();
     for seed in 0..60u64 {
         let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
         let surges = [Surge::Workers(1), Surge::Workers(2), Surge::Workers(0), Surge::All, Surge::Auto];
@@ -206,12 +207,28 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
         let services: u32 =
             world.supervisor.serving().map_or(0, |of| of.plan.services.iter().map(|plan| plan.count).sum());
         assert_eq!(world.services.len(), services as usize, "seed {seed}: {:#?}", world.log);
+        seen.extend(RARE.into_iter().filter(|words| world.logged(words)));
         world.ask(Ask::Stop);
         world.pass(MINUTE);
         assert!(world.services.is_empty(), "seed {seed}");
         assert_eq!((world.exit, world.alive.len(), world.templates.len()), (Some(0), 0, 0), "seed {seed}");
     }
+    assert_eq!(seen, BTreeSet::from(RARE));
 }
+
+/// What has to have come about in some of the runs, or they would say nothing of it.
+const RARE: [&str; 10] = [
+    "canary gen=",
+    " good: ",
+    " too_little_traffic: ",
+    " worse: ",
+    " died: ",
+    " promoted: ",
+    " abandoned: an operator",
+    "draining -> kept",
+    " forks for gen=",
+    "is kept no longer, since memory is short",
+];
 
 fn serving_listeners(world: &World) -> Vec<ListenerId> {
     world.supervisor.serving().map_or_else(Vec::new, |generation| generation.plan.listeners.clone())
