@@ -61,9 +61,8 @@ impl Supervisor {
                 continue;
             }
             let leaving: usize = self.generations.iter().map(Generation::leaving).sum();
-            let graceful = self.generations[at].plan.graceful_timeout;
+            let until = now + self.generations[at].plan.graceful_timeout + KILLED_WITHIN + EXIT_WITHIN;
             if self.generations[at].blocked.is_none() {
-                let until = now + graceful + KILLED_WITHIN + EXIT_WITHIN;
                 let of = self.generations.iter().filter(|other| other.leaving() > 0).map(|other| other.id).collect();
                 let max_processes = self.max_processes();
                 let id = self.generations[at].id;
@@ -81,6 +80,10 @@ impl Supervisor {
             if in_transaction && (too_late || leaving == 0) {
                 self.refuse_without_room(at, now);
             } else {
+                // Whoever serves waits on.
+                if too_late {
+                    self.generations[at].blocked = Some(Blocked { until, leaving });
+                }
                 self.condemn_for(denied, now);
             }
         }

@@ -127,3 +127,26 @@ fn what_does_not_die_is_given_up() {
     assert!(world.logged("template gen=1 is still there after SIGKILL"), "{:#?}", world.log);
     assert_eq!(world.templates.len(), 1, "another one was started");
 }
+
+#[test]
+fn a_generation_that_serves_and_finds_no_room_for_a_worker_waits_on() {
+    let mut world = World::serving(plan(2));
+    // While the service is paused nobody is drained whose successor has not served.
+    world.ask(Ask::Pause { timeout: MINUTE });
+    world.run();
+    for worker in world.alive.keys().copied().collect::<Vec<_>>() {
+        world.exit(worker, killed());
+    }
+    world.pass(MINUTE);
+    world.reload(Plan { max_processes: Some(4), ..plan(4) }, Behaviour::Healthy);
+    world.run();
+    // The new one takes the place of a worker whose template is away.
+    world.template_event(GenerationId(1), TemplateEvent::Exited(killed()));
+    let old = *world.alive.iter().find(|(_, of)| of.0 == 1).expect("there are two").0;
+    world.exit(old, killed());
+    world.pass(MINUTE * 5);
+    assert!(world.logged("generation gen=1 waits for room for a worker (max_processes = 4)"), "{:#?}", world.log);
+    world.ask(Ask::Resume);
+    world.pass(MINUTE);
+    assert_eq!((world.accepting(1), world.alive.len()), (2, 2), "{:#?}", world.log);
+}
