@@ -67,6 +67,20 @@ fn what_is_under_way_is_waited_for_and_named_when_the_time_is_over() {
     assert!(reason.contains("no quiet moment for 60.0s: generation 1 is draining (2 workers)"), "{reason}");
 }
 
+/// It is the one thing that is not carried: the next rollback starts Python anew.
+#[test]
+fn a_template_that_is_kept_for_a_rollback_is_given_up() {
+    let plan = Plan { rollback_window: MINUTE * 60, ..plan(2) };
+    let mut world = World::serving(plan.clone());
+    world.reload(plan, Behaviour::Healthy);
+    world.run();
+    assert_eq!(world.state(1), Some("kept"));
+    world.ask_upgrade(ASKER);
+    assert_eq!(world.state(1), None);
+    world.tried(Ok(()));
+    assert!(world.may_be_taken_over());
+}
+
 #[test]
 fn what_begins_meanwhile_comes_first_and_the_new_binary_looks_again() {
     let mut world = World::serving(plan(2));
