@@ -84,7 +84,7 @@ fn main() {
         Command::Resume { client, timeout } => act::resume(&client, &context, timeout),
         Command::WaitDown { client, timeout } => act::wait_down(&client, &context, timeout),
         Command::Scale { client, to, waiting } => act::scale(&client, &context, to, waiting),
-        Command::Recycle { client, slot, waiting } => act::recycle(&client, &context, slot, waiting),
+        Command::Recycle { client, slot, keep, waiting } => act::recycle(&client, &context, slot, keep, waiting),
         Command::ReopenLogs { client, timeout } => act::reopen_logs(&client, &context, timeout),
         Command::Dump { client, slot } => act::dump(&client, &context, slot),
         Command::Completions { shell } => help::completions(shell),

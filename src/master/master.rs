@@ -353,9 +353,13 @@ impl Master {
             Request::WaitReady => self.ask(client, Ask::Ready),
             Request::Scale { by, wait } => self.ask(client, Ask::Scale { by, wait }),
             Request::ScaleTo { workers, wait } => self.ask(client, Ask::ScaleTo { workers, wait }),
-            Request::Recycle { slot, wait } => self.ask(client, Ask::Recycle { slot, wait }),
             Request::Upgrade { timeout_ms } => {
                 self.ask(client, Ask::Upgrade { timeout: Duration::from_millis(timeout_ms) });
+            }
+            Request::Recycle { slot, wait } => self.ask(client, Ask::Recycle { slot, keep: None, wait }),
+            Request::RecycleKept { slot, keep_ms, wait } => {
+                let keep = Some(Duration::from_millis(keep_ms));
+                self.ask(client, Ask::Recycle { slot, keep, wait });
             }
             Request::Dump { slot } => self.ask(client, Ask::Dump { slot }),
             Request::ReopenLogs => {
@@ -532,7 +536,7 @@ fn reply(outcome: &Outcome) -> Reply {
         Outcome::Begun { generation } => Reply::Proving(Proving { generation: *generation }),
         Outcome::Ready => Reply::Ready {},
         Outcome::Scaled { workers } => Reply::Scaled(Scaled { workers: *workers }),
-        Outcome::Recycled { slot, pid } => Reply::Recycled(Recycled { slot: *slot, pid: *pid }),
+        Outcome::Recycled { slot, pid, kept } => Reply::Recycled(Recycled { slot: *slot, pid: *pid, kept_pid: *kept }),
         Outcome::Dumped(workers) => Reply::Dumped(Dumped { workers: workers.iter().map(stacks).collect() }),
         Outcome::Asked | Outcome::Paused | Outcome::Resumed => Reply::Done {},
         Outcome::Stopping => Reply::Stopping(Stopping { pid: std::process::id() }),

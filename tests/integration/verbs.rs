@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use crate::harness::client::{self, Connection};
+use nix::sys::signal::Signal;
+
+use crate::harness::client::{self, head, Connection};
 use crate::harness::load::Load;
 use crate::harness::master::Master;
+use crate::harness::process::Process;
 use crate::harness::site::Site;
 use crate::harness::{wait_for, wait_within};
 
@@ -75,6 +78,40 @@ fn recycle_replaces_one_worker_and_loses_nothing() {
     assert_ne!(pid(&before, 1), pid(&after, 1));
     let refused = master.cli(&["recycle", "7"]);
     assert!(!refused.ok() && refused.text().contains("there is no slot 7"), "{refused}");
+}
+
+/// It serves nothing, and a debugger may do with it what it likes: neither a reload nor a stop waits for it.
+#[test]
+fn a_kept_worker_is_out_of_service_and_stays_alive() {
+    let site = Site::with_releases("recycle_keep", 2);
+    site.set("server.workers", "1").set("server.graceful_timeout", "'1s'");
+    let master = site.start();
+    let old = master.wait_serving()[0].pid;
+    // What it runs is finished, and its idle connections go to others.
+    let (mut idle, mut busy) = (master.connect(), master.connect());
+    idle.get_ok("/");
+    let end = site.path().join("end");
+    busy.must_send(head("GET", &format!("/until?file={}", end.display()), &[]));
+    wait_for("it to run", || master.status().filter(|status| status.0["generations"][0]["workers"][0]["busy"] == 1));
+    let said = ok(&master, &["recycle", "0", "--keep", "10m"]);
+    assert!(said.contains(&format!("pid {old} is out of service and stays alive")), "{said}");
+    assert_ne!(idle.get_ok("/").pid(), old);
+    std::fs::write(&end, "").expect("it can be made");
+    assert_eq!(busy.expect_answer().pid(), old);
+    let state = || {
+        let generations = master.status()?.generations();
+        let worker = generations.into_iter().flat_map(|generation| generation.workers).find(|one| one.pid == old)?;
+        Some(worker.state)
+    };
+    assert_eq!(state().as_deref(), Some("kept"));
+    let process = Process::of(old).expect("it lives");
+    process.signal(Signal::SIGSTOP);
+    site.flip("2");
+    assert!(master.cli(&["reload"]).ok(), "{}", master.log());
+    assert_eq!(master.get("/").text(), "2");
+    assert_eq!((state().as_deref(), process.runs()), (Some("kept"), true));
+    master.stop();
+    assert!(!process.runs());
 }
 
 /// In Python, in C with the interpreter's lock, in a sleep: the dump shows where.

@@ -89,6 +89,13 @@ pub enum Request {
         #[serde(default)]
         wait: bool,
     },
+    /// The same, and the old worker stays alive out of service for so long. A verb of its own: an older master would end it.
+    RecycleKept {
+        slot: SlotIndex,
+        keep_ms: u64,
+        #[serde(default)]
+        wait: bool,
+    },
     /// Another binary takes over; answered by that one, or with the reason why not. `timeout_ms`: for a quiet moment and the
     /// new binary's word.
     Upgrade {
@@ -115,7 +122,7 @@ fn yes() -> bool {
 }
 
 /// The words that `command` may be.
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 20] = [
     "status",
     "reload",
     "reload_paused",
@@ -130,6 +137,7 @@ const COMMANDS: [&str; 19] = [
     "scale",
     "scale_to",
     "recycle",
+    "recycle_kept",
     "upgrade",
     "reopen_logs",
     "dump",
@@ -172,6 +180,9 @@ pub struct Scaled {
 pub struct Recycled {
     pub slot: SlotIndex,
     pub pid: Option<i32>,
+    /// The old one, where it stays alive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_pid: Option<i32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -271,6 +282,7 @@ impl Request {
             Request::ScaleTo { workers, .. } => format!("scale {workers}"),
             Request::Recycle { slot, .. } => format!("recycle {slot}"),
             Request::Upgrade { .. } => "upgrade".to_owned(),
+            Request::RecycleKept { slot, keep_ms, .. } => format!("recycle {slot} --keep {}s", keep_ms / 1000),
             Request::ReopenLogs => "reopen-logs".to_owned(),
             Request::Stop { now: false } => "stop".to_owned(),
             Request::Stop { now: true } => "stop --now".to_owned(),
@@ -382,6 +394,7 @@ mod tests {
             Request::Scale { by: -1, wait: false },
             Request::ScaleTo { workers: 0, wait: true },
             Request::Recycle { slot: SlotIndex(2), wait: true },
+            Request::RecycleKept { slot: SlotIndex(2), keep_ms: 600_000, wait: true },
             Request::Upgrade { timeout_ms: 60_000 },
             Request::ReopenLogs,
             Request::Dump { slot: None },

@@ -39,7 +39,7 @@ pub enum Outcome {
     /// So many workers are wanted now; they serve where that was waited for.
     Scaled { workers: u32 },
     /// Another worker serves in this slot.
-    Recycled { slot: SlotIndex, pid: Option<i32> },
+    Recycled { slot: SlotIndex, pid: Option<i32>, kept: Option<i32> },
     /// No request is in the application, and none is begun.
     Paused,
     /// All workers serve again.

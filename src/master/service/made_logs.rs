@@ -31,6 +31,7 @@ impl Service {
             | WorkerState::Serving { .. }
             | WorkerState::Pausing { .. }
             | WorkerState::Paused { .. }
+            | WorkerState::Kept { .. }
             | WorkerState::Closing { .. }
             | WorkerState::Draining { .. }
             | WorkerState::Terminating { .. }

@@ -14,6 +14,10 @@ use crate::facts::canary::Canary;
 use crate::facts::note::{Note, WorkerName};
 use crate::facts::outcome::{End, Outcome, Refusal, Reload, Stacks};
 
+/// Workers that are kept at once (`recycle --keep`), each with the memory of a worker, and for how long at most.
+const KEPT_MAX: usize = 3;
+const KEPT_FOR_MAX: Duration = Duration::from_secs(3600);
+
 /// One ask, unique while it waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AskId(pub u64);
@@ -33,7 +37,8 @@ pub enum Ask {
     /// So many workers. 0: all leave, and the sockets are held.
     ScaleTo { workers: u32, wait: bool },
     /// A successor for the worker in this slot. Answered when that serves; without `wait` at once.
-    Recycle { slot: SlotIndex, wait: bool },
+    /// `keep`: for how long the old worker stays alive, out of service.
+    Recycle { slot: SlotIndex, keep: Option<Duration>, wait: bool },
     /// Requests that run are finished, nothing is begun. Answered when no request is in the application any more; given up
     /// after `timeout`.
     Pause { timeout: Duration },
@@ -134,7 +139,7 @@ impl Supervisor {
             Ask::ScaleTo { workers, wait } => {
                 self.on_scale(asker, wait, |target, plan| target.set(workers, plan), None);
             }
-            Ask::Recycle { slot, wait } => self.on_recycle(asker, slot, wait),
+            Ask::Recycle { slot, keep, wait } => self.on_recycle(asker, slot, keep, wait),
             Ask::Pause { timeout } => self.on_pause(asker, timeout, now),
             Ask::Resume => self.on_resume(asker),
             Ask::Upgrade { timeout } => self.on_ask_upgrade(asker, timeout, now),
@@ -179,7 +184,7 @@ impl Supervisor {
         }
     }
 
-    fn on_recycle(&mut self, asker: Option<AskId>, slot: SlotIndex, wait: bool) {
+    fn on_recycle(&mut self, asker: Option<AskId>, slot: SlotIndex, keep: Option<Duration>, wait: bool) {
         let Some(at) = self.serving_index() else { return };
         let wanted = self.wanted(at);
         let serves = |worker: &&Worker| worker.slot == slot && matches!(worker.state, WorkerState::Serving { .. });
@@ -191,11 +196,23 @@ impl Supervisor {
             };
             return self.answer(asker, Outcome::Refused(Refusal::new(reason)));
         };
-        self.mark_due(at, old, Due::Asked);
+        if let Some(refusal) = keep.and_then(|time| self.cannot_keep(time)) {
+            return self.answer(asker, Outcome::Refused(refusal));
+        }
+        self.mark_due(at, old, keep.map_or(Due::Asked, Due::Kept));
         match wait {
             true => self.wait(asker, On::Recycled { slot, old }),
             false => self.answer(asker, Outcome::Asked),
         }
+    }
+
+    /// Each takes the memory of a worker.
+    fn cannot_keep(&self, time: Duration) -> Option<Refusal> {
+        if time > KEPT_FOR_MAX {
+            return Some(Refusal::new("a worker is kept for an hour at most".to_owned()));
+        }
+        (self.kept_workers() >= KEPT_MAX)
+            .then(|| Refusal::new(format!("{KEPT_MAX} workers are kept already, and that is all")))
     }
 
     fn on_dump(&mut self, asker: Option<AskId>, slot: Option<SlotIndex>, now: Instant) {
@@ -263,6 +280,7 @@ impl Supervisor {
             WorkerState::Starting { .. }
             | WorkerState::Opening { .. }
             | WorkerState::Pausing { .. }
+            | WorkerState::Kept { .. }
             | WorkerState::Closing { .. }
             | WorkerState::Draining { .. }
             | WorkerState::Terminating { .. }
@@ -281,7 +299,9 @@ impl Supervisor {
         }
         let another = serving.present_in(slot).find(|worker| worker.id != old && worker.is_serving())?;
         let leaves = serving.worker(old).is_none_or(|worker| !worker.is_serving());
-        leaves.then_some(Outcome::Recycled { slot, pid: another.pid })
+        let is_kept = |worker: &&Worker| matches!(worker.state, WorkerState::Kept { .. });
+        let kept = serving.worker(old).filter(is_kept).and_then(|worker| worker.pid);
+        leaves.then_some(Outcome::Recycled { slot, pid: another.pid, kept })
     }
 
     fn dumped(&self, workers: &[WorkerId]) -> Option<Outcome> {

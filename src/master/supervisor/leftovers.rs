@@ -125,6 +125,7 @@ impl Supervisor {
                 WorkerState::Closing { deadline, .. }
                 | WorkerState::Draining { deadline }
                 | WorkerState::Terminating { deadline, .. } => *deadline = (*deadline).min(by),
+                WorkerState::Kept { until, .. } => *until = (*until).min(by),
                 WorkerState::Starting { .. }
                 | WorkerState::Ready
                 | WorkerState::Opening { .. }

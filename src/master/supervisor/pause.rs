@@ -189,6 +189,7 @@ impl Supervisor {
                     | WorkerState::Serving { .. }
                     | WorkerState::Pausing { .. }
                     | WorkerState::Paused { .. }
+                    | WorkerState::Kept { .. }
                     | WorkerState::Closing { .. }
                     | WorkerState::Draining { .. }
                     | WorkerState::Terminating { .. }
@@ -220,6 +221,7 @@ impl Supervisor {
             | WorkerState::Ready
             | WorkerState::Pausing { .. }
             | WorkerState::Paused { .. }
+            | WorkerState::Kept { .. }
             | WorkerState::Closing { .. }
             | WorkerState::Draining { .. }
             | WorkerState::Terminating { .. }
@@ -514,6 +516,7 @@ impl Supervisor {
             WorkerState::Starting { .. }
             | WorkerState::Ready
             | WorkerState::Serving { .. }
+            | WorkerState::Kept { .. }
             | WorkerState::Closing { .. }
             | WorkerState::Draining { .. }
             | WorkerState::Terminating { .. }
@@ -537,6 +540,7 @@ fn may_run(worker: &Worker) -> bool {
         // It has closed its channel, and may run on for a moment.
         | WorkerState::Exiting { .. } => true,
         WorkerState::Killed { .. } => worker.pid.is_some(),
+        WorkerState::Kept { quiet, .. } => !quiet,
         WorkerState::Starting { .. }
         | WorkerState::Ready
         | WorkerState::Paused { .. }

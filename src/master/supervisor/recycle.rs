@@ -1,13 +1,13 @@
 //! Replacing workers of the generation that serves: those that are due (`max_requests` and the like), those that are
 //! stuck, and those beyond the wanted number. A healthy worker serves until its successor does.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::WorkerId;
 
 use super::generation::{Generation, Plan, State, Surge};
 use super::worker::{Due, State as WorkerState, Stuck, Worker};
-use super::{Action, Supervisor};
+use super::{Action, Supervisor, ANSWER_WITHIN};
 use crate::facts::note::Note;
 
 impl Supervisor {
@@ -50,7 +50,9 @@ impl Supervisor {
             let alone = generation.present_in(slot).count() == 1;
             let rests = generation.slots[slot.0 as usize].backoff_until.is_some();
             // Whoever leaves may keep its idle connections for a while, and its successor needs room.
-            let crowded = generation.leaving() + replacing >= wanted as usize;
+            let kept =
+                generation.workers.iter().filter(|worker| matches!(worker.state, WorkerState::Kept { .. })).count();
+            let crowded = generation.leaving() - kept + replacing >= wanted as usize;
             if alone && !rests && !crowded && replacing < replacements_max(&generation.plan) {
                 replacing += 1;
                 self.spawn(at, slot, now);
@@ -79,7 +81,10 @@ impl Supervisor {
                         | WorkerState::Ready
                 )
             {
-                self.drain(at, worker.id, now);
+                match keeps(&worker).filter(|_| outlived && worker.slot.0 < wanted) {
+                    Some(time) => self.keep(at, worker.id, time, now),
+                    None => self.drain(at, worker.id, now),
+                }
             }
         }
         // A canary serves beside those that are wanted.
@@ -91,6 +96,24 @@ impl Supervisor {
             }
             self.drain_other(at, now);
         }
+    }
+
+    /// Takes it out of service as a pause does, and lets it live.
+    fn keep(&mut self, at: usize, id: WorkerId, time: Duration, now: Instant) {
+        self.actions.push(Action::Pause { worker: id });
+        self.change(at, id, WorkerState::Kept { until: now + time, quiet: false }, now);
+    }
+
+    /// Its time is over. What it may still run has as long as at a stop: whoever recycled it has given it up.
+    pub(super) fn end_kept(&mut self, at: usize, id: WorkerId, now: Instant) {
+        self.drain(at, id, now);
+        let deadline = now + self.generations[at].plan.graceful_timeout;
+        self.change(at, id, WorkerState::Closing { heard_by: now + ANSWER_WITHIN, deadline }, now);
+    }
+
+    /// Workers that are kept, or will be.
+    pub(super) fn kept_workers(&self) -> usize {
+        self.generations.iter().flat_map(|generation| &generation.workers).filter(|worker| worker.is_kept()).count()
     }
 
     /// Whether one more worker of this generation may be given up for being stuck.
@@ -107,6 +130,29 @@ impl Supervisor {
         self.actions.push(Action::Retire { worker: id });
         let (check_at, deadline) = (now + graceful, now + drain_timeout.max(graceful));
         self.change(at, id, WorkerState::Terminating { stuck, check_at, deadline }, now);
+    }
+}
+
+/// For how long it is to live after its successor serves.
+fn keeps(worker: &Worker) -> Option<Duration> {
+    match worker.state {
+        WorkerState::Opening { due: Some(Due::Kept(time)), .. }
+        | WorkerState::Serving { due: Some(Due::Kept(time)), .. }
+        | WorkerState::Pausing { due: Some(Due::Kept(time)) }
+        | WorkerState::Paused { due: Some(Due::Kept(time)) } => Some(time),
+        WorkerState::Starting { .. }
+        | WorkerState::Ready
+        | WorkerState::Opening { .. }
+        | WorkerState::Serving { .. }
+        | WorkerState::Pausing { .. }
+        | WorkerState::Paused { .. }
+        | WorkerState::Kept { .. }
+        | WorkerState::Closing { .. }
+        | WorkerState::Draining { .. }
+        | WorkerState::Terminating { .. }
+        | WorkerState::Finishing { .. }
+        | WorkerState::Exiting { .. }
+        | WorkerState::Killed { .. } => None,
     }
 }
 

@@ -129,6 +129,7 @@ impl Supervisor {
                 | S::Serving { .. }
                 | S::Pausing { .. }
                 | S::Paused { .. }
+                | S::Kept { .. }
                 | S::Closing { .. }
                 | S::Draining { .. }
                 | S::Terminating { .. }
@@ -180,6 +181,29 @@ impl Supervisor {
                 Event::Garbled,
             ) => self.kill(at, id, now),
             (S::Killed { .. }, Event::Garbled) => {}
+            // It is out of service, and may stand still in a debugger: neither silence nor its requests are a reason.
+            (S::Kept { until, .. }, Event::Paused) => self.change(at, id, S::Kept { until, quiet: true }, now),
+            (S::Kept { .. }, Event::Leaving { .. }) => self.end_kept(at, id, now),
+            (S::Kept { .. }, Event::Drained { threads }) => {
+                self.change(at, id, S::Finishing { kill_at: now + graceful, threads }, now);
+            }
+            (S::Kept { .. }, Event::ChannelLost) => {
+                self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN, said_why: true }, now);
+            }
+            (S::Kept { .. }, Event::Garbled) => self.kill(at, id, now),
+            (
+                S::Kept { .. },
+                Event::Ready(_)
+                | Event::Failed(_)
+                | Event::Serving
+                | Event::Draining
+                | Event::RequestsServed
+                | Event::TooBig
+                | Event::Stuck(_)
+                | Event::Slow
+                | Event::StillStuck { .. }
+                | Event::Unstuck,
+            ) => {}
             // A draining worker closes its channel at its end and may still join threads within its deadline.
             (
                 S::Closing { .. }
@@ -198,6 +222,7 @@ impl Supervisor {
                 | S::Serving { .. }
                 | S::Pausing { .. }
                 | S::Paused { .. }
+                | S::Kept { .. }
                 | S::Closing { .. }
                 | S::Draining { .. }
                 | S::Terminating { .. }
@@ -398,6 +423,7 @@ impl Supervisor {
             | WorkerState::Opening { .. }
             | WorkerState::Pausing { .. }
             | WorkerState::Paused { .. }
+            | WorkerState::Kept { .. }
             | WorkerState::Closing { .. }
             | WorkerState::Draining { .. }
             | WorkerState::Terminating { .. }
@@ -431,7 +457,7 @@ impl Supervisor {
             // INT and QUIT end it at once.
             WorkerState::Serving { due: Some(Due::Leaving), .. } => *exit == Exit::Code(0),
             WorkerState::Exiting { said_why, .. } => said_why,
-            WorkerState::Killed { .. } | WorkerState::Terminating { .. } => true,
+            WorkerState::Killed { .. } | WorkerState::Terminating { .. } | WorkerState::Kept { .. } => true,
             WorkerState::Starting { .. }
             | WorkerState::Ready
             | WorkerState::Opening { .. }
@@ -456,7 +482,8 @@ impl Supervisor {
             | WorkerState::Serving { .. }
             | WorkerState::Pausing { .. }
             | WorkerState::Paused { .. } => self.slot_lost(at, &worker, now),
-            WorkerState::Closing { .. }
+            WorkerState::Kept { .. }
+            | WorkerState::Closing { .. }
             | WorkerState::Draining { .. }
             | WorkerState::Terminating { .. }
             | WorkerState::Finishing { .. }

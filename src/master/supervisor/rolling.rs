@@ -374,6 +374,7 @@ impl Supervisor {
                 | WorkerState::Paused { .. } => true,
                 WorkerState::Starting { .. }
                 | WorkerState::Ready
+                | WorkerState::Kept { .. }
                 | WorkerState::Closing { .. }
                 | WorkerState::Draining { .. }
                 | WorkerState::Terminating { .. }

@@ -66,6 +66,7 @@ impl Supervisor {
                     | WorkerState::Serving { .. }
                     | WorkerState::Pausing { .. }
                     | WorkerState::Paused { .. }
+                    | WorkerState::Kept { .. }
                     | WorkerState::Closing { .. }
                     | WorkerState::Draining { .. }
                     | WorkerState::Terminating { .. } => {
@@ -102,6 +103,7 @@ impl Supervisor {
                     | WorkerState::Serving { .. }
                     | WorkerState::Pausing { .. }
                     | WorkerState::Paused { .. }
+                    | WorkerState::Kept { .. }
                     | WorkerState::Closing { .. }
                     | WorkerState::Draining { .. }
                     | WorkerState::Terminating { .. } => running += 1,

@@ -164,6 +164,7 @@ impl Supervisor {
                 | WorkerState::Serving { .. }
                 | WorkerState::Pausing { .. }
                 | WorkerState::Paused { .. }
+                | WorkerState::Kept { .. }
                 | WorkerState::Closing { .. }
                 | WorkerState::Draining { .. }
                 | WorkerState::Terminating { .. }

@@ -238,6 +238,7 @@ impl Supervisor {
             | WorkerState::Opening { .. }
             | WorkerState::Pausing { .. }
             | WorkerState::Paused { .. }
+            | WorkerState::Kept { .. }
             | WorkerState::Closing { .. }
             | WorkerState::Draining { .. }
             | WorkerState::Finishing { .. }

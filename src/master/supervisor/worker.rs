@@ -15,6 +15,8 @@
 //! | Pausing | no request is under way | Paused | |
 //! | Pausing, Paused | the pause is over | Opening | told to serve |
 //! | Serving | `max_*` reached | Serving, due | a successor first, then it drains |
+//! | Serving, Pausing, Paused | replaced, and to be kept | Kept | told to pause; it stays alive for gdb or py-spy |
+//! | Kept | deadline | Closing | told to drain, with `graceful_timeout` |
 //! | Ready, Opening, Serving, Pausing, Paused | superseded, scaled down, due and replaced | Closing | told to drain |
 //! | Ready, Opening, Serving, Pausing, Paused, Closing | leaves by itself | Draining | the slot gets another |
 //! | Closing | confirms, or does not in time | Draining | |
@@ -79,6 +81,8 @@ pub enum State {
     Paused { due: Option<Due> },
     /// Told to drain; not yet heard that it has stopped accepting.
     Closing { heard_by: Instant, deadline: Instant },
+    /// Out of service, and alive for somebody who looks into it; told to pause, and so serves nothing once it is `quiet`.
+    Kept { until: Instant, quiet: bool },
     /// It accepts nothing new and finishes what was begun.
     Draining { deadline: Instant },
     /// It serves nothing any more, and only the interpreter's own end is missing: it waits for these threads.
@@ -100,6 +104,8 @@ pub enum Due {
     Memory,
     /// Somebody asked for it.
     Asked,
+    /// The same, and it is to stay alive for so long after its successor serves.
+    Kept(Duration),
     /// It has said that it wants to end.
     Leaving,
 }
@@ -182,7 +188,29 @@ impl Worker {
             | State::Serving { .. }
             | State::Pausing { .. }
             | State::Paused { .. } => true,
-            State::Closing { .. }
+            State::Kept { .. }
+            | State::Closing { .. }
+            | State::Draining { .. }
+            | State::Terminating { .. }
+            | State::Finishing { .. }
+            | State::Exiting { .. }
+            | State::Killed { .. } => false,
+        }
+    }
+
+    /// It is out of service and stays alive, or will be.
+    pub fn is_kept(&self) -> bool {
+        match self.state {
+            State::Kept { .. } => true,
+            State::Opening { due, .. }
+            | State::Serving { due, .. }
+            | State::Pausing { due }
+            | State::Paused { due } => {
+                matches!(due, Some(Due::Kept(_)))
+            }
+            State::Starting { .. }
+            | State::Ready
+            | State::Closing { .. }
             | State::Draining { .. }
             | State::Terminating { .. }
             | State::Finishing { .. }
@@ -203,6 +231,8 @@ impl Worker {
             State::Starting { .. }
             | State::Ready
             | State::Paused { .. }
+            // It does as soon as it reads its channel, and a debugger may have stopped it: a commit must not wait for it.
+            | State::Kept { .. }
             | State::Draining { .. }
             | State::Terminating { .. }
             | State::Finishing { .. }
@@ -228,6 +258,7 @@ impl Worker {
             },
             State::Exiting { kill_at, .. } | State::Finishing { kill_at, .. } => Some(kill_at),
             State::Killed { give_up } => Some(give_up),
+            State::Kept { until, .. } => Some(until),
             State::Serving { since, due: None } => max_lifetime.map(|lifetime| since + lifetime),
             State::Ready
             | State::Serving { due: Some(_), .. }
@@ -248,6 +279,7 @@ impl State {
             State::Serving { .. } => "serving",
             State::Pausing { .. } => "pausing",
             State::Paused { .. } => "paused",
+            State::Kept { .. } => "kept",
             State::Closing { .. } => "closing",
             State::Draining { .. } => "draining",
             State::Finishing { .. } => "finishing",
@@ -264,7 +296,7 @@ impl Due {
             Due::Requests => "max_requests",
             Due::Lifetime => "max_lifetime",
             Due::Memory => "max_rss",
-            Due::Asked => "recycle",
+            Due::Asked | Due::Kept(_) => "recycle",
             Due::Leaving => "leaving",
         }
     }
@@ -373,6 +405,7 @@ impl Supervisor {
             State::Pausing { due } | State::Paused { due } => due,
             State::Starting { .. }
             | State::Ready
+            | State::Kept { .. }
             | State::Opening { .. }
             | State::Serving { .. }
             | State::Closing { .. }
@@ -450,6 +483,7 @@ impl Supervisor {
             State::Terminating { deadline, .. } if deadline <= now => self.kill(at, id, now),
             State::Terminating { stuck, .. } => self.actions.push(Action::CheckStuck { worker: id, stuck }),
             State::Exiting { .. } => self.kill(at, id, now),
+            State::Kept { .. } => self.end_kept(at, id, now),
             State::Killed { .. } => {
                 self.note(Note::WontDie { worker: name });
                 self.generations[at].workers.retain(|worker| worker.id != id);

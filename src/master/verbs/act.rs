@@ -30,16 +30,32 @@ pub fn scale(client: &Client, context: &ProcessContext, to: Scale, waiting: Wait
     act(client, context, "scale", request, waiting, told_waiting)
 }
 
-pub fn recycle(client: &Client, context: &ProcessContext, slot: SlotIndex, waiting: Waiting) -> ExitCode {
+pub fn recycle(
+    client: &Client,
+    context: &ProcessContext,
+    slot: SlotIndex,
+    keep: Option<Duration>,
+    waiting: Waiting,
+) -> ExitCode {
+    let request = |wait| match keep {
+        None => Request::Recycle { slot, wait },
+        Some(keep) => Request::RecycleKept { slot, keep_ms: keep.as_millis() as u64, wait },
+    };
     let Waiting::Until(_) = waiting else {
         let asked = |_: &IgnoredAny, _| format!("the worker in slot {slot} is being replaced\n");
-        return act(client, context, "recycle", |wait| Request::Recycle { slot, wait }, waiting, asked);
+        return act(client, context, "recycle", request, waiting, asked);
     };
-    let text = |recycled: &Recycled, _| match recycled.pid {
-        Some(pid) => format!("slot {slot}: pid {pid} serves\n"),
-        None => format!("slot {slot}: another worker serves\n"),
+    let text = |recycled: &Recycled, _| {
+        let serves = match recycled.pid {
+            Some(pid) => format!("slot {slot}: pid {pid} serves\n"),
+            None => format!("slot {slot}: another worker serves\n"),
+        };
+        let kept = recycled.kept_pid.map_or_else(String::new, |pid| {
+            format!("pid {pid} is out of service and stays alive for now: gdb -p {pid}, py-spy dump --pid {pid}\n")
+        });
+        serves + &kept
     };
-    act(client, context, "recycle", |wait| Request::Recycle { slot, wait }, waiting, text)
+    act(client, context, "recycle", request, waiting, text)
 }
 
 /// The master resumes by itself where requests still run when the time is over.

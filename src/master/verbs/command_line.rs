@@ -65,7 +65,7 @@ pub enum Command {
     WaitDown { client: Client, timeout: Option<Duration> },
     Stop { client: Client, now: bool, waiting: Waiting },
     Scale { client: Client, to: Scale, waiting: Waiting },
-    Recycle { client: Client, slot: SlotIndex, waiting: Waiting },
+    Recycle { client: Client, slot: SlotIndex, keep: Option<Duration>, waiting: Waiting },
     ReopenLogs { client: Client, timeout: Option<Duration> },
     Dump { client: Client, slot: Option<SlotIndex> },
     Completions { shell: Shell },
@@ -212,8 +212,9 @@ pub fn parse(
         Verb::Wait { state: State::Ready, timeout } => Ok(Command::WaitReady { client: place.client()?, timeout }),
         Verb::Wait { state: State::Down, timeout } => Ok(Command::WaitDown { client: place.client()?, timeout }),
         Verb::Scale { to, waiting } => Ok(Command::Scale { client: place.client()?, to, waiting: waiting.waiting() }),
-        Verb::Recycle { slot, waiting } => {
-            Ok(Command::Recycle { client: place.client()?, slot: SlotIndex(slot), waiting: waiting.waiting() })
+        Verb::Recycle { slot, keep, waiting } => {
+            let (client, slot, waiting) = (place.client()?, SlotIndex(slot), waiting.waiting());
+            Ok(Command::Recycle { client, slot, keep, waiting })
         }
         Verb::ReopenLogs { timeout } => Ok(Command::ReopenLogs { client: place.client()?, timeout }),
         Verb::Dump { slot } => Ok(Command::Dump { client: place.client()?, slot: slot.map(SlotIndex) }),
@@ -481,6 +482,9 @@ enum Verb {
         /// As `status` numbers them, from 0
         #[arg(value_name = "SLOT")]
         slot: u32,
+        /// The old process stays alive out of service for so long, for gdb or py-spy; an hour at most, three at once
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        keep: Option<Duration>,
         #[command(flatten)]
         waiting: WaitOptions,
     },

@@ -226,7 +226,7 @@ fn meanwhile_the_old_generation_goes_on_as_ever() {
     world.exit(old, killed());
     world.pass(Duration::from_secs(1));
     assert_eq!(world.accepting(1), 4);
-    world.event(Event::Ask { asker: Some(AskId(1)), ask: Ask::Recycle { slot: SlotIndex(1), wait: true } });
+    world.event(Event::Ask { asker: Some(AskId(1)), ask: Ask::Recycle { slot: SlotIndex(1), keep: None, wait: true } });
     world.run();
     assert!(matches!(&world.answers[..], [(AskId(1), Outcome::Recycled { .. })]), "{:?}", world.answers);
     world.ask(Ask::Scale { by: 1, wait: false });

@@ -247,6 +247,7 @@ impl World {
                     WorkerState::Ready => rolling || self.supervisor.exchanging().is_some() || !running,
                     WorkerState::Starting { .. }
                     | WorkerState::Opening { .. }
+                    | WorkerState::Kept { .. }
                     | WorkerState::Closing { .. }
                     | WorkerState::Draining { .. }
                     | WorkerState::Finishing { .. }

@@ -136,7 +136,11 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                         Ask::Ready,
                         Ask::Scale { by: 1, wait: false },
                         Ask::ScaleTo { workers: dice.roll(4) as u32, wait: true },
-                        Ask::Recycle { slot: SlotIndex(dice.roll(4) as u32), wait: true },
+                        Ask::Recycle {
+                            slot: SlotIndex(dice.roll(4) as u32),
+                            keep: (asked % 3 == 0).then_some(Duration::from_secs(600)),
+                            wait: true,
+                        },
                         Ask::Dump { slot: None },
                         Ask::Pause { timeout: Duration::from_secs(dice.roll(20) as u64) },
                         Ask::Resume,

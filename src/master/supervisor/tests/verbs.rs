@@ -25,7 +25,7 @@ fn verbs() -> [Ask; 13] {
         Ask::Scale { by: 1, wait: false },
         Ask::Scale { by: 1, wait: true },
         Ask::ScaleTo { workers: 0, wait: true },
-        Ask::Recycle { slot: SlotIndex(0), wait: true },
+        Ask::Recycle { slot: SlotIndex(0), keep: None, wait: true },
         Ask::Dump { slot: None },
         Ask::Stop,
         Ask::StopNow,
@@ -196,15 +196,64 @@ fn a_recycled_worker_serves_until_its_successor_does() {
     let mut world = World::serving(plan(2));
     let before = world.alive.clone();
     world.fewest_accepting = 2;
-    world.event(Event::Ask { asker: Some(AskId(1)), ask: Ask::Recycle { slot: SlotIndex(1), wait: true } });
+    world.event(Event::Ask { asker: Some(AskId(1)), ask: Ask::Recycle { slot: SlotIndex(1), keep: None, wait: true } });
     world.run();
     assert!(matches!(world.answers[..], [(AskId(1), Outcome::Recycled { slot: SlotIndex(1), .. })]));
     assert_eq!((world.fewest_accepting, world.accepting.len()), (2, 2));
     let gone = before.keys().filter(|worker| !world.accepting.contains(worker)).count();
     assert_eq!(gone, 1);
-    world.event(Event::Ask { asker: Some(AskId(2)), ask: Ask::Recycle { slot: SlotIndex(2), wait: true } });
+    world.event(Event::Ask { asker: Some(AskId(2)), ask: Ask::Recycle { slot: SlotIndex(2), keep: None, wait: true } });
     let Some((_, Outcome::Refused(refusal))) = world.supervisor_answers().last().cloned() else { panic!("refused") };
     assert_eq!(refusal.reason, "there is no slot 2; 2 workers are wanted, numbered from 0");
+}
+
+/// It is out of service for so long, whatever becomes of it meanwhile, and no more than a few are.
+#[test]
+fn a_worker_that_is_kept_lives_until_its_time_is_over() {
+    const KEEP: Duration = Duration::from_secs(600);
+    let mut world = World::serving(plan(4));
+    let mut asked = 0;
+    let mut recycle = |world: &mut World, slot, keep| {
+        asked += 1;
+        let ask = Ask::Recycle { slot: SlotIndex(slot), keep: Some(keep), wait: true };
+        world.event(Event::Ask { asker: Some(AskId(asked)), ask });
+        world.run();
+        world.answers.last().expect("it is answered").1.clone()
+    };
+    let Outcome::Refused(refusal) = recycle(&mut world, 0, KEEP * 7) else { panic!("longer than an hour") };
+    assert_eq!(refusal.reason, "a worker is kept for an hour at most");
+    let mut kept = Vec::new();
+    for slot in 0..3 {
+        let Outcome::Recycled { kept: Some(pid), .. } = recycle(&mut world, slot, KEEP) else { panic!("kept") };
+        kept.push(pid);
+    }
+    let Outcome::Refused(refusal) = recycle(&mut world, 3, KEEP) else { panic!("a fourth") };
+    assert_eq!(refusal.reason, "3 workers are kept already, and that is all");
+    assert_eq!((world.alive.len(), world.accepting.len()), (7, 4));
+    // Silence and requests that take long are no reason, and neither keeps a reload waiting.
+    let workers = world.supervisor.serving().expect("it serves").workers.clone();
+    for worker in workers.iter().filter(|worker| worker.pid.is_some_and(|pid| kept.contains(&pid))) {
+        assert_eq!(worker.state.word(), "kept");
+        world.worker_event(worker.id, WorkerEvent::Stuck(Stuck::Silent));
+    }
+    world.reload(plan(4), Behaviour::Healthy);
+    world.run();
+    world.pass(KEEP - Duration::from_secs(1));
+    assert_eq!((world.alive.len(), world.accepting.len(), world.kills.len()), (7, 4, 0));
+    world.pass(Duration::from_secs(2));
+    assert_eq!((world.alive.len(), world.accepting.len(), world.kills.len()), (4, 4, 0));
+}
+
+#[test]
+fn a_stop_does_not_wait_for_workers_that_are_kept() {
+    let mut world = World::serving(plan(1));
+    let ask = Ask::Recycle { slot: SlotIndex(0), keep: Some(Duration::from_secs(600)), wait: false };
+    world.event(Event::Ask { asker: None, ask });
+    world.run();
+    assert_eq!(world.alive.len(), 2);
+    world.ask(Ask::Stop);
+    world.pass(Duration::from_secs(60));
+    assert_eq!((world.exit, world.alive.len()), (Some(0), 0));
 }
 
 #[test]
