@@ -16,7 +16,7 @@ use nix::sys::stat::Mode;
 
 use crate::harness::client::{self, Address};
 use crate::harness::machine::{can_change_users, Machine};
-use crate::harness::master::{run, Launch, Master};
+use crate::harness::master::{binary, run, Launch, Master};
 use crate::harness::process;
 use crate::harness::site::{copy_binary_to, Site};
 use crate::harness::{wait_for, wait_within};
@@ -468,6 +468,36 @@ fn a_reload_whose_user_is_not_found_in_time_keeps_nobody_waiting_and_says_what_h
     // The next one has another thread, and TERM waits for neither.
     master.hup();
     assert_alive(&master);
+    end_by_term(&master);
+}
+
+/// An exec waits for all threads of the process, and one of them may hang in the kernel.
+#[test]
+fn a_reading_that_hangs_refuses_an_upgrade() {
+    if !can_change_users() {
+        return;
+    }
+    let site = public_site("hanging_upgrade");
+    let users = HangingUsers::new(&site);
+    let (real, called) = (binary(), site.path().join("called"));
+    symlink(&real, &called).expect("a link of the site");
+    let master = site.launch(Launch { binary: Some(called.clone()), ..users.launch() });
+    master.wait_serving();
+    users.hang();
+    master.hup();
+    users.wait_entered();
+    // The new binary itself finds its user.
+    fs::remove_file(&called).expect("it is there");
+    site.write("called", &format!("#!/bin/sh\nexec env -u LD_PRELOAD {} \"$@\"\n", real.display()));
+    fs::set_permissions(&called, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let refused = run(site.path(), &["upgrade", "--socket", "control.sock"]);
+    let reason = "reading the configuration takes longer than 1 s, and an exec would wait for it";
+    assert!(refused.code == Some(1) && refused.stderr.contains(reason), "{refused}");
+    fs::remove_file(&users.hangs).expect("it is there");
+    master.wait_log("generation gen=2 committed");
+    let upgraded = run(site.path(), &["upgrade", "--socket", "control.sock"]);
+    assert!(upgraded.ok(), "{upgraded}");
+    assert_eq!(get(&site, "/").release(), "1");
     end_by_term(&master);
 }
 

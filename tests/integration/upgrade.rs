@@ -173,6 +173,9 @@ fn a_binary_that_does_not_start_or_accept_leaves_the_old_one_running() {
     let output = master.cli(&["upgrade"]);
     assert!(output.code == Some(1), "{output}");
     assert_eq!(executed(&master), before.0);
+    // It accepts, and is gone when it is to be executed.
+    script(&site, 7, &format!("{real} \"$@\"; code=$?; rm \"$0\"; exit $code"));
+    refused("cannot be executed: No such file or directory", &[]);
     // The next reload would be refused for it.
     flip_binary(&site, 1);
     let config = fs::read_to_string(site.config_path()).expect("it is there");
