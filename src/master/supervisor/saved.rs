@@ -1,6 +1,6 @@
 //! What the supervisor knows while the service is quiet, in the form that an upgrade in place carries. One generation serves
-//! and nothing is under way, so of the states of its processes only these are left: a worker serves, a slot or a service
-//! rests or runs, the template can fork or is gone. `upgrade` makes sure of that before.
+//! and nothing is under way, so of the states of its processes only these are left: a worker serves, or is kept for somebody
+//! who looks into it; a slot or a service rests or runs; the template can fork or is gone. `upgrade` makes sure of that before.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -52,6 +52,9 @@ struct SavedWorker {
     since: Moment,
     born: Moment,
     serving_since: Moment,
+    /// Out of service until then, for somebody who looks into it.
+    #[serde(default)]
+    kept_until: Option<Moment>,
     private_bytes: u64,
 }
 
@@ -152,16 +155,33 @@ impl SavedSlot {
 }
 
 impl SavedWorker {
-    /// None: it does more, or less, than serve.
+    /// None: it neither serves nor is kept out of service.
     fn of(worker: &Worker) -> Option<SavedWorker> {
-        let WorkerState::Serving { since, due: None } = worker.state else { return None };
+        let (serving_since, kept_until) = match worker.state {
+            WorkerState::Serving { since, due: None } => (since, None),
+            WorkerState::Kept { until, quiet: true } => (worker.since, Some(until)),
+            WorkerState::Serving { due: Some(_), .. }
+            | WorkerState::Kept { quiet: false, .. }
+            | WorkerState::Starting { .. }
+            | WorkerState::Ready
+            | WorkerState::Opening { .. }
+            | WorkerState::Pausing { .. }
+            | WorkerState::Paused { .. }
+            | WorkerState::Closing { .. }
+            | WorkerState::Draining { .. }
+            | WorkerState::Finishing { .. }
+            | WorkerState::Terminating { .. }
+            | WorkerState::Exiting { .. }
+            | WorkerState::Killed { .. } => return None,
+        };
         Some(SavedWorker {
             id: worker.id,
             slot: worker.slot,
             pid: worker.pid?,
             since: worker.since.into(),
             born: worker.born.into(),
-            serving_since: since.into(),
+            serving_since: serving_since.into(),
+            kept_until: kept_until.map(Moment::from),
             private_bytes: worker.private_bytes,
         })
     }
@@ -171,7 +191,10 @@ impl SavedWorker {
             id: self.id,
             slot: self.slot,
             pid: Some(self.pid),
-            state: WorkerState::Serving { since: self.serving_since.into(), due: None },
+            state: match self.kept_until {
+                None => WorkerState::Serving { since: self.serving_since.into(), due: None },
+                Some(until) => WorkerState::Kept { until: until.into(), quiet: true },
+            },
             since: self.since.into(),
             born: self.born.into(),
             dump: Dump::None,

@@ -231,14 +231,14 @@ impl Supervisor {
             | Template::Killed { .. } => return Some(format!("the template is {}", serving.template.word())),
         }
         let is_quiet = |state: &WorkerState, dump: Dump| match state {
-            WorkerState::Serving { due: None, .. } => dump == Dump::None,
+            WorkerState::Serving { due: None, .. } | WorkerState::Kept { quiet: true, .. } => dump == Dump::None,
             WorkerState::Serving { due: Some(_), .. }
             | WorkerState::Starting { .. }
             | WorkerState::Ready
             | WorkerState::Opening { .. }
             | WorkerState::Pausing { .. }
             | WorkerState::Paused { .. }
-            | WorkerState::Kept { .. }
+            | WorkerState::Kept { quiet: false, .. }
             | WorkerState::Closing { .. }
             | WorkerState::Draining { .. }
             | WorkerState::Finishing { .. }

@@ -163,6 +163,20 @@ fn a_restored_supervisor_goes_on_as_if_nothing_had_happened() {
 }
 
 #[test]
+fn a_worker_that_is_kept_for_a_debugger_is_carried_with_its_time() {
+    let mut world = World::serving(plan(2));
+    world.ask(Ask::Recycle { slot: SlotIndex(0), keep: Some(MINUTE * 10), wait: false });
+    world.run();
+    assert_eq!((world.alive.len(), world.accepting(1)), (3, 2));
+    let saved = world.supervisor.save().expect("it is quiet");
+    let deadline = world.supervisor.next_deadline();
+    world.supervisor = Supervisor::restore(saved, plan(2), world.now);
+    assert_eq!(world.supervisor.next_deadline(), deadline);
+    world.pass(MINUTE * 11);
+    assert_eq!((world.alive.len(), world.accepting(1)), (2, 2));
+}
+
+#[test]
 fn a_service_that_is_not_quiet_has_no_state_to_save() {
     let mut world = World::serving(plan(2));
     world.ask(Ask::Pause { timeout: MINUTE });
