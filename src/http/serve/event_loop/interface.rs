@@ -31,8 +31,8 @@ pub trait Loop {
     /// Goes on with what was fetched. Never waits.
     fn step(&mut self, blocking: Blocking) -> Step<Self::Request>;
 
-    /// Waits for events. True: a signal came.
-    fn fetch(&mut self) -> bool;
+    /// Waits for events. True: a signal came. Signals are the main thread's: where another one waits, they are kept for it.
+    fn fetch(&mut self, is_main: bool) -> bool;
 
     /// The time of the latest fetch, or of the latest answer.
     fn now(&self) -> Instant;
@@ -85,8 +85,8 @@ impl Loop for EventLoop {
         EventLoop::step(self, blocking)
     }
 
-    fn fetch(&mut self) -> bool {
-        EventLoop::fetch(self)
+    fn fetch(&mut self, is_main: bool) -> bool {
+        EventLoop::fetch(self, is_main)
     }
 
     fn now(&self) -> Instant {

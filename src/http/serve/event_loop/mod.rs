@@ -86,7 +86,7 @@ pub struct EventLoop {
     refused: VecDeque<(Box<Request>, Refusal)>,
     inputs: InputBuffers,
     blocking: Blocking,
-    /// The main thread shall look for signals.
+    /// A signal came, and the main thread has not been told.
     signalled: bool,
     /// Events can no longer be waited for.
     broken: bool,

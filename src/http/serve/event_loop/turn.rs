@@ -124,9 +124,10 @@ impl EventLoop {
         }
     }
 
-    /// Waits for events, unless there is something else to do. True: a signal came.
-    pub(super) fn fetch(&mut self) -> bool {
-        if std::mem::take(&mut self.signalled) {
+    /// Waits for events, unless there is something else to do. True: a signal came. Only the main thread is told; where another
+    /// thread leads, the kernel has told that one, and would not tell the main thread again.
+    pub(super) fn fetch(&mut self, is_main: bool) -> bool {
+        if is_main && std::mem::take(&mut self.signalled) {
             return true;
         }
         // A step that must not block has left something.
@@ -159,7 +160,7 @@ impl EventLoop {
         }
         // Who does not sleep is not woken, and the kernel has told the next one too.
         self.phase = if slept { TurnPhase::Called } else { TurnPhase::Events };
-        interrupted
+        is_main && interrupted
     }
 
     /// Fetches a batch of events. Whether a signal came, and whether the loop slept.

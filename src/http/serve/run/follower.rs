@@ -123,15 +123,12 @@ impl<L: Loop> Follower<L> {
                     Waited::Done => return Event::Done,
                 }
             };
-            match run_until_request(&mut guard) {
+            match run_until_request(&mut guard, *index == 0) {
                 LoopEvent::Request(request) => return Event::Request(from_loop(lease, guard, request)),
                 LoopEvent::Signal => {
                     *lease = Some(guard.yield_loop());
-                    // Signals are the main thread's. In another one the interrupted wait just goes on.
-                    if *index == 0 {
-                        run_queue.read_wakeup();
-                        return Event::Signal;
-                    }
+                    run_queue.read_wakeup();
+                    return Event::Signal;
                 }
                 LoopEvent::Done => guard.end(),
             }
@@ -164,12 +161,12 @@ fn take_queued<'a, L: Loop>(
 }
 
 /// Runs the loop, as an app thread without the interpreter's lock, until there is something for it to do.
-fn run_until_request<L: Loop>(guard: &mut LeaderGuard<'_, L>) -> LoopEvent<L::Request> {
+fn run_until_request<L: Loop>(guard: &mut LeaderGuard<'_, L>, is_main: bool) -> LoopEvent<L::Request> {
     loop {
         match guard.event_loop().step(Blocking::Allowed) {
             Step::Request(request) => return LoopEvent::Request(request),
             Step::Idle => {
-                if guard.event_loop().fetch() {
+                if guard.event_loop().fetch(is_main) {
                     return LoopEvent::Signal;
                 }
             }

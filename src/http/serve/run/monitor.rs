@@ -132,8 +132,7 @@ fn lead<L: Loop>(mut guard: LeaderGuard<'_, L>) -> Option<Word> {
                 return Some(word);
             }
             Step::Idle => {
-                // Signals are the main thread's, which waits for them by itself.
-                guard.event_loop().fetch();
+                guard.event_loop().fetch(false);
             }
             Step::Done => {
                 guard.end();

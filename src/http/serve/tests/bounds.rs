@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -52,7 +53,7 @@ impl Turns {
 
     /// One turn. How many requests were answered in it.
     fn turn(&mut self) -> usize {
-        Loop::fetch(&mut self.event_loop);
+        Loop::fetch(&mut self.event_loop, true);
         let mut answered = 0;
         loop {
             match Loop::step(&mut self.event_loop, Blocking::Allowed) {
@@ -80,6 +81,20 @@ impl Turns {
         let rules = &self.shared.rules;
         rules.memory.used() + (rules.settings.temp_limit - rules.temp.left())
     }
+}
+
+/// As found: under load the monitor took the event of a signal, and the main thread, which led next, slept on.
+#[test]
+fn a_signal_that_another_thread_has_seen_is_kept_for_the_main_thread() {
+    let (wakeup, mut interpreter) = std::io::pipe().expect("pipe");
+    let Turns { mut event_loop, .. } = Turns::new(settings());
+    event_loop.watch_signals(wakeup.as_raw_fd()).expect("epoll_ctl");
+    interpreter.write_all(&[15]).expect("write");
+    for _ in 0..2 {
+        assert!(!Loop::fetch(&mut event_loop, false), "it is the main thread's");
+        assert!(matches!(Loop::step(&mut event_loop, Blocking::Allowed), Step::Idle));
+    }
+    assert!(Loop::fetch(&mut event_loop, true));
 }
 
 /// As found: 32 uploads had 44 MiB written to temporary files between two looks at anything else.

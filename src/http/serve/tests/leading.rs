@@ -53,7 +53,7 @@ impl Loop for ToyLoop {
     fn step(&mut self, _: Blocking) -> Step<()> {
         Step::Idle
     }
-    fn fetch(&mut self) -> bool {
+    fn fetch(&mut self, _is_main: bool) -> bool {
         false
     }
     fn now(&self) -> Instant {

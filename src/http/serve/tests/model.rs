@@ -136,7 +136,7 @@ impl Loop for CountingLoop {
         Step::Idle
     }
 
-    fn fetch(&mut self) -> bool {
+    fn fetch(&mut self, _is_main: bool) -> bool {
         self.enter();
         let doors = Arc::clone(&self.doors);
         let mut told = doors.told();
