@@ -15,6 +15,7 @@ use crate::config::settings::{self, Bind};
 use crate::config::{Loaded, Source as ConfigSource};
 use crate::doors::control::{ClientId, Waiting};
 use crate::doors::metrics;
+use crate::doors::page;
 use crate::doors::protocol::{Dumped, History, Proving, Recycled, Refused, Reply, Request, Scaled, Stacks, Stopping};
 use crate::doors::status::{Answer, Page};
 use crate::doors::{Asked, Doors};
@@ -309,7 +310,11 @@ impl Master {
             }
             Page::Metrics => {
                 let text = metrics::text(&self.service.measures(&self.shared));
-                Answer { status: 200, content_type: metrics::CONTENT_TYPE, text }
+                Answer { status: 200, content_type: metrics::CONTENT_TYPE, fields: "", text }
+            }
+            Page::State { among_us } => {
+                let (snapshot, measures) = (self.service.snapshot(&self.shared), self.service.measures(&self.shared));
+                page::json(snapshot, &measures, self.service.deploys(), among_us)
             }
         }
     }

@@ -72,6 +72,8 @@ mod log_forms;
 mod logs;
 // Who comes behind a crowd of costly requests.
 mod order;
+// The status page.
+mod page;
 // The wheel.
 mod packaging;
 // Clients wait, and nobody is refused.

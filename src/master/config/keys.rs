@@ -487,8 +487,9 @@ pub const KEYS: &[KeySpec] = &[
          systemd's RuntimeDirectory=, and not the closed directories in /tmp and /dev/shm."),
     row("status", "bind", Kind::List("HOST:PORT, [v6]:PORT, unix:PATH, fd://N or systemd:NAME"), List(&[]), Restart,
         "Where the master answers `/livez` (its loop turns), `/readyz` (a worker serves, and it was not told to stop) and \
-         `/metrics` (for Prometheus). Off by default. It answers whoever can reach it: keep it on a loopback or pod \
-         address."),
+         `/metrics` (for Prometheus), and where `/` is a page for people that looks on (`/status.json` is what it shows). \
+         Off by default. It answers whoever can reach it: keep it on a loopback or pod address. Requests that run are \
+         shown on loopback addresses and Unix sockets only."),
 ];
 
 impl Preset {

@@ -7,6 +7,7 @@ pub mod control;
 pub mod events;
 pub mod metrics;
 pub mod notify;
+pub mod page;
 pub mod peer;
 pub mod protocol;
 pub mod rights;

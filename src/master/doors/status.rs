@@ -1,4 +1,4 @@
-//! The listener of `[status] bind`, for probes and Prometheus: one GET a connection, then it is closed. Everything has
+//! The listener of `[status] bind`, for probes, Prometheus and people with a browser: one GET a connection, then it is closed. Everything has
 //! a bound: the bytes of a head, the time of a connection, connections, and what one pass of the loop does. It knows
 //! HTTP as far as that goes, and not what the pages say.
 
@@ -16,6 +16,7 @@ use nix::sys::socket::{accept4, SockFlag};
 
 use super::closer::Closer;
 use super::conn::{Bounds, Conn, Still};
+use super::page;
 use crate::config::settings::{Bind, SocketFile};
 use crate::listeners::{Access, ListenError, Listeners};
 use crate::sources::{Source, Sources};
@@ -45,18 +46,24 @@ pub enum Page {
     /// Somebody answers requests.
     Ready,
     Metrics,
+    /// What the status page shows. `among_us`: nobody can ask for it from elsewhere.
+    State {
+        among_us: bool,
+    },
 }
 
 /// What a page says.
 pub struct Answer {
     pub status: u16,
     pub content_type: &'static str,
+    /// Further lines of the head, each with its end.
+    pub fields: &'static str,
     pub text: String,
 }
 
 impl Answer {
     pub fn plain(status: u16, text: impl Into<String>) -> Answer {
-        Answer { status, content_type: "text/plain; charset=utf-8", text: text.into() }
+        Answer { status, content_type: "text/plain; charset=utf-8", fields: "", text: text.into() }
     }
 
     /// The bytes of the whole response. HEAD has a length and no body.
@@ -71,10 +78,11 @@ impl Answer {
         };
         let head = format!(
             "HTTP/1.1 {} {phrase}\r\nContent-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
-             Connection: close\r\n\r\n",
+             {}Connection: close\r\n\r\n",
             self.status,
             self.content_type,
-            self.text.len()
+            self.text.len(),
+            self.fields
         );
         head.into_bytes().into_iter().chain(if with_body { self.text.bytes() } else { "".bytes() }).collect()
     }
@@ -93,13 +101,16 @@ enum Stage {
 struct Client {
     conn: Conn,
     stage: Stage,
+    /// It came to a loopback address or a Unix socket, and not by a name that somebody's web page may have.
+    among_us: bool,
     close_at: Instant,
 }
 
 pub struct StatusDoor {
     /// Its own: the service's are closed when it stops, and whether it is ready is asked until the end.
     listeners: Listeners,
-    accepting: Vec<(Token, ListenerId)>,
+    /// And whether only this machine can reach it.
+    accepting: Vec<(Token, ListenerId, bool)>,
     clients: BTreeMap<Token, Client>,
     accept_at: Option<Instant>,
 }
@@ -120,7 +131,7 @@ impl StatusDoor {
         let mut accepting = Vec::new();
         for (listener, socket) in listeners.wire(&ids, &[]) {
             match sources.add(&socket, Source::Status) {
-                Ok(token) => accepting.push((token, listener.id)),
+                Ok(token) => accepting.push((token, listener.id, is_local(&socket))),
                 Err(error) => log::error!("status at {} cannot be watched: {error}", listener.address),
             }
             log::info!("status at {}: /livez, /readyz, /metrics", listener.address);
@@ -131,7 +142,7 @@ impl StatusDoor {
     /// Accepts some of those who are there.
     pub fn accept(&mut self, sources: &mut Sources, now: Instant) {
         self.accept_at = None;
-        for (token, listener) in self.accepting.clone() {
+        for (token, listener, is_local) in self.accepting.clone() {
             let Some((_, socket)) = self.listeners.wire(&[listener], &[]).pop() else { continue };
             let socket = socket.as_raw_fd();
             let mut taken = 0;
@@ -139,7 +150,7 @@ impl StatusDoor {
                 taken += 1;
                 match accept4(socket, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
                     // SAFETY: the kernel has just made it for this process, and nobody else knows its number.
-                    Ok(socket) => self.take(unsafe { OwnedFd::from_raw_fd(socket) }, sources, now),
+                    Ok(socket) => self.take(unsafe { OwnedFd::from_raw_fd(socket) }, is_local, sources, now),
                     Err(Errno::EAGAIN) => break,
                     Err(Errno::EINTR | Errno::ECONNABORTED) => {}
                     Err(_) => {
@@ -154,7 +165,7 @@ impl StatusDoor {
         }
     }
 
-    fn take(&mut self, socket: OwnedFd, sources: &mut Sources, now: Instant) {
+    fn take(&mut self, socket: OwnedFd, among_us: bool, sources: &mut Sources, now: Instant) {
         if self.clients.len() >= CLIENTS_MAX {
             let oldest = self.clients.iter().min_by_key(|(token, client)| (client.close_at, **token));
             let oldest = oldest.map(|(token, _)| *token);
@@ -166,7 +177,7 @@ impl StatusDoor {
         let interest = Interest::READABLE | Interest::WRITABLE;
         if sources.registry().register(&mut SourceFd(&conn.as_fd().as_raw_fd()), token, interest).is_ok() {
             let stage = Stage::Head { first: None, bytes: 0 };
-            self.clients.insert(token, Client { conn, stage, close_at: now + CONNECTION_WITHIN });
+            self.clients.insert(token, Client { conn, stage, among_us, close_at: now + CONNECTION_WITHIN });
         }
     }
 
@@ -235,10 +246,15 @@ impl Client {
                 None if line.is_empty() => {}
                 None => *first = Some(line),
                 Some(first) if line.is_empty() => match asked(first) {
-                    Ok((page, with_body)) => self.stage = Stage::Asked { page, with_body },
+                    Ok((Wanted::Html, with_body)) => return self.send(&page::html(), with_body, now),
+                    Ok((Wanted::State, with_body)) => {
+                        let page = Page::State { among_us: self.among_us };
+                        self.stage = Stage::Asked { page, with_body };
+                    }
+                    Ok((Wanted::Page(page), with_body)) => self.stage = Stage::Asked { page, with_body },
                     Err(answer) => return self.send(&answer, true, now),
                 },
-                Some(_) => {}
+                Some(_) => self.among_us &= !names_a_host(&line),
             }
             if matches!(&self.stage, Stage::Head { bytes, .. } if *bytes > BOUNDS.in_bytes_max) {
                 return true;
@@ -257,8 +273,43 @@ impl Client {
     }
 }
 
+/// Only this machine reaches it.
+fn is_local(socket: &impl AsRawFd) -> bool {
+    match nix::sys::socket::getsockname::<nix::sys::socket::SockaddrStorage>(socket.as_raw_fd()) {
+        Ok(address) => match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+            (Some(v4), _) => v4.ip().is_loopback(),
+            (None, Some(v6)) => v6.ip().is_loopback(),
+            (None, None) => address.as_unix_addr().is_some(),
+        },
+        Err(_) => false,
+    }
+}
+
+/// A Host field with a name. A web page of somebody's may have made its own name one of this machine's (DNS rebinding), and
+/// then a browser here gives that page what it asks for. An address, and localhost, cannot be anybody's name.
+fn names_a_host(line: &[u8]) -> bool {
+    let line = String::from_utf8_lossy(line);
+    let Some((name, value)) = line.split_once(':') else { return false };
+    if !name.eq_ignore_ascii_case("host") {
+        return false;
+    }
+    let host = value.trim().to_ascii_lowercase();
+    let without_port = host.rsplit_once(':').map_or(host.as_str(), |(host, _)| host);
+    let is_address = |text: &str| text.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok();
+    let is_ours = [host.as_str(), without_port].iter().any(|text| is_address(text) || *text == "localhost");
+    !is_ours && !host.is_empty()
+}
+
+/// What a target stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Html,
+    State,
+    Page(Page),
+}
+
 /// The page that a request line asks for, and whether with its body; or the answer to a request that is none.
-fn asked(line: &[u8]) -> Result<(Page, bool), Answer> {
+fn asked(line: &[u8]) -> Result<(Wanted, bool), Answer> {
     let words: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
     let [method, target, version] = words[..] else { return Err(Answer::plain(400, "not a request\n")) };
     if !version.starts_with(b"HTTP/1.") {
@@ -270,10 +321,12 @@ fn asked(line: &[u8]) -> Result<(Page, bool), Answer> {
         _other => return Err(Answer::plain(405, "only GET and HEAD\n")),
     };
     match target.split(|byte| *byte == b'?').next().unwrap_or_default() {
-        b"/livez" => Ok((Page::Live, with_body)),
-        b"/readyz" => Ok((Page::Ready, with_body)),
-        b"/metrics" => Ok((Page::Metrics, with_body)),
-        _other => Err(Answer::plain(404, "there is /livez, /readyz and /metrics\n")),
+        b"/" => Ok((Wanted::Html, with_body)),
+        b"/status.json" => Ok((Wanted::State, with_body)),
+        b"/livez" => Ok((Wanted::Page(Page::Live), with_body)),
+        b"/readyz" => Ok((Wanted::Page(Page::Ready), with_body)),
+        b"/metrics" => Ok((Wanted::Page(Page::Metrics), with_body)),
+        _other => Err(Answer::plain(404, "there is /, /status.json, /livez, /readyz and /metrics\n")),
     }
 }
 
@@ -348,10 +401,31 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nReady\n"), "{answer}");
         let answer = world.ask(b"HEAD /metrics HTTP/1.0\n\n");
         assert!(answer.contains("Content-Length: 8\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
-        assert!(world.ask(b"GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
+        assert!(world.ask(b"GET /other HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
+        let page = world.ask(b"GET / HTTP/1.1\r\n\r\n");
+        assert!(
+            page.contains("\r\nContent-Security-Policy: default-src 'none';") && page.ends_with("</html>\n"),
+            "{page}"
+        );
         assert!(world.ask(b"POST /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 405 "));
         assert!(world.ask(b"nonsense\r\n\r\n").starts_with("HTTP/1.1 400 "));
         assert!(world.door.clients.is_empty());
+    }
+
+    #[test]
+    fn requests_are_shown_to_this_machine_and_not_to_a_name_that_somebody_may_have() {
+        let mut world = World::new();
+        for (host, among_us) in [
+            ("Host: 127.0.0.1:9000", true),
+            ("host:  localhost", true),
+            ("Host: [::1]:9000", true),
+            ("Accept: text/html", true),
+            ("Host: evil.example:9000", false),
+            ("HOST: localhost.evil.example", false),
+        ] {
+            let answer = world.ask(format!("GET /status.json HTTP/1.1\r\n{host}\r\n\r\n").as_bytes());
+            assert!(answer.ends_with(&format!("State {{ among_us: {among_us} }}\n")), "{host}: {answer}");
+        }
     }
 
     #[test]

@@ -22,6 +22,9 @@ use crate::supervisor::asks::AskId;
 /// Entries that are kept in memory; the file has more.
 const ENTRIES_MAX: usize = 200;
 
+/// As many as a person wants to see at a glance.
+const DEPLOYS_SHOWN_MAX: usize = 10;
+
 /// Whoever asks for more deploys at a time than this is a script gone wild.
 const ASKERS_MAX: usize = 100;
 
@@ -195,6 +198,15 @@ impl Service {
         let live = self.generations.keys().filter_map(|generation| self.served(*generation));
         let live = live.map(|served| Entry::Served(Box::new(served)));
         self.history.entries.iter().cloned().chain(live).collect()
+    }
+
+    /// The latest deploys that are remembered, the latest first.
+    pub fn deploys(&self) -> Vec<Deploy> {
+        let deploy = |entry: &Entry| match entry {
+            Entry::Deploy(deploy) => Some(Deploy::clone(deploy)),
+            Entry::Served(_) => None,
+        };
+        self.history.entries.iter().rev().filter_map(deploy).take(DEPLOYS_SHOWN_MAX).collect()
     }
 
     /// Looks at the memory of the workers that have answered something.

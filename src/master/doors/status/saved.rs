@@ -66,7 +66,7 @@ impl StatusDoor {
         let listeners = Listeners::restore(saved.listeners, WHOSE, passed, claims)?;
         let mut accepting = Vec::new();
         for (id, socket) in listeners.all() {
-            accepting.push((sources.add(&socket, Source::Status)?, id));
+            accepting.push((sources.add(&socket, Source::Status)?, id, super::is_local(&socket)));
         }
         let mut clients = BTreeMap::new();
         for SavedClient { token, stage, unread, unsent } in saved.clients {
@@ -78,7 +78,7 @@ impl StatusDoor {
                 SavedStage::Head { first, bytes } => Stage::Head { first, bytes },
                 SavedStage::Answered => Stage::Answered,
             };
-            clients.insert(token, Client { conn, stage, close_at: now + CONNECTION_WITHIN });
+            clients.insert(token, Client { conn, stage, among_us: false, close_at: now + CONNECTION_WITHIN });
         }
         Ok(StatusDoor { listeners, accepting, clients, accept_at: None })
     }
