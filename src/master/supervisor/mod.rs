@@ -57,6 +57,10 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// From a closed channel, or the last message, to the exit: the interpreter's own end.
 const EXIT_WITHIN: Duration = Duration::from_secs(5);
 
+/// What one round of `settle` decides may make room for more: a worker that drains, for another that boots. Two rounds do
+/// nearly always.
+const SETTLED_AFTER_MAX: usize = 8;
+
 /// After SIGKILL a process is gone, unless the kernel itself hangs; nothing waits for that for ever.
 const KILLED_WITHIN: Duration = Duration::from_secs(10);
 
@@ -392,7 +396,13 @@ impl Supervisor {
             Event::Upgrade(event) => self.on_upgrade(event, now),
             Event::Tick => {}
         }
-        self.settle(now);
+        for _ in 0..SETTLED_AFTER_MAX {
+            let decided = self.actions.len();
+            self.settle(now);
+            if self.actions.len() == decided {
+                break;
+            }
+        }
         self.check();
         std::mem::take(&mut self.actions)
     }
@@ -481,7 +491,8 @@ impl Supervisor {
         self.generations.iter().find_map(|generation| Some((generation, generation.worker(id)?)))
     }
 
-    /// Derives what is due from the whole state. Idempotent: settling twice at the same time does nothing new.
+    /// Derives what is due from the whole state, in one round. `handle` repeats it until nothing new is due, so that a tick
+    /// before a deadline finds nothing.
     fn settle(&mut self, now: Instant) {
         self.expire(now);
         self.take_up_delayed(now);

@@ -9,7 +9,7 @@ use super::*;
 #[test]
 fn whatever_comes_the_service_is_whole_in_the_end() {
     let mut seen = BTreeSet::new();
-    for seed in 0..60u64 {
+    for seed in 0..200u64 {
         let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
         let surges = [Surge::Workers(1), Surge::Workers(2), Surge::Workers(0), Surge::All, Surge::Auto];
         let any_plan = |dice: &mut Dice| {
