@@ -39,7 +39,7 @@ use pidfile::PidFile;
 use signals::Signals;
 use upgrade::attempt::Handed;
 use upgrade::state::State;
-use verbs::command_line::Command;
+use verbs::command_line::{Command, Recycle};
 use verbs::{
     act, check, client, command_line, convert, ctl, dev, events, help, history, init, list, look, show, status,
 };
@@ -83,8 +83,16 @@ fn main() {
         Command::Upgrade { client, timeout } => act::upgrade(&client, &context, timeout),
         Command::Resume { client, timeout } => act::resume(&client, &context, timeout),
         Command::WaitDown { client, timeout } => act::wait_down(&client, &context, timeout),
-        Command::Scale { client, to, waiting } => act::scale(&client, &context, to, waiting),
-        Command::Recycle { client, slot, keep, waiting } => act::recycle(&client, &context, slot, keep, waiting),
+        Command::Scale { client, service: Some(name), to, waiting } => {
+            act::scale_service(&client, &context, &name, to, waiting)
+        }
+        Command::Scale { client, service: None, to, waiting } => act::scale(&client, &context, to, waiting),
+        Command::Recycle { client, what: Recycle::Slot(slot), keep, waiting } => {
+            act::recycle(&client, &context, slot, keep, waiting)
+        }
+        Command::Recycle { client, what: Recycle::Service { name, number }, keep: _, waiting } => {
+            act::recycle_service(&client, &context, &name, number, waiting)
+        }
         Command::ReopenLogs { client, timeout } => act::reopen_logs(&client, &context, timeout),
         Command::Dump { client, slot } => act::dump(&client, &context, slot),
         Command::Completions { shell } => help::completions(shell),

@@ -16,7 +16,9 @@ use crate::config::{Loaded, Source as ConfigSource};
 use crate::doors::control::{ClientId, Waiting};
 use crate::doors::metrics;
 use crate::doors::page;
-use crate::doors::protocol::{Dumped, History, Proving, Recycled, Refused, Reply, Request, Scaled, Stacks, Stopping};
+use crate::doors::protocol::{
+    Dumped, History, Proving, Recycled, Refused, Reply, Request, Scaled, ServiceScaled, Stacks, Stopping,
+};
 use crate::doors::status::{Answer, Page};
 use crate::doors::{Asked, Doors};
 use crate::facts::note::{Note, WorkerName};
@@ -30,7 +32,7 @@ use crate::service::{room, EventQueue, Service};
 use crate::shared::Shared;
 use crate::signals::Signals;
 use crate::sources::{Source, CHORES, CONTROL, SIGNALS};
-use crate::supervisor::asks::{Ask, AskId, AskedCanary, Deploy};
+use crate::supervisor::asks::{Amount, Ask, AskId, AskedCanary, Deploy};
 use crate::supervisor::template::Event as TemplateEvent;
 use crate::supervisor::upgrade::QUIET_WITHIN;
 use crate::supervisor::worker::{Event as WorkerEvent, Exit};
@@ -366,6 +368,13 @@ impl Master {
                 let keep = Some(Duration::from_millis(keep_ms));
                 self.ask(client, Ask::Recycle { slot, keep, wait });
             }
+            Request::ScaleService { name, by, to, wait } => {
+                let amount = by.map_or(Amount::To(to.unwrap_or_default()), Amount::By);
+                self.ask(client, Ask::ScaleService { name, amount, wait });
+            }
+            Request::RecycleService { name, number, wait } => {
+                self.ask(client, Ask::RecycleService { name, number, wait });
+            }
             Request::Dump { slot } => self.ask(client, Ask::Dump { slot }),
             Request::ReopenLogs => {
                 self.doors.wait(client, Waiting::Answer);
@@ -542,6 +551,7 @@ fn reply(outcome: &Outcome) -> Reply {
         Outcome::Ready => Reply::Ready {},
         Outcome::Scaled { workers } => Reply::Scaled(Scaled { workers: *workers }),
         Outcome::Recycled { slot, pid, kept } => Reply::Recycled(Recycled { slot: *slot, pid: *pid, kept_pid: *kept }),
+        Outcome::ServiceScaled { processes } => Reply::ServiceScaled(ServiceScaled { processes: *processes }),
         Outcome::Dumped(workers) => Reply::Dumped(Dumped { workers: workers.iter().map(stacks).collect() }),
         Outcome::Asked | Outcome::Paused | Outcome::Resumed => Reply::Done {},
         Outcome::Stopping => Reply::Stopping(Stopping { pid: std::process::id() }),

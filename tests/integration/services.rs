@@ -6,6 +6,7 @@ use std::fs;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::harness::client::Address;
 use crate::harness::load::Load;
 use crate::harness::machine::Machine;
 use crate::harness::master::Master;
@@ -147,16 +148,103 @@ fn one_that_does_not_stop_is_killed_and_a_killed_master_leaves_none() {
     master.assert_nothing_left();
 }
 
+/// Writes a line into a file each time, and fails the second time.
+const CLEAN: &str = "
+import os, sys
+with open('runs', 'a+') as file:
+    file.write(os.path.basename(os.getcwd()))
+    file.seek(0)
+    sys.exit(len(file.read()) == 2 and 7)
+";
+
+#[test]
+fn one_that_runs_every_so_often_says_how_it_has_ended() {
+    let site = Site::with_releases("services_every", 1);
+    fs::write(site.release_path("1").join("clean.py"), CLEAN).expect("a release can be written to");
+    add(&site, "[[service]]\nname = 'clean'\ncommand = ['python', 'clean.py']\nevery = '400ms'\n");
+    add(&site, "[status]\nbind = ['unix:status.sock']\n");
+    let master = site.start();
+    assert!(master.cli(&["status"]).stdout.contains("service clean 0 pid "));
+    master.wait_log(
+        "service clean gen=1 number=0 pid=* running -> waiting cause=\"exit code 0\" after=*: it runs again in 0.*s",
+    );
+    master.wait_log("ERROR service clean * running -> waiting cause=\"exit code 7\"");
+    // It is not tried again before its time, and each run is one.
+    wait_for("a third run", || {
+        let text = fs::read_to_string(site.release_path("1").join("runs")).unwrap_or_default();
+        (text == "111").then_some(())
+    });
+    let told = wait_for("the third run to be told", || {
+        let runs = services(&master)[0]["runs"].clone();
+        (runs["ended"].as_u64() >= Some(3)).then_some(runs)
+    });
+    assert_eq!((&told["failed"], &told["last"], &told["every_s"]), (&1.into(), &"exit code 0".into(), &0.4.into()));
+    // One more, asked for.
+    let again = master.cli(&["recycle", "clean"]);
+    assert_eq!(again.stdout, "clean runs anew\n", "{again}");
+    let page =
+        crate::harness::client::get(&Address::Unix(site.path().join("status.sock")), "/metrics").expect("a page");
+    for line in [
+        "forkmaster_service_processes_desired{service=\"clean\"} 1\n",
+        "forkmaster_service_runs_total{service=\"clean\",result=\"failed\"} 1\n",
+        "forkmaster_service_runs_total{service=\"clean\",result=\"skipped\"} ",
+    ] {
+        assert!(page.text().contains(line), "{line}: {}", page.text());
+    }
+    assert_eq!(master.get("/").text(), "1");
+    master.stop();
+    master.assert_nothing_left();
+}
+
+#[test]
+fn processes_are_scaled_and_recycled_by_the_name_of_their_service() {
+    let site = site("services_verbs", 2, "count = 2\n");
+    let master = site.start();
+    let before = running(&master, 2);
+    let said = |args: &[&str]| {
+        let output = master.cli(args);
+        assert!(output.ok(), "{output}");
+        output.stdout
+    };
+    assert_eq!(said(&["scale", "tasks", "+1"]), "tasks: 3 processes run\n");
+    assert_eq!(said(&["recycle", "tasks:1"]), "tasks runs anew\n");
+    let now = running(&master, 3);
+    let kept: Vec<bool> = before.iter().map(|old| now.iter().any(|new| pid(new) == pid(old))).collect();
+    assert_eq!(kept, [true, false]);
+    // What was scaled survives reloads.
+    site.flip("2");
+    master.reload();
+    wait_for("the old ones to end", || {
+        (running(&master, 3)[0]["number"] == 0 && !master.log_lines("service tasks gen=1 number=2 * gone *").is_empty())
+            .then_some(())
+    });
+    assert_eq!(said(&["scale", "tasks", "1"]), "tasks: 1 processes run\n");
+    assert_eq!(said(&["scale", "tasks", "0", "--no-wait"]), "tasks: 0 processes are wanted\n");
+    wait_for("nobody", || services(&master).is_empty().then_some(()));
+    let refused = |args: &[&str], words: &str| {
+        let output = master.cli(args);
+        assert!(output.code == Some(1) && output.stderr.contains(words), "{output}");
+    };
+    refused(&["recycle", "tasks"], "no process of tasks is wanted; `scale tasks 1` brings one");
+    refused(&["scale", "celery", "2"], "there is no service celery; there is tasks");
+    refused(&["scale", "tasks", "65"], "65 processes are too many for a service; at most 64");
+    master.wait_log("asked by uid=*: scale tasks +1");
+    assert_eq!(master.get("/").text(), "2");
+    master.stop();
+}
+
 #[test]
 fn what_is_wrong_with_a_service_is_told_at_once_and_all_of_it() {
     let site = Site::with_releases("services_settings", 1);
     add(
         &site,
-        "[[service]]\nname = 'a b'\ncommand = 'celery worker'\ncount = 0\nstop_signal = 'KILL'\nwhen = '5m'\nready_timeout = '3s'\nbind = ['127.0.0.1:x']\n[[service]]\n",
+        "[[service]]\nname = '7'\ncommand = 'celery worker'\ncount = 0\nstop_signal = 'KILL'\nwhen = '5m'\nready_timeout = '3s'\nbind = ['127.0.0.1:x']\n[[service]]\n[[service]]\nname = 'a b'\n\
+          command = ['x']\n[[service]]\nname = 'c'\ncommand = ['x']\nevery = '0s'\n[[service]]\nname = 'd'\n\
+          command = ['x']\nevery = '5m'\ncount = 2\n",
     );
     let output = master_check(&site);
     for words in [
-        "[[service]] name: write up to 40 letters",
+        "[[service]] name: a number is no name",
         "[[service]] command: no shell reads it: write a list, as [\"celery\", \"worker\"]",
         "[[service]] count: a number from 1 to 64",
         "[[service]] stop_signal: one of TERM, INT",
@@ -164,6 +252,9 @@ fn what_is_wrong_with_a_service_is_told_at_once_and_all_of_it() {
         "[[service]] ready_timeout: it is for a program that says when it is ready; write notify = true",
         "[[service]] bind: `x` is not a port",
         "[[service]] name: it stands in the log",
+        "[[service]] name: write up to 40 letters",
+        "[[service]] every: it must be more than zero",
+        "[[service]] count: it is for a program that runs all the time",
     ] {
         assert!(output.contains(words), "{words}: {output}");
     }

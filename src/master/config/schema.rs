@@ -38,6 +38,7 @@ fn services() -> Value {
         "name": { "type": "string" },
         "command": { "type": "array", "items": { "type": "string" }, "minItems": 1 },
         "count": { "type": "integer", "minimum": 1, "maximum": 64, "default": 1 },
+        "every": { "type": "string", "pattern": DURATION },
         "bind": { "type": "array", "items": { "type": "string" }, "maxItems": 16, "default": [] },
         "notify": { "type": "boolean", "default": false },
         "ready_timeout": { "type": "string", "pattern": DURATION, "default": "30s" },

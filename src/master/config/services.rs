@@ -38,7 +38,7 @@ pub struct ServiceKey {
 }
 
 /// In the order of the documentation.
-pub const KEYS: [ServiceKey; 8] = [
+pub const KEYS: [ServiceKey; 9] = [
     ServiceKey {
         key: "name",
         kind: "Up to 40 letters, digits, `-`, `_` or `.`",
@@ -57,6 +57,14 @@ pub const KEYS: [ServiceKey; 8] = [
         kind: "Number from 1 to 64",
         default: "`1`",
         doc: "Its processes.",
+    },
+    ServiceKey {
+        key: "every",
+        kind: "Duration, more than zero",
+        default: "none: it runs all the time",
+        doc: "It is a task that runs so often and ends: a clean-up, a report. The first run begins so long after the start, and a \
+              deploy does not shift the rhythm. One run at a time: what is due while another one runs is skipped and counted. \
+              Times of the day are for cron and systemd timers.",
     },
     ServiceKey {
         key: "bind",
@@ -128,6 +136,7 @@ impl Resolver<'_> {
             ("name", Some(quoted(&service.name))),
             ("command", Some(words(service.command.iter().map(|word| quoted(word)).collect()))),
             ("count", Some(service.count.to_string())),
+            ("every", service.every.as_ref().map(|every| quoted(&show_duration(every)))),
             ("bind", Some(words(service.bind.iter().map(|bind| quoted(&bind.to_string())).collect()))),
             ("notify", Some(service.ready_within.is_some().to_string())),
             ("ready_timeout", service.ready_within.as_ref().map(|within| quoted(&show_duration(within)))),
@@ -175,6 +184,7 @@ impl Resolver<'_> {
             count: 1,
             stop_timeout: STOP_TIMEOUT,
             stop_signal: libc::SIGTERM,
+            every: None,
             bind: Vec::new(),
             ready_within: None,
             line: table.line,
@@ -186,6 +196,7 @@ impl Resolver<'_> {
             let read = expanded(&written.value, &self.variables).and_then(|value| match key.as_str() {
                 "notify" => boolean(&value).map(|notify| notifies = notify),
                 "ready_timeout" => timeout(&value).map(|timeout| ready_timeout = Some((line, timeout))),
+                "every" => timeout(&value).map(|every| service.every = Some(every)),
                 "bind" => parse_binds(&value, &base).map(|bind| service.bind = bind),
                 _other => service.set(key, &value),
             });
@@ -198,6 +209,19 @@ impl Resolver<'_> {
         }
         if service.command.is_empty() && !entries.iter().any(|(key, _)| key == "command") {
             self.wrong(table.line, "command", "write command = [\"celery\", \"-A\", \"shop\", \"worker\"]");
+        }
+        if service.every.is_some() {
+            for (key, is_set) in
+                [("count", service.count > 1), ("bind", !service.bind.is_empty()), ("notify", notifies)]
+            {
+                if is_set {
+                    self.wrong(
+                        table.line,
+                        key,
+                        "it is for a program that runs all the time; with `every` one runs and ends",
+                    );
+                }
+            }
         }
         match (notifies, ready_timeout) {
             (true, within) => service.ready_within = Some(within.map_or(READY_TIMEOUT, |(_, within)| within)),
@@ -252,6 +276,10 @@ impl ServiceSettings {
 fn parse_name(text: &str) -> Result<String, String> {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     match !text.is_empty() && text.len() <= 40 && text.bytes().all(good) {
+        // `recycle 3` is about a worker.
+        true if text.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Err("a number is no name: verbs take it for a slot".to_owned())
+        }
         true => Ok(text.to_owned()),
         false => Err("write up to 40 letters, digits, `-`, `_` or `.`".to_owned()),
     }

@@ -42,6 +42,8 @@ pub struct ServiceSettings {
     pub stop_signal: i32,
     /// Sockets that are handed over to its processes, listening.
     pub bind: Vec<Bind>,
+    /// It runs every so often and ends. None: it runs all the time.
+    pub every: Option<Duration>,
     /// It says itself when it is ready, and should within this.
     pub ready_within: Option<Duration>,
     /// Where it stands in the file.

@@ -5,7 +5,7 @@ use std::fmt::{Display, Write};
 
 use forkmaster_wire::histogram::{upper_micros, Counted};
 
-use crate::facts::measures::{Measures, RELOAD_RESULTS, RESTART_REASONS};
+use crate::facts::measures::{Measures, OfService, RELOAD_RESULTS, RESTART_REASONS};
 
 /// Of the answer.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -118,6 +118,7 @@ pub fn text(measures: &Measures) -> String {
             page.sample("forkmaster_listen_queue_limit", &[("listener", &listener.address)], limit);
         }
     }
+    services(&mut page, &measures.services);
     let help = "Resident memory of the workers in a slot, shared pages included.";
     page.family("forkmaster_worker_resident_memory_bytes", "gauge", help);
     for one in &measures.generations {
@@ -127,6 +128,29 @@ pub fn text(measures: &Measures) -> String {
         }
     }
     page.text
+}
+
+fn services(page: &mut Page, services: &[OfService]) {
+    page.family("forkmaster_service_processes", "gauge", "Processes of a service that run and are ready.");
+    for one in services {
+        page.sample("forkmaster_service_processes", &[("service", &one.name)], one.running);
+    }
+    page.family("forkmaster_service_processes_desired", "gauge", "Processes that a service should have.");
+    for one in services {
+        page.sample("forkmaster_service_processes_desired", &[("service", &one.name)], one.wanted);
+    }
+    let help = "Processes of a service that were started again after they had ended by themselves.";
+    page.family("forkmaster_service_restarts_total", "counter", help);
+    for one in services {
+        page.sample("forkmaster_service_restarts_total", &[("service", &one.name)], one.restarts);
+    }
+    let help = "Runs of a service that runs every so often, by their result.";
+    page.family("forkmaster_service_runs_total", "counter", help);
+    for one in services {
+        for (result, count) in ["ok", "failed", "skipped"].iter().zip(one.runs.into_iter().flatten()) {
+            page.sample("forkmaster_service_runs_total", &[("service", &one.name), ("result", result)], count);
+        }
+    }
 }
 
 #[derive(Default)]

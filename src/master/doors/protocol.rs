@@ -101,6 +101,24 @@ pub enum Request {
     Upgrade {
         timeout_ms: u64,
     },
+    /// So many processes of a service, or so many more or fewer; answered with how many are wanted, when they run or at once.
+    ScaleService {
+        name: String,
+        #[serde(default)]
+        by: Option<i32>,
+        #[serde(default)]
+        to: Option<u32>,
+        #[serde(default)]
+        wait: bool,
+    },
+    /// New processes for those of a service, or for the one with this number; answered when they run, or at once.
+    RecycleService {
+        name: String,
+        #[serde(default)]
+        number: Option<u32>,
+        #[serde(default)]
+        wait: bool,
+    },
     /// Answered when the logs were opened again.
     ReopenLogs,
     /// The Python stacks of the workers, or of those in one slot.
@@ -122,7 +140,7 @@ fn yes() -> bool {
 }
 
 /// The words that `command` may be.
-const COMMANDS: [&str; 20] = [
+const COMMANDS: [&str; 22] = [
     "status",
     "reload",
     "reload_paused",
@@ -139,6 +157,8 @@ const COMMANDS: [&str; 20] = [
     "recycle",
     "recycle_kept",
     "upgrade",
+    "scale_service",
+    "recycle_service",
     "reopen_logs",
     "dump",
     "events",
@@ -157,6 +177,7 @@ pub enum Reply {
     Done {},
     Scaled(Scaled),
     Recycled(Recycled),
+    ServiceScaled(ServiceScaled),
     Dumped(Dumped),
     History(History),
     Stopping(Stopping),
@@ -173,6 +194,12 @@ pub struct Proving {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scaled {
     pub workers: u32,
+}
+
+/// So many processes of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceScaled {
+    pub processes: u32,
 }
 
 /// The worker that serves in the slot now.
@@ -283,6 +310,10 @@ impl Request {
             Request::Recycle { slot, .. } => format!("recycle {slot}"),
             Request::Upgrade { .. } => "upgrade".to_owned(),
             Request::RecycleKept { slot, keep_ms, .. } => format!("recycle {slot} --keep {}s", keep_ms / 1000),
+            Request::ScaleService { name, by: Some(by), .. } => format!("scale {name} {by:+}"),
+            Request::ScaleService { name, by: None, to, .. } => format!("scale {name} {}", to.unwrap_or_default()),
+            Request::RecycleService { name, number: None, .. } => format!("recycle {name}"),
+            Request::RecycleService { name, number: Some(number), .. } => format!("recycle {name}:{number}"),
             Request::ReopenLogs => "reopen-logs".to_owned(),
             Request::Stop { now: false } => "stop".to_owned(),
             Request::Stop { now: true } => "stop --now".to_owned(),
@@ -335,7 +366,7 @@ impl Reply {
         match self {
             Reply::Status(_) | Reply::Proving(_) | Reply::Ready {} | Reply::Done {} => true,
             Reply::Scaled(_) | Reply::Recycled(_) | Reply::Dumped(_) | Reply::Stopping(_) => true,
-            Reply::History(_) | Reply::Upgraded(_) => true,
+            Reply::History(_) | Reply::ServiceScaled(_) | Reply::Upgraded(_) => true,
             Reply::Reload(last) => last.ok,
             Reply::Refused(_) => false,
         }
@@ -396,6 +427,8 @@ mod tests {
             Request::Recycle { slot: SlotIndex(2), wait: true },
             Request::RecycleKept { slot: SlotIndex(2), keep_ms: 600_000, wait: true },
             Request::Upgrade { timeout_ms: 60_000 },
+            Request::ScaleService { name: "celery".to_owned(), by: None, to: Some(2), wait: true },
+            Request::RecycleService { name: "celery".to_owned(), number: Some(1), wait: false },
             Request::ReopenLogs,
             Request::Dump { slot: None },
             Request::Events,

@@ -117,6 +117,7 @@ pub struct Measures {
     /// No temporary directory is writable, for the generation that serves.
     pub bodies_in_memory: bool,
     pub listeners: Vec<OfListener>,
+    pub services: Vec<OfService>,
     pub master_bytes: u64,
 }
 
@@ -132,6 +133,18 @@ pub struct OfGeneration {
     pub connections: u64,
     /// Resident bytes of the workers of each slot.
     pub memory: BTreeMap<SlotIndex, u64>,
+}
+
+/// A service of the generation that serves. Its counters live on over deploys.
+#[derive(Clone, Debug)]
+pub struct OfService {
+    pub name: String,
+    pub wanted: u32,
+    /// Processes that run, and are ready.
+    pub running: u64,
+    pub restarts: u64,
+    /// Only of one that runs every so often: runs that went well, failed, were skipped.
+    pub runs: Option<[u64; 3]>,
 }
 
 #[derive(Clone, Debug)]

@@ -252,6 +252,23 @@ pub enum Note {
         cause: String,
         next_s: Option<f64>,
     },
+    /// A run of a service that runs every so often has ended.
+    ServiceRan {
+        service: ServiceName,
+        cause: String,
+        ok: bool,
+        took_s: f64,
+        next_s: f64,
+    },
+    /// A run was due while another one was there; so many altogether.
+    ServiceSkipped {
+        name: String,
+        skipped: u64,
+    },
+    ServiceScaled {
+        name: String,
+        wanted: u32,
+    },
     /// It has not said that it is ready.
     ServiceLate {
         service: ServiceName,
@@ -329,6 +346,8 @@ impl Note {
             | Note::Scaled { .. }
             | Note::Service { .. }
             | Note::ServiceGone { next_s: None, .. }
+            | Note::ServiceRan { ok: true, .. }
+            | Note::ServiceScaled { .. }
             | Note::Pausing
             | Note::Paused { .. }
             | Note::Resumed { .. }
@@ -348,6 +367,7 @@ impl Note {
             | Note::PauseRefused { .. }
             | Note::ServiceKilled { .. }
             | Note::ServiceLate { .. }
+            | Note::ServiceSkipped { .. }
             | Note::Waiting { .. }
             | Note::LeftoversCut { .. }
             | Note::Held { .. }
@@ -366,6 +386,7 @@ impl Note {
             | Note::DidNotServe { .. }
             | Note::WontDie { .. }
             | Note::ServiceGone { next_s: Some(_), .. }
+            | Note::ServiceRan { ok: false, .. }
             | Note::ServiceWontDie { .. }
             | Note::Broken { .. } => Level::Error,
         }
@@ -561,6 +582,13 @@ impl fmt::Display for Note {
             Note::ServiceGone { service, from, cause, next_s: Some(next_s) } => {
                 write!(f, "{service} {from} -> resting cause=\"{cause}\": it begins again in {next_s:.1}s")
             }
+            Note::ServiceRan { service, cause, ok: _, took_s, next_s } => {
+                write!(f, "{service} running -> waiting cause=\"{cause}\" after={took_s:.1}s: it runs again in {next_s:.1}s")
+            }
+            Note::ServiceSkipped { name, skipped } => {
+                write!(f, "service {name}: a run is due and another one is not over: skipped, {skipped} so far")
+            }
+            Note::ServiceScaled { name, wanted } => write!(f, "service {name}: {wanted} processes wanted"),
             Note::ServiceLate { service, within_s } => {
                 write!(f, "{service} has not said that it is ready within {within_s:.1}s; it may still do so")
             }

@@ -48,6 +48,8 @@ pub enum Outcome {
     Dumped(Vec<Stacks>),
     /// It will be done.
     Asked,
+    /// So many processes of a service run, or are wanted.
+    ServiceScaled { processes: u32 },
     /// The master stops; the connection ends with it.
     Stopping,
     /// Not done.

@@ -100,6 +100,23 @@ pub struct ServiceProcess {
     pub restarts: u32,
     /// The addresses of the sockets that it was handed.
     pub listeners: Vec<String>,
+    /// Only of one that runs every so often.
+    pub runs: Option<Runs>,
+}
+
+/// The runs of a service that runs every so often; they are counted over deploys.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Runs {
+    pub every_s: f64,
+    pub next_s: f64,
+    pub ended: u64,
+    /// Of those that have ended.
+    pub failed: u64,
+    /// They were due while another one ran.
+    pub skipped: u64,
+    /// How the last one has ended: `exit code 0`, `SIGKILL`.
+    pub last: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::watch::resident_bytes;
 use super::Service;
-use crate::facts::measures::{Measures, OfGeneration, OfListener, Tally, Totals};
+use crate::facts::measures::{Measures, OfGeneration, OfListener, OfService, Tally, Totals};
 use crate::facts::note::Note;
 use crate::facts::outcome::{End, Reload};
 use crate::facts::snapshot::Handoffs;
@@ -127,8 +127,22 @@ impl Service {
                 .into_iter()
                 .map(|(address, queue)| OfListener { address, queue })
                 .collect(),
+            services: self.measured_services(),
             master_bytes: resident_bytes(std::process::id() as i32).unwrap_or(0),
         }
+    }
+
+    fn measured_services(&self) -> Vec<OfService> {
+        let Some(serving) = self.supervisor.serving() else { return Vec::new() };
+        let measured = serving.plan.services.iter().map(|plan| {
+            let processes = self.supervisor.services().iter().filter(|of| of.generation == serving.id);
+            let running = processes.filter(|of| of.name == plan.name && of.word() == "running").count() as u64;
+            let book = self.supervisor.book(&plan.name).cloned().unwrap_or_default();
+            let runs = book.rhythm.map(|rhythm| [rhythm.runs - rhythm.failed, rhythm.failed, rhythm.skipped]);
+            let wanted = self.supervisor.wanted_processes(plan);
+            OfService { name: plan.name.clone(), wanted, running, restarts: book.restarts, runs }
+        });
+        measured.collect()
     }
 
     fn measured(&self, id: GenerationId) -> Option<OfGeneration> {

@@ -202,6 +202,7 @@ impl GenerationProcesses {
                     count: service.count,
                     stop_timeout: service.stop_timeout,
                     ready_within: service.ready_within,
+                    every: service.every,
                 })
                 .collect(),
             // The code that a template has imported would be back, and that of the directory not.

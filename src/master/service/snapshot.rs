@@ -13,11 +13,12 @@ use super::{watch, Service};
 use crate::config::settings::{AccessTarget, LogTarget};
 use crate::facts::outcome::Reload;
 use crate::facts::snapshot::{
-    Generation, Kept, Listener, Logs, Place, Running, ServiceProcess, Snapshot, Template, Word, Worker,
+    Generation, Kept, Listener, Logs, Place, Running, Runs, ServiceProcess, Snapshot, Template, Word, Worker,
 };
 use crate::listeners::Listeners;
 use crate::shared::Shared;
 use crate::supervisor::generation::Generation as GenerationState;
+use crate::supervisor::rhythm::Rhythm;
 use crate::supervisor::worker::Worker as WorkerState;
 
 impl Service {
@@ -103,7 +104,7 @@ impl Service {
                 state: Word::Borrowed(generation.template.word()),
             },
             workers: generation.workers.iter().map(|worker| self.shown_worker(worker, processes, now)).collect(),
-            services: self.shown_services(generation.id, processes, listeners),
+            services: self.shown_services(generation.id, processes, listeners, now),
         })
     }
 
@@ -112,6 +113,7 @@ impl Service {
         generation: GenerationId,
         processes: &GenerationProcesses,
         listeners: &Listeners,
+        now: Instant,
     ) -> Vec<ServiceProcess> {
         let addresses = |name: &str| {
             let ids = processes.service_listeners.get(name).map_or(&[][..], |ids| ids);
@@ -125,6 +127,7 @@ impl Service {
             state: Word::Borrowed(service.word()),
             restarts: service.restarts,
             listeners: addresses(&service.name),
+            runs: self.supervisor.book(&service.name).and_then(|book| Some(runs(book.rhythm.as_ref()?, now))),
         });
         shown.collect()
     }
@@ -145,6 +148,17 @@ impl Service {
             resident_bytes: worker.pid.and_then(watch::resident_bytes).unwrap_or(0),
             running: process.map_or_else(Vec::new, |process| running(&processes.board, process.cell)),
         }
+    }
+}
+
+fn runs(rhythm: &Rhythm, now: Instant) -> Runs {
+    Runs {
+        every_s: rhythm.every.as_secs_f64(),
+        next_s: rhythm.due.saturating_duration_since(now).as_secs_f64(),
+        ended: rhythm.runs,
+        failed: rhythm.failed,
+        skipped: rhythm.skipped,
+        last: rhythm.last.clone(),
     }
 }
 

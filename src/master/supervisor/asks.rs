@@ -7,6 +7,7 @@ use forkmaster_wire::message::{GenerationId, SlotIndex, WorkerId};
 
 use super::dump::Dump;
 use super::generation::{Generation, Plan};
+use super::services::ServiceId;
 use super::target::Target;
 use super::worker::{Due, State as WorkerState, Worker};
 use super::{Action, Event, Phase, Supervisor};
@@ -39,6 +40,11 @@ pub enum Ask {
     /// A successor for the worker in this slot. Answered when that serves; without `wait` at once.
     /// `keep`: for how long the old worker stays alive, out of service.
     Recycle { slot: SlotIndex, keep: Option<Duration>, wait: bool },
+    /// So many processes of a service, which survives reloads. Answered when they run; without `wait` at once.
+    ScaleService { name: String, amount: Amount, wait: bool },
+    /// The processes of a service, or the one with this number, end and begin anew. Answered when the new ones run; without
+    /// `wait` at once.
+    RecycleService { name: String, number: Option<u32>, wait: bool },
     /// Requests that run are finished, nothing is begun. Answered when no request is in the application any more; given up
     /// after `timeout`.
     Pause { timeout: Duration },
@@ -52,6 +58,13 @@ pub enum Ask {
     Stop,
     /// Exit at once.
     StopNow,
+}
+
+/// How many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Amount {
+    By(i32),
+    To(u32),
 }
 
 /// What a new generation is made of.
@@ -83,7 +96,7 @@ pub(super) struct Waiting {
 }
 
 #[derive(Debug, PartialEq)]
-enum On {
+pub(super) enum On {
     /// Whoever reads the configuration has a deadline for it.
     Configuration { wait: bool },
     /// A transaction ends: each of its steps has a deadline.
@@ -94,6 +107,10 @@ enum On {
     Scaled { workers: u32 },
     /// Another worker than this one serves in its slot. As above.
     Recycled { slot: SlotIndex, old: WorkerId },
+    /// So many processes of a service run. As above.
+    ServiceScaled { name: String, wanted: u32 },
+    /// These processes are gone, and as many as are wanted run. As above.
+    ServiceRecycled { name: String, old: Vec<ServiceId> },
     /// The last request leaves the application, which has a time of its own.
     Paused,
     /// Workers that were told to serve say so, or are gone; both have a deadline.
@@ -125,7 +142,13 @@ impl Supervisor {
             }
             Ask::Promote { wait } => self.on_promote(asker, wait, now),
             Ask::Abandon => self.on_abandon(asker, now),
-            Ask::Scale { .. } | Ask::ScaleTo { .. } | Ask::Recycle { .. } | Ask::Pause { .. } | Ask::Resume
+            Ask::Scale { .. }
+            | Ask::ScaleTo { .. }
+            | Ask::Recycle { .. }
+            | Ask::ScaleService { .. }
+            | Ask::RecycleService { .. }
+            | Ask::Pause { .. }
+            | Ask::Resume
                 if !self.is_begun() =>
             {
                 let stops = match self.phase {
@@ -140,6 +163,11 @@ impl Supervisor {
                 self.on_scale(asker, wait, |target, plan| target.set(workers, plan), None);
             }
             Ask::Recycle { slot, keep, wait } => self.on_recycle(asker, slot, keep, wait),
+            Ask::ScaleService { .. } | Ask::RecycleService { .. } if self.phase != Phase::Running => {
+                self.answer(asker, Outcome::Refused(Refusal::stopping()));
+            }
+            Ask::ScaleService { name, amount, wait } => self.on_scale_service(asker, &name, amount, wait),
+            Ask::RecycleService { name, number, wait } => self.on_recycle_service(asker, &name, number, wait, now),
             Ask::Pause { timeout } => self.on_pause(asker, timeout, now),
             Ask::Resume => self.on_resume(asker),
             Ask::Upgrade { timeout } => self.on_ask_upgrade(asker, timeout, now),
@@ -260,6 +288,8 @@ impl Supervisor {
             On::Ready => self.is_ready().then_some(Outcome::Ready),
             On::Scaled { workers } => self.scaled(*workers),
             On::Recycled { slot, old } => self.recycled(*slot, *old),
+            On::ServiceScaled { name, wanted } => self.service_scaled(name, *wanted),
+            On::ServiceRecycled { name, old } => self.service_recycled(name, old),
             On::Dumped { workers } => self.dumped(workers),
             On::Paused => self.paused(),
             On::Resumed => self.resumed(),
@@ -328,7 +358,7 @@ impl Supervisor {
         self.waiting.iter().map(|waiting| waiting.ask).chain(self.upgrade.asker())
     }
 
-    fn wait(&mut self, asker: Option<AskId>, on: On) {
+    pub(super) fn wait(&mut self, asker: Option<AskId>, on: On) {
         if let Some(ask) = asker {
             self.waiting.push(Waiting { ask, on });
         }
@@ -410,6 +440,7 @@ impl Supervisor {
     pub(super) fn answer_stopping(&mut self) {
         let is_over = |on: &On| match on {
             On::Ready | On::Configuration { .. } | On::Scaled { .. } | On::Recycled { .. } => true,
+            On::ServiceScaled { .. } | On::ServiceRecycled { .. } => true,
             On::Paused | On::Resumed => true,
             // They have their own ends.
             On::Transaction(_) | On::Dumped { .. } => false,

@@ -19,8 +19,10 @@ pub mod pace;
 pub mod pause;
 mod recycle;
 mod reports;
+pub mod rhythm;
 mod rolling;
 pub mod saved;
+mod service_asks;
 pub mod services;
 mod stop;
 mod target;
@@ -33,7 +35,7 @@ pub mod worker;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::{GenerationId, ListenerId, SlotIndex, WorkerId};
@@ -44,6 +46,7 @@ use asks::{Ask, AskId, Deploy, Waiting};
 use generation::{Generation, Plan, State, Step};
 use pace::Room;
 use pause::{Held, Pause};
+use rhythm::Book;
 use services::{Event as ServiceEvent, Service, ServiceId};
 use target::Target;
 use template::Event as TemplateEvent;
@@ -345,6 +348,8 @@ pub struct Supervisor {
     given_up: Option<(GenerationId, u64)>,
     services: Vec<Service>,
     last_service: u64,
+    /// What lives on of services over deploys, by their names.
+    books: BTreeMap<String, Book>,
     /// Asks without an answer.
     waiting: Vec<Waiting>,
     /// Bound and not closed.
@@ -369,6 +374,7 @@ impl Supervisor {
             given_up: None,
             services: Vec::new(),
             last_service: 0,
+            books: BTreeMap::new(),
             waiting: Vec::new(),
             listeners: BTreeSet::new(),
             last_worker: 0,
@@ -416,6 +422,7 @@ impl Supervisor {
             Phase::Ending { give_up, .. } => Some(give_up),
         };
         let services = self.services.iter().filter_map(Service::deadline);
+        let run = self.next_run().filter(|_| self.phase == Phase::Running);
         self.generations
             .iter()
             .filter_map(Generation::deadline)
@@ -423,6 +430,7 @@ impl Supervisor {
             .chain(self.pause.deadline())
             .chain(self.upgrade.deadline())
             .chain(services)
+            .chain(run)
             .min()
     }
 

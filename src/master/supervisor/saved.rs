@@ -2,7 +2,7 @@
 //! and nothing is under way, so of the states of its processes only these are left: a worker serves, or is kept for somebody
 //! who looks into it; a slot or a service rests or runs; the template can fork or is gone. `upgrade` makes sure of that before.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::{GenerationId, SlotIndex, WorkerId};
@@ -13,6 +13,7 @@ use super::dump::Dump;
 use super::generation::{Generation, Plan, Slot, State};
 use super::kept::Keep;
 use super::pace::Boot;
+use super::rhythm::{Book, Rhythm};
 use super::services::{Readiness, Service, ServiceId, State as ServiceState};
 use super::target::Target;
 use super::template::Template;
@@ -31,6 +32,8 @@ pub struct Saved {
     slots: Vec<SavedSlot>,
     workers: Vec<SavedWorker>,
     services: Vec<SavedService>,
+    #[serde(default)]
+    books: BTreeMap<String, SavedBook>,
     target: Target,
     last_worker: u64,
     last_service: u64,
@@ -71,9 +74,28 @@ struct SavedService {
     #[serde(default)]
     readiness: SavedReadiness,
     #[serde(default)]
+    every: Option<Duration>,
+    #[serde(default)]
     ready_within: Option<Duration>,
     stop_timeout: Duration,
     backoff: Backoff,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct SavedBook {
+    extra: i32,
+    restarts: u64,
+    rhythm: Option<SavedRhythm>,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct SavedRhythm {
+    every: Duration,
+    due: Moment,
+    runs: u64,
+    failed: u64,
+    skipped: u64,
+    last: Option<String>,
 }
 
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -89,6 +111,8 @@ impl Supervisor {
     /// None: it is not quiet.
     pub fn save(&self) -> Option<Saved> {
         let generation = self.serving().filter(|_| self.unquiet().is_none())?;
+        // Who waits for its time is begun anew from its book.
+        let runs = self.services.iter().filter(|service| service.state != ServiceState::Waiting);
         Some(Saved {
             generation: generation.id,
             origin: generation.origin,
@@ -97,7 +121,8 @@ impl Supervisor {
             template_backoff: generation.template_backoff,
             slots: generation.slots.iter().map(SavedSlot::of).collect(),
             workers: generation.workers.iter().map(SavedWorker::of).collect::<Option<_>>()?,
-            services: self.services.iter().map(SavedService::of).collect::<Option<_>>()?,
+            services: runs.map(SavedService::of).collect::<Option<_>>()?,
+            books: self.books.iter().map(|(name, book)| (name.clone(), SavedBook::of(book))).collect(),
             target: self.target,
             last_worker: self.last_worker,
             last_service: self.last_service,
@@ -134,6 +159,7 @@ impl Supervisor {
             blocked: None,
         });
         supervisor.services = services.into_iter().map(|service| service.restore(generation)).collect();
+        supervisor.books = saved.books.into_iter().map(|(name, book)| (name, book.restore())).collect();
         supervisor.target = target;
         supervisor.last_worker = saved.last_worker;
         supervisor.last_service = saved.last_service;
@@ -204,13 +230,39 @@ impl SavedWorker {
     }
 }
 
+impl SavedBook {
+    fn of(book: &Book) -> SavedBook {
+        let rhythm = book.rhythm.as_ref().map(|rhythm| SavedRhythm {
+            every: rhythm.every,
+            due: rhythm.due.into(),
+            runs: rhythm.runs,
+            failed: rhythm.failed,
+            skipped: rhythm.skipped,
+            last: rhythm.last.clone(),
+        });
+        SavedBook { extra: book.extra, restarts: book.restarts, rhythm }
+    }
+
+    fn restore(self) -> Book {
+        let rhythm = self.rhythm.map(|rhythm| Rhythm {
+            every: rhythm.every,
+            due: rhythm.due.into(),
+            runs: rhythm.runs,
+            failed: rhythm.failed,
+            skipped: rhythm.skipped,
+            last: rhythm.last,
+        });
+        Book { extra: self.extra, restarts: self.restarts, rhythm }
+    }
+}
+
 impl SavedService {
     /// None: it is told to stop.
     fn of(service: &Service) -> Option<SavedService> {
         let at = match service.state {
             ServiceState::Running { since } => since,
             ServiceState::Resting { until } => until,
-            ServiceState::Stopping { .. } | ServiceState::Killed { .. } => return None,
+            ServiceState::Waiting | ServiceState::Stopping { .. } | ServiceState::Killed { .. } => return None,
         };
         Some(SavedService {
             id: service.id,
@@ -225,6 +277,7 @@ impl SavedService {
                 Readiness::Late => SavedReadiness::Late,
                 Readiness::Ready => SavedReadiness::Ready,
             },
+            every: service.every,
             ready_within: service.ready_within,
             stop_timeout: service.stop_timeout,
             backoff: service.backoff,
@@ -250,6 +303,7 @@ impl SavedService {
                 SavedReadiness::Late => Readiness::Late,
                 SavedReadiness::Ready => Readiness::Ready,
             },
+            every: self.every,
             ready_within: self.ready_within,
             stop_timeout: self.stop_timeout,
             backoff: self.backoff,

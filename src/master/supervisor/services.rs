@@ -4,8 +4,11 @@
 //!
 //! | State | Event | Next | What is done |
 //! |---|---|---|---|
-//! | - | its generation serves | Running | started |
+//! | - | its generation serves | Running; Waiting where it runs every so often | started |
+//! | Waiting | its time has come (`rhythm`) | Running | started |
+//! | Waiting | its generation serves no more, TERM | gone | |
 //! | Running | exit | Resting | it says why; the pause is doubled each time, until one has lived for long |
+//! | Running, every so often | exit, or a start that failed | Waiting | it says how the run has ended |
 //! | Running | a start that failed | Resting | the same |
 //! | Resting | deadline | Running | started again, from the same generation |
 //! | Resting | its generation serves no more, TERM | gone | |
@@ -50,6 +53,8 @@ pub struct ServicePlan {
     pub stop_timeout: Duration,
     /// It says when it is ready, and should within this. None: it is once it runs.
     pub ready_within: Option<Duration>,
+    /// It runs every so often and ends. None: it runs all the time.
+    pub every: Option<Duration>,
 }
 
 #[derive(Clone, Debug)]
@@ -63,6 +68,7 @@ pub struct Service {
     pub state: State,
     pub(super) readiness: Readiness,
     pub restarts: u32,
+    pub(super) every: Option<Duration>,
     pub(super) ready_within: Option<Duration>,
     pub(super) stop_timeout: Duration,
     pub(super) backoff: Backoff,
@@ -70,6 +76,8 @@ pub struct Service {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
+    /// Its time has not come.
+    Waiting,
     Running {
         since: Instant,
     },
@@ -124,7 +132,7 @@ impl Readiness {
 impl State {
     fn deadline(self) -> Option<Instant> {
         match self {
-            State::Running { .. } => None,
+            State::Waiting | State::Running { .. } => None,
             State::Resting { until } => Some(until),
             State::Stopping { kill_at } => Some(kill_at),
             State::Killed { give_up } => Some(give_up),
@@ -141,6 +149,7 @@ impl Service {
     /// The word for log lines and `status`.
     pub fn word(&self) -> &'static str {
         match (self.state, self.readiness) {
+            (State::Waiting, _) => "waiting",
             (State::Running { .. }, Readiness::Unasked | Readiness::Ready) => "running",
             (State::Running { .. }, Readiness::Awaited { .. }) => "starting",
             (State::Running { .. }, Readiness::Late) => "late",
@@ -158,7 +167,7 @@ impl Service {
     fn ready_by(&self) -> Option<Instant> {
         match self.state {
             State::Running { .. } | State::Resting { .. } => self.readiness.deadline(),
-            State::Stopping { .. } | State::Killed { .. } => None,
+            State::Waiting | State::Stopping { .. } | State::Killed { .. } => None,
         }
     }
 }
@@ -170,8 +179,11 @@ impl Supervisor {
 
     /// One of the generation that serves should have become ready by now.
     pub(super) fn is_service_late(&self) -> bool {
-        let serving = self.serving().map(|generation| generation.id);
-        self.services.iter().any(|of| Some(of.generation) == serving && of.readiness == Readiness::Late)
+        self.services.iter().any(|of| self.is_serving(of.generation) && of.readiness == Readiness::Late)
+    }
+
+    pub(super) fn is_serving(&self, generation: GenerationId) -> bool {
+        self.serving().is_some_and(|serving| serving.id == generation)
     }
 
     pub(super) fn has_services(&self, generation: GenerationId) -> bool {
@@ -182,21 +194,27 @@ impl Supervisor {
     pub(super) fn tend_services(&mut self, now: Instant) {
         let serving = self.serving().map(|generation| (generation.id, generation.plan.services.clone()));
         let Some((generation, plans)) = serving else { return };
+        self.keep_books(&plans, now);
+        let wanted = |supervisor: &Supervisor, service: &Service| {
+            let plan = plans.iter().find(|plan| plan.name == service.name);
+            plan.is_some_and(|plan| service.number < supervisor.wanted_processes(plan))
+        };
         for at in (0..self.services.len()).rev() {
-            if self.services[at].generation != generation {
+            if self.services[at].generation != generation || !wanted(self, &self.services[at]) {
                 self.stop_service(at, now);
             }
         }
-        for plan in plans {
-            for number in 0..plan.count {
+        for plan in &plans {
+            for number in 0..self.wanted_processes(plan) {
                 let is_it = |service: &Service| {
                     service.generation == generation && service.name == plan.name && service.number == number
                 };
                 if !self.services.iter().any(is_it) {
-                    self.add_service(generation, &plan, number, now);
+                    self.add_service(generation, plan, number, now);
                 }
             }
         }
+        self.keep_rhythm(now);
     }
 
     fn add_service(&mut self, generation: GenerationId, plan: &ServicePlan, number: u32, now: Instant) {
@@ -208,14 +226,24 @@ impl Supervisor {
             name: plan.name.clone(),
             number,
             pid: None,
-            state: State::Running { since: now },
+            state: State::Waiting,
             readiness: Readiness::awaited(plan.ready_within, now),
             restarts: 0,
+            every: plan.every,
             ready_within: plan.ready_within,
             stop_timeout: plan.stop_timeout,
             backoff: Backoff::default(),
         });
-        self.actions.push(Action::StartService { generation, service: id, name: plan.name.clone() });
+        if plan.every.is_none() {
+            self.run_service(self.services.len() - 1, now);
+        }
+    }
+
+    pub(super) fn run_service(&mut self, at: usize, now: Instant) {
+        let service = &mut self.services[at];
+        service.state = State::Running { since: now };
+        let (generation, id, name) = (service.generation, service.id, service.name.clone());
+        self.actions.push(Action::StartService { generation, service: id, name });
     }
 
     pub(super) fn stop_services(&mut self, now: Instant) {
@@ -224,7 +252,7 @@ impl Supervisor {
         }
     }
 
-    fn stop_service(&mut self, at: usize, now: Instant) {
+    pub(super) fn stop_service(&mut self, at: usize, now: Instant) {
         let service = &mut self.services[at];
         let from = Some(service.word());
         match service.state {
@@ -234,7 +262,7 @@ impl Supervisor {
                 let service = service.shown();
                 self.note(Note::Service { service, from, to: "stopping" });
             }
-            State::Resting { .. } => drop(self.services.remove(at)),
+            State::Waiting | State::Resting { .. } => drop(self.services.remove(at)),
             State::Stopping { .. } | State::Killed { .. } => {}
         }
     }
@@ -253,7 +281,7 @@ impl Supervisor {
                 service.state = State::Killed { give_up: now + KILLED_WITHIN };
                 self.actions.push(Action::StopService { service: service.id, kill: true });
             }
-            State::Resting { .. } => drop(self.services.remove(at)),
+            State::Waiting | State::Resting { .. } => drop(self.services.remove(at)),
             State::Killed { .. } => {}
         }
     }
@@ -282,7 +310,7 @@ impl Supervisor {
             }
             // It says so again, it was not asked, or its end has begun.
             (State::Running { .. }, Readiness::Unasked | Readiness::Ready)
-            | (State::Resting { .. } | State::Stopping { .. } | State::Killed { .. }, _) => {}
+            | (State::Waiting | State::Resting { .. } | State::Stopping { .. } | State::Killed { .. }, _) => {}
         }
     }
 
@@ -290,6 +318,13 @@ impl Supervisor {
         let service = &mut self.services[at];
         let (shown, from, cause) = (service.shown(), service.word(), exit.to_string());
         match service.state {
+            State::Running { since } if service.every.is_some() => {
+                (service.state, service.pid) = (State::Waiting, None);
+                let took_s = now.saturating_duration_since(since).as_secs_f64();
+                let next = self.run_ended(&shown.name, exit, now).unwrap_or_default();
+                let (ok, next_s) = (*exit == Exit::Code(0), next.as_secs_f64());
+                self.note(Note::ServiceRan { service: shown, cause, ok, took_s, next_s });
+            }
             State::Running { since } => {
                 let pause = match exit {
                     Exit::NeverBorn(_) => service.backoff.after_failed_boot(),
@@ -306,11 +341,13 @@ impl Supervisor {
                 self.note(Note::ServiceGone { service: shown, from, cause, next_s });
             }
             State::Stopping { .. } | State::Killed { .. } => {
-                self.services.remove(at);
+                if self.services.remove(at).every.is_some() {
+                    self.run_ended(&shown.name, exit, now);
+                }
                 self.note(Note::ServiceGone { service: shown, from, cause, next_s: None });
             }
             // It has no process.
-            State::Resting { .. } => {}
+            State::Waiting | State::Resting { .. } => {}
         }
     }
 
@@ -326,15 +363,16 @@ impl Supervisor {
             if service.state.deadline().is_none_or(|deadline| deadline > now) {
                 continue;
             }
-            let (id, generation, name) = (service.id, service.generation, service.name.clone());
+            let id = service.id;
             match service.state {
-                State::Running { .. } => {}
+                State::Waiting | State::Running { .. } => {}
                 State::Resting { .. } if !matches!(self.phase, Phase::Running | Phase::Delaying { .. }) => {}
                 State::Resting { .. } => {
-                    let service = &mut self.services[at];
-                    service.state = State::Running { since: now };
-                    service.restarts += 1;
-                    self.actions.push(Action::StartService { generation, service: id, name });
+                    self.services[at].restarts += 1;
+                    if let Some(book) = self.books.get_mut(&self.services[at].name) {
+                        book.restarts += 1;
+                    }
+                    self.run_service(at, now);
                 }
                 State::Stopping { .. } => {
                     let service = service.shown();

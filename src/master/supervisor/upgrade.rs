@@ -250,7 +250,9 @@ impl Supervisor {
             return Some(format!("{} is {}", serving.name(worker), worker.state.word()));
         }
         let service = self.services.iter().find(|service| match service.state {
-            ServiceState::Running { .. } | ServiceState::Resting { .. } => service.generation != serving.id,
+            ServiceState::Waiting | ServiceState::Running { .. } | ServiceState::Resting { .. } => {
+                service.generation != serving.id
+            }
             ServiceState::Stopping { .. } | ServiceState::Killed { .. } => true,
         });
         service.map(|service| format!("service {} is {}", service.name, service.word()))

@@ -10,7 +10,7 @@ use super::ask::{ask, read, wait_for_end, NoAnswer};
 use super::client::{connect, target, told, ANSWER_WITHIN};
 use super::{find, output};
 use crate::config::process_context::ProcessContext;
-use crate::doors::protocol::{Dumped, Recycled, Request, Scaled, Upgraded};
+use crate::doors::protocol::{Dumped, Recycled, Request, Scaled, ServiceScaled, Upgraded};
 use crate::exit_code::ExitCode;
 use crate::verbs::command_line::{Client, Scale, Waiting};
 
@@ -55,6 +55,36 @@ pub fn recycle(
         });
         serves + &kept
     };
+    act(client, context, "recycle", request, waiting, text)
+}
+
+pub fn scale_service(client: &Client, context: &ProcessContext, name: &str, to: Scale, waiting: Waiting) -> ExitCode {
+    let request = |wait| {
+        let (by, to) = match to {
+            Scale::By(by) => (Some(by), None),
+            Scale::To(to) => (None, Some(to)),
+        };
+        Request::ScaleService { name: name.to_owned(), by, to, wait }
+    };
+    let text = |scaled: &ServiceScaled, waited: bool| match waited {
+        true => format!("{name}: {} processes run\n", scaled.processes),
+        false => format!("{name}: {} processes are wanted\n", scaled.processes),
+    };
+    act(client, context, "scale", request, waiting, text)
+}
+
+pub fn recycle_service(
+    client: &Client,
+    context: &ProcessContext,
+    name: &str,
+    number: Option<u32>,
+    waiting: Waiting,
+) -> ExitCode {
+    let text = |_: &IgnoredAny, waited: bool| match waited {
+        true => format!("{name} runs anew\n"),
+        false => format!("{name} is being begun anew\n"),
+    };
+    let request = |wait| Request::RecycleService { name: name.to_owned(), number, wait };
     act(client, context, "recycle", request, waiting, text)
 }
 

@@ -4,6 +4,9 @@
 //! `forkmaster shop.wsgi` serves. A module that is called like a verb is served with `forkmaster run status`. What is
 //! neither a verb nor likely a module is for `words`.
 
+mod amounts;
+mod place;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,10 +16,14 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use forkmaster_wire::message::{GenerationId, SlotIndex};
 
+use amounts::{parse_recycle, parse_scale};
+pub use amounts::{Recycle, Scale};
+use place::Place;
+
 use crate::config::process_context::ProcessContext;
 use crate::config::settings::Bind;
 use crate::config::units::parse_duration;
-use crate::config::{self, ConfigFile, Overrides, Source};
+use crate::config::{self, ConfigFile, Source};
 use crate::exit_code;
 use crate::supervisor::upgrade::QUIET_WITHIN;
 use crate::verbs::convert;
@@ -64,20 +71,12 @@ pub enum Command {
     WaitReady { client: Client, timeout: Option<Duration> },
     WaitDown { client: Client, timeout: Option<Duration> },
     Stop { client: Client, now: bool, waiting: Waiting },
-    Scale { client: Client, to: Scale, waiting: Waiting },
-    Recycle { client: Client, slot: SlotIndex, keep: Option<Duration>, waiting: Waiting },
+    Scale { client: Client, service: Option<String>, to: Scale, waiting: Waiting },
+    Recycle { client: Client, what: Recycle, keep: Option<Duration>, waiting: Waiting },
     ReopenLogs { client: Client, timeout: Option<Duration> },
     Dump { client: Client, slot: Option<SlotIndex> },
     Completions { shell: Shell },
     Man,
-}
-
-/// How many workers are wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scale {
-    /// `+2`, `-1`
-    By(i32),
-    To(u32),
 }
 
 /// `--canary`: so many workers, 0 for none, and for how long where the settings do not say.
@@ -211,10 +210,15 @@ pub fn parse(
         Verb::Resume { timeout } => Ok(Command::Resume { client: place.client()?, timeout }),
         Verb::Wait { state: State::Ready, timeout } => Ok(Command::WaitReady { client: place.client()?, timeout }),
         Verb::Wait { state: State::Down, timeout } => Ok(Command::WaitDown { client: place.client()?, timeout }),
-        Verb::Scale { to, waiting } => Ok(Command::Scale { client: place.client()?, to, waiting: waiting.waiting() }),
-        Verb::Recycle { slot, keep, waiting } => {
-            let (client, slot, waiting) = (place.client()?, SlotIndex(slot), waiting.waiting());
-            Ok(Command::Recycle { client, slot, keep, waiting })
+        Verb::Scale { service, to, waiting } => {
+            Ok(Command::Scale { client: place.client()?, service, to, waiting: waiting.waiting() })
+        }
+        Verb::Recycle { what: Recycle::Service { .. }, keep: Some(_), .. } => {
+            let text = "--keep is for a worker: write the number of its slot";
+            Err(error(ErrorKind::ArgumentConflict, text.to_owned()))
+        }
+        Verb::Recycle { what, keep, waiting } => {
+            Ok(Command::Recycle { client: place.client()?, what, keep, waiting: waiting.waiting() })
         }
         Verb::ReopenLogs { timeout } => Ok(Command::ReopenLogs { client: place.client()?, timeout }),
         Verb::Dump { slot } => Ok(Command::Dump { client: place.client()?, slot: slot.map(SlotIndex) }),
@@ -467,21 +471,26 @@ enum Verb {
         #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
         timeout: Option<Duration>,
     },
-    /// More or fewer workers; survives reloads
+    /// More or fewer workers, or processes of a service; survives reloads
     ///
-    /// 0 switches all of them off: the sockets are held, and connections wait until there are workers again.
+    /// 0 switches all of them off. Of the workers the sockets are held, and connections wait until there are workers again.
+    #[command(allow_missing_positional = true)]
     Scale {
-        /// So many workers, or with + or - so many more or fewer; such a step ends at one
-        #[arg(value_name = "N|+N|-N", allow_hyphen_values = true, value_parser = parse_scale)]
+        /// A [[service]]; without a name, the workers
+        #[arg(value_name = "SERVICE")]
+        service: Option<String>,
+        /// So many, or with + or - so many more or fewer; such a step ends at one
+        #[arg(value_name = "N|+N|-N", required = true, allow_negative_numbers = true, value_parser = parse_scale)]
         to: Scale,
         #[command(flatten)]
         waiting: WaitOptions,
     },
-    /// Replace the worker of one slot: its successor serves first, then it finishes
+    /// Replace the worker of one slot: its successor serves first, then it finishes. Or the processes of a service, which end
+    /// first
     Recycle {
-        /// As `status` numbers them, from 0
-        #[arg(value_name = "SLOT")]
-        slot: u32,
+        /// A slot, as `status` numbers them, from 0; or a [[service]], all of it or the process of that number
+        #[arg(value_name = "SLOT|SERVICE[:N]", value_parser = parse_recycle)]
+        what: Recycle,
         /// The old process stays alive out of service for so long, for gdb or py-spy; an hour at most, three at once
         #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
         keep: Option<Duration>,
@@ -551,15 +560,6 @@ fn parse_hold(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// `3`, `+1`, `-1`
-fn parse_scale(text: &str) -> Result<Scale, String> {
-    let scale = match text.starts_with(['+', '-']) {
-        true => text.parse().ok().map(Scale::By),
-        false => text.parse().ok().map(Scale::To),
-    };
-    scale.ok_or_else(|| "write a number, or a number with + or - before it".to_owned())
-}
-
 /// The whole definition, for what is made from it.
 pub fn definition() -> clap::Command {
     Line::command().after_help(exit_codes())
@@ -585,87 +585,6 @@ impl WaitOptions {
     }
 }
 
-/// Where the options that all verbs share point to.
-struct Place<'a> {
-    config: Option<PathBuf>,
-    socket: Option<String>,
-    context: &'a ProcessContext,
-}
-
-impl Place<'_> {
-    /// For verbs that need to know the application.
-    fn source(&self, options: RunOptions) -> Result<Source, clap::Error> {
-        let file = match (&self.config, &options.module) {
-            (Some(path), _) => Some(self.file(path)),
-            (None, Some(_)) => None,
-            (None, None) => match (self.file_default(), options.release.as_deref()) {
-                (Some(file), _) => Some(file),
-                (None, release) => {
-                    let directory = self.context.absolute(Path::new(release.unwrap_or(".")));
-                    config::discovery::find(&directory).map(|_found| None).ok_or_else(nothing_to_serve)?
-                }
-            },
-        };
-        let absolute = |path: Option<String>| {
-            path.map(|path| self.context.absolute(Path::new(&path)).to_string_lossy().into_owned())
-        };
-        let overrides = Overrides {
-            module: options.module,
-            name: options.name,
-            release: absolute(options.release),
-            venv: absolute(options.venv),
-            python: absolute(options.python),
-            preload: options.preload,
-            bind: options.bind.into_iter().map(|bind| self.absolute_bind(bind)).collect(),
-            workers: options.workers,
-            threads: options.threads,
-            log_level: options.log_level,
-            dev: false,
-        };
-        Ok(Source { file, overrides })
-    }
-
-    /// For verbs that only look for the master: without a file, the master of a module served from here.
-    fn client(&self) -> Result<Client, clap::Error> {
-        if self.socket.as_deref().is_some_and(|socket| socket.starts_with('@')) {
-            let text = "--socket takes a path: no master listens at an abstract name, which anybody could take before \
-                        it; `forkmaster list` shows the paths";
-            return Err(error(ErrorKind::ValueValidation, text.to_owned()));
-        }
-        let socket = self.socket.as_deref().map(|socket| self.context.absolute(Path::new(socket)));
-        let file = self.config.as_deref().map(|path| self.file(path)).or_else(|| self.file_default());
-        Ok(Client { socket, source: Source { file, overrides: Overrides::default() } })
-    }
-
-    fn client_options_unused(&self) -> Result<(), clap::Error> {
-        match self.socket {
-            None => Ok(()),
-            Some(_) => {
-                let text =
-                    "--socket is for the verbs that talk to a running master; the master's own is [control] socket";
-                Err(error(ErrorKind::ArgumentConflict, text.to_owned()))
-            }
-        }
-    }
-
-    fn file(&self, path: &Path) -> ConfigFile {
-        ConfigFile { path: self.context.absolute(path), shown: path.to_string_lossy().into_owned() }
-    }
-
-    fn file_default(&self) -> Option<ConfigFile> {
-        let file = self.file(Path::new(FILE_DEFAULT));
-        file.path.symlink_metadata().is_ok().then_some(file)
-    }
-
-    /// What is typed in a shell is relative to where it is typed, not to a file elsewhere.
-    fn absolute_bind(&self, bind: String) -> String {
-        match bind.strip_prefix("unix:") {
-            Some(path) => format!("unix:{}", self.context.absolute(Path::new(path)).display()),
-            None => bind,
-        }
-    }
-}
-
 fn parse_bind(text: &str) -> Result<String, String> {
     Bind::parse(text, Path::new("/")).map(|_| text.to_owned())
 }
@@ -674,14 +593,6 @@ fn parse_bind(text: &str) -> Result<String, String> {
 fn exit_codes() -> String {
     let rows = exit_code::MEANINGS.iter().map(|(code, meaning)| format!("  {:>3}  {meaning}", code.number()));
     format!("Exit codes:\n{}", rows.collect::<Vec<_>>().join("\n"))
-}
-
-fn nothing_to_serve() -> clap::Error {
-    let text =
-        "nothing to serve: there is no ./app.toml, and no application in wsgi.py, app.py, main.py or manage.py\n\
-                forkmaster shop.wsgi:app  serves `app` of the module shop.wsgi of this directory\n\
-                forkmaster -c FILE        serves what a configuration file says; `forkmaster config init` writes one";
-    error(ErrorKind::MissingRequiredArgument, text.to_owned())
 }
 
 #[cfg(test)]

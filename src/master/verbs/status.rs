@@ -17,7 +17,7 @@ use super::output;
 use crate::config::process_context::ProcessContext;
 use crate::doors::protocol::Request;
 use crate::exit_code::ExitCode;
-use crate::facts::snapshot::{Generation, Handoffs, LastReload, Running, Snapshot, Worker};
+use crate::facts::snapshot::{Generation, Handoffs, LastReload, Running, Runs, Snapshot, Worker};
 use crate::verbs::command_line::Client;
 
 /// As often as top(1) would be looked at by somebody who waits for something.
@@ -257,7 +257,8 @@ fn write_generation(text: &mut String, generation: &Generation, paints: bool) ->
             [] => String::new(),
             listeners => format!(" on {}", listeners.join(" ")),
         };
-        writeln!(text, "  service {name} {number} pid {pid} {}{on}{restarts}", state(&service.state, paints))?;
+        let runs = service.runs.as_ref().map_or_else(String::new, runs);
+        writeln!(text, "  service {name} {number} pid {pid} {}{on}{restarts}{runs}", state(&service.state, paints))?;
     }
     if generation.workers.is_empty() {
         return Ok(());
@@ -335,6 +336,13 @@ fn write_requests(text: &mut String, snapshot: &Snapshot) -> std::fmt::Result {
 }
 
 /// Green: all is well. Red: somebody should look. Yellow: something goes on.
+/// `, next in 240s, 3 runs (1 failed, 1 skipped), the last: exit code 0`
+fn runs(runs: &Runs) -> String {
+    let last = runs.last.as_ref().map_or_else(String::new, |last| format!(", the last: {last}"));
+    let Runs { next_s, ended, failed, skipped, .. } = runs;
+    format!(", next in {next_s:.0}s, {ended} runs ({failed} failed, {skipped} skipped){last}")
+}
+
 fn state(word: &str, paints: bool) -> String {
     let colour = match word {
         "running" | "serving" | "ready" => 32,

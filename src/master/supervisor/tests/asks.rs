@@ -33,6 +33,7 @@ impl World {
                 Outcome::Begun { .. }
                 | Outcome::Ready
                 | Outcome::Scaled { .. }
+                | Outcome::ServiceScaled { .. }
                 | Outcome::Recycled { .. }
                 | Outcome::Dumped(_)
                 | Outcome::Paused

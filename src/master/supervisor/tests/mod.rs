@@ -120,6 +120,10 @@ struct World {
     /// Processes of services that live, and whether they stop when they are told to.
     services: BTreeSet<ServiceId>,
     services_stop: bool,
+    /// Those that are asked to say so become ready.
+    services_say_ready: bool,
+    /// Those that run every so often end.
+    runs_end: bool,
     /// The command that runs, and those that have run.
     commanding: Option<GenerationId>,
     commanded: Vec<GenerationId>,
@@ -188,6 +192,8 @@ impl World {
             command: CommandBehaviour::EndsWell,
             services: BTreeSet::new(),
             services_stop: true,
+            services_say_ready: false,
+            runs_end: true,
             commanding: None,
             commanded: Vec::new(),
             probe_fails: false,
@@ -527,9 +533,19 @@ impl World {
             Action::NameRunning { workers } => {
                 self.event(Event::StillRunning { text: format!("{} workers run requests", workers.len()) });
             }
-            Action::StartService { service, .. } => {
+            Action::StartService { generation, service, name } => {
                 self.services.insert(service);
                 self.happenings.push_back(Happening::Service(service, ServiceEvent::Started { pid: 1 }));
+                let serving = self.supervisor.serving().filter(|serving| serving.id == generation);
+                let plan = serving.and_then(|of| of.plan.services.iter().find(|plan| plan.name == name));
+                let (ends, says_ready) =
+                    plan.map_or((false, false), |plan| (plan.every.is_some(), plan.ready_within.is_some()));
+                if ends && self.runs_end {
+                    self.happenings.push_back(Happening::Service(service, ServiceEvent::Exited(Exit::Code(0))));
+                }
+                if says_ready && self.services_say_ready {
+                    self.happenings.push_back(Happening::Service(service, ServiceEvent::Ready));
+                }
             }
             Action::StopService { service, kill } => {
                 assert!(self.services.contains(&service), "a reaped service was signalled");

@@ -1,5 +1,6 @@
 //! Random events at random moments.
 
+use super::super::asks::Amount;
 use super::super::canary::CanaryPlan;
 use super::super::pause::PausePlan;
 use super::*;
@@ -31,11 +32,15 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                     bounds: super::canary::BOUNDS,
                 })
             });
-            let services = (0..dice.roll(3)).map(|number| ServicePlan {
-                name: format!("service{number}"),
-                count: 1 + dice.roll(2) as u32,
-                stop_timeout: MINUTE,
-                ready_within: (dice.roll(2) == 0).then_some(MINUTE),
+            let services = (0..dice.roll(3)).map(|number| {
+                let every = (dice.roll(3) == 0).then(|| Duration::from_secs(20 + dice.roll(3) as u64));
+                ServicePlan {
+                    name: format!("service{number}"),
+                    count: if every.is_some() { 1 } else { 1 + dice.roll(2) as u32 },
+                    stop_timeout: MINUTE,
+                    ready_within: (every.is_none() && dice.roll(2) == 0).then_some(MINUTE),
+                    every,
+                }
             });
             let services = services.collect();
             let rollback_window = Duration::from_secs([0, 20, 60][dice.roll(3)]);
@@ -98,6 +103,8 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
             let someone = world.alive.keys().nth(dice.roll(world.alive.len().max(1))).copied();
             let template = world.templates.iter().nth(dice.roll(world.templates.len().max(1))).copied();
             world.services_stop = dice.roll(2) == 0;
+            world.services_say_ready = dice.roll(2) == 0;
+            world.runs_end = dice.roll(2) == 0;
             let service = world.services.iter().nth(dice.roll(world.services.len().max(1))).copied();
             if let Some(service) = service.filter(|_| dice.roll(4) == 0) {
                 world.happenings.push_back(Happening::Service(service, ServiceEvent::Exited(killed())));
@@ -141,6 +148,13 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                             keep: (asked % 3 == 0).then_some(Duration::from_secs(600)),
                             wait: true,
                         },
+                        Ask::ScaleService { name: "service0".to_owned(), amount: Amount::By(1), wait: true },
+                        Ask::ScaleService {
+                            name: "service1".to_owned(),
+                            amount: Amount::To(dice.roll(3) as u32),
+                            wait: true,
+                        },
+                        Ask::RecycleService { name: "service0".to_owned(), number: None, wait: true },
                         Ask::Dump { slot: None },
                         Ask::Pause { timeout: Duration::from_secs(dice.roll(20) as u64) },
                         Ask::Resume,
@@ -181,6 +195,7 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
             *behaviour = Behaviour::Healthy;
         }
         world.services_stop = true;
+        (world.services_say_ready, world.runs_end) = (true, true);
         (world.command, world.probe_fails) = (CommandBehaviour::EndsWell, false);
         // A reload that waited for a command is asked for when that has ended.
         world.pass(MINUTE * 2);
@@ -212,8 +227,8 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
         for listener in (1..5).map(ListenerId) {
             assert_eq!(world.supervisor.knows_listener(listener), open.contains(&listener), "seed {seed}");
         }
-        let services: u32 =
-            world.supervisor.serving().map_or(0, |of| of.plan.services.iter().map(|plan| plan.count).sum());
+        let always = serving.plan.services.iter().filter(|plan| plan.every.is_none());
+        let services: u32 = always.map(|plan| world.supervisor.wanted_processes(plan)).sum();
         assert_eq!(world.services.len(), services as usize, "seed {seed}: {:#?}", world.log);
         seen.extend(RARE.into_iter().filter(|ways| ways.iter().any(|words| world.logged(words))));
         world.ask(Ask::Stop);

@@ -1,5 +1,6 @@
 //! Services begin with the commit and end with it, rest when they die, and never hurt what serves.
 
+use super::super::asks::Amount;
 use super::*;
 
 fn with_service(workers: u32) -> Plan {
@@ -7,7 +8,7 @@ fn with_service(workers: u32) -> Plan {
 }
 
 fn service(name: &str, count: u32) -> ServicePlan {
-    ServicePlan { name: name.to_owned(), count, stop_timeout: MINUTE, ready_within: None }
+    ServicePlan { name: name.to_owned(), count, stop_timeout: MINUTE, ready_within: None, every: None }
 }
 
 impl World {
@@ -134,4 +135,111 @@ fn the_master_ends_with_its_services_and_kills_those_that_do_not_end() {
     world.ask(Ask::StopNow);
     world.run();
     assert_eq!((world.exit, world.services.len()), (Some(0), 0));
+}
+
+fn hourly() -> Plan {
+    Plan { services: vec![ServicePlan { every: Some(MINUTE * 60), ..service("clean", 1) }], ..plan(1) }
+}
+
+fn runs(world: &World) -> (u64, u64, u64) {
+    let book = world.supervisor.book("clean").and_then(|book| book.rhythm.clone()).expect("it has a rhythm");
+    (book.runs, book.failed, book.skipped)
+}
+
+#[test]
+fn one_that_runs_every_so_often_runs_once_at_a_time_and_deploys_do_not_shift_it() {
+    let mut world = World::serving(hourly());
+    world.runs_end = false;
+    assert_eq!((world.words(), world.services.len()), (vec!["waiting"], 0));
+    world.pass(MINUTE * 50);
+    world.reload(hourly(), Behaviour::Healthy);
+    world.run();
+    assert_eq!((world.words(), world.services.len()), (vec!["waiting"], 0));
+    world.pass(MINUTE * 10);
+    let run = world.ids(2)[0];
+    assert_eq!((world.words(), runs(&world)), (vec!["running"], (0, 0, 0)));
+    // It takes two hours and a half: two runs are left out.
+    world.pass(MINUTE * 150);
+    assert_eq!((world.words(), runs(&world)), (vec!["running"], (0, 0, 2)));
+    world.end(run, Exit::Code(3));
+    // A run that fails is not tried again before its time.
+    assert_eq!((world.words(), runs(&world)), (vec!["waiting"], (1, 1, 2)));
+    world.runs_end = true;
+    world.pass(MINUTE * 30);
+    assert_eq!((world.words(), runs(&world)), (vec!["waiting"], (2, 1, 2)));
+    assert_eq!(world.supervisor.word(), "running");
+}
+
+#[test]
+fn a_run_of_the_old_generation_ends_at_the_commit_and_none_begins_beside_it() {
+    let mut world = World::serving(hourly());
+    (world.runs_end, world.services_stop) = (false, false);
+    world.pass(MINUTE * 60);
+    world.pass(MINUTE * 60 - Duration::from_secs(30));
+    world.reload(hourly(), Behaviour::Healthy);
+    world.run();
+    assert_eq!(world.words(), ["stopping", "waiting"]);
+    // Due while the old one still runs.
+    world.pass(Duration::from_secs(31));
+    assert_eq!((world.words(), runs(&world)), (vec!["stopping", "waiting"], (0, 0, 1)));
+    world.pass(MINUTE);
+    assert_eq!((world.words(), runs(&world)), (vec!["waiting"], (1, 1, 1)));
+}
+
+#[test]
+fn services_are_scaled_and_recycled_by_name_and_that_survives_reloads() {
+    let ask = |world: &mut World, number: u64, ask: Ask| {
+        world.event(Event::Ask { asker: Some(AskId(number)), ask });
+        world.run();
+        world.answers.iter().find(|(asker, _)| *asker == AskId(number)).map(|(_, outcome)| outcome.clone())
+    };
+    let scale = |amount| Ask::ScaleService { name: "celery".to_owned(), amount, wait: true };
+    let recycle = |number| Ask::RecycleService { name: "celery".to_owned(), number, wait: true };
+    let mut world = World::serving(with_service(1));
+    assert_eq!(ask(&mut world, 1, scale(Amount::By(2))), Some(Outcome::ServiceScaled { processes: 4 }));
+    world.reload(with_service(1), Behaviour::Healthy);
+    world.run();
+    assert_eq!(world.ids(2).len(), 4);
+    assert_eq!(ask(&mut world, 2, scale(Amount::To(1))), Some(Outcome::ServiceScaled { processes: 1 }));
+    let before = world.ids(2);
+    assert_eq!(ask(&mut world, 3, recycle(None)), Some(Outcome::Asked));
+    assert!(world.ids(2).len() == 1 && world.ids(2) != before);
+    assert_eq!(ask(&mut world, 4, scale(Amount::By(-5))), Some(Outcome::ServiceScaled { processes: 1 }));
+    assert_eq!(ask(&mut world, 5, scale(Amount::To(0))), Some(Outcome::ServiceScaled { processes: 0 }));
+    let refused = |outcome: Option<Outcome>, words: &str| match outcome {
+        Some(Outcome::Refused(refusal)) => assert!(refusal.reason.contains(words), "{}", refusal.reason),
+        other => panic!("{other:?}"),
+    };
+    refused(ask(&mut world, 6, recycle(Some(0))), "no process of celery is wanted");
+    refused(ask(&mut world, 7, scale(Amount::To(65))), "at most 64");
+    let unknown = Ask::RecycleService { name: "cel".to_owned(), number: None, wait: true };
+    refused(ask(&mut world, 8, unknown), "there is no service cel; there is celery");
+    // What waits for a service that the next release does not have hears so.
+    world.services_stop = false;
+    assert_eq!(ask(&mut world, 9, scale(Amount::To(2))), Some(Outcome::ServiceScaled { processes: 2 }));
+    refused(ask(&mut world, 10, recycle(Some(2))), "celery has no process 2; 2 are wanted");
+    assert_eq!(ask(&mut world, 11, recycle(Some(1))), None);
+    world.reload(plan(1), Behaviour::Healthy);
+    world.run();
+    let heard = world.answers.iter().find(|(asker, _)| *asker == AskId(11)).map(|(_, outcome)| outcome.clone());
+    refused(heard, "the generation that serves has no [[service]]");
+}
+
+#[test]
+fn a_run_can_be_asked_for_before_its_time() {
+    let mut world = World::serving(hourly());
+    let run = Ask::RecycleService { name: "clean".to_owned(), number: None, wait: true };
+    world.event(Event::Ask { asker: Some(AskId(1)), ask: run });
+    world.run();
+    assert_eq!((world.answers.len(), runs(&world), world.words()), (1, (1, 0, 0), vec!["waiting"]));
+    let two = Ask::ScaleService { name: "clean".to_owned(), amount: Amount::To(2), wait: true };
+    world.event(Event::Ask { asker: Some(AskId(2)), ask: two });
+    world.run();
+    assert!(
+        matches!(&world.answers.last().unwrap().1, Outcome::Refused(refusal) if refusal.reason.contains("one run at a time"))
+    );
+    // Switched off, nothing runs.
+    world.ask(Ask::ScaleService { name: "clean".to_owned(), amount: Amount::To(0), wait: false });
+    world.pass(MINUTE * 120);
+    assert_eq!((world.words(), runs(&world)), (vec![], (1, 0, 0)));
 }

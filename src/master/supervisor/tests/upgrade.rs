@@ -127,8 +127,17 @@ fn a_stop_comes_before_an_upgrade() {
 /// The next binary knows as much: it saves the same, and goes on from there.
 #[test]
 fn a_restored_supervisor_goes_on_as_if_nothing_had_happened() {
-    let service = ServicePlan { name: "celery".to_owned(), count: 1, stop_timeout: MINUTE, ready_within: Some(MINUTE) };
-    let plan = Plan { services: vec![service], ..plan(2) };
+    let service = ServicePlan {
+        name: "celery".to_owned(),
+        count: 1,
+        stop_timeout: MINUTE,
+        ready_within: Some(MINUTE),
+        every: None,
+    };
+    // One that waits for its time is in its book only.
+    let hourly =
+        ServicePlan { name: "clean".to_owned(), ready_within: None, every: Some(MINUTE * 60), ..service.clone() };
+    let plan = Plan { services: vec![service, hourly], ..plan(2) };
     let mut world = World::serving(plan.clone());
     world.ask(Ask::Scale { by: 1, wait: false });
     world.run();

@@ -1,6 +1,7 @@
 //! What arguments mean, and what is said of wrong ones.
 
 use super::*;
+use crate::config::Overrides;
 
 fn context(cwd: &Path) -> ProcessContext {
     ProcessContext {

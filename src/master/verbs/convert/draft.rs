@@ -16,6 +16,15 @@ pub struct Line {
     pub comments: Vec<String>,
 }
 
+/// What runs beside the workers.
+#[derive(Clone, Debug)]
+struct Program {
+    name: String,
+    words: Vec<String>,
+    /// None: all the time.
+    every: Option<String>,
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct Draft {
     lines: Vec<Line>,
@@ -23,8 +32,7 @@ pub struct Draft {
     pub left_out: Vec<(String, String)>,
     /// What whoever converts must do besides, said on stderr as well.
     pub loud: Vec<String>,
-    /// Programs that run beside the workers: a name and the words of a command.
-    services: Vec<(String, Vec<String>)>,
+    services: Vec<Program>,
     /// For an env_file that only its owner may read.
     pub secrets: Vec<(String, String)>,
 }
@@ -59,16 +67,19 @@ impl Draft {
         }
     }
 
-    /// A program that runs beside the workers. `command` is as a shell reads it; false: it needs one.
-    pub fn serve(&mut self, command: &str) -> bool {
+    /// A program that runs beside the workers, all the time or every so often. `command` is as a shell reads it; false: it
+    /// needs one.
+    pub fn serve(&mut self, command: &str, every: Option<String>) -> bool {
         let needs_shell = command.contains(['"', '\'', '$', '`', '|', '&', ';', '<', '>', '*', '\\', '(', '~']);
         let words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
         let Some(program) = words.first().filter(|_| !needs_shell) else { return false };
-        let name = program.rsplit('/').next().unwrap_or(program);
+        let last = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
+        let script = words.get(1).filter(|word| last(program).starts_with("python") && word.ends_with(".py"));
+        let name = script.map_or_else(|| last(program), |script| last(script).trim_end_matches(".py").to_owned());
         let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).take(30).collect();
-        let same = self.services.iter().filter(|(other, _)| other.starts_with(&name)).count();
+        let same = self.services.iter().filter(|other| other.name.starts_with(&name)).count();
         let name = if same == 0 { name } else { format!("{name}-{}", same + 1) };
-        self.services.push((name, words));
+        self.services.push(Program { name, words, every });
         true
     }
 
@@ -138,13 +149,16 @@ impl Draft {
             }
             text.push_str(&format!("{key} = {value}\n"));
         }
-        for (name, words) in &self.services {
+        for Program { name, words, every } in &self.services {
             let words: Vec<String> = words.iter().map(|word| config::quoted(word)).collect();
             text.push_str(&format!(
                 "\n[[service]]\nname = {}\ncommand = [{}]\n",
                 config::quoted(name),
                 words.join(", ")
             ));
+            if let Some(every) = every {
+                text.push_str(&format!("every = {}\n", config::quoted(every)));
+            }
         }
         if !self.left_out.is_empty() {
             text.push_str("\n# Not taken:\n");

@@ -1,6 +1,7 @@
 //! `convert`: a configuration of Gunicorn's or uWSGI's becomes one of forkmaster's, which `check` calls good. What cannot be
 //! taken stands in it as a comment with the reason; what would not work at all ends the conversion without a file.
 
+mod cron;
 mod draft;
 mod evaluate;
 mod flags;

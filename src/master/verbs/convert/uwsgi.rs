@@ -1,10 +1,13 @@
 //! uWSGI's settings as forkmaster's: what each becomes, what nginx must be told, what changed its meaning, and what ends the
 //! conversion because the application would not work. It decides and writes nothing.
 
+use super::cron::Cron;
 use super::draft::Draft;
 use super::gunicorn::Refused;
 use super::ini::Entry;
 use crate::config::{self, Elsewhere};
+
+const NO_SHELL: &str = "no shell reads a [[service]]: put it into a script, and write command = [\"./script\"]";
 
 /// What needs no word: it is always so here, or it tunes what is not here.
 const SILENT: &[&str] = &[
@@ -215,15 +218,18 @@ fn take(entry: &Entry, draft: &mut Draft) {
         "attach-daemon" | "attach-daemon2" | "smart-attach-daemon" | "legion-attach-daemon" => {
             daemon(entry, &key, value, draft)
         }
+        // A script of its own is a program; a mule without one waits for messages of the workers.
+        "mule" if value.ends_with(".py") => {
+            if !draft.serve(&format!("python {value}"), None) {
+                draft.leave_out(shown(entry), NO_SHELL);
+            }
+        }
         "mule" | "mules" => draft.leave_out(
             shown(entry),
             "a program of its own can be a [[service]]; what speaks to uWSGI's mules needs a task queue",
         ),
         "cron" | "cron2" | "unique-cron" => {
-            draft.leave_out(
-                shown(entry),
-                "a scheduler can be a [[service]] (celery beat, supercronic), or the system's cron",
-            );
+            cron(entry, &key, value, draft);
         }
         "module" | "wsgi" | "wsgi-file" | "file" | "mount" => {}
         "socket" | "s" | "uwsgi-socket" | "http" | "http-socket" | "http11-socket" | "shared-socket" => {}
@@ -246,11 +252,24 @@ fn daemon(entry: &Entry, key: &str, value: &str, draft: &mut Draft) {
         "smart-attach-daemon" => value.split_once(char::is_whitespace).map_or(value, |(_, command)| command),
         _attach_daemon => value,
     };
-    if !draft.serve(command.trim()) {
-        draft.leave_out(
-            shown(entry),
-            "no shell reads a [[service]]: put it into a script, and write command = [\"./script\"]",
-        );
+    if !draft.serve(command.trim(), None) {
+        draft.leave_out(shown(entry), NO_SHELL);
+    }
+}
+
+/// What runs every so often is a service as well; a time of the day is for cron.
+fn cron(entry: &Entry, key: &str, value: &str, draft: &mut Draft) {
+    let cron = if key == "cron2" { Cron::parse_named(value) } else { Cron::parse(value) };
+    let Some(cron) = cron else {
+        return draft.leave_out(shown(entry), "a [[service]] with `every`, or the system's cron");
+    };
+    match cron.every() {
+        Some(every) => {
+            if !draft.serve(&cron.command, Some(every)) {
+                draft.leave_out(shown(entry), NO_SHELL);
+            }
+        }
+        None => draft.leave_out(shown(entry), format!("a time of the day is for the system's cron: {}", cron.line())),
     }
 }
 

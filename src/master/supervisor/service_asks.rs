@@ -1,0 +1,150 @@
+//! What operators ask of services, by their names: more or fewer processes, and new ones in place of those that run. What
+//! was scaled survives reloads, as with workers.
+
+use std::time::Instant;
+
+use super::asks::{Amount, AskId, On};
+use super::services::{Service, ServiceId, ServicePlan, State};
+use super::Supervisor;
+use crate::facts::note::Note;
+use crate::facts::outcome::{Outcome, Refusal};
+
+/// More is a mistake: each is a process. As the setting `count`.
+const PROCESSES_MAX: u32 = 64;
+
+impl ServicePlan {
+    /// One that runs every so often runs once at a time.
+    fn processes_max(&self) -> u32 {
+        if self.every.is_some() {
+            1
+        } else {
+            PROCESSES_MAX
+        }
+    }
+}
+
+impl Supervisor {
+    /// How many processes of a service are wanted: as configured, and what operators have added or taken away since.
+    pub fn wanted_processes(&self, plan: &ServicePlan) -> u32 {
+        let extra = self.books.get(&plan.name).map_or(0, |book| book.extra);
+        (i64::from(plan.count) + i64::from(extra)).clamp(0, plan.processes_max().into()) as u32
+    }
+
+    pub(super) fn on_scale_service(&mut self, asker: Option<AskId>, name: &str, amount: Amount, wait: bool) {
+        let plan = match self.service_plan(name) {
+            Ok(plan) => plan,
+            Err(refusal) => return self.answer(asker, Outcome::Refused(refusal)),
+        };
+        let (before, most) = (self.wanted_processes(&plan), plan.processes_max());
+        let wanted = match amount {
+            // Steps end at one, as those of workers: only a number switches the last one off.
+            Amount::By(by) if before > 0 || by > 0 => (i64::from(before) + i64::from(by)).max(1),
+            Amount::By(_) => 0,
+            Amount::To(to) => i64::from(to),
+        };
+        if wanted > i64::from(most) {
+            let reason = match plan.every {
+                Some(_) => format!("{name} runs every so often, one run at a time"),
+                None => format!("{wanted} processes are too many for a service; at most {most}"),
+            };
+            return self.answer(asker, Outcome::Refused(Refusal::new(reason)));
+        }
+        let wanted = wanted as u32;
+        if let Some(book) = self.books.get_mut(name) {
+            book.extra = wanted as i32 - plan.count as i32;
+        }
+        self.note(Note::ServiceScaled { name: name.to_owned(), wanted });
+        match wait {
+            true => self.wait(asker, On::ServiceScaled { name: name.to_owned(), wanted }),
+            false => self.answer(asker, Outcome::ServiceScaled { processes: wanted }),
+        }
+    }
+
+    pub(super) fn on_recycle_service(
+        &mut self,
+        asker: Option<AskId>,
+        name: &str,
+        number: Option<u32>,
+        wait: bool,
+        now: Instant,
+    ) {
+        let plan = match self.service_plan(name) {
+            Ok(plan) => plan,
+            Err(refusal) => return self.answer(asker, Outcome::Refused(refusal)),
+        };
+        let meant = |service: &&Service| {
+            self.is_serving(service.generation)
+                && service.name == name
+                && number.is_none_or(|number| service.number == number)
+        };
+        let ids: Vec<ServiceId> = self.services().iter().filter(meant).map(|service| service.id).collect();
+        if ids.is_empty() {
+            let wanted = self.wanted_processes(&plan);
+            let reason = match number {
+                Some(number) if wanted > 0 => {
+                    format!("{name} has no process {number}; {wanted} are wanted, numbered from 0")
+                }
+                Some(_) | None => format!("no process of {name} is wanted; `scale {name} 1` brings one"),
+            };
+            return self.answer(asker, Outcome::Refused(Refusal::new(reason)));
+        }
+        let mut old = Vec::new();
+        for id in ids {
+            let Some(at) = self.services().iter().position(|service| service.id == id) else { continue };
+            match self.services()[at].state {
+                State::Waiting => self.run_service(at, now),
+                State::Running { .. } | State::Resting { .. } | State::Stopping { .. } | State::Killed { .. } => {
+                    old.push(id);
+                    self.stop_service(at, now);
+                }
+            }
+        }
+        match wait {
+            true => self.wait(asker, On::ServiceRecycled { name: name.to_owned(), old }),
+            false => self.answer(asker, Outcome::Asked),
+        }
+    }
+
+    /// None: it is waited for.
+    pub(super) fn service_scaled(&self, name: &str, wanted: u32) -> Option<Outcome> {
+        let plan = match self.service_plan(name) {
+            Ok(plan) => plan,
+            Err(refusal) => return Some(Outcome::Refused(refusal)),
+        };
+        let now = self.wanted_processes(&plan);
+        if now != wanted {
+            return Some(Outcome::Refused(Refusal::new(format!("superseded: {now} processes are wanted now"))));
+        }
+        self.is_settled(&plan).then_some(Outcome::ServiceScaled { processes: wanted })
+    }
+
+    /// None: it is waited for.
+    pub(super) fn service_recycled(&self, name: &str, old: &[ServiceId]) -> Option<Outcome> {
+        let plan = match self.service_plan(name) {
+            Ok(plan) => plan,
+            Err(refusal) => return Some(Outcome::Refused(refusal)),
+        };
+        let gone = old.iter().all(|id| self.services().iter().all(|service| service.id != *id));
+        (gone && self.is_settled(&plan)).then_some(Outcome::Asked)
+    }
+
+    /// As many processes as are wanted run, and are ready, or wait for their time.
+    fn is_settled(&self, plan: &ServicePlan) -> bool {
+        let of_it = |service: &&Service| self.is_serving(service.generation) && service.name == plan.name;
+        let processes: Vec<&Service> = self.services().iter().filter(of_it).collect();
+        let settled = processes.iter().all(|service| ["running", "waiting"].contains(&service.word()));
+        settled && processes.len() == self.wanted_processes(plan) as usize
+    }
+
+    fn service_plan(&self, name: &str) -> Result<ServicePlan, Refusal> {
+        let plans = self.serving().map_or(&[][..], |generation| &generation.plan.services);
+        if let Some(plan) = plans.iter().find(|plan| plan.name == name) {
+            return Ok(plan.clone());
+        }
+        let names: Vec<&str> = plans.iter().map(|plan| plan.name.as_str()).collect();
+        Err(Refusal::new(match names.is_empty() {
+            true => "the generation that serves has no [[service]]".to_owned(),
+            false => format!("there is no service {name}; there is {}", names.join(", ")),
+        }))
+    }
+}
