@@ -1,10 +1,10 @@
 //! What of an answer the socket has not taken: memory, the application's own bytes, a temporary file, the application's
 //! file. It is bounded in memory and on disk, for one answer and in sum. Whoever has it holds its lock (`write_half`).
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::serve::base::budget::Charge;
 use crate::serve::base::settings::{
@@ -59,22 +59,23 @@ enum Segment {
     },
 }
 
-thread_local! {
-    /// Memory for small answers that are deferred. It belongs to threads and not to connections, so that a new connection
-    /// allocates nothing for its first one.
-    static SPARES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+/// Memory for small answers that are deferred. It belongs to no connection, so that a new one allocates nothing for its first
+/// answer; and to no thread, since whoever leads sends what another has left.
+static SPARES: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+fn spares() -> MutexGuard<'static, Vec<Vec<u8>>> {
+    SPARES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn take_spare() -> Vec<u8> {
-    SPARES.with_borrow_mut(Vec::pop).unwrap_or_default()
+    spares().pop().unwrap_or_default()
 }
 
 fn keep_spare(bytes: Vec<u8>) {
-    SPARES.with_borrow_mut(|spares| {
-        if spares.len() < FLUSH_ANSWERS_MAX {
-            spares.push(bytes);
-        }
-    });
+    let mut spares = spares();
+    if spares.len() < FLUSH_ANSWERS_MAX {
+        spares.push(bytes);
+    }
 }
 
 #[derive(Debug)]
