@@ -369,7 +369,14 @@ impl Master {
                 self.ask(client, Ask::Recycle { slot, keep, wait });
             }
             Request::ScaleService { name, by, to, wait } => {
-                let amount = by.map_or(Amount::To(to.unwrap_or_default()), Amount::By);
+                let amount = match (by, to) {
+                    (Some(by), None) => Amount::By(by),
+                    (None, Some(to)) => Amount::To(to),
+                    (Some(_), Some(_)) | (None, None) => {
+                        let refused = Refused::because("scale_service needs one of `by` and `to`");
+                        return self.answer(client, Reply::Refused(refused));
+                    }
+                };
                 self.ask(client, Ask::ScaleService { name, amount, wait });
             }
             Request::RecycleService { name, number, wait } => {

@@ -516,7 +516,7 @@ fn a_worker_that_floods_its_channel_keeps_the_master_from_nothing() {
 #[test]
 fn a_worker_that_writes_nonsense_to_its_channel_is_replaced() {
     let (_site, master) = floods_its_channel("nonsense", "nonsense");
-    master.wait_log("worker gen=1 slot=* exiting -> killed");
+    master.wait_log("worker gen=1 slot=* serving -> killed");
     master.wait_workers(2);
     assert_eq!(master.get("/").text(), "1");
     assert_eq!(master.log_lines("its channel:").len(), 1, "one line, not one for each packet");

@@ -161,7 +161,7 @@ with open('runs', 'a+') as file:
 fn one_that_runs_every_so_often_says_how_it_has_ended() {
     let site = Site::with_releases("services_every", 1);
     fs::write(site.release_path("1").join("clean.py"), CLEAN).expect("a release can be written to");
-    add(&site, "[[service]]\nname = 'clean'\ncommand = ['python', 'clean.py']\nevery = '400ms'\n");
+    add(&site, "[[service]]\nname = 'clean'\ncommand = ['python', 'clean.py']\nevery = '1s'\n");
     add(&site, "[status]\nbind = ['unix:status.sock']\n");
     let master = site.start();
     assert!(master.cli(&["status"]).stdout.contains("service clean 0 pid "));
@@ -178,7 +178,7 @@ fn one_that_runs_every_so_often_says_how_it_has_ended() {
         let runs = services(&master)[0]["runs"].clone();
         (runs["ended"].as_u64() >= Some(3)).then_some(runs)
     });
-    assert_eq!((&told["failed"], &told["last"], &told["every_s"]), (&1.into(), &"exit code 0".into(), &0.4.into()));
+    assert_eq!((&told["failed"], &told["last"], &told["every_s"]), (&1.into(), &"exit code 0".into(), &1.0.into()));
     // One more, asked for.
     let again = master.cli(&["recycle", "clean"]);
     assert_eq!(again.stdout, "clean runs anew\n", "{again}");

@@ -20,6 +20,9 @@ const COUNT_MAX: i64 = 64;
 /// As `graceful_timeout`: a task that takes longer should say so.
 const STOP_TIMEOUT: Duration = Duration::from_secs(25);
 
+/// Of a service that runs every so often.
+const EVERY_MIN: Duration = Duration::from_secs(1);
+
 /// What service managers grant a start. systemd: 90 s, for a whole machine that boots.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -60,7 +63,7 @@ pub const KEYS: [ServiceKey; 9] = [
     },
     ServiceKey {
         key: "every",
-        kind: "Duration, more than zero",
+        kind: "Duration, at least 1 s",
         default: "none: it runs all the time",
         doc: "It is a task that runs so often and ends: a clean-up, a report. The first run begins so long after the start, and a \
               deploy does not shift the rhythm. One run at a time: what is due while another one runs is skipped and counted. \
@@ -196,7 +199,7 @@ impl Resolver<'_> {
             let read = expanded(&written.value, &self.variables).and_then(|value| match key.as_str() {
                 "notify" => boolean(&value).map(|notify| notifies = notify),
                 "ready_timeout" => timeout(&value).map(|timeout| ready_timeout = Some((line, timeout))),
-                "every" => timeout(&value).map(|every| service.every = Some(every)),
+                "every" => rhythm(&value).map(|every| service.every = Some(every)),
                 "bind" => parse_binds(&value, &base).map(|bind| service.bind = bind),
                 _other => service.set(key, &value),
             });
@@ -296,6 +299,14 @@ fn timeout(value: &Value) -> Result<Duration, String> {
     match string(value).and_then(parse_duration)? {
         Duration::ZERO => Err("it must be more than zero".to_owned()),
         duration => Ok(duration),
+    }
+}
+
+/// More often is a program that runs all the time.
+fn rhythm(value: &Value) -> Result<Duration, String> {
+    match timeout(value)? {
+        every if every < EVERY_MIN => Err("it must be at least 1s".to_owned()),
+        every => Ok(every),
     }
 }
 

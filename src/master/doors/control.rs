@@ -217,7 +217,10 @@ impl Control {
 
     /// It hears of every event from now on. False: there are enough who do.
     pub fn listen(&mut self, id: ClientId, now: Instant) -> bool {
-        if self.clients.values().filter(|client| client.waiting == Waiting::Events).count() >= events::LISTENERS_MAX {
+        let only_looks = self.clients.get(&id).is_some_and(|client| client.may == May::Look);
+        let counted = |client: &&Client| client.waiting == Waiting::Events && (!only_looks || client.may == May::Look);
+        let most = if only_looks { events::LISTENERS_MAX / 2 } else { events::LISTENERS_MAX };
+        if self.clients.values().filter(counted).count() >= most {
             return false;
         }
         self.answer(id, &Reply::Done {}, now);

@@ -71,6 +71,7 @@ pub fn json(mut snapshot: Snapshot, measures: &Measures, mut deploys: Vec<Deploy
     if !among_us {
         for deploy in &mut deploys {
             (deploy.asked, deploy.command, deploy.changes) = (String::new(), Vec::new(), Vec::new());
+            hide_reason(&mut deploy.reason);
         }
     }
     let workers = snapshot
@@ -104,8 +105,16 @@ fn hide(snapshot: &mut Snapshot) {
     }
     for reload in snapshot.last_reload.iter_mut().chain(&mut snapshot.last_refusal) {
         reload.details.clear();
+        hide_reason(&mut reload.reason);
     }
     snapshot.logs = None;
+}
+
+/// The last line of a traceback may have anything in it, a password of a database for instance.
+fn hide_reason(reason: &mut String) {
+    if !reason.is_empty() {
+        "the log says why".clone_into(reason);
+    }
 }
 
 #[cfg(test)]
@@ -135,7 +144,11 @@ mod tests {
         };
         let generation: Generation = serde_json::from_str(r#"{"generation":1,"state":"serving"}"#).unwrap();
         let generations = vec![Generation { generation: GenerationId(1), workers: vec![worker], ..generation }];
-        let refusal = LastReload { details: "Traceback: secret".to_owned(), ..LastReload::default() };
+        let refusal = LastReload {
+            reason: "RuntimeError: secret".to_owned(),
+            details: "Traceback: secret".to_owned(),
+            ..LastReload::default()
+        };
         Snapshot { generations, last_refusal: Some(refusal), ..Snapshot::default() }
     }
 

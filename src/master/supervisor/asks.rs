@@ -110,7 +110,7 @@ pub(super) enum On {
     /// So many processes of a service run. As above.
     ServiceScaled { name: String, wanted: u32 },
     /// These processes are gone, and as many as are wanted run. As above.
-    ServiceRecycled { name: String, old: Vec<ServiceId> },
+    ServiceRecycled { name: String, number: Option<u32>, old: Vec<ServiceId> },
     /// The last request leaves the application, which has a time of its own.
     Paused,
     /// Workers that were told to serve say so, or are gone; both have a deadline.
@@ -289,7 +289,7 @@ impl Supervisor {
             On::Scaled { workers } => self.scaled(*workers),
             On::Recycled { slot, old } => self.recycled(*slot, *old),
             On::ServiceScaled { name, wanted } => self.service_scaled(name, *wanted),
-            On::ServiceRecycled { name, old } => self.service_recycled(name, old),
+            On::ServiceRecycled { name, number, old } => self.service_recycled(name, *number, old),
             On::Dumped { workers } => self.dumped(workers),
             On::Paused => self.paused(),
             On::Resumed => self.resumed(),

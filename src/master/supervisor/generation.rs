@@ -297,10 +297,11 @@ impl Generation {
     }
 
     /// The earliest moment at which something of it must be looked at again.
-    pub fn deadline(&self) -> Option<Instant> {
+    /// `makes_room`: who waits for room is looked at.
+    pub fn deadline(&self, makes_room: bool) -> Option<Instant> {
         let workers = self.workers.iter().filter_map(|worker| worker.deadline(self.plan.max_lifetime));
         let backoffs = self.slots.iter().filter_map(|slot| slot.backoff_until);
-        let blocked = self.blocked.map(|blocked| blocked.until);
+        let blocked = self.blocked.filter(|_| makes_room).map(|blocked| blocked.until);
         workers
             .chain(backoffs)
             .chain(self.template.deadline())

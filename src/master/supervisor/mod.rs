@@ -330,6 +330,24 @@ pub enum Phase {
     Ended,
 }
 
+impl Phase {
+    /// Services that have ended are started again.
+    fn begins_services(self) -> bool {
+        match self {
+            Phase::Running | Phase::Delaying { .. } => true,
+            Phase::Interrupting | Phase::Stopping { .. } | Phase::Ending { .. } | Phase::Ended => false,
+        }
+    }
+
+    /// Whoever waits for room is looked at.
+    fn makes_room(self) -> bool {
+        match self {
+            Phase::Running | Phase::Delaying { .. } => true,
+            Phase::Interrupting | Phase::Stopping { .. } | Phase::Ending { .. } | Phase::Ended => false,
+        }
+    }
+}
+
 pub struct Supervisor {
     phase: Phase,
     /// TERM has come as a signal.
@@ -421,11 +439,12 @@ impl Supervisor {
             Phase::Stopping { deadline } => Some(deadline),
             Phase::Ending { give_up, .. } => Some(give_up),
         };
-        let services = self.services.iter().filter_map(Service::deadline);
+        let begins = self.phase.begins_services();
+        let services = self.services.iter().filter_map(|service| service.deadline(begins));
         let run = self.next_run().filter(|_| self.phase == Phase::Running);
         self.generations
             .iter()
-            .filter_map(Generation::deadline)
+            .filter_map(|generation| generation.deadline(self.phase.makes_room()))
             .chain(phase)
             .chain(self.pause.deadline())
             .chain(self.upgrade.deadline())

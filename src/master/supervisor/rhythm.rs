@@ -14,8 +14,10 @@ use crate::facts::note::Note;
 /// Of one service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Book {
-    /// Processes more (or fewer) than the settings say.
+    /// Processes more (or fewer) than the settings say. Survives reloads.
     pub extra: i32,
+    /// Told to have none, whatever the settings say.
+    pub off: bool,
     /// Processes that were started again after they had ended by themselves.
     pub restarts: u64,
     pub rhythm: Option<Rhythm>,
@@ -29,17 +31,20 @@ pub struct Rhythm {
     pub runs: u64,
     pub failed: u64,
     pub skipped: u64,
+    /// The log has a line about what this run has made skip.
+    pub skip_told: bool,
     /// How the last one has ended.
     pub last: Option<String>,
 }
 
 impl Rhythm {
     fn new(every: Duration, now: Instant) -> Rhythm {
-        Rhythm { every, due: now + every, runs: 0, failed: 0, skipped: 0, last: None }
+        Rhythm { every, due: now + every, runs: 0, failed: 0, skipped: 0, skip_told: false, last: None }
     }
 
     fn ended(&mut self, exit: &Exit) {
         self.runs += 1;
+        self.skip_told = false;
         self.failed += u64::from(*exit != Exit::Code(0));
         self.last = Some(exit.to_string());
     }
@@ -83,7 +88,10 @@ impl Supervisor {
             if runs {
                 rhythm.skipped += 1;
                 let skipped = rhythm.skipped;
-                self.note(Note::ServiceSkipped { name, skipped });
+                // Once a run: one of an hour that is due every second would fill the log.
+                if !std::mem::replace(&mut rhythm.skip_told, true) {
+                    self.note(Note::ServiceSkipped { name, skipped });
+                }
             } else if let Some(at) = waiting {
                 self.run_service(at, now);
             }

@@ -84,6 +84,8 @@ struct SavedService {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct SavedBook {
     extra: i32,
+    #[serde(default)]
+    off: bool,
     restarts: u64,
     rhythm: Option<SavedRhythm>,
 }
@@ -240,7 +242,7 @@ impl SavedBook {
             skipped: rhythm.skipped,
             last: rhythm.last.clone(),
         });
-        SavedBook { extra: book.extra, restarts: book.restarts, rhythm }
+        SavedBook { extra: book.extra, off: book.off, restarts: book.restarts, rhythm }
     }
 
     fn restore(self) -> Book {
@@ -250,9 +252,10 @@ impl SavedBook {
             runs: rhythm.runs,
             failed: rhythm.failed,
             skipped: rhythm.skipped,
+            skip_told: false,
             last: rhythm.last,
         });
-        Book { extra: self.extra, restarts: self.restarts, rhythm }
+        Book { extra: self.extra, off: self.off, restarts: self.restarts, rhythm }
     }
 }
 

@@ -26,8 +26,11 @@ impl ServicePlan {
 impl Supervisor {
     /// How many processes of a service are wanted: as configured, and what operators have added or taken away since.
     pub fn wanted_processes(&self, plan: &ServicePlan) -> u32 {
-        let extra = self.books.get(&plan.name).map_or(0, |book| book.extra);
-        (i64::from(plan.count) + i64::from(extra)).clamp(0, plan.processes_max().into()) as u32
+        let (extra, off) = self.books.get(&plan.name).map_or((0, false), |book| (book.extra, book.off));
+        match off {
+            true => 0,
+            false => (i64::from(plan.count) + i64::from(extra)).clamp(1, plan.processes_max().into()) as u32,
+        }
     }
 
     pub(super) fn on_scale_service(&mut self, asker: Option<AskId>, name: &str, amount: Amount, wait: bool) {
@@ -51,7 +54,10 @@ impl Supervisor {
         }
         let wanted = wanted as u32;
         if let Some(book) = self.books.get_mut(name) {
-            book.extra = wanted as i32 - plan.count as i32;
+            book.off = wanted == 0;
+            if wanted > 0 {
+                book.extra = wanted as i32 - plan.count as i32;
+            }
         }
         self.note(Note::ServiceScaled { name: name.to_owned(), wanted });
         match wait {
@@ -92,6 +98,10 @@ impl Supervisor {
         for id in ids {
             let Some(at) = self.services().iter().position(|service| service.id == id) else { continue };
             match self.services()[at].state {
+                State::Waiting if self.has_run_under_way(name) => {
+                    let reason = format!("a run of {name} is not over, and there is one at a time");
+                    return self.answer(asker, Outcome::Refused(Refusal::new(reason)));
+                }
                 State::Waiting => self.run_service(at, now),
                 State::Running { .. } | State::Resting { .. } | State::Stopping { .. } | State::Killed { .. } => {
                     old.push(id);
@@ -100,7 +110,7 @@ impl Supervisor {
             }
         }
         match wait {
-            true => self.wait(asker, On::ServiceRecycled { name: name.to_owned(), old }),
+            true => self.wait(asker, On::ServiceRecycled { name: name.to_owned(), number, old }),
             false => self.answer(asker, Outcome::Asked),
         }
     }
@@ -115,25 +125,53 @@ impl Supervisor {
         if now != wanted {
             return Some(Outcome::Refused(Refusal::new(format!("superseded: {now} processes are wanted now"))));
         }
-        self.is_settled(&plan).then_some(Outcome::ServiceScaled { processes: wanted })
+        self.settled(&plan, None).map(|settled| match settled {
+            Ok(()) => Outcome::ServiceScaled { processes: wanted },
+            Err(refusal) => Outcome::Refused(refusal),
+        })
     }
 
     /// None: it is waited for.
-    pub(super) fn service_recycled(&self, name: &str, old: &[ServiceId]) -> Option<Outcome> {
+    pub(super) fn service_recycled(&self, name: &str, number: Option<u32>, old: &[ServiceId]) -> Option<Outcome> {
         let plan = match self.service_plan(name) {
             Ok(plan) => plan,
             Err(refusal) => return Some(Outcome::Refused(refusal)),
         };
         let gone = old.iter().all(|id| self.services().iter().all(|service| service.id != *id));
-        (gone && self.is_settled(&plan)).then_some(Outcome::Asked)
+        self.settled(&plan, number)
+            .filter(|_| gone)
+            .map(|settled| settled.map_or_else(Outcome::Refused, |()| Outcome::Asked))
     }
 
-    /// As many processes as are wanted run, and are ready, or wait for their time.
-    fn is_settled(&self, plan: &ServicePlan) -> bool {
-        let of_it = |service: &&Service| self.is_serving(service.generation) && service.name == plan.name;
+    /// As many processes as are wanted run, and are ready, or wait for their time. `number`: only this one counts. None: not yet.
+    /// An error: one of them has ended, or is not ready in its time, and nobody knows when it will be.
+    fn settled(&self, plan: &ServicePlan, number: Option<u32>) -> Option<Result<(), Refusal>> {
+        let of_it = |service: &&Service| {
+            self.is_serving(service.generation)
+                && service.name == plan.name
+                && number.is_none_or(|number| service.number == number)
+        };
         let processes: Vec<&Service> = self.services().iter().filter(of_it).collect();
-        let settled = processes.iter().all(|service| ["running", "waiting"].contains(&service.word()));
-        settled && processes.len() == self.wanted_processes(plan) as usize
+        for service in &processes {
+            let what = match service.word() {
+                "resting" => "has ended, and rests before it begins again",
+                "late" => "has not said that it is ready",
+                _other => continue,
+            };
+            let reason = format!("process {} of {} {what}; the log says more", service.number, plan.name);
+            return Some(Err(Refusal::new(reason)));
+        }
+        let runs = |service: &&Service| match service.word() {
+            "running" => service.pid.is_some(),
+            word => word == "waiting",
+        };
+        let wanted = if number.is_some() { 1 } else { self.wanted_processes(plan) as usize };
+        (processes.iter().all(runs) && processes.len() == wanted).then_some(Ok(()))
+    }
+
+    /// Of a service that runs every so often, also one of the generation before.
+    fn has_run_under_way(&self, name: &str) -> bool {
+        self.services().iter().any(|service| service.name == name && service.state != State::Waiting)
     }
 
     fn service_plan(&self, name: &str) -> Result<ServicePlan, Refusal> {

@@ -38,7 +38,7 @@ use super::backoff::Backoff;
 #[cfg(test)]
 use super::generation::State as GenerationState;
 use super::worker::Exit;
-use super::{Action, Phase, Supervisor, KILLED_WITHIN};
+use super::{Action, Supervisor, KILLED_WITHIN};
 use crate::facts::note::{Note, ServiceName};
 
 /// One process of a service, unique over the life of the master.
@@ -159,8 +159,13 @@ impl Service {
         }
     }
 
-    pub fn deadline(&self) -> Option<Instant> {
-        self.state.deadline().into_iter().chain(self.ready_by()).min()
+    /// `begins`: programs are started at this time; without, the end of a rest is nothing to wake up for.
+    pub fn deadline(&self, begins: bool) -> Option<Instant> {
+        let state = match self.state {
+            State::Resting { .. } if !begins => None,
+            state => state.deadline(),
+        };
+        state.into_iter().chain(self.ready_by()).min()
     }
 
     /// Who stops need not become ready any more.
@@ -366,7 +371,7 @@ impl Supervisor {
             let id = service.id;
             match service.state {
                 State::Waiting | State::Running { .. } => {}
-                State::Resting { .. } if !matches!(self.phase, Phase::Running | Phase::Delaying { .. }) => {}
+                State::Resting { .. } if !self.phase.begins_services() => {}
                 State::Resting { .. } => {
                     self.services[at].restarts += 1;
                     if let Some(book) = self.books.get_mut(&self.services[at].name) {

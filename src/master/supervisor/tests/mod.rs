@@ -237,7 +237,7 @@ impl World {
             let id = generation.id;
             let rolling = matches!(generation.state, State::Rolling { .. });
             if matches!(generation.state, State::Proving | State::Rolling { .. }) {
-                if generation.deadline().is_none() {
+                if generation.deadline(true).is_none() {
                     return Some(format!("generation {id} {}", generation.state.word()));
                 }
                 if generation.waiting().is_none() {
@@ -282,7 +282,7 @@ impl World {
             let paused = self.supervisor.is_held();
             if running && !paused && generation.state == State::Serving && generation.serving() < wanted {
                 // Its own deadlines, or those of the exchange that takes its places.
-                if generation.deadline().is_none() && self.supervisor.exchanging().is_none() {
+                if generation.deadline(true).is_none() && self.supervisor.exchanging().is_none() {
                     return Some(format!("the lack of workers of {id}"));
                 }
             }

@@ -1,6 +1,7 @@
 //! Services begin with the commit and end with it, rest when they die, and never hurt what serves.
 
 use super::super::asks::Amount;
+use super::super::pause::PausePlan;
 use super::*;
 
 fn with_service(workers: u32) -> Plan {
@@ -242,4 +243,77 @@ fn a_run_can_be_asked_for_before_its_time() {
     world.ask(Ask::ScaleService { name: "clean".to_owned(), amount: Amount::To(0), wait: false });
     world.pass(MINUTE * 120);
     assert_eq!((world.words(), runs(&world)), (vec![], (1, 0, 0)));
+}
+
+/// As found: the end of its rest was a deadline that nobody acted on, and the master turned without a pause.
+#[test]
+fn one_that_rests_while_a_command_is_waited_for_wakes_nobody() {
+    let mut world = World::serving(with_service(1));
+    let service = world.ids(1)[0];
+    for _ in 0..6 {
+        world.end(service, Exit::Code(1));
+        world.pass(Duration::from_secs(10));
+    }
+    let pause = PausePlan { timeout: MINUTE * 10, has_command: true, has_probe: false };
+    world.command = CommandBehaviour::IgnoresTerm;
+    world.reload(Plan { surge: Surge::Auto, pause: Some(pause), ..with_service(1) }, Behaviour::Healthy);
+    world.run();
+    assert!(world.commanding.is_some(), "{:#?}", world.log);
+    world.end(service, Exit::Code(1));
+    world.ask(Ask::Stop);
+    let rested = world.now + Duration::from_secs(10);
+    // `pass` gives up where deadlines never pass.
+    world.pass(Duration::from_secs(10));
+    assert!(world.exit.is_none() && world.supervisor.next_deadline().is_some_and(|next| next > rested));
+}
+
+#[test]
+fn a_lower_count_leaves_one_and_only_an_operator_switches_it_off() {
+    let of = |count| Plan { services: vec![service("celery", count)], ..plan(1) };
+    let scale = |to| Ask::ScaleService { name: "celery".to_owned(), amount: Amount::To(to), wait: false };
+    let mut world = World::serving(of(4));
+    world.ask(scale(2));
+    world.reload(of(2), Behaviour::Healthy);
+    world.run();
+    assert_eq!(world.ids(2).len(), 1);
+    world.ask(scale(0));
+    world.reload(of(8), Behaviour::Healthy);
+    world.run();
+    assert_eq!(world.ids(3).len(), 0);
+}
+
+#[test]
+fn who_waits_for_one_that_does_not_run_hears_so() {
+    let mut world = World::serving(with_service(1));
+    let second = world.ids(1)[1];
+    world.end(second, Exit::Code(1));
+    world.end(second, Exit::Code(1));
+    assert_eq!(world.words(), ["running", "resting"]);
+    let says = |world: &mut World, ask: Ask, number: u64| {
+        world.event(Event::Ask { asker: Some(AskId(number)), ask });
+        world.run();
+        world.answers.iter().find(|(asker, _)| *asker == AskId(number)).map(|(_, outcome)| outcome.clone())
+    };
+    let two = Ask::ScaleService { name: "celery".to_owned(), amount: Amount::To(2), wait: true };
+    let Some(Outcome::Refused(refusal)) = says(&mut world, two, 1) else { panic!("it waits") };
+    assert_eq!(refusal.reason, "process 1 of celery has ended, and rests before it begins again; the log says more");
+    // The other one is none of its business.
+    let first = Ask::RecycleService { name: "celery".to_owned(), number: Some(0), wait: true };
+    assert_eq!(says(&mut world, first, 2), Some(Outcome::Asked));
+}
+
+#[test]
+fn a_run_that_is_asked_for_waits_for_the_one_of_the_old_release() {
+    let mut world = World::serving(hourly());
+    (world.runs_end, world.services_stop) = (false, false);
+    world.pass(MINUTE * 60);
+    assert_eq!(world.words(), ["running"]);
+    world.reload(hourly(), Behaviour::Healthy);
+    world.run();
+    assert_eq!(world.words(), ["stopping", "waiting"]);
+    let run = Ask::RecycleService { name: "clean".to_owned(), number: None, wait: true };
+    world.event(Event::Ask { asker: Some(AskId(1)), ask: run });
+    world.run();
+    let Some((_, Outcome::Refused(refusal))) = world.answers.last() else { panic!("two run at once") };
+    assert_eq!(refusal.reason, "a run of clean is not over, and there is one at a time");
 }
