@@ -141,6 +141,16 @@ impl Children {
         self.claim(who, Proof::OwnChild { pid }).map(drop)
     }
 
+    /// Whether the process after an exec will believe these claims. A worker is not a child of this process while the middle
+    /// process that forked it still lives.
+    pub fn can_be_taken_over(&self) -> bool {
+        let carried = self.0.iter().filter(|(_, child)| match child.who {
+            Who::Template(_) | Who::Worker(_) | Who::Service(_) => true,
+            Who::Hook(_) | Who::Command(_) | Who::NewBinary | Who::Stray => false,
+        });
+        carried.map(|(pid, _)| *pid).all(is_own_child)
+    }
+
     pub fn pid_of(&self, who: Who) -> Option<i32> {
         self.0.iter().find(|(_, child)| child.who == who).map(|(pid, _)| *pid)
     }
@@ -419,6 +429,22 @@ mod tests {
             process.kill().unwrap();
             process.wait().unwrap();
         }
+    }
+
+    #[test]
+    fn a_worker_that_is_another_ones_child_cannot_be_taken_over_yet() {
+        let mut process = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = process.id() as i32;
+        let mut children = Children::default();
+        children.claim(TEMPLATE, Proof::OwnChild { pid }).unwrap();
+        assert!(children.can_be_taken_over());
+        // SAFETY: no memory is involved.
+        let parent = unsafe { libc::getppid() };
+        children.0.insert(parent, Child { who: WORKER, pidfd: None });
+        assert!(!children.can_be_taken_over());
+        assert_eq!(Children::default().take_over(WORKER, parent), Err(FalseClaim::Stranger { pid: parent }));
+        process.kill().unwrap();
+        process.wait().unwrap();
     }
 
     #[test]

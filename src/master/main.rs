@@ -27,6 +27,7 @@ mod watcher;
 
 use std::io;
 
+use children::Children;
 use chores::gauges::Gauges;
 use chores::{NotDone, NotStarted, CONFIGURATION_WITHIN, OPEN_WITHIN};
 use config::process_context::ProcessContext;
@@ -46,12 +47,12 @@ use verbs::{
 
 fn main() {
     let handed = Handed::take();
-    let context = ProcessContext::gather();
-    let arguments = std::env::args_os().enumerate().filter(|(at, _)| !(handed.looks() && *at == 1));
+    let (context, looks) = (handed.context(), handed.looks());
+    let arguments = std::env::args_os().enumerate().filter(|(at, _)| !(looks && *at == 1));
     let command = command_line::parse(arguments.map(|(_, argument)| argument), &context);
     let command = command.unwrap_or_else(|error| error.exit());
     let code = match command {
-        Command::Run(source) if handed.looks() => look::look(&source, &context, handed),
+        Command::Run(source) if looks => look::look(&source, &context, handed),
         // The supervisor says with which code it ends.
         Command::Run(source) => std::process::exit(run(source, context, handed)),
         Command::Dev(source) => {
@@ -116,7 +117,7 @@ fn run(source: Source, context: ProcessContext, handed: Handed) -> i32 {
     };
     let code = match handed {
         Handed::Nothing => serve(source, context, &log, signals),
-        Handed::State(number) | Handed::Copy(number) => go_on(number, source, context, &log, signals),
+        Handed::State(state) | Handed::Copy(state) => go_on(*state, source, context, &log, signals),
     };
     log.finish();
     code
@@ -202,12 +203,29 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
 }
 
 /// Another binary has executed this one, which has accepted its state.
-fn go_on(number: i32, source: Source, context: ProcessContext, log: &LogFile, signals: Signals) -> i32 {
-    let state = State::read(number).map_err(io::Error::other);
+fn go_on(
+    state: Result<State, String>,
+    source: Source,
+    context: ProcessContext,
+    log: &LogFile,
+    signals: Signals,
+) -> i32 {
+    let lifeline = state.as_ref().ok().and_then(State::lifeline);
+    let state = state.map_err(io::Error::other);
     let taken = state.and_then(|state| Master::take_over(state, source, context, log.clone(), signals));
     let mut master = match taken {
-        Ok(master) => master,
-        Err(error) => return fail("the state of the master before cannot be taken over", &error),
+        Ok(master) => {
+            drop(lifeline);
+            master
+        }
+        Err(error) => {
+            let what = "the state of the master before cannot be taken over";
+            log::error!("{what}: {error}");
+            if let Some(lifeline) = lifeline {
+                master::end_all(&mut Children::default(), &lifeline);
+            }
+            return fail(what, &error);
+        }
     };
     let code = master.run();
     log::info!("stopped, exit code {code}");

@@ -4,6 +4,7 @@
 mod upgrading;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::{ToTemplate, ToWorker};
@@ -159,16 +160,8 @@ impl Master {
         }
     }
 
-    /// Nothing that holds a listener outlives the master: the next start would find the address in use.
     fn sweep(&mut self) {
-        let deadline = Instant::now() + SWEPT_WITHIN;
-        let swept = self.shared.children.sweep(&self.shared.lifeline.0, deadline);
-        for pid in swept.undying {
-            log::error!("pid={pid} is still there after SIGKILL: the kernel itself holds it, or a debugger");
-        }
-        for pid in swept.others {
-            log::info!("pid={pid} was started by the application and lives on");
-        }
+        end_all(&mut self.shared.children, &self.shared.lifeline.0);
         let left = self.shared.queue.close_all();
         if left > 0 {
             log::info!("connections={left} that no worker has taken any more are closed");
@@ -547,6 +540,17 @@ impl Master {
             }
         }
         None
+    }
+}
+
+/// Nothing that holds a listener outlives the master: the next start would find the address in use.
+pub fn end_all(children: &mut Children, lifeline: &OwnedFd) {
+    let swept = children.sweep(lifeline, Instant::now() + SWEPT_WITHIN);
+    for pid in swept.undying {
+        log::error!("pid={pid} is still there after SIGKILL: the kernel itself holds it, or a debugger");
+    }
+    for pid in swept.others {
+        log::info!("pid={pid} was started by the application and lives on");
     }
 }
 

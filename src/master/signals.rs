@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{pthread_sigmask, SigSet, SigmaskHow};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::low_level;
 
@@ -113,6 +113,22 @@ impl Signals {
     }
 }
 
+/// Blocks all signals of this thread; returns what was blocked before.
+pub fn block_all() -> io::Result<SigSet> {
+    let mut before = SigSet::empty();
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+    Ok(before)
+}
+
+/// Starts a thread that takes no signal. It inherits the mask: signals are for the main thread, and an upgrade that blocks
+/// them there is to find them pending afterwards.
+pub fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let before = block_all()?;
+    let started = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    before.thread_set_mask()?;
+    started.map(drop)
+}
+
 /// What becomes readable with a signal.
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -145,5 +161,21 @@ impl Arrived {
             // WINCH: a window resize must not stop workers.
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::Signal;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_is_started_here_takes_no_signal() {
+        let (tell, told) = std::sync::mpsc::channel();
+        start_thread("test", move || tell.send(SigSet::thread_get_mask()).unwrap()).unwrap();
+        let of_the_thread = told.recv().unwrap().unwrap();
+        assert!(of_the_thread.contains(Signal::SIGTERM) && of_the_thread.contains(Signal::SIGHUP));
+        assert!(!SigSet::thread_get_mask().unwrap().contains(Signal::SIGTERM));
     }
 }

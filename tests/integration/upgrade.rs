@@ -339,6 +339,63 @@ fn a_term_that_meets_the_exec_stops_the_service_as_always() {
     master.assert_nothing_left();
 }
 
+/// As `cd /srv/shop/current && .venv/bin/forkmaster -c app.toml` starts it: each name goes through `current` as it is now,
+/// also after the release that it was started in was deleted.
+#[test]
+fn relative_names_go_through_a_flipped_link_after_an_upgrade_as_before() {
+    let site = Site::with_releases("upgrade_relative", 4);
+    site.set("app.release", "'.'");
+    site.set("control.socket", &format!("'{}'", site.path().join("control.sock").display()));
+    for number in 1..=4 {
+        let release = site.release_path(&number.to_string());
+        fs::copy(site.config_path(), release.join("app.toml")).expect("a file of the site");
+        symlink(binary(), release.join("forkmaster")).expect("a link of the site");
+    }
+    let current = site.path().join("current");
+    let launch = Launch { binary: Some("./forkmaster".into()), directory: Some(current.clone()), ..Launch::default() };
+    let launch = launch.args(&["-c", "app.toml"]).env("PWD", &current.to_string_lossy());
+    let master = site.launch(launch);
+    master.wait_serving();
+    assert_eq!(master.get("/").text(), "1");
+    for number in ["2", "3", "4"] {
+        site.flip(number);
+        master.reload();
+        assert_eq!(master.get("/").text(), number);
+        master.wait_drained();
+        upgrade(&master);
+        let status = master.status().expect("the master answers").0;
+        assert_eq!(status["executable"], *current.join("forkmaster").to_string_lossy());
+        if number == "3" {
+            fs::remove_dir_all(site.release_path("1")).expect("it is ours");
+        }
+    }
+}
+
+/// There is no way back after the exec. The log says why, and nobody holds the address.
+#[test]
+fn a_state_that_cannot_be_taken_over_after_all_ends_everything_and_says_why() {
+    let site = Site::with_releases("upgrade_fatal", 1);
+    let error_log = site.path().join("error.log");
+    site.set("log.error", &format!("'{}'", error_log.display()));
+    symlink(binary(), place(&site, 1)).expect("a link of the site");
+    flip_binary(&site, 1);
+    let master = site.launch(Launch { binary: Some(called(&site)), ..Launch::default() });
+    master.wait_serving();
+    let spoil = "import json, os, sys; state = open('/proc/self/fd/' + os.environ['FORKMASTER_STATE_FD']); \
+                 board = json.load(state)['descriptors']['scoreboard']; os.dup2(0, board); os.execv(sys.argv[1], sys.argv[1:])";
+    let real = binary().display().to_string();
+    script(
+        &site,
+        2,
+        &format!("[ \"$1\" = --look-at-state ] && exec {real} \"$@\"\nexec python3 -c \"{spoil}\" {real} \"$@\""),
+    );
+    master.signal(Signal::SIGUSR2);
+    assert!(!master.wait_exit().success());
+    let log = fs::read_to_string(&error_log).expect("it is there");
+    assert!(log.contains("the state of the master before cannot be taken over: "), "{log}");
+    master.assert_nothing_left();
+}
+
 /// Everybody who is connected to the control socket stays connected.
 #[test]
 fn who_listens_to_events_hears_of_the_upgrade() {

@@ -9,9 +9,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::{pthread_sigmask, SigSet, SigmaskHow};
 
 use crate::progress::Progress;
+use crate::signals::start_thread;
 
 const THREADS_MAX: usize = 4;
 
@@ -85,7 +85,8 @@ impl<D: Send + 'static> Pool<D> {
         let id = ChoreId(self.last);
         let mut state = self.shared.lock();
         if state.idle <= state.to_do.len() && state.threads < THREADS_MAX {
-            match start_thread(Arc::clone(&self.shared)) {
+            let shared = Arc::clone(&self.shared);
+            match start_thread("chores", move || run(&shared)) {
                 Ok(()) => state.threads += 1,
                 // Without any there is nobody who could wake the loop.
                 Err(error) if state.threads == 0 => {
@@ -174,15 +175,6 @@ impl<D> Shared<D> {
         // Nothing panics while it is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn start_thread<D: Send + 'static>(shared: Arc<Shared<D>>) -> io::Result<()> {
-    // The thread inherits the mask: signals are for the main thread.
-    let mut before = SigSet::empty();
-    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-    let started = std::thread::Builder::new().name("chores".into()).spawn(move || run(&shared));
-    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-    started.map(drop)
 }
 
 /// One idle thread stays, so that most work needs no new one.

@@ -7,6 +7,8 @@ use std::sync::mpsc::{sync_channel, SyncSender};
 
 use forkmaster_wire::channel::refuse_descriptors;
 
+use crate::signals::start_thread;
+
 /// Descriptors that wait for the thread while it is held up. Beyond it they are left open: only the owner and root
 /// may connect, and a full table of descriptors is an error that can be seen, unlike a master that stands still.
 const WAITING_MAX: usize = 1024;
@@ -29,7 +31,7 @@ impl Closer {
 
     fn thread() -> std::io::Result<Closer> {
         let (sender, waiting) = sync_channel::<OwnedFd>(WAITING_MAX);
-        std::thread::Builder::new().name("closer".to_owned()).spawn(move || waiting.into_iter().for_each(drop))?;
+        start_thread("closer", move || waiting.into_iter().for_each(drop))?;
         Ok(Closer::Thread(sender))
     }
 

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::{SigSet, SigmaskHow};
 
 use super::outlet::Outlet;
+use crate::signals::start_thread;
 
 /// What the queue holds at most. A stop of some hundred workers is a thousand lines; a dump of stacks is one line of
 /// up to 1 MiB.
@@ -78,12 +78,7 @@ impl Writer {
         let shared =
             Arc::new(Shared { queue: Mutex::default(), limits, wake, ended: Condvar::new(), idle: Condvar::new() });
         let thread = Thread { shared: Arc::clone(&shared), outlet, line: Vec::new(), written: 0, lost: 0, told: 0 };
-        // The thread inherits the mask: signals are for the main thread.
-        let mut before = SigSet::empty();
-        nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-        let started = std::thread::Builder::new().name("log".into()).spawn(move || thread.run());
-        nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-        started?;
+        start_thread("log", move || thread.run())?;
         Ok(Writer(shared))
     }
 

@@ -13,13 +13,13 @@ use crate::facts::note::Note;
 use crate::facts::outcome::Refusal;
 use crate::footprint;
 use crate::logs::LogFile;
-use crate::signals::Signals;
+use crate::signals::{self, Signals};
 use crate::sources::SIGNALS;
 use crate::supervisor::upgrade::{Asked, Event as UpgradeEvent};
 use crate::supervisor::worker::Exit;
 use crate::supervisor::Event;
 use crate::upgrade::attempt::{self, Attempt};
-use crate::upgrade::exec::{block_signals, Step};
+use crate::upgrade::exec::Step;
 use crate::upgrade::state::{Parts, Restored, State};
 
 /// A chore takes milliseconds. A thread that does not come back hangs in the kernel, perhaps, and an exec would wait for it.
@@ -107,6 +107,7 @@ impl Master {
         match Attempt::start(&state, &mut self.shared) {
             Ok(attempt) => {
                 self.attempt = Some(attempt);
+                self.tell(Event::Upgrade(UpgradeEvent::Begun));
                 None
             }
             Err(refusal) => Some(refusal),
@@ -130,7 +131,7 @@ impl Master {
         if is_busy || self.doors.has_pending() || self.shared.sources.has_unread() {
             return None;
         }
-        let before = match block_signals() {
+        let before = match signals::block_all() {
             Ok(before) => before,
             Err(error) => return Some(Refusal::new(format!("signals cannot be blocked: {error}"))),
         };
@@ -150,14 +151,17 @@ impl Master {
             Ok(executable) => executable.to_owned(),
             Err(refusal) => return Some(refusal),
         };
+        // None: something is under way after all, and the next turn of the loop tries again.
+        let state = self.state(asked)?;
         log::info!("executing {}", executable.display());
         let (standing, now) = (self.service.standing(), self.shared.clock.now());
         self.doors.tell_upgrade(&standing, now);
         // What has no room there within a moment is lost, as at the end.
         let _all = self.service.last_lines.flush();
         let _all = self.shared.log.flush();
-        let step = Step::new(&executable, &self.state(asked)?);
-        let error = match step {
+        let error = match Step::new(&executable, &state) {
+            // One that came until here has a handler, which the new binary would know nothing of.
+            Ok(_) if self.signals.is_asked() => return None,
             Ok(step) => step.take(),
             Err(error) => error,
         };

@@ -13,7 +13,7 @@
 //!
 //! Accepted ends well with an exec, and so with this process's memory: the new binary answers whoever asked. Quiet is a
 //! service in which one generation serves and nothing is under way; so there is little that can be carried wrongly.
-//! A refusal changes nothing.
+//! A refusal changes nothing, except that a template that was kept for a rollback is given up as soon as an upgrade waits.
 
 use std::time::{Duration, Instant};
 
@@ -40,10 +40,12 @@ pub enum Upgrade {
     #[default]
     Off,
     Waiting(Asked),
-    /// The new binary runs, in a process of its own.
+    /// The new binary is to run, or runs, in a process of its own.
     Trying {
         asked: Asked,
         answer_by: Instant,
+        /// False: the hands have not found a moment to start it.
+        begun: bool,
     },
     /// The hands may take over whenever nothing is in their way.
     Accepted(Asked),
@@ -59,6 +61,8 @@ pub struct Asked {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// The new binary was started, to look at a copy of the state.
+    Begun,
     /// The new binary accepts the state, or why not.
     Tried(Result<(), Refusal>),
     /// It could not be executed, or must not be.
@@ -132,10 +136,13 @@ impl Supervisor {
             (Upgrade::Trying { .. }, Event::Tried(Err(refusal)) | Event::Failed(refusal)) => {
                 self.refuse_upgrade(refusal, now);
             }
+            (Upgrade::Trying { asked, answer_by, .. }, Event::Begun) => {
+                self.upgrade = Upgrade::Trying { asked, answer_by, begun: true };
+            }
             (Upgrade::Accepted(_), Event::Failed(refusal)) => self.refuse_upgrade(refusal, now),
             // It was refused meanwhile.
-            (Upgrade::Off | Upgrade::Waiting(_), Event::Tried(_) | Event::Failed(_))
-            | (Upgrade::Accepted(_), Event::Tried(_)) => {}
+            (Upgrade::Off | Upgrade::Waiting(_), Event::Begun | Event::Tried(_) | Event::Failed(_))
+            | (Upgrade::Accepted(_), Event::Begun | Event::Tried(_)) => {}
         }
     }
 
@@ -153,14 +160,15 @@ impl Supervisor {
         match self.upgrade {
             Upgrade::Off => {}
             Upgrade::Waiting(_) | Upgrade::Accepted(_) if asked.give_up <= now => {
-                let waited_s = now.saturating_duration_since(asked.began).as_secs_f64();
-                let what = unquiet.unwrap_or_else(|| "something else is being done".to_owned());
-                self.refuse_upgrade(Refusal::new(format!("there was no quiet moment for {waited_s:.1}s: {what}")), now);
+                self.refuse_upgrade(no_quiet_moment(asked, unquiet, now), now);
             }
             Upgrade::Waiting(_) if unquiet.is_none() => {
                 let answer_by = asked.give_up.min(now + TRIED_WITHIN);
-                self.upgrade = Upgrade::Trying { asked, answer_by };
+                self.upgrade = Upgrade::Trying { asked, answer_by, begun: false };
                 self.actions.push(Action::TryUpgrade);
+            }
+            Upgrade::Trying { answer_by, begun: false, .. } if answer_by <= now => {
+                self.refuse_upgrade(no_quiet_moment(asked, unquiet, now), now);
             }
             Upgrade::Trying { answer_by, .. } if answer_by <= now => {
                 let waited_s = now.saturating_duration_since(asked.began).as_secs_f64();
@@ -257,4 +265,10 @@ impl Supervisor {
         });
         service.map(|service| format!("service {} is {}", service.name, service.word()))
     }
+}
+
+fn no_quiet_moment(asked: Asked, unquiet: Option<String>, now: Instant) -> Refusal {
+    let waited_s = now.saturating_duration_since(asked.began).as_secs_f64();
+    let what = unquiet.unwrap_or_else(|| "something else is being done".to_owned());
+    Refusal::new(format!("there was no quiet moment for {waited_s:.1}s: {what}"))
 }

@@ -2,7 +2,7 @@
 //! executed, does it read the configuration, does it understand the state. The master goes on meanwhile. What the other side does is `verbs::look`.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
@@ -116,14 +116,13 @@ pub fn executable(context: &ProcessContext) -> Result<&Path, Refusal> {
     context.executable.as_deref().ok_or_else(unknown)
 }
 
-/// What this process was given by the one before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What this process was given by the one before: a state, or why it cannot be read.
 pub enum Handed {
     Nothing,
-    /// A state to go on with, under this number.
-    State(RawFd),
+    /// To go on with.
+    State(Box<Result<State, String>>),
     /// A copy, which is only to be looked at.
-    Copy(RawFd),
+    Copy(Box<Result<State, String>>),
 }
 
 impl Handed {
@@ -134,12 +133,24 @@ impl Handed {
         let looks = std::env::args_os().nth(1).is_some_and(|argument| argument == LOOK);
         match (number, looks) {
             (None, _) => Handed::Nothing,
-            (Some(number), false) => Handed::State(number),
-            (Some(number), true) => Handed::Copy(number),
+            (Some(number), false) => Handed::State(Box::new(State::read(number))),
+            (Some(number), true) => Handed::Copy(Box::new(State::read(number))),
         }
     }
 
-    pub fn looks(self) -> bool {
+    pub fn looks(&self) -> bool {
         matches!(self, Handed::Copy(_))
+    }
+
+    /// What this process was started with. The look and the step find the same, and the same as the binary before.
+    pub fn context(&self) -> ProcessContext {
+        let gathered = ProcessContext::gather();
+        match self {
+            Handed::Nothing => gathered,
+            Handed::State(state) | Handed::Copy(state) => match &**state {
+                Ok(state) => state.context(gathered),
+                Err(_) => gathered,
+            },
+        }
     }
 }

@@ -6,8 +6,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use nix::sys::signal::{SigSet, SigmaskHow};
-
 use super::attempt::{LOOK, STATE};
 use super::state::State;
 use crate::saved::set_close_on_exec;
@@ -60,13 +58,6 @@ impl Step {
         all().for_each(|descriptor| drop(set_close_on_exec(descriptor, true)));
         error
     }
-}
-
-/// Blocks all signals of this thread, which is the only one that takes any; returns what was blocked before.
-pub fn block_signals() -> io::Result<SigSet> {
-    let mut before = SigSet::empty();
-    nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-    Ok(before)
 }
 
 fn c_string(text: impl AsRef<OsStr>) -> io::Result<CString> {

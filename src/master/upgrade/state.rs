@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use forkmaster_wire::handoff::Queue;
@@ -33,6 +34,12 @@ const FORMAT: u32 = 1;
 pub struct State {
     /// The version of the program that wrote it.
     pub from: String,
+    /// By these names the master has known its current directory and its program since it was started. `$PWD` leads
+    /// elsewhere by now where it goes through a link that a deploy has flipped.
+    #[serde(default)]
+    cwd: Option<PathBuf>,
+    #[serde(default)]
+    executable: Option<PathBuf>,
     /// Who waits for it.
     asker: Option<u64>,
     descriptors: BTreeMap<String, RawFd>,
@@ -100,6 +107,11 @@ impl State {
     /// None: something is under way after all.
     pub fn save(parts: &Parts<'_>, asked: Asked) -> Option<State> {
         let Parts { shared, service, doors, pidfile } = parts;
+        if !shared.children.can_be_taken_over() {
+            return None;
+        }
+        // JSON has no other names.
+        let utf8 = |path: &PathBuf| path.to_str().is_some();
         let mut kept = Kept::default();
         let [sender, receiver] = shared.queue.ends();
         kept.keep("queue.sender", sender);
@@ -113,6 +125,8 @@ impl State {
         let pidfile = pidfile.map(|pidfile| pidfile.save(&mut kept));
         Some(State {
             from: env!("CARGO_PKG_VERSION").to_owned(),
+            cwd: Some(shared.context.cwd.clone()).filter(utf8),
+            executable: shared.context.executable.clone().filter(utf8),
             asker: asked.asker.map(|ask| ask.0),
             descriptors: kept.into_names(),
             passed: shared.listeners.passed().collect(),
@@ -159,6 +173,24 @@ impl State {
     /// Descriptors that live over the exec, the state's own besides.
     pub fn numbers(&self) -> impl Iterator<Item = RawFd> + '_ {
         self.descriptors.values().chain(&self.passed).copied()
+    }
+
+    /// What this process was started with is what the one before was started with.
+    pub fn context(&self, gathered: ProcessContext) -> ProcessContext {
+        ProcessContext {
+            cwd: self.cwd.clone().unwrap_or(gathered.cwd),
+            executable: self.executable.clone().or(gathered.executable),
+            ..gathered
+        }
+    }
+
+    /// A copy of what each process of the service holds, to find them by where the state cannot be taken over.
+    pub fn lifeline(&self) -> Option<OwnedFd> {
+        let number = *self.descriptors.get("lifeline").filter(|number| **number > 2)?;
+        // SAFETY: no memory is involved; a number that is not open gives an error.
+        let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+        // SAFETY: the kernel has just made it for us.
+        (copy >= 0).then(|| unsafe { OwnedFd::from_raw_fd(copy) })
     }
 
     /// Makes everything of it again. What nobody has claimed is closed.

@@ -11,7 +11,7 @@ use crate::upgrade::state::State;
 /// The configuration is read, too: where this binary cannot read it the next reload would be refused.
 pub fn look(source: &Source, context: &ProcessContext, handed: Handed) -> ExitCode {
     let state = match handed {
-        Handed::State(number) | Handed::Copy(number) => State::read(number),
+        Handed::State(state) | Handed::Copy(state) => *state,
         Handed::Nothing => Err(format!("{STATE} does not say where the state is")),
     };
     let read = |_: State| match config::read(source, context, None) {

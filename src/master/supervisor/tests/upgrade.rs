@@ -101,9 +101,15 @@ fn what_begins_meanwhile_comes_first_and_the_new_binary_looks_again() {
 fn a_new_binary_that_says_nothing_is_not_waited_for_beyond_its_time() {
     let mut world = World::serving(plan(1));
     world.ask_upgrade(ASKER);
+    world.event(Event::Upgrade(UpgradeEvent::Begun));
     world.pass(TRIED_WITHIN);
     let reason = world.refused(ASKER).unwrap_or_default();
     assert!(reason.contains("has not said within 10.0s"), "{reason}");
+    // One that was never started had nothing to say.
+    world.ask_upgrade(AskId(6));
+    world.pass(TRIED_WITHIN);
+    let reason = world.refused(AskId(6)).unwrap_or_default();
+    assert!(reason.contains("no quiet moment for 10.0s: something else is being done"), "{reason}");
     // What it says later is nobody's.
     world.tried(Ok(()));
     assert!(!world.may_be_taken_over());
