@@ -150,12 +150,19 @@ fn empty_bounding_set() {
 }
 
 /// The permitted set ends with the uid of root, the inheritable and the ambient set do not (capabilities(7)): systemd's
-/// AmbientCapabilities= are the master's.
+/// AmbientCapabilities= are the master's. Whoever has none makes no call: systemd's @system-service has no capset(2), and kills
+/// who calls it.
 fn give_up_capabilities() -> io::Result<()> {
     // linux/capability.h: _LINUX_CAPABILITY_VERSION_3, the calling thread, and twice three sets of 32.
-    let header: [u32; 2] = [0x2008_0522, 0];
+    let mut header: [u32; 2] = [0x2008_0522, 0];
     let none = [0u32; 6];
+    let mut own = [0u32; 6];
     // SAFETY: both arrays have the size that this version takes, and outlive the call.
+    check(unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), own.as_mut_ptr()) } as libc::c_int)?;
+    if own == none {
+        return Ok(());
+    }
+    // SAFETY: the same.
     match unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
