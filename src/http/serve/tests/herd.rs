@@ -71,8 +71,9 @@ fn a_worker_that_is_ahead_goes_to_the_back_of_the_line() {
     let by_time = turns_of_time(began);
     for (server, before) in servers.iter().zip(before) {
         let turns = server.turns.count() - before;
-        // A third of the connections, a turn for each, where all get their processor at once; never all of them.
-        assert!((1..=2 * CONNECTIONS / 3 + by_time).contains(&turns), "{turns} turns, {by_time} by time");
+        // A third of the connections, a turn for each, where all get their processor at once; fewer on a busy machine. Without
+        // going back the first one would have all of them.
+        assert!(turns > by_time, "{turns} turns, {by_time} by time");
     }
     drop(clients);
     servers.into_iter().for_each(Fixture::stop);
