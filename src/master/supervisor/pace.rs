@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::generation::{Plan, Surge};
 
 /// Boots at a time, at the least and at the most.
@@ -22,7 +24,7 @@ pub struct Room {
 }
 
 /// What a worker has measured of its own boot.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Boot {
     /// Memory that it shares with nobody.
     pub private_bytes: u64,

@@ -31,6 +31,8 @@ pub struct Saved {
     template_backoff: Backoff,
     slots: Vec<SavedSlot>,
     workers: Vec<SavedWorker>,
+    #[serde(default)]
+    candidate: Boot,
     services: Vec<SavedService>,
     #[serde(default)]
     books: BTreeMap<String, SavedBook>,
@@ -123,6 +125,7 @@ impl Supervisor {
             template_backoff: generation.template_backoff,
             slots: generation.slots.iter().map(SavedSlot::of).collect(),
             workers: generation.workers.iter().map(SavedWorker::of).collect::<Option<_>>()?,
+            candidate: generation.candidate,
             services: runs.map(SavedService::of).collect::<Option<_>>()?,
             books: self.books.iter().map(|(name, book)| (name.clone(), SavedBook::of(book))).collect(),
             target: self.target,
@@ -155,7 +158,7 @@ impl Supervisor {
             template_backoff,
             slots: slots.into_iter().map(SavedSlot::restore).collect(),
             workers: workers.into_iter().map(SavedWorker::restore).collect(),
-            candidate: Boot { private_bytes: 0, wall: Duration::ZERO, cpu: Duration::ZERO },
+            candidate: saved.candidate,
             condemned: false,
             denied: 0,
             blocked: None,

@@ -144,7 +144,10 @@ fn a_restored_supervisor_goes_on_as_if_nothing_had_happened() {
     let hourly =
         ServicePlan { name: "clean".to_owned(), ready_within: None, every: Some(MINUTE * 60), ..service.clone() };
     let plan = Plan { services: vec![service, hourly], ..plan(2) };
-    let mut world = World::serving(plan.clone());
+    let mut world = World::new();
+    world.boot.private_bytes = 77;
+    world.reload(plan.clone(), Behaviour::Healthy);
+    world.run();
     world.ask(Ask::Scale { by: 1, wait: false });
     world.run();
     // A slot that has failed before rests for longer the next time.
@@ -158,6 +161,8 @@ fn a_restored_supervisor_goes_on_as_if_nothing_had_happened() {
     let deadline = world.supervisor.next_deadline();
     world.supervisor = Supervisor::restore(read, plan.clone(), world.now);
     assert_eq!(world.supervisor.save(), Some(saved));
+    // What its boot took is what the next rollback goes by.
+    assert_eq!(world.supervisor.serving().map(|generation| generation.candidate.private_bytes), Some(77));
     assert_eq!((world.supervisor.next_deadline(), world.supervisor.word()), (deadline, "running"));
     // It has nothing to do, and heals, reloads and stops.
     world.event(Event::Tick);
