@@ -35,8 +35,12 @@ pub struct Side {
     pub answered: u64,
     /// The same without the first ones of each worker.
     pub compared: u64,
-    /// Of those compared: answered with 5xx, or left by an exception.
+    /// Of those compared: answered with 5xx, left by an exception, shed, or lost with their worker.
     pub failed: u64,
+    /// Of those answered: not by the application, since they ran beyond their limit, were shed, or lost with their worker.
+    pub cut: u64,
+    /// For how long its oldest request runs; 0: none does.
+    pub running_us: u64,
     pub within_us: Option<u64>,
 }
 
@@ -85,6 +89,13 @@ impl fmt::Display for Canary {
         row(f, "share of them", &share(self.share()), &share(rest), "")?;
         row(f, "of these compared", &new.compared.to_string(), &old.compared.to_string(), "")?;
         row(f, "failed", &failed(new), &failed(old), &self.max_errors)?;
+        let cut = |side: &Side| format!("{} ({:.1} %)", side.cut, percent(side.cut, side.answered));
+        row(f, "cut, shed or lost", &cut(new), &cut(old), &self.max_errors)?;
+        let runs = |side: &Side| match side.running_us {
+            0 => "-".to_owned(),
+            micros => format!("{:.1} s", micros as f64 / 1_000_000.0),
+        };
+        row(f, "a request has run for", &runs(new), &runs(old), "")?;
         row(f, &format!("{} of 100 within", self.of_100), &within(new), &within(old), &self.max_latency)
     }
 }
@@ -108,6 +119,8 @@ mod tests {
             answered,
             compared: answered - 12,
             failed,
+            cut: failed / 10,
+            running_us: failed * 100_000,
             within_us,
         };
         let canary = Canary {
@@ -124,6 +137,8 @@ requests answered                   412             1212
 share of them                    25.4 %           74.6 %
 of these compared                   400             1200
 failed                       20 (5.0 %)        0 (0.0 %)     +1pp
+cut, shed or lost             2 (0.5 %)        0 (0.0 %)     +1pp
+a request has run for             2.0 s                -
 90 of 100 within                12.4 ms                -     x1.5
 ";
         assert_eq!(canary.to_string(), table);

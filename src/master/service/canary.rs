@@ -1,5 +1,6 @@
 //! What a canary and the workers beside it have counted since it serves. The first requests of each worker are left out: they
-//! fill caches and open connections. What a worker has counted stays when it is gone. It judges nothing.
+//! fill caches and open connections. Those that the application never answered count from the first one on. What a worker has
+//! counted stays when it is gone. It judges nothing.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +8,7 @@ use forkmaster_wire::message::{GenerationId, WorkerId};
 use forkmaster_wire::scoreboard::{Scoreboard, STATUS_CLASSES};
 
 use super::measures::of_cell;
-use super::Service;
+use super::{watch, Service};
 use crate::facts::measures::Totals;
 use crate::supervisor::verdict::Counts;
 use crate::supervisor::Event;
@@ -30,8 +31,8 @@ pub struct Trial {
 
 struct Watched {
     generation: GenerationId,
-    /// Requests when it was first looked at.
-    first: u64,
+    /// What it had counted when it was first looked at.
+    first: Totals,
     /// What it had counted when its first requests were over.
     warm: Option<Totals>,
 }
@@ -41,29 +42,35 @@ impl Watched {
         if self.warm.is_none() && now.requests >= FIRST {
             self.warm = Some(*now);
         }
-        let answered = now.requests.saturating_sub(self.first);
-        let Some(warm) = &self.warm else { return Counts { answered, ..Counts::default() } };
-        let since = |count: fn(&Totals) -> u64| count(now).saturating_sub(count(warm));
+        let since = |earlier: &Totals, count: fn(&Totals) -> u64| count(now).saturating_sub(count(earlier));
+        let unseen = |totals: &Totals| totals.shed.saturating_add(totals.lost);
+        let all = |totals: &Totals| totals.requests.saturating_add(totals.shed).saturating_add(totals.lost);
+        let cut = |totals: &Totals| totals.timed_out.saturating_add(totals.shed).saturating_add(totals.lost);
+        let counts = Counts { answered: since(&self.first, all), cut: since(&self.first, cut), ..Counts::default() };
+        let Some(warm) = &self.warm else { return counts };
+        // An exception is answered with 500, unless the head was sent before.
+        let raised = since(warm, |totals| totals.status[FAILED]).max(since(warm, |totals| totals.errors));
         Counts {
-            answered,
-            compared: since(|totals| totals.requests),
-            // An exception is answered with 500, unless the head was sent before.
-            failed: since(|totals| totals.status[FAILED]).max(since(|totals| totals.errors)),
+            compared: since(warm, all),
+            failed: raised.saturating_add(since(warm, unseen)),
             latency: now.latency.since(&warm.latency),
+            ..counts
         }
     }
 }
 
 impl Trial {
     fn look(&mut self, worker: WorkerId, generation: GenerationId, now: &Totals) -> Counts {
-        let watched = self.workers.entry(worker).or_insert(Watched { generation, first: now.requests, warm: None });
+        let watched = self.workers.entry(worker).or_insert(Watched { generation, first: *now, warm: None });
         watched.look(now)
     }
 
     /// Its cell will be another's.
     pub fn worker_gone(&mut self, worker: WorkerId, board: &Scoreboard, cell: u32) {
         let Some(mut watched) = self.workers.remove(&worker) else { return };
-        let counts = watched.look(&of_cell(board, cell));
+        // The others were answered in the application's place.
+        let lost = watch::running(board, cell).filter(|running| !running.answered).count() as u64;
+        let counts = watched.look(&Totals { lost, ..of_cell(board, cell) });
         self.gone.entry(watched.generation).or_default().add(&counts);
     }
 }
@@ -81,12 +88,19 @@ impl Service {
                 continue;
             }
             let Some(processes) = self.generations.get(&of) else { continue };
-            let seen = self.trial.look(*id, of, &of_cell(&processes.board, worker.cell));
+            let mut seen = self.trial.look(*id, of, &of_cell(&processes.board, worker.cell));
+            seen.running_us = longest_us(&processes.board, worker.cell);
             counts.entry(of).or_default().add(&seen);
         }
         let mut of = |which| Box::new(counts.remove(&which).unwrap_or_default());
         Event::Compared { generation, old: of(against), new: of(generation) }
     }
+}
+
+/// For how long the oldest of the requests runs that nobody has answered yet.
+fn longest_us(board: &Scoreboard, cell: u32) -> u64 {
+    let running = watch::running(board, cell).filter(|running| !running.answered);
+    running.map(|running| watch::age(&running).as_micros() as u64).max().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -102,7 +116,7 @@ mod tests {
 
     #[test]
     fn the_first_requests_of_each_worker_are_left_out_and_those_of_the_gone_stay() {
-        let board = Scoreboard::create(2, 1).unwrap();
+        let board = Scoreboard::create(3, 1).unwrap();
         let (mut trial, generation, worker) = (Trial::default(), GenerationId(2), WorkerId(7));
         let look = |trial: &mut Trial| trial.look(worker, generation, &of_cell(&board, 0));
         assert_eq!(look(&mut trial), Counts::default());
@@ -125,6 +139,25 @@ mod tests {
         assert_eq!(trial.look(WorkerId(8), generation, &of_cell(&board, 1)), Counts::default());
         answer(&board, 1, 5, 200);
         assert_eq!(trial.look(WorkerId(8), generation, &of_cell(&board, 1)).compared, 5);
+        // What the application never answered counts from the first one on: cut, shed, and lost with its worker.
+        let look = |trial: &mut Trial| trial.look(WorkerId(10), generation, &of_cell(&board, 2));
+        assert_eq!(look(&mut trial), Counts::default());
+        answer(&board, 2, 1, 504);
+        board.cell(2).timed_out.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        board.cell(2).shed.fetch_add(2, std::sync::atomic::Ordering::Relaxed);
+        let seen = look(&mut trial);
+        assert_eq!((seen.answered, seen.cut, seen.compared), (3, 3, 0));
+        answer(&board, 2, 20, 200);
+        look(&mut trial);
+        board.cell(2).shed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let seen = look(&mut trial);
+        assert_eq!((seen.answered, seen.cut, seen.compared, seen.failed), (24, 4, 1, 1));
+        board.thread(2, 0).begin(7, 1, b"GET", b"/");
+        assert!(longest_us(&board, 2) > 0);
+        let before = trial.gone[&generation];
+        trial.worker_gone(WorkerId(10), &board, 2);
+        let gone = trial.gone[&generation];
+        assert_eq!((gone.cut - before.cut, gone.failed - before.failed, gone.compared - before.compared), (5, 2, 2));
         // Nobody asked after it.
         trial.worker_gone(WorkerId(9), &board, 1);
         assert_eq!(trial.gone.len(), 1);

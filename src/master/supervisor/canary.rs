@@ -11,11 +11,13 @@
 //! | Holding | its time is over: good, or too little traffic | Measuring | the others boot, and all take over |
 //! | Holding | `promote` | Measuring | as above |
 //! | Holding | its time is over: worse | abandoned | whoever asked hears the table |
-//! | Placing, Holding | a worker of it dies, `abandon` | abandoned | as above |
+//! | Placing, Holding | a worker of it dies or is stuck, `abandon` | abandoned | as above |
+//! | Placing, Holding | an operator takes too many of the old workers away | abandoned | whoever asked hears why |
 //!
 //! The old generation is whole meanwhile: it fills its slots and replaces its workers as ever, and none of it drains. What is
 //! right and wrong is arithmetic (`verdict`).
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::GenerationId;
@@ -25,7 +27,7 @@ use super::generation::{Generation, State, Step};
 use super::pace::{Measured, Room};
 use super::rolling::step_limit;
 use super::verdict::{self, Bounds, Counts, Verdict};
-use super::worker::Worker;
+use super::worker::{Stuck, Worker};
 use super::{Action, Supervisor};
 use crate::config::canary::BESIDE_MIN;
 use crate::facts::canary::{show_points, show_times, Canary, Side, RUNNING};
@@ -43,6 +45,25 @@ pub struct CanaryPlan {
     pub workers: u32,
     pub hold: Duration,
     pub bounds: Bounds,
+}
+
+/// A worker of a canary is lost, which is the canary's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loss {
+    worker: WorkerName,
+    /// It was given up for that; None: it died.
+    stuck: Option<Stuck>,
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let worker = self.worker;
+        match self.stuck {
+            None => write!(f, "{worker} died; the log has its cause"),
+            Some(Stuck::Request(_)) => write!(f, "{worker} hung in a request; the log has its stacks"),
+            Some(Stuck::Silent) => write!(f, "{worker} gave no sign of life; the log has its stacks"),
+        }
+    }
 }
 
 impl CanaryPlan {
@@ -74,22 +95,17 @@ impl Supervisor {
         };
         let decided = self.pace_or_give_up(at, measured, now);
         let fits = decided.one_step || decided.processes.is_none();
-        let impossible = if wanted == 0 {
-            Some("the workers are switched off, so there is nothing to compare a canary with".to_owned())
-        } else if self.is_held() {
-            Some("the service is paused, so there is nothing to compare a canary with".to_owned())
-        } else if wanted < BESIDE_MIN {
-            Some(format!("a canary needs at least {BESIDE_MIN} workers beside it, and {wanted} are wanted"))
-        } else if plan.workers > wanted / 2 {
-            Some(format!("a canary of {} workers is more than half of the {wanted} that are wanted", plan.workers))
-        } else if !fits {
-            Some("there is no room for a canary beside the old workers".to_owned())
-        } else {
-            None
-        };
+        let impossible = too_few_beside(plan.workers, wanted).or_else(|| {
+            if self.is_held() {
+                Some("the service is paused, so there is nothing to compare a canary with".to_owned())
+            } else if !fits {
+                Some("there is no room for a canary beside the old workers".to_owned())
+            } else {
+                None
+            }
+        });
         if let Some(reason) = impossible {
-            let reason = format!("{reason}; `forkmaster reload --canary 0` deploys without one");
-            return self.refuse(id, Refusal::new(reason), now);
+            return self.refuse_canary(id, &reason, now);
         }
         if let State::Rolling { pace, .. } = &mut self.generations[at].state {
             *pace = decided;
@@ -98,12 +114,27 @@ impl Supervisor {
         self.change_step(at, Step::Placing { deadline });
     }
 
+    fn refuse_canary(&mut self, id: GenerationId, reason: &str, now: Instant) {
+        let reason = format!("{reason}; `forkmaster reload --canary 0` deploys without one");
+        self.refuse(id, Refusal::new(reason), now);
+    }
+
+    /// So few workers are wanted by now that the canary would have the traffic. True: its generation was refused.
+    fn canary_is_alone(&mut self, at: usize, workers: u32, now: Instant) -> bool {
+        let Some(reason) = too_few_beside(workers, self.wanted(at)) else { return false };
+        self.refuse_canary(self.generations[at].id, &reason, now);
+        true
+    }
+
     pub(super) fn place_canary(&mut self, at: usize, now: Instant) {
         let (Some(plan), State::Rolling { pace, .. }) = (self.generations[at].canary, &self.generations[at].state)
         else {
             return;
         };
         let pace = *pace;
+        if self.canary_is_alone(at, plan.workers, now) {
+            return;
+        }
         self.boot(at, plan.workers, usize::MAX, pace, now);
         self.serve_ready(at, now);
         if !self.generations[at].all_serving(plan.workers) {
@@ -111,18 +142,22 @@ impl Supervisor {
         }
         let (generation, hold_s) = (self.generations[at].id, plan.hold.as_secs_f64());
         self.note(Note::CanaryServes { generation, workers: plan.workers, hold_s });
-        let step = Step::Holding { until: now + plan.hold, look_at: now + plan.look_every(), died: None };
+        let until = now + plan.hold;
+        let step = Step::Holding { until, look_at: until.min(now + plan.look_every()), died: None };
         self.change_step(at, step);
         self.compare(at);
     }
 
     /// Whoever has died of it while it is still looked at is no reason to boot another one.
-    pub(super) fn hold_canary(&mut self, at: usize, died: Option<WorkerName>, now: Instant) {
+    pub(super) fn hold_canary(&mut self, at: usize, died: Option<Loss>, now: Instant) {
         let (Some(plan), State::Rolling { pace, .. }) = (self.generations[at].canary, &self.generations[at].state)
         else {
             return;
         };
         let pace = *pace;
+        if self.canary_is_alone(at, plan.workers, now) {
+            return;
+        }
         if died.is_none() {
             self.boot(at, plan.workers, usize::MAX, pace, now);
             self.serve_ready(at, now);
@@ -148,13 +183,16 @@ impl Supervisor {
         }
     }
 
-    /// It is time for a look. While the service is paused nothing is seen, and no time passes.
+    /// It is time for a look; the last one is when the time is over. While the service is paused nothing is seen, and no time
+    /// passes.
     pub(super) fn look_at_canary(&mut self, at: usize, now: Instant) {
         let State::Rolling { step: Step::Holding { until, died, .. }, .. } = self.generations[at].state else { return };
         let Some(plan) = self.generations[at].canary else { return };
         let every = plan.look_every();
         let until = if self.is_held() { until + every } else { until };
-        self.change_step(at, Step::Holding { until, look_at: now + every, died });
+        // Once the last look was asked for, its answer decides.
+        let look_at = if until > now { until.min(now + every) } else { now + every };
+        self.change_step(at, Step::Holding { until, look_at, died });
         self.compare(at);
     }
 
@@ -164,8 +202,8 @@ impl Supervisor {
         let State::Rolling { step: Step::Holding { until, died, .. }, .. } = self.generations[at].state else { return };
         let Some(plan) = self.generations[at].canary else { return };
         self.generations[at].tried = self.tried(at, &plan.bounds, old, new).map(Box::new);
-        if let Some(worker) = died {
-            return self.canary_fails(at, "died", format!("{worker} died; the log has its cause"), now);
+        if let Some(loss) = died {
+            return self.canary_fails(at, "died", loss.to_string(), now);
         }
         if until > now {
             if let Some(why) = verdict::doubtless(old, new, &plan.bounds) {
@@ -188,6 +226,8 @@ impl Supervisor {
             answered: counts.answered,
             compared: counts.compared,
             failed: counts.failed,
+            cut: counts.cut,
+            running_us: counts.running_us,
             within_us: verdict::quantile(&counts.latency, f64::from(of_100) / 100.0).map(|micros| micros as u64),
         };
         Some(Canary {
@@ -201,17 +241,18 @@ impl Supervisor {
         })
     }
 
-    /// A worker of a canary has died. True: it was one, and it is looked at for the last time.
-    pub(super) fn canary_died(&mut self, at: usize, worker: &Worker, now: Instant) -> bool {
-        let name = self.generations[at].name(worker);
+    /// A worker of a canary has died, or is given up since it is stuck. True: it was one, and it is looked at for the last
+    /// time.
+    pub(super) fn canary_died(&mut self, at: usize, worker: &Worker, stuck: Option<Stuck>, now: Instant) -> bool {
+        let loss = Loss { worker: self.generations[at].name(worker), stuck };
         match self.generations[at].state {
             State::Rolling { step: Step::Holding { until, look_at, died }, .. } => {
-                self.change_step(at, Step::Holding { until, look_at, died: died.or(Some(name)) });
+                self.change_step(at, Step::Holding { until, look_at, died: died.or(Some(loss)) });
                 self.compare(at);
                 true
             }
             State::Rolling { step: Step::Placing { .. }, .. } => {
-                self.canary_fails(at, "died", format!("{name} died; the log has its cause"), now);
+                self.canary_fails(at, "died", loss.to_string(), now);
                 true
             }
             State::Rolling { .. }
@@ -264,6 +305,19 @@ impl Supervisor {
         };
         self.answer(asker, Outcome::Asked);
         self.canary_fails(at, "abandoned", "an operator has abandoned it".to_owned(), now);
+    }
+}
+
+/// Why a canary of so many workers would show nothing, or endanger the service, where so many are wanted.
+fn too_few_beside(workers: u32, wanted: u32) -> Option<String> {
+    if wanted == 0 {
+        Some("the workers are switched off, so there is nothing to compare a canary with".to_owned())
+    } else if wanted < BESIDE_MIN {
+        Some(format!("a canary needs at least {BESIDE_MIN} workers beside it, and {wanted} are wanted"))
+    } else if workers > wanted / 2 {
+        Some(format!("a canary of {workers} workers is more than half of the {wanted} that are wanted"))
+    } else {
+        None
     }
 }
 

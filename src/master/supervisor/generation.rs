@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use forkmaster_wire::message::{GenerationId, ListenerId, SlotIndex, WorkerId};
 
 use super::backoff::Backoff;
-use super::canary::CanaryPlan;
+use super::canary::{CanaryPlan, Loss};
 use super::kept::Keep;
 use super::pace::{Boot, Pace};
 use super::pause::{Command, PausePlan};
@@ -140,8 +140,9 @@ pub enum Step {
     Measuring { answer_by: Instant },
     /// Its canary boots and begins to serve.
     Placing { deadline: Instant },
-    /// Its canary serves beside the old workers, and both are compared. `died`: one of it has.
-    Holding { until: Instant, look_at: Instant, died: Option<WorkerName> },
+    /// Its canary serves beside the old workers, and both are compared. `died`: one of it has, or is
+    /// stuck. `look_at` is never beyond `until`, unless the last look was asked for.
+    Holding { until: Instant, look_at: Instant, died: Option<Loss> },
     /// Workers boot and change places; each change sets the deadline of the next.
     Exchanging { deadline: Instant },
     /// All new workers are ready, and requests are held back, until none runs any more. `named`: its time is over, and
@@ -164,7 +165,7 @@ impl Step {
         match self {
             Step::Opening { answer_by } | Step::Asking { answer_by, .. } | Step::Measuring { answer_by } => answer_by,
             Step::Placing { deadline } | Step::Exchanging { deadline } | Step::TakingOver { deadline } => deadline,
-            Step::Holding { until, look_at, .. } => until.min(look_at),
+            Step::Holding { look_at, .. } => look_at,
             Step::HandingOver { serve_at } => serve_at,
             Step::Pausing { give_up, .. } => give_up,
             Step::Commanding { command } => command.deadline(),

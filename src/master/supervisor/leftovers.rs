@@ -115,17 +115,18 @@ impl Supervisor {
         }
     }
 
-    /// What is on its way out here has `graceful_timeout` from now on.
+    /// What is on its way out here has `graceful_timeout` from now on. Whoever is kept is told to go at once, and has it, too.
     fn condemn(&mut self, at: usize, why: String, now: Instant) {
         let generation = &mut self.generations[at];
         let by = now + generation.plan.graceful_timeout;
         generation.condemned = true;
+        let mut kept = Vec::new();
         for worker in &mut generation.workers {
             match &mut worker.state {
                 WorkerState::Closing { deadline, .. }
                 | WorkerState::Draining { deadline }
                 | WorkerState::Terminating { deadline, .. } => *deadline = (*deadline).min(by),
-                WorkerState::Kept { until, .. } => *until = (*until).min(by),
+                WorkerState::Kept { .. } => kept.push(worker.id),
                 WorkerState::Starting { .. }
                 | WorkerState::Ready
                 | WorkerState::Opening { .. }
@@ -141,5 +142,8 @@ impl Supervisor {
         let (id, processes) = (generation.id, generation.leaving());
         let within_s = generation.plan.graceful_timeout.as_secs_f64();
         self.note(Note::LeftoversCut { generation: id, processes, within_s, why });
+        for worker in kept {
+            self.end_kept(at, worker, now);
+        }
     }
 }

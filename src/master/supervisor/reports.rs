@@ -112,8 +112,12 @@ impl Supervisor {
                 self.drain(at, id, now);
             }
 
-            (S::Serving { .. } | S::Pausing { .. } | S::Paused { .. }, Event::Stuck(stuck)) if may_terminate => {
+            // One that is to be kept is wanted as it is.
+            (S::Serving { .. } | S::Pausing { .. } | S::Paused { .. }, Event::Stuck(stuck))
+                if may_terminate && !before.is_kept() =>
+            {
                 self.terminate(at, id, stuck, now);
+                self.canary_died(at, &before, Some(stuck), now);
             }
             (S::Closing { .. } | S::Draining { .. }, Event::Stuck(stuck)) => self.terminate(at, id, stuck, now),
             (S::Terminating { .. }, Event::StillStuck { others: 0 }) => self.kill(at, id, now),
@@ -304,7 +308,7 @@ impl Supervisor {
                 | S::Killed { .. },
                 Event::Leaving { .. },
             )
-            // Reported again with the next scan, when fewer are being replaced.
+            // Reported again with the next scan, when fewer are being replaced, or when it is not to be kept.
             | (
                 S::Starting { .. }
                 | S::Ready
@@ -434,7 +438,7 @@ impl Supervisor {
         let generation = &mut self.generations[at];
         let pause = generation.slot_mut(worker.slot).backoff.after_death(served);
         generation.slot_mut(worker.slot).backoff_until = Some(now + pause);
-        if self.canary_died(at, worker, now) {
+        if self.canary_died(at, worker, None, now) {
             return;
         }
         self.count_failed_boot(at, Refusal::new("its workers die as soon as they serve"), now);

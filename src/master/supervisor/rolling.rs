@@ -439,7 +439,7 @@ impl Supervisor {
                 self.refuse(id, Refusal::new("rolling made no progress in time (boot_timeout)"), now);
             }
             Step::Placing { deadline } if deadline <= now => self.expire_placing(at, now),
-            Step::Holding { until, look_at, .. } if until.min(look_at) <= now => self.look_at_canary(at, now),
+            Step::Holding { look_at, .. } if look_at <= now => self.look_at_canary(at, now),
             Step::Pausing { give_up: due, .. }
             | Step::Probing { answer_by: due, .. }
             | Step::Refilling { deadline: due }

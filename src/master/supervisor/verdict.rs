@@ -9,6 +9,12 @@
 //! the bound. The new one is worse where more than 10 (1) of 100 of its requests lie above it, by the same test. So a slow
 //! moment of one request decides nothing.
 //!
+//! A canary that hangs answers little, and must not pass for that. So requests that the application never answered (they ran
+//! beyond `request_timeout`, were shed, or lost with their worker) are tested by themselves, from the first one on. Where only the
+//! canary has too few requests to compare, it is worse if its share of these is higher by more than `max_errors` (the binomial
+//! distribution at 1 %, since they may be few), or if a request of it still runs, for a second at least and `max_latency` times
+//! as long as any of the old generation took or runs.
+//!
 //! While the canary serves only what leaves no doubt ends it: so many failures are a chance of one in a million (the binomial
 //! distribution, exactly). A test at 1 % that is repeated each second would be wrong now and then.
 
@@ -19,6 +25,12 @@ const ONE_OF_100: f64 = 2.326;
 
 /// A chance that nobody believes in.
 const NO_DOUBT: f64 = 1e-6;
+
+/// The same in a test of few requests, at the end.
+const CHANCE_OF_100: f64 = 0.01;
+
+/// In microseconds. A request that runs for less may have met a slow moment.
+const HANGS_MIN: f64 = 1_000_000.0;
 
 /// Of fewer failures the distribution is not normal enough for a test.
 const FAILURES_MIN: f64 = 5.0;
@@ -35,6 +47,10 @@ pub struct Counts {
     pub compared: u64,
     /// Of those compared.
     pub failed: u64,
+    /// Of those answered: not by the application, but cut, shed or lost with their worker.
+    pub cut: u64,
+    /// For how long the oldest request runs, in microseconds; 0: none does.
+    pub running_us: u64,
     pub latency: Counted,
 }
 
@@ -62,11 +78,17 @@ impl Counts {
         self.answered += other.answered;
         self.compared += other.compared;
         self.failed += other.failed;
+        self.cut += other.cut;
+        self.running_us = self.running_us.max(other.running_us);
         self.latency.add(&other.latency);
     }
 
     fn failures(&self) -> Share {
         Share { part: self.failed.min(self.compared) as f64, of: self.compared as f64 }
+    }
+
+    fn cuts(&self) -> Share {
+        Share { part: self.cut.min(self.answered) as f64, of: self.answered as f64 }
     }
 }
 
@@ -81,15 +103,47 @@ pub fn of_100(old: &Counts, new: &Counts) -> u32 {
 /// What leaves no doubt, also in the middle.
 pub fn doubtless(old: &Counts, new: &Counts, bounds: &Bounds) -> Option<String> {
     let (before, now) = (old.failures(), new.failures());
+    let fails = is_more(before, now, bounds, NO_DOUBT).then(|| failing(before, now));
+    fails.or_else(|| is_cut_more(old, new, bounds, NO_DOUBT))
+}
+
+/// The new share is higher than allowed, and so high by a chance of less than this.
+fn is_more(before: Share, now: Share, bounds: &Bounds, by: f64) -> bool {
     let margin = bounds.max_errors / 100.0;
     let is_higher = before.of >= 1.0 && now.of >= 1.0 && now.rate() > before.rate() + margin;
-    (is_higher && chance(now, at_the_bound(before, now, margin) + margin) < NO_DOUBT).then(|| failing(before, now))
+    is_higher && chance(now, at_the_bound(before, now, margin) + margin) < by
+}
+
+fn is_cut_more(old: &Counts, new: &Counts, bounds: &Bounds, by: f64) -> Option<String> {
+    let (before, now) = (old.cuts(), new.cuts());
+    is_more(before, now, bounds, by).then(|| {
+        let (now, before) = (now.percent(), before.percent());
+        format!("{now:.1} % of its requests were cut, shed or lost, and {before:.1} % of the old generation's")
+    })
+}
+
+/// A request of the new one runs for longer than any of the old one.
+fn hangs(old: &Counts, new: &Counts, bounds: &Bounds) -> Option<String> {
+    let slowest = old.latency.buckets.iter().rposition(|count| *count > 0).map_or(0.0, |bucket| bounds_of(bucket).1);
+    let slowest = slowest.max(old.running_us as f64);
+    let running = new.running_us as f64;
+    (running >= HANGS_MIN && running > slowest * bounds.max_latency).then(|| {
+        let [running, slowest] = [running, slowest].map(|micros| micros / 1_000_000.0);
+        format!("a request of it has run for {running:.1} s, and none of the old generation took longer than {slowest:.1} s")
+    })
 }
 
 /// What is to be said at the end.
 pub fn judge(old: &Counts, new: &Counts, bounds: &Bounds) -> Verdict {
     if let Some(why) = doubtless(old, new, bounds) {
         return Verdict::Worse(why);
+    }
+    // Where both have few, nothing can be said. Where only the canary has, it may be that it hangs.
+    if new.compared < bounds.min_requests && old.compared >= bounds.min_requests {
+        let hangs = || hangs(old, new, bounds);
+        if let Some(why) = is_cut_more(old, new, bounds, CHANCE_OF_100).or_else(hangs) {
+            return Verdict::Worse(why);
+        }
     }
     for (which, counts) in [("the canary", new), ("the old generation", old)] {
         if counts.compared < bounds.min_requests {
@@ -337,6 +391,31 @@ mod tests {
         all(OLD, Release { requests: 99, median_ms: 36.0, ..OLD }, is_right);
         all(Release { requests: 99, ..OLD }, OLD, is_right);
         assert!(matches!(judge(&Counts::default(), &Counts::default(), &BOUNDS), Verdict::TooLittle(_)));
+    }
+
+    #[test]
+    fn a_canary_that_hangs_does_not_pass_for_the_little_that_it_answers() {
+        let old = Counts { answered: 1000, ..Dice::new(1).serve(OLD) };
+        let judge_with = |new: Counts| judge(&old, &new, &BOUNDS);
+        let worse = |verdict, words: &str| matches!(verdict, Verdict::Worse(why) if why.contains(words));
+        // Two that were cut are enough, one may be chance, and so may two of many.
+        let cut = |answered, cut| Counts { answered, cut, ..Counts::default() };
+        assert!(worse(judge_with(cut(2, 2)), "100.0 % of its requests were cut, shed or lost, and 0.0 %"));
+        assert!(worse(judge_with(cut(20, 3)), "15.0 % of its requests"));
+        for few in [cut(1, 1), cut(20, 1), cut(80, 2)] {
+            assert!(matches!(judge_with(few), Verdict::TooLittle(_)), "{few:?}");
+        }
+        // So many leave no doubt, at any time; not where the old one is no better.
+        assert!(doubtless(&old, &cut(5, 5), &BOUNDS).is_some());
+        assert_eq!(doubtless(&Counts { cut: 900, ..old }, &cut(5, 5), &BOUNDS), None);
+        // One that still runs.
+        let runs = |running_us| Counts { answered: 3, running_us, ..Counts::default() };
+        assert!(worse(judge_with(runs(5_000_000)), "a request of it has run for 5.0 s"));
+        assert!(matches!(judge_with(runs(900_000)), Verdict::TooLittle(_)));
+        let old = Counts { running_us: 60_000_000, ..old };
+        assert!(matches!(judge(&old, &runs(5_000_000), &BOUNDS), Verdict::TooLittle(_)), "the old one has such, too");
+        // Where nothing could be compared anyway, nothing is said.
+        assert!(matches!(judge(&Counts::default(), &cut(2, 2), &BOUNDS), Verdict::TooLittle(_)));
     }
 
     #[test]

@@ -22,7 +22,7 @@
 //! | Closing | confirms, or does not in time | Draining | |
 //! | Closing, Draining | the successor was refused | Opening | told to serve again |
 //! | Closing, Draining, Terminating | serves nothing any more | Finishing | only the interpreter's own end is missing |
-//! | Serving, Pausing, Paused, Closing, Draining | a request over its limit, no sign of life | Terminating | stacks; takes nothing new |
+//! | Serving, Pausing, Paused, Closing, Draining | a request over its limit, no sign of life | Terminating | stacks; takes nothing new. Not where it is to be kept; the end of a canary |
 //! | Terminating | the request has ended after all | Draining | |
 //! | Terminating | only stuck requests are left, deadline | Killed | |
 //! | Closing, Draining, Finishing, Exiting | deadline | Killed | every request that is cut gets a line |
@@ -481,7 +481,11 @@ impl Supervisor {
                 self.kill(at, id, now);
             }
             State::Terminating { deadline, .. } if deadline <= now => self.kill(at, id, now),
-            State::Terminating { stuck, .. } => self.actions.push(Action::CheckStuck { worker: id, stuck }),
+            State::Terminating { stuck, deadline, .. } => {
+                self.actions.push(Action::CheckStuck { worker: id, stuck });
+                let check_at = now + CHECK_STUCK_EVERY;
+                self.change(at, id, State::Terminating { stuck, check_at, deadline }, now);
+            }
             State::Exiting { .. } => self.kill(at, id, now),
             State::Kept { .. } => self.end_kept(at, id, now),
             State::Killed { .. } => {

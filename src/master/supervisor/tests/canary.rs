@@ -138,15 +138,85 @@ fn one_death_is_enough() {
 }
 
 #[test]
-fn a_canary_that_is_stuck_gets_a_successor() {
-    let mut world = canary_serves(good());
-    let canary = world.one_of(2);
-    world.accepting.remove(&canary);
+fn a_canary_that_is_stuck_is_given_up() {
+    for (stuck, why) in [(Stuck::Request(1), "hung in a request"), (Stuck::Silent, "gave no sign of life")] {
+        let mut world = canary_serves(good());
+        let canary = world.one_of(2);
+        world.worker_event(canary, WorkerEvent::Stuck(stuck));
+        world.refused_for(&format!(
+            "the canary was abandoned: worker gen=2 slot=0 pid=1005 {why}; the log has its stacks"
+        ));
+        assert_eq!(world.concluded[1].canary.as_ref().map(|canary| canary.verdict.as_str()), Some("died"));
+        world.pass(MINUTE);
+        world.only_the_old_one_serves();
+    }
+    // Already while another one of it boots.
+    let mut world = World::serving(plan(4));
+    world.reload(trying(4, 2), Behaviour::OnlyCandidateBoots);
+    while world.accepting(2) == 0 {
+        assert!(world.step());
+    }
+    while world.supervisor.generation(GenerationId(2)).is_none_or(|generation| generation.serving() != 1) {
+        assert!(world.step());
+    }
+    let canary = world.some_worker(2);
     world.worker_event(canary, WorkerEvent::Stuck(Stuck::Request(1)));
-    world.pass(MINUTE / 2);
-    assert!(world.accepting(2) == 1 && !world.alive.contains_key(&canary), "{:#?}", world.log);
-    world.pass(MINUTE / 2);
-    assert_eq!((world.last_verdict(), world.accepting(2)), (&End::Committed, 4));
+    world.refused_for("hung in a request");
+    world.pass(MINUTE);
+    world.only_the_old_one_serves();
+    // Of the old ones it is none of its.
+    let mut world = canary_serves(good());
+    let old = world.one_of(1);
+    world.worker_event(old, WorkerEvent::Stuck(Stuck::Request(1)));
+    world.pass(MINUTE);
+    assert_eq!((world.last_verdict(), world.accepting(2)), (&End::Committed, 4), "{:#?}", world.log);
+}
+
+#[test]
+fn a_canary_that_hangs_without_a_limit_does_not_pass_for_too_little_traffic() {
+    let hangs = Counts { running_us: 50_000_000, answered: 1, ..Counts::default() };
+    let mut world = canary_serves((counts(3000, 3), hangs));
+    world.pass(MINUTE);
+    world.refused_for("the canary was abandoned: a request of it has run for 50.0 s");
+    let End::Refused(refusal) = world.last_verdict() else { unreachable!() };
+    assert!(refusal.details.contains("a request has run for            50.0 s"), "{}", refusal.details);
+    world.only_the_old_one_serves();
+}
+
+/// With fewer old workers it would get all the traffic.
+#[test]
+fn a_canary_is_given_up_when_its_old_workers_are_scaled_away() {
+    let scaled = [
+        (0, "the workers are switched off, so there is nothing to compare a canary with"),
+        (3, "a canary needs at least 4 workers beside it, and 3 are wanted"),
+    ];
+    for (workers, why) in scaled {
+        for placing in [false, true] {
+            let mut world = match placing {
+                false => canary_serves(good()),
+                true => World::serving(plan(4)),
+            };
+            if placing {
+                world.reload(trying(4, 2), Behaviour::ServesMutely);
+                world.run();
+            }
+            world.ask(Ask::ScaleTo { workers, wait: false });
+            world.refused_for(&format!("{why}; `forkmaster reload --canary 0` deploys without one"));
+            world.pass(MINUTE);
+            assert_eq!((world.accepting(1), world.accepting(2)), (workers as usize, 0), "{:#?}", world.log);
+        }
+    }
+}
+
+#[test]
+fn each_look_is_asked_for_once() {
+    let mut world = canary_serves(good());
+    for _ in 0..70 {
+        let Some(due) = world.supervisor.next_deadline() else { panic!("it holds") };
+        world.now = due;
+        let actions = world.supervisor.handle(Event::Tick, due);
+        assert_eq!(actions.iter().filter(|action| matches!(action, Action::Compare { .. })).count(), 1, "{actions:?}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Processes that die, hang or get stuck while a generation serves.
 
+use super::super::worker::CHECK_STUCK_EVERY;
 use super::*;
 
 #[test]
@@ -70,6 +71,22 @@ fn a_stuck_worker_is_replaced_first_and_then_killed() {
     world.run();
     assert_eq!(world.kills[&stuck], 1);
     assert_eq!(world.accepting(1), 1);
+}
+
+#[test]
+fn a_stuck_worker_is_asked_after_once_each_time() {
+    let mut world = World::serving(plan(1));
+    let stuck = world.some_worker(1);
+    world.worker_event(stuck, WorkerEvent::Stuck(Stuck::Request(7)));
+    world.worker_event(stuck, WorkerEvent::Stacks { text: "stacks".to_owned() });
+    // Nothing more is carried out: nobody answers, and no successor comes.
+    world.now += plan(1).graceful_timeout;
+    for _ in 0..3 {
+        let actions = world.supervisor.handle(Event::Tick, world.now);
+        let asked = actions.iter().filter(|action| matches!(action, Action::CheckStuck { .. })).count();
+        assert_eq!(asked, 1, "{actions:?}");
+        world.now += CHECK_STUCK_EVERY;
+    }
 }
 
 #[test]

@@ -117,8 +117,8 @@ fn every_verb_in_every_state_is_answered_once_and_truly() {
         ("paused", [Waits, Done, Done, Done, No, Done, Done, Done, Done, Done, No, No, No]),
         // The reload resumes when it has ended.
         ("command runs", [Waits, Done, Waits, Waits, No, Done, Done, Done, Done, Waits, No, No, Waits]),
-        // The old generation goes on as ever, and `scale` waits for the reload.
-        ("canary serves", [Done, Done, Waits, Waits, Done, Done, Done, Done, Done, Done, Done, Done, Waits]),
+        // The old generation goes on as ever, and `scale` waits for the reload. That ends where too few are left.
+        ("canary serves", [Done, Done, Waits, Done, Done, Done, Done, Done, Done, Done, Done, Done, Waits]),
     ];
     let names: Vec<&str> = states().into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, table.map(|(name, _)| name));
@@ -242,6 +242,43 @@ fn a_worker_that_is_kept_lives_until_its_time_is_over() {
     assert_eq!((world.alive.len(), world.accepting.len(), world.kills.len()), (7, 4, 0));
     world.pass(Duration::from_secs(2));
     assert_eq!((world.alive.len(), world.accepting.len(), world.kills.len()), (4, 4, 0));
+}
+
+/// Its operator wants to see why it is stuck.
+#[test]
+fn a_worker_that_is_to_be_kept_is_not_given_up_for_being_stuck() {
+    let mut world = World::serving(plan(2));
+    let ask = Ask::Recycle { slot: SlotIndex(0), keep: Some(MINUTE * 10), wait: false };
+    world.event(Event::Ask { asker: None, ask });
+    let wanted = world.supervisor.serving().expect("it serves").workers[0].id;
+    world.worker_event(wanted, WorkerEvent::Stuck(Stuck::Request(1)));
+    world.run();
+    assert_eq!((world.alive.len(), world.accepting.len(), world.kills.len()), (3, 2, 0), "{:#?}", world.log);
+    assert_eq!(world.supervisor.worker(wanted).map(|(_, worker)| worker.state.word()), Some("kept"));
+}
+
+/// A deploy that needs its room gets it within `graceful_timeout`, as it waits no longer.
+#[test]
+fn a_worker_that_is_kept_goes_when_its_room_is_needed() {
+    let keeping = Plan { max_processes: Some(3), ..plan(2) };
+    let mut world = World::serving(keeping.clone());
+    let ask = Ask::Recycle { slot: SlotIndex(0), keep: Some(MINUTE * 10), wait: false };
+    world.event(Event::Ask { asker: None, ask });
+    world.run();
+    assert_eq!((world.alive.len(), world.accepting.len()), (3, 2));
+    // A debugger has stopped it: only its deadline ends it.
+    world.behaviour.insert(GenerationId(1), Behaviour::DrainsForEver);
+    world.reload(keeping, Behaviour::Healthy);
+    world.run();
+    assert!(world.logged("kept -> closing"), "{:#?}", world.log);
+    world.behaviour.insert(GenerationId(1), Behaviour::Healthy);
+    world.pass(plan(2).graceful_timeout + Duration::from_secs(1));
+    assert_eq!(
+        (world.last_verdict(), world.accepting(2), world.alive.len()),
+        (&End::Committed, 2, 2),
+        "{:#?}",
+        world.log
+    );
 }
 
 #[test]
