@@ -234,7 +234,8 @@ fn an_asker_that_leaves_stops_nothing() {
 #[test]
 fn at_a_stop_the_command_ends_first_and_whoever_waits_is_answered_by_the_old_release() {
     let (_site, master, asks) =
-        command_runs("pause_term", "trap 'echo cleaned up; exit 1' TERM; while :; do sleep 0.05; done");
+        command_runs("pause_term", "trap 'echo cleaned up; exit 1' TERM; echo began; while :; do sleep 0.05; done");
+    master.wait_log("command gen=2: began");
     let clients = held_clients(&master, Vec::new());
     master.term();
     for mut client in clients {

@@ -78,6 +78,8 @@ fn sockets_are_bound_once_and_held_over_crashes_and_deploys() {
     }
     // Clients of the workers' socket have nothing to do with it.
     assert_eq!(master.get("/").text(), "1");
+    // One that rests at the commit has no process to end.
+    wait_for("the fourth process", || (master.log_lines("service tcp gen=1: handed").len() >= 4).then_some(()));
     site.flip("2");
     master.reload();
     master.wait_log("service tcp gen=1 number=0 * -> gone *");

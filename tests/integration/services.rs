@@ -166,13 +166,13 @@ fn one_that_runs_every_so_often_says_how_it_has_ended() {
     let master = site.start();
     assert!(master.cli(&["status"]).stdout.contains("service clean 0 pid "));
     master.wait_log(
-        "service clean gen=1 number=0 pid=* running -> waiting cause=\"exit code 0\" after=*: it runs again in 0.*s",
+        "service clean gen=1 number=0 pid=* running -> waiting cause=\"exit code 0\" after=*: it runs again in *s",
     );
     master.wait_log("ERROR service clean * running -> waiting cause=\"exit code 7\"");
     // It is not tried again before its time, and each run is one.
     wait_for("a third run", || {
         let text = fs::read_to_string(site.release_path("1").join("runs")).unwrap_or_default();
-        (text == "111").then_some(())
+        text.starts_with("111").then_some(())
     });
     let told = wait_for("the third run to be told", || {
         let runs = services(&master)[0]["runs"].clone();
