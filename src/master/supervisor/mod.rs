@@ -331,16 +331,8 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// Services that have ended are started again.
-    fn begins_services(self) -> bool {
-        match self {
-            Phase::Running | Phase::Delaying { .. } => true,
-            Phase::Interrupting | Phase::Stopping { .. } | Phase::Ending { .. } | Phase::Ended => false,
-        }
-    }
-
-    /// Whoever waits for room is looked at.
-    fn makes_room(self) -> bool {
+    /// Processes are begun: services that have ended rest only for a while, and whoever waits for room is looked at.
+    fn begins_processes(self) -> bool {
         match self {
             Phase::Running | Phase::Delaying { .. } => true,
             Phase::Interrupting | Phase::Stopping { .. } | Phase::Ending { .. } | Phase::Ended => false,
@@ -439,12 +431,12 @@ impl Supervisor {
             Phase::Stopping { deadline } => Some(deadline),
             Phase::Ending { give_up, .. } => Some(give_up),
         };
-        let begins = self.phase.begins_services();
+        let begins = self.phase.begins_processes();
         let services = self.services.iter().filter_map(|service| service.deadline(begins));
         let run = self.next_run().filter(|_| self.phase == Phase::Running);
         self.generations
             .iter()
-            .filter_map(|generation| generation.deadline(self.phase.makes_room()))
+            .filter_map(|generation| generation.deadline(begins))
             .chain(phase)
             .chain(self.pause.deadline())
             .chain(self.upgrade.deadline())

@@ -371,7 +371,7 @@ impl Supervisor {
             let id = service.id;
             match service.state {
                 State::Waiting | State::Running { .. } => {}
-                State::Resting { .. } if !self.phase.begins_services() => {}
+                State::Resting { .. } if !self.phase.begins_processes() => {}
                 State::Resting { .. } => {
                     self.services[at].restarts += 1;
                     if let Some(book) = self.books.get_mut(&self.services[at].name) {
