@@ -24,6 +24,7 @@ use crate::doors::status::{Answer, Page};
 use crate::doors::{Asked, Doors};
 use crate::facts::note::{Note, WorkerName};
 use crate::facts::outcome::{self, Outcome, Refusal};
+use crate::facts::standing::Standing;
 use crate::footprint::Footprint;
 use crate::listeners::ListenError;
 use crate::logs::{AccessLog, LogFile, Opened};
@@ -300,7 +301,10 @@ impl Master {
         match page {
             Page::Live => Answer::plain(200, "ok\n"),
             Page::Ready => {
+                // The reason may be the last line of a traceback, and anybody may ask here.
                 let standing = self.service.standing();
+                let refused = standing.refused.as_ref().map(|_| "the log says why".to_owned());
+                let standing = Standing { refused, ..standing };
                 Answer::plain(if standing.ready { 200 } else { 503 }, format!("{standing}\n"))
             }
             Page::Metrics => {

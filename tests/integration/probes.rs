@@ -53,6 +53,11 @@ fn probes_follow_the_service_from_its_start_to_its_end() {
     assert_eq!(page(&door, "/readyz"), (200, "generation 1: 2 of 2 workers serve\n".to_string()));
     assert_eq!(page(&Address::Unix(site.path().join("status.sock")), "/livez").0, 200);
     assert_eq!(page(&door, "/other").0, 404);
+    // Why a release was refused may be the last line of a traceback, and anybody may ask here.
+    std::fs::write(site.release_path("1").join("app.py"), "raise RuntimeError('secret')\n").expect("a release");
+    assert_eq!(master.cli(&["reload"]).code, Some(1));
+    let refused = "generation 1: 2 of 2 workers serve; the last reload was refused: the log says why\n";
+    assert_eq!(page(&door, "/readyz"), (200, refused.to_string()));
     // Load balancers learn of the end while requests are still answered.
     master.term();
     wait_for("readiness to go off", || (page(&door, "/readyz").0 == 503).then_some(()));
