@@ -199,6 +199,7 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
     };
     let code = master.run();
     log::info!("stopped, exit code {code}");
+    master.close();
     code
 }
 
@@ -229,6 +230,7 @@ fn go_on(
     };
     let code = master.run();
     log::info!("stopped, exit code {code}");
+    master.close();
     code
 }
 

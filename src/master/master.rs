@@ -161,6 +161,13 @@ impl Master {
         }
     }
 
+    /// After `run`. Nothing of this master is left but its process.
+    pub fn close(self) {
+        let Master { shared, service, doors, pidfile, .. } = self;
+        drop((pidfile, service, shared));
+        doors.close();
+    }
+
     fn sweep(&mut self) {
         end_all(&mut self.shared.children, &self.shared.lifeline.0);
         let left = self.shared.queue.close_all();

@@ -123,11 +123,11 @@ fn a_container_in_which_only_shared_memory_is_writable_serves_and_hears_its_verb
     }
     // The end of one is not the other's.
     let output = inside(&first, &copy, &with_config(&["stop"]));
-    assert!(output.status.success(), "{}", text(&output));
+    assert!(output.status.success(), "{}: {}", output.status, text(&output));
     first.wait_exit();
     assert_eq!(client::get(&second.address(), "/").expect("it serves").text(), "1");
     let output = inside(&second, &copy, &with_config(&["stop"]));
-    assert!(output.status.success(), "{}", text(&output));
+    assert!(output.status.success(), "{}: {}", output.status, text(&output));
     second.wait_exit();
     wait_for("nothing to be left of either", || {
         let left = fs::read_dir(shared.join("forkmaster-12345")).ok()?;

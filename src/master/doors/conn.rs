@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use nix::sys::socket::{recvmsg, send, ControlMessageOwned, MsgFlags};
+use nix::sys::socket::{recvmsg, send, shutdown, ControlMessageOwned, MsgFlags, Shutdown};
 
 use super::closer::Closer;
 
@@ -102,6 +102,11 @@ impl Conn {
             Ok(()) if self.unsent.len() <= self.bounds.out_bytes_max => Still::Open,
             Ok(()) | Err(_) => Still::Over,
         }
+    }
+
+    /// The peer reads end-of-file after what was sent. It may still be there.
+    pub fn finish(&self) {
+        let _ = shutdown(self.socket().as_raw_fd(), Shutdown::Write);
     }
 
     pub fn active_at(&self) -> Instant {

@@ -2,6 +2,7 @@
 //! is connected, what each may ask (`rights`), and who waits for what; not how anything is done. It never waits for a client: what
 //! cannot be read or written at once is kept, within bounds, or the client is dropped.
 
+mod farewell;
 pub mod saved;
 
 use std::collections::BTreeMap;
