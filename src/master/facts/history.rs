@@ -125,6 +125,11 @@ pub struct Grown {
 }
 
 impl Growth {
+    /// A look would show something new: the worker has answered requests since the one before, and is warm.
+    pub fn is_due(seen: Option<Growth>, requests: u64) -> bool {
+        seen.map_or(requests >= WARM_AFTER, |growth| growth.last.1 != requests)
+    }
+
     /// A look at a worker: so many bytes resident, so many requests answered.
     pub fn look(seen: Option<Growth>, bytes: u64, requests: u64) -> Option<Growth> {
         let now = (bytes, requests);
@@ -202,7 +207,9 @@ mod tests {
     fn growth_is_counted_from_a_warm_worker_on() {
         let mut growth = None;
         for (bytes, requests) in [(10_000_000, 0), (30_000_000, 19), (50_000_000, 20), (50_300_000, 320)] {
+            assert_eq!(Growth::is_due(growth, requests), requests >= 20);
             growth = Growth::look(growth, bytes, requests);
+            assert!(!Growth::is_due(growth, requests));
         }
         let mut grown = Grown::default();
         grown.add(growth.unwrap());

@@ -209,12 +209,13 @@ impl Service {
         self.history.entries.iter().rev().filter_map(deploy).take(DEPLOYS_SHOWN_MAX).collect()
     }
 
-    /// Looks at the memory of the workers that have answered something.
+    /// Looks at the memory of the workers that have answered something since the last look. Of an idle one there is nothing
+    /// to learn, and an idle master is to touch little of its code.
     pub fn look_at_growth(&mut self) {
         for worker in self.workers.values_mut() {
             let Some(processes) = self.generations.get(&worker.generation) else { continue };
             let requests = processes.board.cell(worker.cell).requests.load(std::sync::atomic::Ordering::Relaxed);
-            if let Some(bytes) = worker.pid.filter(|_| requests > 0).and_then(resident_bytes) {
+            if let Some(bytes) = worker.pid.filter(|_| Growth::is_due(worker.growth, requests)).and_then(resident_bytes) {
                 worker.growth = Growth::look(worker.growth, bytes, requests);
             }
         }
