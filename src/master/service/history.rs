@@ -215,7 +215,8 @@ impl Service {
         for worker in self.workers.values_mut() {
             let Some(processes) = self.generations.get(&worker.generation) else { continue };
             let requests = processes.board.cell(worker.cell).requests.load(std::sync::atomic::Ordering::Relaxed);
-            if let Some(bytes) = worker.pid.filter(|_| Growth::is_due(worker.growth, requests)).and_then(resident_bytes) {
+            if let Some(bytes) = worker.pid.filter(|_| Growth::is_due(worker.growth, requests)).and_then(resident_bytes)
+            {
                 worker.growth = Growth::look(worker.growth, bytes, requests);
             }
         }
