@@ -189,6 +189,10 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
         logs::say(&format!("forkmaster: [status] bind: {error}"));
         return error.exit_code().into();
     }
+    if let Some(Err(reason)) = loaded.settings.server.notify_fd.map(|number| master.open_notify_fd(number)) {
+        logs::say(&format!("forkmaster: [server] notify_fd: {reason}"));
+        return ExitCode::Configuration.into();
+    }
     if let Err(refused) = master.start(loaded, access) {
         log::error!("{}", refused.reason);
         return refused.exit_code.into();

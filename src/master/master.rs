@@ -99,6 +99,11 @@ impl Master {
         self.doors.open_status(binds, &self.shared.context, &mut self.shared.sources)
     }
 
+    /// Whoever started this process waits for a newline on this descriptor.
+    pub fn open_notify_fd(&mut self, number: u32) -> Result<(), String> {
+        self.doors.open_notify_fd(number)
+    }
+
     /// The first generation.
     pub fn start(&mut self, loaded: Loaded, access: Option<AccessLog>) -> Result<(), Refusal> {
         let began = self.shared.clock.now();

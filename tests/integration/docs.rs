@@ -172,7 +172,14 @@ fn every_command_that_is_shown_is_one() {
 
 #[test]
 fn the_configurations_of_the_examples_are_good() {
-    for file in ["hello/app.toml", "circus/shop.toml", "supervisor/shop.toml", "docker/app.toml"] {
+    for file in [
+        "hello/app.toml",
+        "circus/shop.toml",
+        "supervisor/shop.toml",
+        "runit/shop/shop.toml",
+        "s6/shop/shop.toml",
+        "docker/app.toml",
+    ] {
         let path = root().join("examples").join(file);
         let launch = Launch { directory: path.parent().map(Path::to_owned), ..Launch::default() };
         let name = path.file_name().expect("it has one").to_string_lossy().into_owned();

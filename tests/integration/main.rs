@@ -124,6 +124,9 @@ mod storm;
 // Bodies that go to the application as they come.
 mod streaming;
 
+// Circus, Supervisor, runit, s6, and no supervisor at all.
+mod supervisors;
+
 // systemd itself, as PID 1.
 mod systemd;
 // The rules of the house that a program can check.

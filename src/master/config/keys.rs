@@ -124,6 +124,8 @@ pub const WORKERS_MAX: u32 = 4096;
 pub const THREADS_MAX: u32 = 1024;
 pub const FIELDS_MAX: u32 = 32_768;
 const CONNECTIONS_MAX: u32 = 1 << 20;
+/// Far above any limit of open files.
+pub const DESCRIPTOR_MAX: u32 = 1 << 20;
 /// Old, new and draining workers of that many.
 const PROCESSES_MAX: u32 = 3 * WORKERS_MAX;
 
@@ -276,6 +278,10 @@ pub const KEYS: &[KeySpec] = &[
         "File for the master's pid, written at the start and removed at the end. Relative to the configuration file by \
          name.")
         .gunicorn(&["pid"]).uwsgi(&["pidfile2", "safe-pidfile", "safe-pidfile2"]),
+    row("server", "notify_fd", Kind::CountOrNone { min: 3, max: DESCRIPTOR_MAX }, Text("none"), Restart,
+        "A descriptor that a supervisor opened. One newline is written to it, and it is closed, when the first worker \
+         serves: s6's `notification-fd`, dinit's `ready-notification = pipefd:N`. systemd needs none, it has READY=1.")
+        .option("--notify-fd"),
     row("server", "max_requests", Kind::Number, Number(0), Generation,
         "A worker is replaced after so many requests: its successor serves first, then it drains. 0: never."),
     row("server", "max_requests_jitter", Kind::Number, Number(0), Generation,

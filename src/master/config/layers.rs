@@ -62,7 +62,7 @@ const DEVELOPMENT: [(Key, &str); 7] = [
 
 fn command_line(source: &Source) -> BTreeMap<Key, Entry> {
     let overrides = &source.overrides;
-    let single: [(Key, &'static str, &Option<String>); 9] = [
+    let single: [(Key, &'static str, &Option<String>); 10] = [
         (("app", "module"), "MODULE", &overrides.module),
         (("", "name"), "--name", &overrides.name),
         (("app", "release"), "--release", &overrides.release),
@@ -71,6 +71,7 @@ fn command_line(source: &Source) -> BTreeMap<Key, Entry> {
         (("app", "preload"), "--preload", &overrides.preload),
         (("server", "workers"), "--workers", &overrides.workers),
         (("server", "threads"), "--threads", &overrides.threads),
+        (("server", "notify_fd"), "--notify-fd", &overrides.notify_fd),
         (("log", "level"), "--log-level", &overrides.log_level),
     ];
     let mut layer = BTreeMap::new();

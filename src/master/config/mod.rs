@@ -47,7 +47,7 @@ pub use file::quoted;
 pub use hints::{elsewhere, nearest, Elsewhere, Server};
 pub use keys::{rank, shown, Key};
 pub use read::{control, read};
-pub use values::{parse_count, parse_workers};
+pub use values::{parse_count, parse_descriptor, parse_workers};
 
 use serde::{Deserialize, Serialize};
 use settings::Settings;
@@ -95,6 +95,7 @@ pub struct Overrides {
     pub bind: Vec<String>,
     pub workers: Option<String>,
     pub threads: Option<String>,
+    pub notify_fd: Option<String>,
     pub log_level: Option<String>,
     /// `forkmaster dev`: somebody works at the application.
     pub dev: bool,

@@ -200,6 +200,7 @@ impl Resolver<'_> {
             umask: self.get("server", "umask"),
             no_new_privileges: self.get("server", "no_new_privileges"),
             pidfile,
+            notify_fd: self.get("server", "notify_fd"),
             max_requests: self.get("server", "max_requests"),
             max_requests_jitter: self.get("server", "max_requests_jitter"),
             max_lifetime: self.get("server", "max_lifetime"),

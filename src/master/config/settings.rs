@@ -104,6 +104,9 @@ pub struct Server {
     /// Nothing that the application executes has more rights than itself.
     pub no_new_privileges: bool,
     pub pidfile: Option<PathBuf>,
+    /// Where a supervisor waits for a newline.
+    #[serde(default)]
+    pub notify_fd: Option<u32>,
     /// 0: never.
     pub max_requests: u64,
     pub max_requests_jitter: u64,

@@ -351,6 +351,11 @@ pub fn parse_workers(text: &str) -> Result<String, String> {
     count_or_auto(&Value::Loose(text.to_owned()), 1, WORKERS_MAX, 1).map(|_| text.to_owned())
 }
 
+/// A number of a descriptor that somebody opened for the master.
+pub fn parse_descriptor(text: &str) -> Result<String, String> {
+    count(&Value::Loose(text.to_owned()), 3, super::keys::DESCRIPTOR_MAX).map(|_| text.to_owned())
+}
+
 /// A number of threads.
 pub fn parse_count(text: &str) -> Result<String, String> {
     count(&Value::Loose(text.to_owned()), 1, super::keys::THREADS_MAX).map(|_| text.to_owned())

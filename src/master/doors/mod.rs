@@ -7,6 +7,7 @@ pub mod control;
 pub mod events;
 pub mod metrics;
 pub mod notify;
+pub mod notify_fd;
 pub mod page;
 pub mod peer;
 pub mod protocol;
@@ -31,6 +32,7 @@ use crate::sources::{Sources, CONTROL};
 
 use control::{Accepted, ClientId, Control, Waiting};
 use notify::Notify;
+use notify_fd::NotifyFd;
 use peer::Peer;
 use protocol::{Refused, Reply, Request};
 use status::{Answer, Page, StatusDoor};
@@ -52,6 +54,8 @@ pub struct Doors {
     /// None: nothing is to be listened on for it.
     status: Option<StatusDoor>,
     notify: Notify,
+    /// None: nobody waits for a newline, or it has been written.
+    notify_fd: Option<NotifyFd>,
 }
 
 /// What somebody wants to know, or to have done.
@@ -64,7 +68,7 @@ impl Doors {
     pub fn open(control: &settings::Control, context: &ProcessContext, sources: &Sources) -> io::Result<Doors> {
         let notify = Notify::open(&context.environment);
         let control = Control::open(&control.socket, &control.readers, sources.registry())?;
-        Ok(Doors { control, accept_at: None, status: None, notify })
+        Ok(Doors { control, accept_at: None, status: None, notify, notify_fd: None })
     }
 
     /// None: somebody has not been answered, and is in a moment.
@@ -88,7 +92,7 @@ impl Doors {
         let control = saved.control.map(|control| Control::restore(control, sources, now, claims)).transpose()?;
         let status =
             saved.status.map(|status| StatusDoor::restore(status, passed, sources, now, claims)).transpose()?;
-        Ok(Doors { control, accept_at: None, status, notify })
+        Ok(Doors { control, accept_at: None, status, notify, notify_fd: None })
     }
 
     /// Tells the service manager that this process is about to become another one, which tells it when it is ready.
@@ -108,13 +112,22 @@ impl Doors {
         Ok(())
     }
 
+    /// Whoever started this process waits for a newline on this descriptor.
+    pub fn open_notify_fd(&mut self, number: u32) -> Result<(), String> {
+        self.notify_fd = Some(NotifyFd::open(number)?);
+        Ok(())
+    }
+
     /// There is a service manager that wants to hear how the service stands.
     pub fn have_a_manager(&self) -> bool {
-        self.notify.has_reader()
+        self.notify.has_reader() || self.notify_fd.is_some()
     }
 
     /// Tells the service manager how the service stands.
     pub fn tell_manager(&mut self, standing: &Standing, now: Instant) {
+        if let Some(waiting) = self.notify_fd.take_if(|_| standing.ready) {
+            waiting.tell();
+        }
         self.notify.observe(standing, now);
     }
 

@@ -272,6 +272,9 @@ struct RunOptions {
     /// Threads of each worker that run the application
     #[arg(long, value_name = "N", value_parser = config::parse_count)]
     threads: Option<String>,
+    /// Descriptor on which a supervisor waits for a newline: the first worker serves
+    #[arg(long, value_name = "N", value_parser = config::parse_descriptor)]
+    notify_fd: Option<String>,
     /// Import the application once, before workers are forked
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = ["true", "false"])]
     preload: Option<String>,

@@ -44,6 +44,7 @@ impl Place<'_> {
             bind: options.bind.into_iter().map(|bind| self.absolute_bind(bind)).collect(),
             workers: options.workers,
             threads: options.threads,
+            notify_fd: options.notify_fd,
             log_level: options.log_level,
             dev: false,
         };

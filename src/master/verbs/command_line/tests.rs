@@ -41,7 +41,7 @@ fn serving_in_all_its_forms() {
     assert_eq!(line("shop.wsgi:app").unwrap(), Command::Run(module("shop.wsgi:app")));
     assert_eq!(line("app").unwrap(), Command::Run(module("app")));
     assert_eq!(line("run status").unwrap(), Command::Run(module("status")));
-    let text = "-b 127.0.0.1:1 --bind unix:run/a.sock -w auto --threads 4 --preload --release rel --venv v --name n --log-level debug a:b";
+    let text = "-b 127.0.0.1:1 --bind unix:run/a.sock -w auto --threads 4 --notify-fd 3 --preload --release rel --venv v --name n --log-level debug a:b";
     let overrides = Overrides {
         module: Some("a:b".into()),
         name: Some("n".into()),
@@ -52,6 +52,7 @@ fn serving_in_all_its_forms() {
         bind: vec!["127.0.0.1:1".into(), "unix:/nowhere/run/a.sock".into()],
         workers: Some("auto".into()),
         threads: Some("4".into()),
+        notify_fd: Some("3".into()),
         log_level: Some("debug".into()),
         dev: false,
     };
