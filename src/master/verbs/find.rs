@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{connect, setsockopt, socket, sockopt, AddressFamily, SockFlag, SockType, UnixAddr};
-use nix::sys::time::TimeVal;
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::config::settings::{ControlPlace, ControlSocket, ControlTarget};
 use crate::doors::peer::Peer;
@@ -203,10 +203,9 @@ fn describe(error: &io::Error) -> String {
 /// unix(7): the time that connect(2) waits for room in the backlog is that of SO_SNDTIMEO. EAGAIN: it is over.
 fn connect_to(path: &Path) -> nix::Result<OwnedFd> {
     let client = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    let seconds = CONNECT_WITHIN.as_secs() as libc::time_t;
-    setsockopt(&client, sockopt::SendTimeout, &TimeVal::new(seconds, 0))?;
+    setsockopt(&client, sockopt::SendTimeout, &TimeVal::seconds(CONNECT_WITHIN.as_secs() as i64))?;
     connect(std::os::fd::AsRawFd::as_raw_fd(&client), &UnixAddr::new(path)?)?;
-    setsockopt(&client, sockopt::SendTimeout, &TimeVal::new(0, 0))?;
+    setsockopt(&client, sockopt::SendTimeout, &TimeVal::zero())?;
     Ok(client)
 }
 

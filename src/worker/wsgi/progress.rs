@@ -62,8 +62,10 @@ impl Progress {
 
     /// The calling thread is the one that this is about. CPython's `threading.get_ident()` is pthread_self(3).
     pub fn is_this_thread(self) {
+        // A number in glibc and an address in musl.
         // SAFETY: has no preconditions and cannot fail.
-        self.cell.is_thread(unsafe { libc::pthread_self() });
+        let thread = unsafe { libc::pthread_self() } as usize;
+        self.cell.is_thread(thread as u64);
     }
 
     pub fn id(self, id: &[u8]) {
