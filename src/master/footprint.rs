@@ -23,7 +23,7 @@ impl Footprint {
     }
 
     /// To be told of each turn of the loop. After the first quiet while the pages go, once: a loop that only looks at its
-    /// workers needs few of them again.
+    /// scoreboards needs few of them again.
     pub fn turned(&mut self, was_busy: bool, now: Instant) {
         if was_busy {
             self.busy_at = Some(now);

@@ -149,7 +149,7 @@ impl Master {
                 self.on_chores();
             }
             let mut events = EventQueue::new();
-            self.service.look_around(&self.shared, &mut events);
+            let has_read = self.service.look_around(&self.shared, &mut events);
             let due = self.service.supervisor.next_deadline();
             if due.is_some_and(|by| by <= self.shared.clock.now()) {
                 events.push_back(Event::Tick);
@@ -162,7 +162,7 @@ impl Master {
                 self.on_asked(asked);
             }
             self.notice_who_left();
-            self.footprint.turned(!tokens.is_empty(), self.shared.clock.now());
+            self.footprint.turned(has_read || !tokens.is_empty(), self.shared.clock.now());
         }
     }
 

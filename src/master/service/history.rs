@@ -210,16 +210,21 @@ impl Service {
     }
 
     /// Looks at the memory of the workers that have answered something since the last look. Of an idle one there is nothing
-    /// to learn, and an idle master is to touch little of its code.
-    pub fn look_at_growth(&mut self) {
+    /// to learn, and an idle master is to touch little of its code. True: there was one to look at.
+    pub fn look_at_growth(&mut self) -> bool {
+        let mut has_looked = false;
         for worker in self.workers.values_mut() {
             let Some(processes) = self.generations.get(&worker.generation) else { continue };
             let requests = processes.board.cell(worker.cell).requests.load(std::sync::atomic::Ordering::Relaxed);
-            if let Some(bytes) = worker.pid.filter(|_| Growth::is_due(worker.growth, requests)).and_then(resident_bytes)
-            {
+            if !Growth::is_due(worker.growth, requests) {
+                continue;
+            }
+            if let Some(bytes) = worker.pid.and_then(resident_bytes) {
                 worker.growth = Growth::look(worker.growth, bytes, requests);
+                has_looked = true;
             }
         }
+        has_looked
     }
 }
 

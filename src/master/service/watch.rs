@@ -26,16 +26,18 @@ const EVERY_MIN: Duration = Duration::from_millis(50);
 const RSS_EVERY: Duration = Duration::from_secs(5);
 
 impl Service {
-    /// Looks at the scoreboards, memory, and unanswered dumps, when it is time to.
-    pub fn look_around(&mut self, shared: &Shared, events: &mut EventQueue) {
+    /// Looks at the scoreboards, memory, and unanswered dumps, when it is time to. True: it has read files of the kernel,
+    /// which takes more code than to look at a board.
+    pub fn look_around(&mut self, shared: &Shared, events: &mut EventQueue) -> bool {
         let now = shared.clock.now();
         if now < self.look_at {
-            return;
+            return false;
         }
         let look_for_rss = now >= self.rss_at;
+        let mut has_read = false;
         if look_for_rss {
             self.rss_at = now + RSS_EVERY;
-            self.look_at_growth();
+            has_read = self.look_at_growth() || self.supervisor.kept().is_some();
             events.extend(self.memory_short());
         }
         let mut next = EVERY_MAX;
@@ -60,13 +62,16 @@ impl Service {
             if self.slow.look(looked, slow_request, &shared.clock, now, &mut self.noticed) {
                 report(WorkerEvent::Slow);
             }
-            let too_big = |limit| resident_bytes(pid).is_some_and(|resident| resident > limit);
-            if look_for_rss && server.max_rss.is_some_and(too_big) {
-                report(WorkerEvent::TooBig);
+            if let Some(limit) = server.max_rss.filter(|_| look_for_rss) {
+                has_read = true;
+                if resident_bytes(pid).is_some_and(|resident| resident > limit) {
+                    report(WorkerEvent::TooBig);
+                }
             }
         }
         self.noticed.extend(self.slow.untold(now));
         self.look_at = now + next;
+        has_read
     }
 }
 
