@@ -133,6 +133,8 @@ mod systemd;
 mod tidy;
 // Logs that nobody reads, look-ups that hang, files that the application has a hand in: nothing of it stops the master.
 mod unwaiting;
+// Clients and masters of other versions.
+mod versions;
 // What an operator asks of the engine in flight.
 mod verbs;
 // PEP 3333 in every form.

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::facts::history::Entry;
 use crate::facts::snapshot::{LastReload, Snapshot};
 
-/// In every request and answer. A request without it is of version 1.
+/// In every answer. A request without it is of version 1, and has none in that version: the first masters refused what they
+/// did not know.
 pub const VERSION: u32 = 1;
 
 /// What a client asks.
@@ -23,7 +24,7 @@ pub enum Request {
         #[serde(default = "yes")]
         wait: bool,
         /// Also what was rolled back from.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "is_no")]
         force: bool,
     },
     /// The same, with requests held back while this command runs between the last request of the old release and the first
@@ -137,6 +138,10 @@ pub enum Request {
 
 fn yes() -> bool {
     true
+}
+
+fn is_no(value: &bool) -> bool {
+    !value
 }
 
 /// The words that `command` may be.
@@ -341,7 +346,7 @@ impl Request {
 
     /// The line that asks, with its end.
     pub fn to_line(&self) -> String {
-        line(serde_json::json!(self))
+        format!("{}\n", serde_json::json!(self))
     }
 
     /// Reads a line. What cannot be done is refused in words for the person who asked.
@@ -375,14 +380,9 @@ impl Reply {
     /// The line that answers, with its end.
     pub fn to_line(&self) -> String {
         let mut reply = serde_json::json!(self);
-        reply["ok"] = self.is_ok().into();
-        line(reply)
+        (reply["ok"], reply["v"]) = (self.is_ok().into(), VERSION.into());
+        format!("{reply}\n")
     }
-}
-
-fn line(mut object: serde_json::Value) -> String {
-    object["v"] = VERSION.into();
-    format!("{object}\n")
 }
 
 /// Reads the answer to a request whose good answer is a `T`.
@@ -436,7 +436,7 @@ mod tests {
         ];
         for (request, command) in requests.into_iter().zip(COMMANDS) {
             let line = request.to_line();
-            assert!(line.contains(&format!("\"command\":\"{command}\"")) && line.contains("\"v\":1"), "{line}");
+            assert!(line.contains(&format!("\"command\":\"{command}\"")) && !line.contains("\"v\":"), "{line}");
             assert_eq!(read(&line), Ok(request));
         }
     }
