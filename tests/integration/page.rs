@@ -1,11 +1,12 @@
 //! The status page of `[status] bind`: a static page that loads nothing from outside, and the JSON that it shows.
 
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
 use crate::harness::client::{self, head, Address};
-use crate::harness::machine::Machine;
+use crate::harness::machine::{not_tested, Machine};
 use crate::harness::master::Master;
 use crate::harness::site::Site;
 use crate::harness::wait_for;
@@ -49,6 +50,54 @@ fn the_page_runs_its_own_script_and_loads_nothing() {
     for (of, hash) in ["script-src", "style-src"].iter().zip(hashes.lines()) {
         assert!(policy.contains(&format!("{of} '{hash}'")), "doors/page.rs must say {of} '{hash}': {policy}");
     }
+}
+
+/// A real browser runs the script under the policy, and shows what the master says.
+#[test]
+fn a_browser_shows_the_page() {
+    let browsers = ["chromium-headless-shell", "chromium"];
+    let Some(browser) = browsers.map(|name| Path::new("/usr/bin").join(name)).into_iter().find(|path| path.exists())
+    else {
+        return not_tested("it needs Chromium");
+    };
+    let site = Site::with_releases("page_browser", 2);
+    site.set("status.bind", "['127.0.0.1:0']").set("name", "'shop'");
+    site.build("bad").file("app.py", "import nothing_of_that_name\n").make();
+    let master = site.start();
+    site.flip("bad");
+    assert!(!master.cli(&["reload"]).ok());
+    site.flip("2");
+    master.reload();
+    let line = master.wait_log("status at 127.0.0.1:*: /livez, /readyz, /metrics");
+    let address = line.split("status at ").nth(1).and_then(|rest| rest.split(": /livez").next()).expect("an address");
+    let mut command = Command::new(browser);
+    command.args([
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+    ]);
+    // Time runs as fast as it can, and waits for answers: some looks of the page.
+    command.args(["--virtual-time-budget=4000", "--dump-dom"]);
+    command.arg(format!("--user-data-dir={}", site.path().join("browser").display())).arg(format!("http://{address}/"));
+    let output = command.stdin(Stdio::null()).output().expect("it can be started");
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    for words in [
+        "<title>shop: running</title>",
+        "<b>Generation 3 </b>",
+        "<div class=\"soft\">slot 1</div>",
+        "refused: ModuleNotFoundError: No module named 'nothing_of_that_name'",
+        "<td class=\"number\">committed</td>",
+        "<h2>Requests/s</h2>",
+    ] {
+        assert!(shown.contains(words), "{words} is not shown: {shown}");
+    }
+    // Behind it the dump has the script.
+    let shown = shown.split("<noscript>").next().expect("there is a first part");
+    assert!(shown.contains("id=\"lost\" class=\"card\" role=\"alert\" style=\"display: none;\""), "{shown}");
+    assert!(!shown.contains("NaN") && !shown.contains("undefined") && !shown.contains("null"), "{shown}");
 }
 
 /// It is `status --json` with what changes in time; and whoever could be a stranger does not see what clients ask for.

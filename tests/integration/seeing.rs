@@ -141,6 +141,77 @@ fn events_are_told_until_the_master_ends() {
     assert!(people.said().contains(" INFO  generation gen=2 rolling -> serving\n"), "{}", people.said());
 }
 
+/// What only looks asks no decision of the supervisor, so its table of verbs and states does not have it.
+#[test]
+fn whoever_looks_is_answered_in_every_state() {
+    let site = Site::new("looking");
+    // Its import goes on as long as this file is there.
+    let hold = site.write("hold", "");
+    let app = crate::harness::site::app_source("app.py");
+    let app = format!("import os, time\nwhile os.path.exists('{}'):\n    time.sleep(0.005)\n{app}", hold.display());
+    site.build("1").file("app.py", &app).make();
+    site.flip("1");
+    site.set("server.workers", "1").set("control.history", "'history.jsonl'");
+    let master = site.spawn();
+    let socket = site.path().join("control.sock");
+    wait_for("the control socket", || std::os::unix::net::UnixStream::connect(&socket).ok());
+    let ask = |line: &str| {
+        let mut stream = std::os::unix::net::UnixStream::connect(&socket).expect("it listens");
+        stream.set_read_timeout(Some(crate::harness::WAIT)).expect("a timeout can be set");
+        std::io::Write::write_all(&mut stream, line.as_bytes()).expect("it can be sent");
+        let mut reader = std::io::BufReader::new(stream);
+        let mut answer = String::new();
+        std::io::BufRead::read_line(&mut reader, &mut answer).expect("it answers");
+        (serde_json::from_str::<Value>(&answer).unwrap_or_else(|error| panic!("{answer}: {error}")), reader)
+    };
+    let mut listening = Vec::new();
+    let mut look = |state: &str| {
+        let (status, _) = ask("{\"command\":\"status\"}\n");
+        assert_eq!((&status["state"], &status["ok"]), (&state.into(), &true.into()), "{status}");
+        for verb in ["history", "reopen_logs"] {
+            let (answer, _) = ask(&format!("{{\"command\":\"{verb}\"}}\n"));
+            assert_eq!(answer["ok"], true, "{state}, {verb}: {answer}");
+        }
+        let (answer, reader) = ask("{\"command\":\"events\"}\n");
+        assert_eq!(answer["ok"], true, "{state}, events: {answer}");
+        listening.push((state.to_owned(), reader));
+    };
+    look("starting");
+    std::fs::remove_file(&hold).expect("it is our file");
+    master.wait_serving();
+    look("running");
+    site.write("hold", "");
+    let mark = master.mark();
+    assert!(master.cli(&["reload", "--no-wait"]).ok());
+    master.wait_log_after(mark, "generation gen=2 -> proving");
+    look("reloading");
+    std::fs::remove_file(&hold).expect("it is our file");
+    master.wait_log_after(mark, "generation gen=2 committed");
+    assert!(master.cli(&["scale", "0"]).ok());
+    look("off");
+    assert!(master.cli(&["scale", "1"]).ok());
+    assert!(master.cli(&["pause"]).ok());
+    look("paused");
+    assert!(master.cli(&["resume"]).ok());
+    let end = site.path().join("end");
+    let mut busy = master.connect();
+    busy.must_send(crate::harness::client::head("GET", &format!("/until?file={}", end.display()), &[]));
+    wait_for("it to run", || master.status()?.0["generations"].to_string().contains("/until").then_some(()));
+    master.term();
+    master.wait_log("stopping: finishing what was begun");
+    look("stopping");
+    std::fs::write(&end, "").expect("it can be made");
+    busy.expect_answer();
+    drop(busy);
+    assert_eq!(master.wait_exit().code(), Some(0));
+    // Whenever they came, they hear of the end, and then the connection ends.
+    for (state, mut reader) in listening {
+        let mut told = String::new();
+        std::io::Read::read_to_string(&mut reader, &mut told).expect("text");
+        assert!(told.contains("generation gen=2 serving -> gone"), "{state}: {told}");
+    }
+}
+
 #[test]
 fn a_refusal_is_shown_in_full_until_a_reload_is_good() {
     let site = Site::with_releases("last_refusal", 2);
