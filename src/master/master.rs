@@ -488,6 +488,10 @@ impl Master {
             Action::Serve { worker } => service.tell_worker(worker, &ToWorker::Serve),
             Action::Pause { worker } => service.tell_worker(worker, &ToWorker::Pause),
             Action::Probe { worker } => service.tell_worker(worker, &ToWorker::Probe),
+            Action::Recall { worker, requests } => service.tell_worker(worker, &ToWorker::Recall { requests }),
+            Action::Rehearse { worker, number, request } => {
+                service.tell_worker(worker, &ToWorker::Rehearse { number, request });
+            }
             Action::NameRunning { workers } => {
                 return Some(Event::StillRunning { text: service.name_running(&workers) });
             }

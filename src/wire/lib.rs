@@ -17,6 +17,7 @@ pub mod mutant;
 pub mod peer;
 pub mod percent;
 pub mod put;
+pub mod rehearsal;
 pub mod scoreboard;
 pub mod text;
 pub mod timestamp;
@@ -33,6 +34,7 @@ pub const WIRE_HASH: u64 = fnv1a(
         include_str!("message.rs"),
         include_str!("millis.rs"),
         include_str!("peer.rs"),
+        include_str!("rehearsal.rs"),
         include_str!("scoreboard.rs"),
     )
     .as_bytes(),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::log_line::LineForm;
 use crate::millis;
 use crate::peer::TrustedPeer;
+use crate::rehearsal::{Remember, Remembered};
 
 /// A generation, numbered from 1 over the life of the master.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -102,6 +103,11 @@ pub enum ToWorker {
     Pause,
     /// Send the probe once more, now that something has changed beneath the release. Answered with `Probed`.
     Probe,
+    /// Answer with `Remembered`: so many of the requests that it has answered of late.
+    Recall { requests: u32 },
+    /// Have the application answer this request, which is nobody's, in the main thread: for a worker that does not serve yet.
+    /// Answered with `Rehearsed`.
+    Rehearse { number: u32, request: Remembered },
     /// This request (its number on the scoreboard) runs beyond its limit: answer 504 in its place, if no head has gone out.
     /// Said again as long as it runs.
     Overdue { request: u64 },
@@ -148,6 +154,17 @@ pub enum FromWorker {
     Probed {
         failure: Option<Failure>,
     },
+    /// The newest first, as many as were asked for and fit.
+    Remembered {
+        requests: Vec<Remembered>,
+    },
+    /// How a `Rehearse` went: the status of the answer, 500 where the application has raised; 0 where it has begun none.
+    Rehearsed {
+        number: u32,
+        status: u16,
+        /// What it has raised; may be empty.
+        details: String,
+    },
     /// Nothing is served any more: all requests are answered, no connection is left. Only the interpreter's own end is
     /// missing, which waits for the threads named here: they live and are no daemons.
     Drained {
@@ -193,6 +210,9 @@ pub struct Boot {
     pub probe: Option<Probe>,
     /// Requests at every boot, before `Ready`; their answers decide nothing.
     pub warmup: Vec<Probe>,
+    /// Requests are kept, so that the next release can answer them first.
+    #[serde(default)]
+    pub remember: Option<Remember>,
     pub threads: u32,
     /// For how many milliseconds a request may wait for a thread; None: for ever.
     pub queue_limit_ms: Option<u64>,

@@ -26,6 +26,8 @@ mod memory;
 mod metrics;
 mod probe;
 mod put;
+mod recall;
+mod rehearsal;
 mod signals;
 mod sockets;
 mod stacks;

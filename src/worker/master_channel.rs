@@ -4,8 +4,8 @@
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
 
 use forkmaster_http::serve::{Handle, Reports};
 use forkmaster_wire::channel::{Channel, Received};
@@ -14,6 +14,8 @@ use forkmaster_wire::mutant::{self, Mutant};
 
 use crate::development::Refusal;
 use crate::failure::failure;
+use crate::recall::Recall;
+use crate::rehearsal::Prompt;
 use crate::sockets;
 use crate::title::Title;
 
@@ -34,6 +36,9 @@ pub struct MasterChannel {
     /// Sends the probe once more. Set once, before `Ready`.
     prober: OnceLock<Prober>,
     pub refusal: Refusal,
+    /// What it has answered of late. Set once; never where nobody will ask.
+    recall: OnceLock<Arc<Recall>>,
+    pub prompt: Prompt,
     /// What the channel's number means as long as nobody else has closed it.
     identity: Option<u64>,
 }
@@ -42,8 +47,10 @@ impl MasterChannel {
     pub fn new(channel: Channel, title: Title, who: String) -> MasterChannel {
         let identity = sockets::identity(channel.as_raw_fd());
         let (waiting, handle, served) = (Mutex::default(), OnceLock::new(), AtomicBool::new(false));
-        let (refusal, prober) = (Refusal::default(), OnceLock::new());
-        let master = MasterChannel { channel, title, who, waiting, handle, served, refusal, prober, identity };
+        let (refusal, prober, recall) = (Refusal::default(), OnceLock::new(), OnceLock::new());
+        let prompt = Prompt::default();
+        let master =
+            MasterChannel { channel, title, who, waiting, handle, served, refusal, prober, recall, prompt, identity };
         master.show("starting");
         master
     }
@@ -108,6 +115,17 @@ impl MasterChannel {
             None => Some(failure(ProofStep::Probe, "there is no application yet", "")),
         };
         self.tell(&FromWorker::Probed { failure });
+    }
+
+    pub fn recall_from(&self, recall: Arc<Recall>) {
+        // Called once in the life of a worker.
+        let _ = self.recall.set(recall);
+    }
+
+    /// Tells what this worker has answered of late.
+    pub fn recall(&self, requests: u32) {
+        let latest = self.recall.get().map(|recall| recall.latest(requests, Instant::now()));
+        self.tell(&FromWorker::Remembered { requests: latest.unwrap_or_default() });
     }
 
     pub fn handle(&self) -> Option<&Handle> {
@@ -177,6 +195,11 @@ fn obey(handle: &Handle, command: ToWorker) {
         ToWorker::Overdue { request } => handle.overdue(request),
         ToWorker::Look => handle.look(),
         // Dealt with by the control thread, with or without a server.
-        ToWorker::Probe | ToWorker::Stacks { .. } | ToWorker::Refused { .. } | ToWorker::Logs => {}
+        ToWorker::Probe
+        | ToWorker::Recall { .. }
+        | ToWorker::Rehearse { .. }
+        | ToWorker::Stacks { .. }
+        | ToWorker::Refused { .. }
+        | ToWorker::Logs => {}
     }
 }

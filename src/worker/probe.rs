@@ -109,7 +109,36 @@ pub fn warm_up(py: Python<'_>, application: &Bound<'_, PyAny>, common: &Arc<Comm
 }
 
 fn request(py: Python<'_>, application: &Bound<'_, PyAny>, common: Arc<Common>, probe: &Probe) -> PyResult<Record> {
-    let request = ProbeRequest::new(probe);
+    let fields = vec![("Host", probe.host.as_str()), ("User-Agent", "forkmaster-probe"), ("Accept", "*/*")];
+    let asked = Asked { target: &probe.path, is_https: probe.scheme.eq_ignore_ascii_case("https"), fields };
+    send(py, application, common, &asked, Reads::All)
+}
+
+/// A GET that no client has sent.
+pub struct Asked<'a> {
+    /// Path and query.
+    pub target: &'a str,
+    pub is_https: bool,
+    pub fields: Vec<(&'a str, &'a str)>,
+}
+
+/// How much of an answer's body is read: an application may raise while it is made, and may never end it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    All,
+    /// Until there is something that a server would send, and the head with it.
+    Beginning,
+}
+
+/// Has the application answer.
+pub fn send(
+    py: Python<'_>,
+    application: &Bound<'_, PyAny>,
+    common: Arc<Common>,
+    asked: &Asked<'_>,
+    reads: Reads,
+) -> PyResult<Record> {
+    let request = ProbeRequest::new(asked);
     let empty = Bound::new(py, Input::memory(PyBytes::new(py, b"")))?;
     let environ = Builder::new(py, common, &empty)?.build(py, &request, None)?;
     // Nobody leaves: `bool()` is False.
@@ -119,6 +148,9 @@ fn request(py: Python<'_>, application: &Bound<'_, PyAny>, common: Arc<Common>, 
     let read = (|| -> PyResult<()> {
         for piece in result.try_iter()? {
             answer.get().keep(&piece?)?;
+            if reads == Reads::Beginning && answer.get().has_body() {
+                break;
+            }
         }
         Ok(())
     })();
@@ -129,8 +161,8 @@ fn request(py: Python<'_>, application: &Bound<'_, PyAny>, common: Arc<Common>, 
 
 /// What the application answered.
 #[derive(Default)]
-struct Record {
-    status: Option<String>,
+pub struct Record {
+    pub status: Option<String>,
     location: Option<String>,
     body: Vec<u8>,
 }
@@ -171,6 +203,10 @@ impl ProbeAnswer {
         Ok(())
     }
 
+    fn has_body(&self) -> bool {
+        !self.lock().body.is_empty()
+    }
+
     fn take(&self) -> Record {
         std::mem::take(&mut *self.lock())
     }
@@ -206,18 +242,18 @@ impl ProbeAnswer {
     }
 }
 
-/// The probe as an environ is made from it.
+/// As an environ is made from it.
 struct ProbeRequest<'a> {
-    probe: &'a Probe,
+    asked: &'a Asked<'a>,
     peer: Peer,
     local: Local,
 }
 
 impl ProbeRequest<'_> {
-    fn new(probe: &Probe) -> ProbeRequest<'_> {
+    fn new<'a>(asked: &'a Asked<'a>) -> ProbeRequest<'a> {
         let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         // Without a connection, name and port of the server are those that the probe asks for.
-        ProbeRequest { probe, peer: Peer::Inet(nowhere), local: Local::Unix(Default::default()) }
+        ProbeRequest { asked, peer: Peer::Inet(nowhere), local: Local::Unix(Default::default()) }
     }
 }
 
@@ -226,22 +262,19 @@ impl Request for ProbeRequest<'_> {
         b"GET"
     }
     fn target(&self) -> &[u8] {
-        self.probe.path.as_bytes()
+        self.asked.target.as_bytes()
     }
     fn path(&self) -> &[u8] {
-        self.probe.path.split('?').next().unwrap_or_default().as_bytes()
+        self.asked.target.split('?').next().unwrap_or_default().as_bytes()
     }
     fn query(&self) -> &[u8] {
-        self.probe.path.split_once('?').map(|(_, query)| query).unwrap_or_default().as_bytes()
+        self.asked.target.split_once('?').map(|(_, query)| query).unwrap_or_default().as_bytes()
     }
     fn version(&self) -> Version {
         Version::Http11
     }
     fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let host: (&[u8], &[u8]) = (b"Host", self.probe.host.as_bytes());
-        let agent: (&[u8], &[u8]) = (b"User-Agent", b"forkmaster-probe");
-        let accept: (&[u8], &[u8]) = (b"Accept", b"*/*");
-        [host, agent, accept].into_iter()
+        self.asked.fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()))
     }
     fn peer(&self) -> &Peer {
         &self.peer
@@ -253,7 +286,7 @@ impl Request for ProbeRequest<'_> {
         None
     }
     fn scheme(&self) -> Scheme {
-        if self.probe.scheme.eq_ignore_ascii_case("https") {
+        if self.asked.is_https {
             Scheme::Https
         } else {
             Scheme::Http

@@ -16,6 +16,8 @@ mod logs;
 mod memory;
 #[path = "put.rs"]
 mod put;
+#[path = "recall.rs"]
+mod recall;
 #[path = "sockets.rs"]
 mod sockets;
 #[path = "title.rs"]

@@ -30,13 +30,14 @@ use crate::lock_watch::LockWatch;
 use crate::logs::Logs;
 use crate::master_channel::{MasterChannel, Prober};
 use crate::metrics::CellMetrics;
+use crate::recall::Recall;
 use crate::signals::{self, exit_now, with_all_blocked, Signals};
 use crate::template::channel_closed;
 use crate::wsgi::environ::Common;
 use crate::wsgi::forwarded::{Believed, Trusted};
 use crate::wsgi::progress::Progress;
 use crate::wsgi::Gateway;
-use crate::{forked_child, hooks, logger, memory, probe, startup, tempdir, threads};
+use crate::{forked_child, hooks, logger, memory, probe, rehearsal, startup, tempdir, threads};
 
 /// Other Python threads get their turn within CPython's switch interval (sys.setswitchinterval: 5 ms), also where
 /// requests follow each other without a wait between them.
@@ -67,6 +68,8 @@ pub struct Worker {
     /// Descriptors that belong to the worker and not to such a child.
     own: Vec<RawFd>,
     access: Option<Arc<AccessLog>>,
+    /// None: nobody will ask what it has answered.
+    recall: Option<Arc<Recall>>,
 }
 
 impl fmt::Display for Worker {
@@ -100,6 +103,11 @@ impl Worker {
     /// See `MasterChannel::leave`.
     pub fn leave(&self, reason: &str) -> bool {
         self.master.leave(reason)
+    }
+
+    /// Where answered requests are kept.
+    pub fn recall(&self) -> Option<&Recall> {
+        self.recall.as_deref()
     }
 
     /// See `development`.
@@ -162,6 +170,7 @@ pub fn live(py: Python<'_>, boot: &Boot, born: Born, preloaded: Option<Py<PyAny>
         // This end stays open for the rest of the process's life: Python knows the number, and so do forked children.
         let wakeup_end = wakeup_end.into_raw_fd();
         own.push(wakeup_end);
+        master.prompt.wake_by(wakeup_end);
         let access = access_log(boot, &spawn, logs).map_err(|error| os_failure("the access log", &error))?;
         let worker = Arc::new(Worker::new(boot, &spawn, Arc::clone(&master), scoreboard, own, access)?);
         signals.act_on(&worker);
@@ -217,6 +226,10 @@ impl Worker {
         }
         // Mapped for the life of the process: app threads and the server's threads hold references into it.
         let board: &'static Scoreboard = Box::leak(Box::new(board));
+        let recall = boot.remember.as_ref().map(|remember| Arc::new(Recall::new(remember)));
+        if let Some(recall) = &recall {
+            master.recall_from(Arc::clone(recall));
+        }
         Ok(Worker {
             generation: spawn.generation,
             slot: spawn.slot,
@@ -231,6 +244,7 @@ impl Worker {
             forked_child: AtomicBool::new(false),
             own,
             access,
+            recall,
         })
     }
 }
@@ -370,10 +384,12 @@ fn serve(
     // The server may start native threads.
     for (number, thread) in (0..).zip(with_all_blocked(|| server.start(Some(wakeup)))?) {
         let progress = Progress::new(worker.board.thread(worker.cell_index, number));
+        // The main thread is the first.
+        let rehearses = (number == 0).then(|| (application.clone().unbind(), Arc::clone(common)));
         let (application, worker) = (application.clone().unbind(), Arc::clone(worker));
         let access = worker.access.clone();
         let gateway = Gateway::new(py, application, Arc::clone(common), Arc::clone(&worker), progress, access, number)?;
-        lives.push(AppLife { thread, gateway, worker, turn: Instant::now() });
+        lives.push(AppLife { thread, gateway, worker, turn: Instant::now(), rehearses });
     }
     if lives.len() > 1 && threads::are_greenlets(py)? {
         log::error!(
@@ -454,6 +470,8 @@ struct AppLife {
     worker: Arc<Worker>,
     /// When the interpreter's lock is to be given up here, if it was not by then.
     turn: Instant,
+    /// What the rehearsal needs, in the thread that has it.
+    rehearses: Option<(Py<PyAny>, Arc<Common>)>,
 }
 
 impl AppLife {
@@ -477,7 +495,10 @@ impl AppLife {
             });
             match woken {
                 Wake::Request(exchange) => self.turn = self.serve(py, exchange) + TURN,
-                Wake::Signal => self.handle_signals(py),
+                Wake::Signal => {
+                    self.handle_signals(py);
+                    self.rehearse(py);
+                }
                 Wake::Done => return,
             }
             if self.worker.is_forked_child() {
@@ -493,6 +514,17 @@ impl AppLife {
             exit_now(py, 0);
         }
         ended
+    }
+
+    /// Answers what the master asks before this worker serves.
+    fn rehearse(&self, py: Python<'_>) {
+        let Some((application, common)) = &self.rehearses else { return };
+        let Some((number, request)) = self.worker.master.prompt.take() else { return };
+        let answer = rehearsal::answer(py, application.bind(py), common, number, &request);
+        // The child of an application that has forked is nobody's candidate.
+        if !self.worker.is_forked_child() {
+            self.worker.master.tell(&answer);
+        }
     }
 
     fn take_turns(&mut self, py: Python<'_>, now: Instant) {

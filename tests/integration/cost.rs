@@ -43,6 +43,7 @@ fn kinds() -> Vec<(&'static str, Vec<u8>)> {
     upload.extend_from_slice(b"12345");
     vec![
         ("a list", get("/hello")),
+        ("a request of nobody", head("GET", "/hello?nobody", &fields[..4])),
         ("a query", get("/hello?a=b&c=%20d")),
         ("an encoded path", get("/hello/x%41")),
         ("a tuple without a length", get("/unsized")),
@@ -63,6 +64,8 @@ fn a_warm_worker_allocates_nothing() {
     for access in ["none", "access.log"] {
         let site = Site::new("allocations");
         site.set("log.access", &format!("'{access}'"));
+        // What keeps a copy of each request keeps it in memory that it has.
+        site.set("reload.rehearse", if access == "none" { "0" } else { "100" });
         let master = start(&site);
         let mut connection = master.connect();
         let mut found = BTreeMap::new();

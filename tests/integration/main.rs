@@ -88,6 +88,8 @@ mod proxies;
 mod refused;
 // A reload loses nothing.
 mod reload;
+// A release answers first what the one before it has answered.
+mod rehearsal;
 // What workers may, and who may ask the master.
 mod rights;
 // What served before can be had back.

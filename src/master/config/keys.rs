@@ -2,6 +2,8 @@
 //! for and why its default is what it is, and what Gunicorn and uWSGI call it. Parsing, hints, `config show`, `config
 //! reference` and docs/settings.md come from this table. Nothing here reads a file or knows a value.
 
+use forkmaster_wire::rehearsal::REQUESTS_MAX;
+
 use super::file::{quoted, Value, Written};
 use super::services::SECTION as SERVICE;
 
@@ -343,6 +345,18 @@ pub const KEYS: &[KeySpec] = &[
          `[http] keepalive_timeout`. It delays nobody: the new workers serve meanwhile."),
     row("reload", "canary", Kind::Own("table"), Table, Generation,
         "The first workers of a release serve beside the old ones for a while, and it takes over only if it is no worse.          `workers`: how many (0: only `reload --canary N` makes one; at least 4 must be wanted in all). `hold`: for how long (`\"2m\"`).          `min_requests`: so many each must have answered for a verdict (100). `max_errors`: how much more may fail (`\"+1pp\"`, percentage          points). `max_latency`: how much longer requests may take (`\"x1.5\"`)."),
+    row("reload", "rehearse", Kind::Count { min: 0, max: REQUESTS_MAX }, Number(0), Generation,
+        "So many different GETs that the workers have answered of late are answered by the candidate of the next release \
+         before it takes over, and the statuses are compared. 0: none. Only requests without cookies and credentials count. \
+         Workers remember requests only where this is set, so the reload that brings it has no rehearsal yet."),
+    row("reload", "rehearse_differs", Kind::Own("\"refuse\" or \"warn\""), Text("refuse"), Generation,
+        "What an answer that differs does to the release: `\"refuse\"` it, or `\"warn\"` and go on. A candidate that dies in the \
+         rehearsal is always refused."),
+    row("reload", "rehearse_timeout", Kind::Timeout, Text("30s"), Generation,
+        "How long the rehearsal may take: what has not been asked by then is not asked, and that is told."),
+    row("reload", "rehearse_request_timeout", Kind::Timeout, Text("5s"), Generation,
+        "How long the candidate may take for one answer. Longer is a difference, with the Python stacks. Answers that took the \
+         old generation more than a fifth of this are not compared."),
     row("reload", "rollback_window", Kind::Duration, Text("0s"), Generation,
         "How long the template of the previous generation lives on after a reload: `forkmaster rollback` forks from it, and \
          nothing is imported again where `preload` is on. It costs the memory of that process, with `preload` the whole \

@@ -27,8 +27,8 @@ use super::process_context::ProcessContext;
 use super::proxies;
 use super::resolver::Resolver;
 use super::settings::{
-    AccessTarget, Bind, Control, ControlSocket, ControlTarget, Http, Identity, Log, LogTarget, Reload, Server,
-    ServiceSettings, Settings, SocketFile, Status, Surge,
+    AccessTarget, Bind, Control, ControlSocket, ControlTarget, Http, Identity, Log, LogTarget, RehearsalSettings,
+    Reload, Server, ServiceSettings, Settings, SocketFile, Status, Surge,
 };
 use super::stream_bodies;
 use super::units::show_duration;
@@ -330,7 +330,15 @@ impl Resolver<'_> {
         }
         let (drain_timeout, rollback_window) =
             (self.get("reload", "drain_timeout"), self.get("reload", "rollback_window"));
-        Reload { max_surge, max_unavailable, drain_timeout, canary, rollback_window }
+        let rehearsal = RehearsalSettings {
+            requests: self.get("reload", "rehearse"),
+            refuses: self.get_with("reload", "rehearse_differs", parse_differs, |refuses| {
+                quoted(if *refuses { "refuse" } else { "warn" })
+            }),
+            timeout: self.get("reload", "rehearse_timeout"),
+            request_timeout: self.get("reload", "rehearse_request_timeout"),
+        };
+        Reload { max_surge, max_unavailable, drain_timeout, canary, rollback_window, rehearsal }
     }
 
     fn http(&mut self) -> Http {
@@ -560,6 +568,15 @@ fn parse_surge(value: &Value) -> Result<Surge, String> {
         other => count(other, 0, WORKERS_MAX)
             .map(Surge::Workers)
             .map_err(|reason| format!("{reason}, or \"auto\" or \"100%\"")),
+    }
+}
+
+/// Whether an answer that differs refuses the release.
+fn parse_differs(value: &Value) -> Result<bool, String> {
+    match value {
+        Value::Text(text) | Value::Loose(text) if text == "refuse" => Ok(true),
+        Value::Text(text) | Value::Loose(text) if text == "warn" => Ok(false),
+        _other => Err("\"refuse\" or \"warn\" is needed".to_owned()),
     }
 }
 

@@ -190,6 +190,20 @@ pub struct Reload {
     pub drain_timeout: Duration,
     pub canary: CanarySettings,
     pub rollback_window: Duration,
+    #[serde(default)]
+    pub rehearsal: RehearsalSettings,
+}
+
+/// A candidate answers first what the old generation has answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RehearsalSettings {
+    /// 0: there is none.
+    pub requests: u32,
+    /// A difference refuses the release.
+    pub refuses: bool,
+    /// For all requests, and for each.
+    pub timeout: Duration,
+    pub request_timeout: Duration,
 }
 
 /// The first workers of a release beside the old ones.

@@ -72,6 +72,8 @@ pub fn json(mut snapshot: Snapshot, measures: &Measures, mut deploys: Vec<Deploy
         for deploy in &mut deploys {
             (deploy.asked, deploy.command, deploy.changes) = (String::new(), Vec::new(), Vec::new());
             hide_reason(&mut deploy.reason);
+            // It names paths.
+            deploy.rehearsal = None;
         }
     }
     let workers = snapshot
@@ -106,6 +108,7 @@ fn hide(snapshot: &mut Snapshot) {
     for reload in snapshot.last_reload.iter_mut().chain(&mut snapshot.last_refusal) {
         reload.details.clear();
         hide_reason(&mut reload.reason);
+        reload.rehearsal = None;
     }
     snapshot.logs = None;
 }
@@ -147,6 +150,7 @@ mod tests {
         let refusal = LastReload {
             reason: "RuntimeError: secret".to_owned(),
             details: "Traceback: secret".to_owned(),
+            rehearsal: Some("/secret 200 -> 500".to_owned()),
             ..LastReload::default()
         };
         Snapshot { generations, last_refusal: Some(refusal), ..Snapshot::default() }
@@ -154,7 +158,8 @@ mod tests {
 
     #[test]
     fn strangers_see_no_request_and_no_traceback() {
-        let deploy = Deploy { asked: "secret".to_owned(), ..Deploy::default() };
+        let rehearsal = Some("/secret 200 -> 500".to_owned());
+        let deploy = Deploy { asked: "secret".to_owned(), rehearsal, ..Deploy::default() };
         let text = |among_us| json(snapshot(), &Measures::default(), vec![deploy.clone()], among_us).text;
         let ours = text(true);
         assert!(ours.contains("/secret") && ours.contains("192.0.2.7") && ours.contains("Traceback"), "{ours}");

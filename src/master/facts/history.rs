@@ -51,6 +51,9 @@ pub struct Deploy {
     /// What its canary has shown; none where there was no canary.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub canary: Option<Box<Canary>>,
+    /// How its rehearsal went; none where there was no rehearsal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rehearsal: Option<String>,
 }
 
 /// What a generation did while it served.

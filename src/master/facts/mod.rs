@@ -5,5 +5,6 @@ pub mod history;
 pub mod measures;
 pub mod note;
 pub mod outcome;
+pub mod rehearsal;
 pub mod snapshot;
 pub mod standing;

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::canary::Canary;
 use super::outcome::Refusal;
+use super::rehearsal::Rehearsal;
 
 /// A worker as log lines name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -62,6 +63,8 @@ pub enum Note {
         bytes_each: u64,
         bytes_free: Option<u64>,
     },
+    /// How its candidate has answered what the old generation answered.
+    Rehearsal(Rehearsal),
     /// Its canary serves beside the old workers.
     CanaryServes {
         generation: GenerationId,
@@ -332,6 +335,7 @@ impl Note {
             Note::Template { from, to, .. } if matches!((*from, *to), ("ready", "forking") | ("forking", "ready")) => {
                 Level::Debug
             }
+            Note::Rehearsal(rehearsal) => rehearsal.level(),
             Note::Generation { .. }
             | Note::Proved { .. }
             | Note::Superseded { .. }
@@ -441,6 +445,7 @@ impl fmt::Display for Note {
                 }
                 Ok(())
             }
+            Note::Rehearsal(rehearsal) => rehearsal.fmt(f),
             Note::CanaryServes { generation, workers, hold_s } => {
                 write!(f, "canary gen={generation} serves: {workers} workers beside the old ones for {hold_s:.1}s")
             }

@@ -72,6 +72,9 @@ pub struct Reload {
     pub end: End,
     /// What its canary has shown.
     pub canary: Option<Box<Canary>>,
+    /// How its rehearsal went.
+    #[serde(default)]
+    pub rehearsal: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,6 +124,7 @@ impl Reload {
             End::Stopped => (Refusal::stopping().reason, String::new()),
         };
         let (ok, took_s) = (self.end == End::Committed, self.took.as_secs_f64());
-        LastReload { ok, generation: self.generation, reason, details, took_s, canary: self.canary.clone() }
+        let (canary, rehearsal) = (self.canary.clone(), self.rehearsal.clone());
+        LastReload { ok, generation: self.generation, reason, details, took_s, canary, rehearsal }
     }
 }

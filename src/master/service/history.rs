@@ -142,6 +142,7 @@ impl Service {
             reason: shown.reason,
             took_s: shown.took_s,
             canary: shown.canary,
+            rehearsal: shown.rehearsal,
             ..Deploy::default()
         };
         let of_generation = reload.generation.and_then(|generation| self.generations.get(&generation));

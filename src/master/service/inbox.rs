@@ -16,6 +16,7 @@ use crate::config::settings::Identity;
 use crate::facts::outcome::Refusal;
 use crate::shared::Shared;
 use crate::supervisor::pace::Boot;
+use crate::supervisor::rehearsal::Rehearsed;
 use crate::supervisor::template::Event as TemplateEvent;
 use crate::supervisor::worker::{Event as WorkerEvent, Exit};
 use crate::supervisor::Event;
@@ -242,6 +243,10 @@ impl Service {
             FromWorker::Serving => WorkerEvent::Serving,
             FromWorker::Draining => WorkerEvent::Draining,
             FromWorker::Paused => WorkerEvent::Paused,
+            FromWorker::Remembered { requests } => WorkerEvent::Remembered(requests),
+            FromWorker::Rehearsed { number, status, details } => {
+                WorkerEvent::Rehearsed(Rehearsed { number, status, details })
+            }
             FromWorker::Probed { failure } => WorkerEvent::Probed(failure.map(Refusal::from)),
             FromWorker::Drained { threads } => {
                 if !threads.is_empty() {

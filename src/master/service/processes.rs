@@ -9,11 +9,12 @@ use forkmaster_wire::channel::Channel;
 use forkmaster_wire::message::{
     Access as AccessLine, Boot, GenerationId, Hello, ListenerId, SlotIndex, ToTemplate, ToWorker, WorkerId,
 };
+use forkmaster_wire::rehearsal::Remember;
 use forkmaster_wire::scoreboard::Scoreboard;
 use mio::Token;
 
 use super::command::CommandProcess;
-use crate::config::settings::{Settings, Surge};
+use crate::config::settings::{RehearsalSettings, Settings, Surge};
 use crate::config::Effective;
 use crate::facts::history::{Grown, Growth};
 use crate::facts::note::WorkerName;
@@ -22,10 +23,15 @@ use crate::logs::{AccessLog, ErrorLog};
 use crate::supervisor::canary::CanaryPlan;
 use crate::supervisor::generation::{Plan, Surge as PlanSurge};
 use crate::supervisor::pause::PausePlan;
+use crate::supervisor::rehearsal::RehearsalPlan;
 use crate::supervisor::services::ServicePlan;
 
 /// Beyond the workers that are wanted: successors, draining ones, and workers added by TTIN.
 const SPARE_CELLS: u32 = 64;
+
+/// An answer that took more than this part of what it may take in a rehearsal is not remembered: the candidate's caches are
+/// empty, and the machine is busy.
+const REMEMBERED_PART: u64 = 5;
 
 pub struct GenerationProcesses {
     pub settings: Settings,
@@ -209,12 +215,19 @@ impl GenerationProcesses {
             rollback_window: if self.in_place { Duration::ZERO } else { settings.reload.rollback_window },
             origin: self.origin,
             canary: self.canary.map(Box::new),
+            rehearsal: self.rehearsal().map(Box::new),
             pause: self.pause_timeout.map(|timeout| PausePlan {
                 timeout,
                 has_command: !self.pause_command.is_empty(),
                 has_probe: settings.app.probe.is_some(),
             }),
         }
+    }
+
+    /// None: the settings ask for none, or this is development, where a reload follows each save.
+    fn rehearsal(&self) -> Option<RehearsalPlan> {
+        let RehearsalSettings { requests, refuses, timeout, request_timeout } = self.settings.reload.rehearsal;
+        (requests > 0 && !self.settings.dev).then_some(RehearsalPlan { requests, refuses, timeout, request_timeout })
     }
 
     /// Its workers' and its services': bound, opened, adapted and closed in the same way.
@@ -251,6 +264,10 @@ impl GenerationProcesses {
             worker_exit: hooks.worker_exit.clone(),
             probe: app.probe.clone(),
             warmup: app.warmup.clone(),
+            remember: self.rehearsal().map(|plan| Remember {
+                requests: plan.requests,
+                took_ms_max: plan.request_timeout.as_millis() as u64 / REMEMBERED_PART,
+            }),
             threads: server.threads,
             queue_limit_ms: queue_limit.map(|limit| limit.as_millis() as u64),
             sheds: server.queue_timeout.is_some(),

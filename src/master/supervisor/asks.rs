@@ -414,7 +414,7 @@ impl Supervisor {
     /// It was refused before it became a generation: nothing has changed.
     pub(super) fn reload_refused(&mut self, askers: &[AskId], refusal: Refusal, took: Duration) {
         self.note(Note::Refused { generation: None, refusal: refusal.clone() });
-        let reload = Reload { generation: None, took, end: End::Refused(refusal), canary: None };
+        let reload = Reload { generation: None, took, end: End::Refused(refusal), canary: None, rehearsal: None };
         self.actions.push(Action::Concluded(reload.clone()));
         for asker in askers {
             // It may have left, or TERM has answered it.
@@ -429,7 +429,8 @@ impl Supervisor {
     pub(super) fn conclude(&mut self, id: GenerationId, began: Instant, end: End, now: Instant) {
         let took = now.saturating_duration_since(began);
         let canary = self.index(id).and_then(|at| self.generations[at].tried.clone()).map(Canary::ended);
-        let reload = Reload { generation: Some(id), took, end, canary };
+        let rehearsal = self.index(id).and_then(|at| self.generations[at].rehearsed.clone());
+        let reload = Reload { generation: Some(id), took, end, canary, rehearsal };
         self.actions.push(Action::Concluded(reload.clone()));
         for ask in self.take_waiting(|on| *on == On::Transaction(id)) {
             self.answer(Some(ask), Outcome::Reload(reload.clone()));

@@ -3,8 +3,8 @@
 //! | State | Event | Next | What is done |
 //! |---|---|---|---|
 //! | - | configured | Proving | starts the template, then one candidate |
-//! | Proving | the candidate is ready | Rolling | opens new listeners, asks the predecessor's template whether it could take back |
-//! | Proving | failed, died, deadline | Abandoned | the predecessor is untouched; at first start the master exits |
+//! | Proving | the candidate is ready, and its rehearsal over | Rolling | opens new listeners, asks the predecessor's template whether it could take back |
+//! | Proving | failed, died, deadline, answers that differ | Abandoned | the predecessor is untouched; at first start the master exits |
 //! | Rolling | every slot serves, nobody else accepts | Serving | commit: the predecessor drains, listeners without use are closed |
 //! | Rolling | too many failed boots, no progress, no room | Abandoned | the predecessor takes its slots back |
 //! | Proving, Rolling | a later reload, TERM | Abandoned | as above; the asker hears which |
@@ -24,6 +24,7 @@ use super::canary::{CanaryPlan, Loss};
 use super::kept::Keep;
 use super::pace::{Boot, Pace};
 use super::pause::{Command, PausePlan};
+use super::rehearsal::{Rehearsal, RehearsalPlan};
 use super::services::ServicePlan;
 use super::template::Template;
 use super::worker::{State as WorkerState, Worker};
@@ -59,7 +60,9 @@ pub struct Plan {
     pub origin: Option<GenerationId>,
     /// Its first workers serve beside the old ones for a while.
     pub canary: Option<Box<CanaryPlan>>,
-    pub services: Vec<ServicePlan>,
+    /// Its workers remember requests, and its candidate answers those that the workers before it remember.
+    pub rehearsal: Option<Box<RehearsalPlan>>,
+    pub services: Box<[ServicePlan]>,
 }
 
 /// How many processes a reload may add.
@@ -82,6 +85,10 @@ pub struct Generation {
     pub canary: Option<CanaryPlan>,
     /// What that has shown.
     pub tried: Option<Box<Canary>>,
+    /// The rehearsal that is still to come, or goes on while it proves itself.
+    pub rehearsal: Rehearsal,
+    /// How that went.
+    pub rehearsed: Option<String>,
     pub state: State,
     /// When it was asked for.
     pub began: Instant,
@@ -265,7 +272,7 @@ impl Generation {
             return Some(format!("room for a worker, behind {leaving} processes that leave"));
         }
         match self.state {
-            State::Proving => Some("the candidate".to_owned()),
+            State::Proving => Some(self.rehearsal.waiting().unwrap_or_else(|| "the candidate".to_owned())),
             State::Rolling { step, .. } => Some(step.word().to_owned()),
             State::Serving | State::Draining | State::Kept | State::Abandoned => None,
         }
@@ -308,6 +315,7 @@ impl Generation {
             .chain(self.template.deadline())
             .chain(self.state.deadline())
             .chain(self.keep.deadline())
+            .chain(self.rehearsal.deadline())
             .chain(blocked)
             .min()
     }

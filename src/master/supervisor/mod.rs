@@ -8,6 +8,7 @@
 //! Always true: at most one generation is proving or rolling; exactly one is serving from the first commit to the
 //! end; no listener is closed before a commit; whatever waits has a deadline.
 
+mod answers;
 pub mod asks;
 pub mod backoff;
 pub mod canary;
@@ -18,6 +19,7 @@ mod leftovers;
 pub mod pace;
 pub mod pause;
 mod recycle;
+pub mod rehearsal;
 mod reports;
 pub mod rhythm;
 mod rolling;
@@ -39,6 +41,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::{GenerationId, ListenerId, SlotIndex, WorkerId};
+use forkmaster_wire::rehearsal::Remembered;
 
 use crate::facts::note::Note;
 use crate::facts::outcome::{Outcome, Refusal, Reload};
@@ -191,6 +194,17 @@ pub enum Action {
     /// It sends the probe once more, and `WorkerEvent::Probed` tells how that went.
     Probe {
         worker: WorkerId,
+    },
+    /// It says what it has answered of late, and `WorkerEvent::Remembered` tells it.
+    Recall {
+        worker: WorkerId,
+        requests: u32,
+    },
+    /// It answers this request for nobody, and `WorkerEvent::Rehearsed` tells how.
+    Rehearse {
+        worker: WorkerId,
+        number: u32,
+        request: Remembered,
     },
     /// Say (as an event) which requests these run, and log them.
     NameRunning {
@@ -562,6 +576,7 @@ impl Supervisor {
             for id in self.worker_ids(at) {
                 self.expire_worker(at, id, now);
             }
+            self.expire_rehearsal(at, now);
             self.expire_step(at, now);
         }
     }

@@ -67,6 +67,8 @@ impl Supervisor {
             (S::Opening { due, .. }, Event::Serving) => self.change(at, id, S::Serving { since: now, due }, now),
             (S::Pausing { due }, Event::Paused) => self.change(at, id, S::Paused { due }, now),
             (_state, Event::Probed(failure)) => self.on_probed(at, id, failure, now),
+            (_state, Event::Remembered(requests)) => self.on_remembered(id, requests),
+            (_state, Event::Rehearsed(answer)) => self.on_rehearsed(at, id, answer, now),
             (S::Closing { deadline, .. }, Event::Draining) => self.change(at, id, S::Draining { deadline }, now),
 
             (S::Closing { .. } | S::Draining { .. } | S::Terminating { .. }, Event::Drained { threads }) => {
@@ -478,7 +480,11 @@ impl Supervisor {
         match worker.state {
             WorkerState::Starting { .. } if *exit == Exit::LostAtBirth => self.lost_at_birth(at, name, now),
             WorkerState::Starting { .. } | WorkerState::Ready => {
-                self.boot_failed(at, name, exit.refusal("the worker died while it booted"), now);
+                let what = match self.rehearsed_by(at, Some(id)) {
+                    Some(words) => format!("the candidate died in {words}"),
+                    None => "the worker died while it booted".to_owned(),
+                };
+                self.boot_failed(at, name, exit.refusal(&what), now);
             }
             // Counted when it said so.
             WorkerState::Serving { due: Some(Due::Leaving), .. } => {}

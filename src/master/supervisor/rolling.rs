@@ -69,11 +69,16 @@ impl Supervisor {
     }
 
     fn open_when_proved(&mut self, at: usize, now: Instant) {
+        self.check_rehearsal(at, now);
         let generation = &self.generations[at];
         let Some(candidate) = generation.workers.iter().find(|worker| worker.state == WorkerState::Ready) else {
             return;
         };
-        let (id, after) = (generation.id, now.saturating_duration_since(candidate.born));
+        let (id, candidate, after) = (generation.id, candidate.id, now.saturating_duration_since(candidate.born));
+        // Nothing is ready of a release that was refused just now.
+        if !self.rehearse(at, candidate, now) || self.generations[at].state != State::Proving {
+            return;
+        }
         self.note(Note::Proved { generation: id, after_ms: after.as_millis() as u64 });
         self.open(at, now);
     }

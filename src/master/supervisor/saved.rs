@@ -13,6 +13,7 @@ use super::dump::Dump;
 use super::generation::{Generation, Plan, Slot, State};
 use super::kept::Keep;
 use super::pace::Boot;
+use super::rehearsal::Rehearsal;
 use super::rhythm::{Book, Rhythm};
 use super::services::{Readiness, Service, ServiceId, State as ServiceState};
 use super::target::Target;
@@ -146,6 +147,8 @@ impl Supervisor {
             pause: None,
             canary: None,
             tried: None,
+            rehearsal: Rehearsal::Off,
+            rehearsed: None,
             keep: Keep::No,
             origin: saved.origin,
             lender: None,

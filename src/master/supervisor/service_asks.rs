@@ -175,7 +175,7 @@ impl Supervisor {
     }
 
     fn service_plan(&self, name: &str) -> Result<ServicePlan, Refusal> {
-        let plans = self.serving().map_or(&[][..], |generation| &generation.plan.services);
+        let plans = self.serving().map_or(&[][..], |generation| &*generation.plan.services);
         if let Some(plan) = plans.iter().find(|plan| plan.name == name) {
             return Ok(plan.clone());
         }

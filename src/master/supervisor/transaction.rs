@@ -7,6 +7,7 @@
 //! | refused, no generation | the configuration or an address is wrong | `on_configured` |
 //! | refused | the template fails, dies, hangs, breaks or does not fork while it proves | `template` |
 //! | refused | the candidate fails, dies, leaves or is not ready within `boot_timeout` | `reports::boot_failed` |
+//! | refused | the candidate answers otherwise than the old generation, hangs or dies over it | `rehearsal` |
 //! | refused | `max_processes` leaves no room for a candidate, or for a worker while it rolls | `leftovers` |
 //! | refused | a new listener cannot be opened, or not in time | `rolling::on_listeners_refused`, `expire_step` |
 //! | refused | three boots or new workers fail while it rolls, or one as it takes over | `reports::count_failed_boot` |
@@ -26,6 +27,7 @@ use super::backoff::Backoff;
 use super::generation::{Generation, Plan, Slot, State};
 use super::kept::Keep;
 use super::pace::Boot;
+use super::rehearsal::Rehearsal;
 use super::template::Template;
 use super::worker::State as WorkerState;
 use super::{Action, Event, Phase, Supervisor};
@@ -73,6 +75,8 @@ impl Supervisor {
             pause: plan.pause,
             canary: plan.canary.as_deref().copied(),
             tried: None,
+            rehearsal: Rehearsal::Off,
+            rehearsed: None,
             plan,
             state: State::Proving,
             began,
@@ -94,6 +98,7 @@ impl Supervisor {
         }
         self.note(Note::Generation { generation: id, from: None, to: State::Proving.word() });
         let Some(at) = self.index(id) else { return };
+        self.plan_rehearsal(at);
         if !self.fork_from_kept(at, now) {
             self.actions.push(Action::StartTemplate { generation: id });
         }
@@ -116,6 +121,7 @@ impl Supervisor {
         let Some(at) = self.index(id) else { return };
         self.conclude(id, self.generations[at].began, end, now);
         self.change_generation(at, State::Abandoned);
+        self.end_of_rehearsal(at, now);
         self.give_back_template(at, now);
         let close = self.take_unused_listeners();
         self.actions.push(Action::Abandon { generation: id, close });

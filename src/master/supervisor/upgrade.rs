@@ -208,7 +208,13 @@ impl Supervisor {
         self.note(Note::UpgradeRefused { refusal: refusal.clone() });
         let took = now.saturating_duration_since(asked.began);
         let end = End::Refused(refusal.clone());
-        self.actions.push(Action::UpgradeRefused(Reload { generation: None, took, end, canary: None }));
+        self.actions.push(Action::UpgradeRefused(Reload {
+            generation: None,
+            took,
+            end,
+            canary: None,
+            rehearsal: None,
+        }));
         self.answer(asked.asker, Outcome::Refused(refusal));
     }
 

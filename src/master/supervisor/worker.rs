@@ -35,10 +35,12 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::{SlotIndex, WorkerId, EXIT_CHANNEL_CLOSED};
+use forkmaster_wire::rehearsal::Remembered;
 
 use super::dump::Dump;
 use super::generation::State as GenerationState;
 use super::pace::Boot;
+use super::rehearsal::Rehearsed;
 use super::{Action, Supervisor, ANSWER_WITHIN, KILLED_WITHIN};
 use crate::facts::note::Note;
 use crate::facts::outcome::Refusal;
@@ -132,6 +134,10 @@ pub enum Event {
     Paused,
     /// The answer to `Action::Probe`; None: the release answers.
     Probed(Option<Refusal>),
+    /// The answer to `Action::Recall`.
+    Remembered(Vec<Remembered>),
+    /// The answer to `Action::Rehearse`.
+    Rehearsed(Rehearsed),
     /// It serves nothing any more: no request, no connection. It waits for these threads, which are not daemons.
     Drained {
         threads: Vec<String>,

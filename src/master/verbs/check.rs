@@ -249,6 +249,7 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
             FromWorker::Leaving { .. } => return Err(Refused::Died("the worker")),
             FromWorker::Drained { .. } | FromWorker::Serving | FromWorker::Draining | FromWorker::RequestsServed => {}
             FromWorker::Paused | FromWorker::Probed { .. } => {}
+            FromWorker::Remembered { .. } | FromWorker::Rehearsed { .. } => {}
             FromWorker::Stacks { text, .. } => stacks = text,
         }
     }

@@ -138,7 +138,10 @@ fn deploy(
                 let canary = last.canary.map_or_else(String::new, |canary| {
                     output::printable(&format!("canary {}: {}\n{canary}", canary.verdict, canary.why))
                 });
-                Ok(format!("{canary}generation {generation} serves, after {:.2} s\n", last.took_s))
+                let rehearsal = last
+                    .rehearsal
+                    .map_or_else(String::new, |words| format!("rehearsal: {}\n", output::printable(&words)));
+                Ok(format!("{rehearsal}{canary}generation {generation} serves, after {:.2} s\n", last.took_s))
             })
         }
     };

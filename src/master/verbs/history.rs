@@ -119,6 +119,9 @@ fn write_deploy(text: &mut String, deploy: &Deploy) -> std::fmt::Result {
         writeln!(text, "    canary {}: {}", canary.verdict, canary.why)?;
         canary.to_string().lines().try_for_each(|line| writeln!(text, "      {line}"))?;
     }
+    if let Some(rehearsal) = &deploy.rehearsal {
+        writeln!(text, "    rehearsal: {rehearsal}")?;
+    }
     if !deploy.changes.is_empty() {
         writeln!(text, "    changes {}", deploy.changes.join("; "))?;
     }

@@ -26,6 +26,7 @@ use pyo3::types::{PyBytes, PyDict};
 use crate::access::AccessLog;
 use crate::failure;
 use crate::metrics::{REQUEST_BITS, TIMED_OUT};
+use crate::recall::{Recall, Seen};
 use crate::worker::Worker;
 use access_recorder::{AccessRecorder, Ended};
 use capi::{references, Capi};
@@ -194,6 +195,9 @@ impl Gateway {
                 let ended = Instant::now();
                 let took = ended.saturating_duration_since(exchange.begun());
                 let status = exchange.status();
+                if let Some(recall) = self.worker.recall() {
+                    remember(recall, &exchange, &environ, status, took, ended);
+                }
                 match exchange.finish_at(ended, took) {
                     Ok(()) => Outcome::Answered { ended, took, status },
                     Err(BadResponse(text)) => {
@@ -316,6 +320,25 @@ impl Gateway {
             buffer.into_iter().for_each(|buffer| exchange.give_body_back(buffer));
         }
     }
+}
+
+/// For the rehearsal of the next release.
+fn remember(
+    recall: &Recall,
+    exchange: &Exchange,
+    environ: &Bound<'_, PyDict>,
+    status: u16,
+    took: Duration,
+    at: Instant,
+) {
+    if exchange.method() != b"GET" || exchange.content_length().is_some_and(|length| length > 0) {
+        return;
+    }
+    let is_https = || {
+        let scheme = environ.get_item(intern!(environ.py(), "wsgi.url_scheme")).ok().flatten();
+        scheme.is_some_and(|scheme| scheme.extract::<String>().is_ok_and(|scheme| scheme == "https"))
+    };
+    recall.note(&Seen { target: exchange.target(), fields: || exchange.fields(), status, took, at }, is_https);
 }
 
 fn line_of(environ: &Bound<'_, PyDict>) -> PyResult<String> {

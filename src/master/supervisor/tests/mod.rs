@@ -8,6 +8,7 @@ mod kept;
 mod leftovers;
 mod pause;
 mod random;
+mod rehearsal;
 mod rolling;
 mod services;
 mod stopping;
@@ -19,11 +20,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::{GenerationId, ListenerId, SlotIndex, WorkerId};
+use forkmaster_wire::rehearsal::Remembered;
 
 use super::asks::{Ask, AskId, Deploy};
 use super::backoff;
 use super::generation::{Generation, Plan, State, Surge};
 use super::pace::{Boot, Room};
+use super::rehearsal::Rehearsed;
 use super::services::{Event as ServiceEvent, ServiceId, ServicePlan};
 use super::template::Template;
 use super::verdict::Counts;
@@ -73,6 +76,22 @@ enum CommandBehaviour {
     /// Until it is killed.
     IgnoresTerm,
     CannotStart,
+}
+
+/// How a candidate answers in its rehearsal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RehearsalBehaviour {
+    AsBefore,
+    /// The last request fails.
+    Differs,
+    Hangs,
+    Dies,
+    /// It closes its channel and lives on.
+    IsLost,
+    /// It ends itself.
+    Leaves,
+    /// It answers what nobody has asked.
+    Babbles,
 }
 
 enum Happening {
@@ -129,6 +148,12 @@ struct World {
     commanded: Vec<GenerationId>,
     /// The release does not answer the probe after the command.
     probe_fails: bool,
+    /// What every worker remembers, or whether it says nothing.
+    remembered: Vec<Remembered>,
+    recall_is_lost: bool,
+    rehearses: RehearsalBehaviour,
+    /// Requests that candidates were asked.
+    rehearsed: Vec<String>,
     /// The configuration was asked for, by whom.
     configure: VecDeque<Option<AskId>>,
     /// Closed by a commit, an abandonment, or all at the end.
@@ -155,9 +180,10 @@ pub fn plan(workers: u32) -> Plan {
         max_lifetime: None,
         pause: None,
         canary: None,
+        rehearsal: None,
         rollback_window: Duration::ZERO,
         origin: None,
-        services: Vec::new(),
+        services: Box::default(),
     }
 }
 
@@ -197,6 +223,10 @@ impl World {
             commanding: None,
             commanded: Vec::new(),
             probe_fails: false,
+            remembered: Vec::new(),
+            recall_is_lost: false,
+            rehearses: RehearsalBehaviour::AsBefore,
+            rehearsed: Vec::new(),
             configure: VecDeque::new(),
             closed: Vec::new(),
             pings_are_lost: false,
@@ -250,6 +280,7 @@ impl World {
                     WorkerState::Serving { .. } | WorkerState::Pausing { .. } | WorkerState::Paused { .. } => true,
                     WorkerState::Ready if self.supervisor.is_held() => true,
                     // Its turn comes with its generation's step, or its successor's.
+                    WorkerState::Ready if generation.rehearsal.deadline().is_some() => true,
                     WorkerState::Ready => rolling || self.supervisor.exchanging().is_some() || !running,
                     WorkerState::Starting { .. }
                     | WorkerState::Opening { .. }
@@ -529,6 +560,41 @@ impl World {
             Action::Probe { worker } => {
                 let failure = self.probe_fails.then(|| refusal("probe GET / answered 500"));
                 self.soon(worker, WorkerEvent::Probed(failure));
+            }
+            Action::Recall { worker, requests } => {
+                if !self.recall_is_lost {
+                    let told = self.remembered.iter().take(requests as usize).cloned().collect();
+                    self.soon(worker, WorkerEvent::Remembered(told));
+                }
+            }
+            Action::Rehearse { worker, number, request } => {
+                assert!(!self.accepting.contains(&worker), "{worker} rehearses while it serves: {:#?}", self.log);
+                self.rehearsed.push(request.target.clone());
+                let last = number as usize + 1 == self.remembered.len();
+                let answer = |number, status| {
+                    let details = if status == 500 { "Traceback".to_owned() } else { String::new() };
+                    WorkerEvent::Rehearsed(Rehearsed { number, status, details })
+                };
+                match self.rehearses {
+                    RehearsalBehaviour::Differs if last => self.soon(worker, answer(number, 500)),
+                    RehearsalBehaviour::AsBefore | RehearsalBehaviour::Differs => {
+                        self.soon(worker, answer(number, request.status));
+                    }
+                    RehearsalBehaviour::Hangs => {}
+                    RehearsalBehaviour::Dies => {
+                        self.soon(worker, WorkerEvent::ChannelLost);
+                        self.soon(worker, WorkerEvent::Exited(Exit::Signal { number: 11, core: false }));
+                    }
+                    RehearsalBehaviour::IsLost => self.soon(worker, WorkerEvent::ChannelLost),
+                    RehearsalBehaviour::Leaves => {
+                        self.soon(worker, WorkerEvent::Leaving { reason: "TERM".to_owned() });
+                    }
+                    RehearsalBehaviour::Babbles => {
+                        for number in [number + 1, number, number] {
+                            self.soon(worker, answer(number, request.status));
+                        }
+                    }
+                }
             }
             Action::NameRunning { workers } => {
                 self.event(Event::StillRunning { text: format!("{} workers run requests", workers.len()) });

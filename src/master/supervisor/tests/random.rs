@@ -3,6 +3,7 @@
 use super::super::asks::Amount;
 use super::super::canary::CanaryPlan;
 use super::super::pause::PausePlan;
+use super::super::rehearsal::RehearsalPlan;
 use super::*;
 
 /// Random events at random moments: whatever comes, the invariants hold, no deadline is overlooked, and in the end
@@ -32,6 +33,13 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                     bounds: super::canary::BOUNDS,
                 })
             });
+            let rehearsal = (dice.roll(3) > 0).then(|| {
+                Box::new(RehearsalPlan {
+                    refuses: dice.roll(3) > 0,
+                    timeout: Duration::from_secs(1 + dice.roll(10) as u64),
+                    ..rehearsal::PLAN
+                })
+            });
             let services = (0..dice.roll(3)).map(|number| {
                 let every = (dice.roll(3) == 0).then(|| Duration::from_secs(20 + dice.roll(3) as u64));
                 ServicePlan {
@@ -51,6 +59,7 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                 surge: surge_of(&pause),
                 pause,
                 canary,
+                rehearsal,
                 services,
                 unavailable,
                 max_processes,
@@ -100,6 +109,19 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                 Counts { answered: 300, compared: if failed == 0 { 10 } else { 300 }, failed, ..Counts::default() };
             world.seen = (Counts { answered: 900, compared: 900, failed: 1, ..Counts::default() }, new);
             world.probe_fails = dice.roll(4) == 0;
+            let rehearsals = [
+                RehearsalBehaviour::AsBefore,
+                RehearsalBehaviour::AsBefore,
+                RehearsalBehaviour::Differs,
+                RehearsalBehaviour::Hangs,
+                RehearsalBehaviour::Dies,
+                RehearsalBehaviour::IsLost,
+                RehearsalBehaviour::Leaves,
+                RehearsalBehaviour::Babbles,
+            ];
+            world.rehearses = rehearsals[dice.roll(rehearsals.len())];
+            world.remembered = rehearsal::requests(dice.roll(3));
+            world.recall_is_lost = dice.roll(5) == 0;
             let someone = world.alive.keys().nth(dice.roll(world.alive.len().max(1))).copied();
             let template = world.templates.iter().nth(dice.roll(world.templates.len().max(1))).copied();
             world.services_stop = dice.roll(2) == 0;
@@ -196,6 +218,7 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
         }
         world.services_stop = true;
         (world.services_say_ready, world.runs_end) = (true, true);
+        world.rehearses = RehearsalBehaviour::AsBefore;
         (world.command, world.probe_fails) = (CommandBehaviour::EndsWell, false);
         // A reload that waited for a command is asked for when that has ended.
         world.pass(MINUTE * 2);
@@ -240,9 +263,12 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
 }
 
 /// What has to have come about in some of the runs, in one way or another, or they would say nothing of it.
-const RARE: [&[&str]; 5] = [
+const RARE: [&[&str]; 8] = [
     &[" good: ", " too_little_traffic: ", " promoted: "],
     &[" worse: ", " died: ", " abandoned: an operator"],
+    &[": 1 of 1 as before", ": 2 of 2 as before"],
+    &["refused: rehearsal: "],
+    &["died in the rehearsal"],
     &["draining -> kept"],
     &[" forks for gen="],
     &["is kept no longer, since memory is short"],

@@ -5,7 +5,7 @@ use super::super::pause::PausePlan;
 use super::*;
 
 fn with_service(workers: u32) -> Plan {
-    Plan { services: vec![service("celery", 2)], ..plan(workers) }
+    Plan { services: Box::new([service("celery", 2)]), ..plan(workers) }
 }
 
 fn service(name: &str, count: u32) -> ServicePlan {
@@ -87,7 +87,7 @@ fn one_that_dies_again_and_again_rests_longer_each_time_and_the_site_serves() {
 #[test]
 fn one_that_says_when_it_is_ready_is_starting_until_then_and_late_after_its_time() {
     let notifies = ServicePlan { ready_within: Some(MINUTE), ..service("web", 1) };
-    let mut world = World::serving(Plan { services: vec![notifies], ..plan(1) });
+    let mut world = World::serving(Plan { services: Box::new([notifies]), ..plan(1) });
     let web = world.ids(1)[0];
     assert_eq!((world.words(), world.supervisor.word()), (vec!["starting"], "running"));
     world.pass(MINUTE);
@@ -113,7 +113,7 @@ fn one_that_says_when_it_is_ready_is_starting_until_then_and_late_after_its_time
 #[test]
 fn a_service_that_the_next_release_does_not_have_ends_and_a_new_one_begins() {
     let mut world = World::serving(with_service(1));
-    world.reload(Plan { services: vec![service("beat", 1)], ..plan(1) }, Behaviour::Healthy);
+    world.reload(Plan { services: Box::new([service("beat", 1)]), ..plan(1) }, Behaviour::Healthy);
     world.run();
     let names: Vec<&str> = world.supervisor.services().iter().map(|service| service.name.as_str()).collect();
     assert_eq!((names, world.supervisor.running_services(2)), (vec!["beat"], 1));
@@ -139,7 +139,7 @@ fn the_master_ends_with_its_services_and_kills_those_that_do_not_end() {
 }
 
 fn hourly() -> Plan {
-    Plan { services: vec![ServicePlan { every: Some(MINUTE * 60), ..service("clean", 1) }], ..plan(1) }
+    Plan { services: Box::new([ServicePlan { every: Some(MINUTE * 60), ..service("clean", 1) }]), ..plan(1) }
 }
 
 fn runs(world: &World) -> (u64, u64, u64) {
@@ -269,7 +269,7 @@ fn one_that_rests_while_a_command_is_waited_for_wakes_nobody() {
 
 #[test]
 fn a_lower_count_leaves_one_and_only_an_operator_switches_it_off() {
-    let of = |count| Plan { services: vec![service("celery", count)], ..plan(1) };
+    let of = |count| Plan { services: Box::new([service("celery", count)]), ..plan(1) };
     let scale = |to| Ask::ScaleService { name: "celery".to_owned(), amount: Amount::To(to), wait: false };
     let mut world = World::serving(of(4));
     world.ask(scale(2));

@@ -143,7 +143,7 @@ fn a_restored_supervisor_goes_on_as_if_nothing_had_happened() {
     // One that waits for its time is in its book only.
     let hourly =
         ServicePlan { name: "clean".to_owned(), ready_within: None, every: Some(MINUTE * 60), ..service.clone() };
-    let plan = Plan { services: vec![service, hourly], ..plan(2) };
+    let plan = Plan { services: Box::new([service, hourly]), ..plan(2) };
     let mut world = World::new();
     world.boot.private_bytes = 77;
     world.reload(plan.clone(), Behaviour::Healthy);
