@@ -236,6 +236,9 @@ pub struct Access {
     pub skip: Vec<String>,
     /// Answers below this status have none.
     pub status_min: u16,
+    /// Requests that the application has not seen have a line, too.
+    #[serde(default)]
+    pub refused: bool,
 }
 
 impl Access {

@@ -27,6 +27,7 @@ mod metrics;
 mod probe;
 mod put;
 mod recall;
+mod refusal_recorder;
 mod rehearsal;
 mod signals;
 mod sockets;

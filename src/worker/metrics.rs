@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use forkmaster_http::serve::{self, Ending, Giving, HandoffRefusal, Metrics};
+use forkmaster_http::serve::{self, Ending, Giving, HandoffRefusal, Metrics, Refused};
 use forkmaster_wire::access::record::begin_running;
 use forkmaster_wire::scoreboard::{
     monotonic_ns, monotonic_ns_of_tick, Cell, Finished, Running, Scoreboard, ThreadCell,
@@ -16,6 +16,7 @@ use forkmaster_wire::scoreboard::{
 
 use crate::access::{self, AccessLog, End, How};
 use crate::lock_watch::LockWatch;
+use crate::refusal_recorder::RefusalRecorder;
 
 /// How many connections one may have taken more than a sibling.
 const AHEAD_MAX: u64 = 16;
@@ -35,6 +36,7 @@ pub struct CellMetrics {
     cell: &'static Cell,
     lock: &'static LockWatch,
     access: Option<Arc<AccessLog>>,
+    refusals: Option<RefusalRecorder>,
     /// The header field of requests' ids.
     id_header: Option<String>,
     /// Its generation is to have several workers.
@@ -48,11 +50,24 @@ impl CellMetrics {
         lock: &'static LockWatch,
         access: Option<Arc<AccessLog>>,
     ) -> CellMetrics {
-        CellMetrics { board, index, cell: board.cell(index), lock, access, id_header: None, of_several: false }
+        CellMetrics {
+            board,
+            index,
+            cell: board.cell(index),
+            lock,
+            access,
+            refusals: None,
+            id_header: None,
+            of_several: false,
+        }
     }
 
     pub fn with_request_ids(self, id_header: Option<String>) -> CellMetrics {
         CellMetrics { id_header, ..self }
+    }
+
+    pub fn with_refusals(self, refusals: Option<RefusalRecorder>) -> CellMetrics {
+        CellMetrics { refusals, ..self }
     }
 
     pub fn one_of(self, workers: u32) -> CellMetrics {
@@ -175,6 +190,12 @@ impl Metrics for CellMetrics {
         self.cell.shed.fetch_add(1, Ordering::Relaxed);
     }
 
+    fn refused(&self, refused: &Refused<'_>, record: &mut Vec<u8>) {
+        if let Some(recorder) = &self.refusals {
+            recorder.note(refused, record);
+        }
+    }
+
     fn accepting(&self, accepting: bool) {
         if accepting {
             // One that comes later does not have to catch up with those that were there before.
@@ -211,6 +232,7 @@ fn how(how: serve::How) -> How {
         serve::How::WriteTimeout => How::WriteTimeout,
         serve::How::Cut => How::Cut,
         serve::How::TimedOut => How::TimedOut,
+        serve::How::Refused => How::Refused,
     }
 }
 

@@ -31,6 +31,7 @@ use crate::logs::Logs;
 use crate::master_channel::{MasterChannel, Prober};
 use crate::metrics::CellMetrics;
 use crate::recall::Recall;
+use crate::refusal_recorder::RefusalRecorder;
 use crate::signals::{self, exit_now, with_all_blocked, Signals};
 use crate::template::channel_closed;
 use crate::wsgi::environ::Common;
@@ -190,7 +191,7 @@ pub fn live(py: Python<'_>, boot: &Boot, born: Born, preloaded: Option<Py<PyAny>
         if !master.is_open() {
             channel_closed(py);
         }
-        let server = make_server(boot, &spawn, &worker, queue, listeners)?;
+        let server = make_server(boot, &spawn, &worker, &common, queue, listeners)?;
         serve(py, &worker, server, &application, &common, wakeup, since).map_err(broken)?;
         at_exit.run(py, &worker);
         step_back();
@@ -303,6 +304,7 @@ fn make_server(
     boot: &Boot,
     spawn: &Spawn,
     worker: &Arc<Worker>,
+    common: &Arc<Common>,
     queue: Queue,
     listeners: Vec<OwnedFd>,
 ) -> Result<Server, Failure> {
@@ -353,8 +355,10 @@ fn make_server(
     let listeners = listeners
         .map(|(listener, fd)| serve::Listener { id: listener.id.0, fd, proxy: proxy_of(listener.proxy) })
         .collect();
+    let refusals = worker.access.clone().map(|log| RefusalRecorder::new(log, Arc::clone(common)));
     let metrics = CellMetrics::new(worker.board, worker.cell_index, &LOCK_WATCH, worker.access.clone());
-    let metrics = Arc::new(metrics.with_request_ids(http.request_id_header.clone()).one_of(boot.workers));
+    let metrics =
+        Arc::new(metrics.with_request_ids(http.request_id_header.clone()).with_refusals(refusals).one_of(boot.workers));
     let reports: Arc<dyn Reports> = Arc::<MasterChannel>::clone(&worker.master);
     let queue = Box::new(Handoff::new(queue));
     Server::new(settings, listeners, Some(queue), metrics, reports).map_err(|error| os_failure("the server", &error))

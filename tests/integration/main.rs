@@ -85,6 +85,7 @@ mod pods;
 // What a proxy says of its clients, nginx and HAProxy themselves.
 mod proxies;
 // A reload that is refused changes nothing.
+mod refusals;
 mod refused;
 // A reload loses nothing.
 mod reload;

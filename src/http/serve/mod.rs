@@ -36,6 +36,7 @@ pub use crate::proto::Version;
 pub use base::address::{Local, Peer};
 pub use base::handoff::{Given, HandoffQueue, Luggage, Taken};
 pub use base::observers::{Ending, Giving, HandoffRefusal, How, Metrics, Reports};
+pub use base::refused::{FirstLine, Refused};
 pub use base::settings::{IsProxy, QueueLimit, Settings, StreamBodies, LIVE_BYTES_PER_S_MIN};
 pub use conn::write_queue::Piece;
 pub use event_loop::listeners::{Listener, Proxy};

@@ -473,7 +473,7 @@ pub const KEYS: &[KeySpec] = &[
     row("log", "access_format", Kind::Own("\"combined\", \"json\" or a template"), Text("combined"), Generation,
         "How such a line looks: `\"combined\"`, `\"json\"`, or a template with Gunicorn's names, `'%(h)s \"%(r)s\" \
          %(s)s'`. Besides those: `%(X)s` is how the answer ended (complete, client-left, write-timeout, cut, \
-         request-timeout, worker-died), `%(Q)s` for how many microseconds the request waited for a thread, `%(G)s` the \
+         request-timeout, worker-died, refused), `%(Q)s` for how many microseconds the request waited for a thread, `%(G)s` the \
          generation, `%(I)s` the request's id (`[http] request_id_header`).")
         .gunicorn(&["access_log_format", "access_logformat"]).uwsgi(&["log-format", "logformat"]),
     row("log", "access_skip", Kind::List("paths"), List(&[]), Generation,
@@ -482,6 +482,11 @@ pub const KEYS: &[KeySpec] = &[
     row("log", "access_status", Kind::Own("\">=STATUS\" or \"all\""), Text("all"), Generation,
         "Which answers have a line: `\">=400\"` for errors only.")
         .uwsgi(&["log-4xx", "log-5xx"]),
+    row("log", "access_refused", Kind::Boolean, Boolean(false), Generation,
+        "Whether requests have a line, too, that the server has refused and the application has not seen: bad or slow \
+         ones, too large bodies, wrong PROXY headers, and those that waited too long for a thread. Such a line ends with \
+         `refused` (`%(X)s`). Where the request line could not be read it stands there as far as it has come, as with \
+         nginx. Off by default, as in Gunicorn: the error log has a line for each."),
 
     row("log", "slow_request", Kind::DurationOrNone, Text("10s"), Generation,
         "A request that has run for so long without progress is logged, with the Python stack of its thread; after twice \

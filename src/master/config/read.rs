@@ -490,7 +490,8 @@ impl Resolver<'_> {
             |least| quoted(&if *least == 0 { "all".to_owned() } else { format!(">={least}") }),
         );
         let slow_request = self.get("log", "slow_request");
-        Log { level, error, access, access_format, access_skip, access_status, form, slow_request }
+        let access_refused = self.get("log", "access_refused");
+        Log { level, error, access, access_format, access_skip, access_status, access_refused, form, slow_request }
     }
 
     /// A file that the master will make: its directory must be there. Whether it may be written shows when it is

@@ -239,6 +239,9 @@ pub struct Log {
     pub access_skip: Vec<String>,
     /// Answers below this status have none.
     pub access_status: u16,
+    /// Requests that the application has not seen have a line, too.
+    #[serde(default)]
+    pub access_refused: bool,
     /// How a line of the error log looks.
     pub form: LineForm,
     /// Requests that take longer are looked at. None: never.

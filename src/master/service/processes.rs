@@ -286,6 +286,7 @@ impl GenerationProcesses {
             format: log.access_format.clone(),
             skip: log.access_skip.clone(),
             status_min: log.access_status,
+            refused: log.access_refused,
         })
     }
 }

@@ -104,6 +104,8 @@ impl Line<'_, '_> {
 
     fn atom(&mut self, atom: &Atom, place: Place, time: &str, origin: Origin) {
         let Facts { took_us, bytes, queued_us, status, how, client, .. } = *self.facts;
+        // What is no first line has no target.
+        let target = if self.method.is_empty() { b"" } else { self.target };
         match atom {
             Atom::RemoteAddress if client.is_unspecified() => self.format(format_args!("-")),
             Atom::RemoteAddress => self.format(format_args!("{client}")),
@@ -113,6 +115,7 @@ impl Line<'_, '_> {
                 self.value(&user, place);
             }
             Atom::Time => self.out.extend_from_slice(time.as_bytes()),
+            Atom::RequestLine if self.method.is_empty() => self.value(self.target, place),
             Atom::RequestLine => {
                 let blank: &[u8] = if place == Place::Bare { b"\\x20" } else { b" " };
                 self.value(self.method, place);
@@ -124,10 +127,11 @@ impl Line<'_, '_> {
             Atom::Method => self.value(self.method, place),
             Atom::Path => {
                 let mut path = Vec::new();
-                percent::decode(path_and_query(self.target).0, &mut path);
+                percent::decode(path_and_query(target).0, &mut path);
                 self.value(&path, place);
             }
-            Atom::Query => self.value(path_and_query(self.target).1, place),
+            Atom::Query => self.value(path_and_query(target).1, place),
+            Atom::Protocol if self.method.is_empty() => self.value(b"", place),
             Atom::Protocol => self.out.extend_from_slice(self.protocol()),
             Atom::Status if status == 0 => self.format(format_args!("-")),
             Atom::Status => self.format(format_args!("{status}")),
@@ -161,10 +165,14 @@ impl Line<'_, '_> {
         self.format(format_args!("{{\"time\":\"{time}\""));
         let client = (!client.is_unspecified()).then(|| client.to_string());
         self.member("remote_addr", client.as_deref().map(str::as_bytes));
-        self.member("method", Some(self.method));
-        self.member("path", Some(path));
-        self.member("query", Some(query));
-        self.member("protocol", Some(self.protocol()));
+        let is_read = !self.method.is_empty();
+        self.member("method", is_read.then_some(self.method));
+        self.member("path", is_read.then_some(path));
+        self.member("query", is_read.then_some(query));
+        self.member("protocol", is_read.then(|| self.protocol()));
+        if !is_read {
+            self.member("request", Some(self.target).filter(|line| !line.is_empty()));
+        }
         match status {
             0 => self.format(format_args!(",\"status\":null")),
             status => self.format(format_args!(",\"status\":{status}")),
@@ -243,6 +251,7 @@ fn word(how: How) -> &'static str {
         How::Cut => "cut",
         How::TimedOut => "request-timeout",
         How::WorkerDied => "worker-died",
+        How::Refused => "refused",
     }
 }
 
@@ -383,6 +392,27 @@ mod tests {
         let nothing = Facts { bytes: 0, is_http10: true, ..facts() };
         let some = atoms(&[(Atom::BytesOrDash, false), (Atom::Bytes, false), (Atom::Protocol, false)]);
         assert_eq!(line(some, &nothing, b"GET", b"/", &[]), "-|0|HTTP/1.0|");
+    }
+
+    #[test]
+    fn a_request_without_a_first_line_has_a_line() {
+        let refused = Facts { status: 400, how: How::Refused, ..facts() };
+        let all = || {
+            let bare = [Atom::Method, Atom::Path, Atom::Query, Atom::Protocol, Atom::Status, Atom::Ended];
+            let bare = bare.into_iter().map(|atom| (atom, false));
+            atoms(&[(Atom::RequestLine, true)].into_iter().chain(bare).collect::<Vec<_>>())
+        };
+        assert_eq!(line(all(), &refused, b"", b"\x16\x03 x", &[]), "\\x16\\x03 x|-|-|-|-|400|refused|");
+        assert_eq!(line(all(), &refused, b"", b"", &[]), "-|-|-|-|-|400|refused|");
+        let json = |target| line(AccessFormat::Json, &refused, b"", target, &[None; 4]);
+        let nothing = "\"method\":null,\"path\":null,\"query\":null,\"protocol\":null,";
+        assert!(
+            json(b"\x16").contains(&format!("{nothing}\"request\":\"\\u0016\",\"status\":400")),
+            "{}",
+            json(b"\x16")
+        );
+        assert!(json(b"").contains(&format!("{nothing}\"request\":null,\"status\":400")), "{}", json(b""));
+        assert!(!line(AccessFormat::Json, &facts(), b"GET", b"/", &[None; 4]).contains("\"request\":"));
     }
 
     #[test]

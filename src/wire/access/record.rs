@@ -25,6 +25,8 @@ pub enum How {
     TimedOut,
     /// Its worker was killed, or died, before the answer had ended.
     WorkerDied,
+    /// The server has refused it, and the application has not seen it.
+    Refused,
 }
 
 /// What every record has.
@@ -152,6 +154,7 @@ fn code(how: How) -> u8 {
         How::Cut => 3,
         How::TimedOut => 4,
         How::WorkerDied => 5,
+        How::Refused => 6,
     }
 }
 
@@ -162,11 +165,13 @@ fn decode(code: u8) -> How {
         3 => How::Cut,
         4 => How::TimedOut,
         5 => How::WorkerDied,
+        6 => How::Refused,
         _complete => How::Complete,
     }
 }
 
-/// Begins a record. Its values follow, one for each of `wanted`.
+/// Begins a record. Its values follow, one for each of `wanted`. Without a method the request's first line is none, and
+/// stands in `target` as far as it has come.
 pub fn begin(record: &mut Vec<u8>, facts: &Facts, method: &[u8], target: &[u8]) {
     for number in [facts.at_ms, facts.took_us, facts.bytes, facts.queued_us] {
         record.extend_from_slice(&number.to_ne_bytes());

@@ -73,6 +73,11 @@ impl AccessLog {
         self.access.wants(path, status)
     }
 
+    /// And whether one that is refused has.
+    pub fn wants_refused(&self, path: &[u8], status: u16) -> bool {
+        self.access.refused && self.wants(path, status)
+    }
+
     /// The values that each record must have, in this order.
     pub fn wanted(&self) -> &[Wanted] {
         &self.wanted
@@ -242,6 +247,7 @@ mod tests {
             format: AccessFormat::Line(parts),
             skip: vec!["/healthz".to_owned(), "/static/*".to_owned()],
             status_min: 0,
+            refused: false,
         }
     }
 
@@ -299,7 +305,11 @@ mod tests {
         let file = nix::sys::memfd::memfd_create(c"access", nix::sys::memfd::MFdFlags::empty()).unwrap();
         let log = AccessLog::start(file.as_raw_fd(), Access { status_min: 400, ..access() }, ORIGIN).unwrap();
         assert!(log.wants(b"/", 400) && !log.wants(b"/", 399));
+        assert!(!log.wants_refused(b"/", 400), "not unless that is asked for");
         assert!(!log.wants(b"/healthz", 500) && log.wants(b"/healthz/deep", 500) && !log.wants(b"/static/a.css", 500));
+        log.finish(Duration::from_secs(60));
+        let log = AccessLog::start(file.as_raw_fd(), Access { refused: true, ..access() }, ORIGIN).unwrap();
+        assert!(log.wants_refused(b"", 400) && log.wants_refused(b"/", 503) && !log.wants_refused(b"/healthz", 503));
         log.finish(Duration::from_secs(60));
     }
 

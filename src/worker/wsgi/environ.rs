@@ -66,6 +66,25 @@ impl Common {
             Peer::Unix => self.trusted.trusts_unix(),
         }
     }
+
+    /// Whose request it is, for one that nobody makes an environ of: who its peer says, where that is believed.
+    pub fn client<'a, F>(&self, peer: &Peer, fields: impl Fn() -> F) -> IpAddr
+    where
+        F: Iterator<Item = (&'a [u8], &'a [u8])>,
+    {
+        let all_of = |name: &str| {
+            let values = fields().filter(|(known, _)| known.eq_ignore_ascii_case(name.as_bytes()));
+            let values: Vec<_> = values.map(|(_, value)| String::from_utf8_lossy(value)).collect();
+            (!values.is_empty()).then(|| Cow::Owned(values.join(",")))
+        };
+        let texts = self.trusts(peer).then(|| Texts {
+            client: all_of("x-forwarded-for"),
+            forwarded: all_of("forwarded"),
+            ..Texts::default()
+        });
+        let said = texts.as_ref().and_then(|texts| said(self, texts).client);
+        said.map_or_else(|| address_of(peer).0, |(address, _)| address)
+    }
 }
 
 pub struct Builder {
@@ -473,6 +492,7 @@ fn address_of(peer: &Peer) -> (IpAddr, Option<u16>) {
 }
 
 /// What a proxy may have said, as text.
+#[derive(Default)]
 struct Texts<'a> {
     client: Option<Cow<'a, str>>,
     proto: Option<Cow<'a, str>>,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::refused::Refused;
+
 /// Why a connection did not go to another process, or could not be taken from one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HandoffRefusal {
@@ -23,9 +25,10 @@ pub enum Giving {
 }
 
 /// How the answer to a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum How {
     /// All of it was handed to the kernel.
+    #[default]
     Complete,
     /// The client was gone before.
     ClientLeft,
@@ -35,6 +38,8 @@ pub enum How {
     Cut,
     /// It took too long, and the client was answered in place of the application.
     TimedOut,
+    /// The application has not seen the request. All of the answer that says so was handed to the kernel.
+    Refused,
 }
 
 /// An answer's end: its last byte was handed to the kernel, or nobody will send it any more.
@@ -78,6 +83,8 @@ pub trait Metrics: Send + Sync {
     fn overtaken(&self, _number: u64, _record: &mut [u8], _ending: Ending) {}
     /// A request was refused, since it had waited too long for a thread.
     fn shed(&self) {}
+    /// A request is refused. Puts into `record` what is to be told of it when its answer has ended (`ended`), if anything.
+    fn refused(&self, _refused: &Refused<'_>, _record: &mut Vec<u8>) {}
     /// Connections are taken from now on, or no longer.
     fn accepting(&self, _accepting: bool) {}
     /// Another process at the same listeners has less to do than this one with so many connections: then that one shall

@@ -5,6 +5,7 @@ use std::cell::Cell;
 use crate::proto::response::{Asked, Framing, Head};
 use crate::proto::{date, refusal};
 
+use crate::serve::base::observers::How;
 use crate::serve::base::settings::BUFFER_KEPT_BYTES;
 
 /// What the loop does with the connection after the answer.
@@ -34,8 +35,8 @@ pub struct Answer {
     /// The application wrote before it said what status.
     pub unstarted: bool,
     pub after: After,
-    /// Something of it is missing, or was too much.
-    pub cut: bool,
+    /// How it ends, if all that there is of it goes out.
+    pub how: How,
     /// Only the close ends the body, and it has not been sent to its end.
     pub ends_by_reset: bool,
     /// Its connection belongs to a flush batch: it need not go out at once.
@@ -98,7 +99,7 @@ impl Answer {
         self.excess = false;
         self.unstarted = false;
         self.after = After::KeepAlive;
-        self.cut = false;
+        self.how = How::Complete;
         self.ends_by_reset = false;
         self.may_defer = false;
     }

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 
 use crate::proto::response::{Asked, ChunkLine, Framing};
 
+use crate::serve::base::observers::How;
 use crate::serve::base::settings::DEFERRED_ANSWER_BYTES_MAX;
 use crate::serve::io::socket;
 use crate::serve::io::spool::TempFiles;
@@ -201,7 +202,10 @@ impl Request {
 
     /// Decides what the loop does with the connection.
     pub fn decide_after(&mut self, end: End) {
-        self.answer.cut = end == End::Cut;
+        self.answer.how = match end {
+            End::Complete => How::Complete,
+            End::Cut => How::Cut,
+        };
         self.answer.after = match (end, self.answer.framing) {
             (End::Complete, _) if self.answer.keep => After::KeepAlive,
             (End::Complete, _) if self.head.keep_alive => After::Linger,

@@ -14,6 +14,7 @@ use crate::serve::base::address::{Local, Peer};
 use crate::serve::base::buffers::InputBuffers;
 use crate::serve::base::names::{Blocking, TimerKind};
 use crate::serve::base::pace::Window;
+use crate::serve::base::refused::ReadSoFar;
 use crate::serve::base::settings::{BUFFER_KEPT_BYTES, READ_BODY_BYTES, READ_HEAD_BYTES};
 use crate::serve::io::socket;
 
@@ -204,6 +205,16 @@ impl Reader {
         let mut values = request.head.fields(bytes).filter(is_it).map(|(_, value)| value);
         let first = values.next();
         first.filter(|_| values.next().is_none())
+    }
+
+    /// What is known of a request that is refused.
+    pub fn read_so_far<'a>(&'a self, request: &'a Request) -> ReadSoFar<'a> {
+        let [whole, _] = request.raw();
+        match self.head_end {
+            _ if request.is_complete() => ReadSoFar::Head(&request.head, whole),
+            0 => ReadSoFar::Line(self.scanner.request_line(&self.input)),
+            _ => ReadSoFar::Head(&request.head, &self.input),
+        }
     }
 
     /// A body is awaited.

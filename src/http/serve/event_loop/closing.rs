@@ -7,6 +7,7 @@ use crate::proto::response::Asked;
 use crate::proto::{syntax, Version};
 use crate::serve::base::names::TimerKind;
 use crate::serve::base::observers::{Ending, How};
+use crate::serve::base::refused::Refused;
 use crate::serve::base::settings::{LINGER, LINGER_SILENCE, READ_BODY_BYTES};
 use crate::serve::conn::answer::After;
 use crate::serve::conn::request::Request;
@@ -35,7 +36,7 @@ impl EventLoop {
             return;
         }
         self.timers.clear(token.index);
-        let how = if request.answer.cut { How::Cut } else { How::Complete };
+        let how = request.answer.how;
         self.ended(&mut request, how);
         let reader = &mut self.table.slot(token.index).reader;
         match request.answer.after {
@@ -67,7 +68,7 @@ impl EventLoop {
             return;
         }
         let unsent = match how {
-            How::Complete => 0,
+            How::Complete | How::Refused => 0,
             How::ClientLeft | How::WriteTimeout | How::Cut | How::TimedOut => request.write_half.unsent(),
         };
         let body_bytes = request.answer.sent.saturating_sub(unsent);
@@ -90,15 +91,37 @@ impl EventLoop {
         self.end_unread(&mut request);
         let Refusal { status, reason, limit } = refusal;
         let limit = limit.map_or_else(String::new, |limit| format!(" ({limit})"));
-        let id = self.id_of(&request).map_or_else(String::new, |id| format!(" id={id}"));
-        log::info!("refused {}: {status} {reason}{limit}{id}", request.peer);
+        let id = self.id_of(&request);
+        let id_text = id.as_ref().map_or_else(String::new, |id| format!(" id={id}"));
+        log::info!("refused {}: {status} {reason}{limit}{id_text}", request.peer);
         let head = self.table.slot(index).reader.asks_for_head(&request);
         let asked = Asked { version: Version::Http11, head, keep_alive: false };
+        self.tell_refused(&mut request, status, id.as_deref());
         let sent = request.refuse(status, reason, asked, &self.shared.rules.temp);
+        request.answer.how = How::Refused;
         request.answer.after = After::Linger;
         match sent {
             Sent::All | Sent::Queued { .. } | Sent::Gone => self.settle(request),
         }
+    }
+
+    /// Asks what is to be told of a request that the application will not see.
+    fn tell_refused(&mut self, request: &mut Request, status: u16, id: Option<&str>) {
+        // One that was never complete has not waited for a thread, and its time has not begun.
+        if !request.is_complete() {
+            request.ready_at = self.now;
+        }
+        let mut record = std::mem::take(&mut request.record);
+        record.clear();
+        let refused = Refused {
+            status,
+            peer: &request.peer,
+            id: id.map(str::as_bytes),
+            waited: self.now.saturating_duration_since(request.ready_at),
+            head: self.table.slot(request.token.index).reader.read_so_far(request),
+        };
+        self.metrics.refused(&refused, &mut record);
+        request.record = record;
     }
 
     /// What a proxy of ours calls a request that the application will not see.

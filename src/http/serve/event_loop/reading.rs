@@ -63,7 +63,7 @@ impl EventLoop {
         received
     }
 
-    fn go_on(&mut self, request: Box<Request>, received: Received) {
+    fn go_on(&mut self, mut request: Box<Request>, received: Received) {
         match received {
             Received::Waiting(kind) => self.wait_for(request, kind),
             Received::Again(kind) => {
@@ -71,6 +71,7 @@ impl EventLoop {
                 self.wait_for(request, kind);
             }
             Received::Complete if self.mode == Mode::Retiring => {
+                request.ready_at = self.now;
                 if let Some(request) = self.give_whole(request) {
                     self.refuse_later(request, refusal::RETIRING);
                 }
