@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::harness::client::{self, Connection};
 use crate::harness::master::{Launch, Master};
 use crate::harness::site::Site;
+use crate::harness::wait_for;
 
 const BYTES: usize = 4_000_000;
 /// More than `body_memory`, so that the body goes live before the rest is sent.
@@ -13,9 +14,17 @@ const FIRST: usize = 1_000_000;
 /// Says how many live bodies have begun, and reads them in each way that a file has.
 const APP: &str = r#"
 import io
+import os
+import time
 import zlib
 
+SITE = os.path.join(os.getcwd(), "..", "..")
 begun = 0
+
+
+def wait_for(name):
+    while not os.path.exists(os.path.join(SITE, name)):
+        time.sleep(0.005)
 
 
 class Digest:
@@ -31,6 +40,8 @@ def application(environ, start_response):
     start = lambda text, status="200 OK": (start_response(status, [("Content-Type", "text/plain")]), [text.encode()])[1]
     if path == "/begun":
         return start(str(begun))
+    if path == "/other":
+        wait_for("other-end")
     if environ["REQUEST_METHOD"] == "GET":
         return start("small")
     begun += not body.seekable()
@@ -72,6 +83,15 @@ def application(environ, start_response):
         return start("can")
     elif how == "unread":
         pass
+    elif how == "late":
+        body.read(500_000)
+        wait_for("late-end")
+        try:
+            outcome = len(body.read())
+        except OSError as error:
+            outcome = error
+        with open(os.path.join(SITE, "outcome"), "w") as file:
+            file.write("{} {}\n".format(body.seekable(), outcome))
     elif how == "caught":
         try:
             body.read()
@@ -227,6 +247,9 @@ fn uploads_that_stop_hold_no_thread() {
         let long = waited.iter().filter(|waited| **waited >= Duration::from_secs(1)).count();
         println!("{threads} threads: {long} of {} waited, the longest {:?}", waited.len(), waited.iter().max());
         assert!(long <= usize::from(threads == 1), "{threads} threads: {waited:?}");
+        // Until one has been given up. Those that stood in line behind it are not waited for in the same way: as found, that
+        // made four seconds of it.
+        assert!(waited.iter().all(|waited| *waited < Duration::from_millis(3500)), "{threads} threads: {waited:?}");
         let live = begun(&master);
         // Half of the threads, or what stood in line for the only one; from then on nobody is trusted.
         let most = if threads == 1 { 3 } else { threads / 2 };
@@ -235,6 +258,53 @@ fn uploads_that_stop_hold_no_thread() {
         drop(held);
         assert_eq!(master.get("/").text(), "small");
     }
+}
+
+/// A request that takes too long is answered while its body comes. What the client still sends is nobody's, and the application,
+/// which goes on to read, hears that.
+#[test]
+fn a_live_body_of_a_request_over_its_limit_is_nobodys() {
+    let site = site("live-overdue", 2);
+    site.set("server.request_timeout", "'1s'").set("server.request_timeouts", "{ '/other' = '1m' }");
+    site.set("server.graceful_timeout", "'30s'");
+    site.set("log.access", "'access.log'").set("log.access_format", "'%(m)s %(U)s %(s)s %(B)s %(X)s'");
+    let master = eager(&site);
+    // Its worker lives on for as long as somebody needs it.
+    let mut other = master.connect();
+    other.must_send("GET /other HTTP/1.1\r\nHost: h\r\n\r\n");
+    wait_for("it to run", || master.status().filter(|status| status.0["generations"][0]["workers"][0]["busy"] == 1));
+    let mut late = master.connect();
+    late.must_send(head("/late", &format!("Content-Length: {BYTES}")));
+    late.must_send(&body()[..FIRST]);
+    let answer = late.expect_answer();
+    const TEXT: &str = "Gateway Timeout: the request took too long\n";
+    assert_eq!((answer.status, answer.text().as_str(), answer.closes()), (504, TEXT, true));
+    // Closing with this unread would be a reset, and the answer might be lost.
+    late.must_send(&body()[FIRST..]);
+    std::fs::write(site.path().join("late-end"), "").expect("it can be made");
+    let outcome = wait_for("the end of the reading", || {
+        let text = std::fs::read_to_string(site.path().join("outcome")).ok()?;
+        text.strip_suffix('\n').map(str::to_owned)
+    });
+    assert_eq!(outcome, "False this request is over");
+    assert!(late.read().is_err(), "one answer");
+    std::fs::write(site.path().join("other-end"), "").expect("it can be made");
+    assert_eq!(other.expect_answer().text(), "small");
+    let lines = wait_for("the lines", || {
+        let text = std::fs::read_to_string(site.path().join("access.log")).unwrap_or_default();
+        (text.lines().count() >= 2).then_some(text)
+    });
+    assert_eq!(lines, format!("POST /late 504 {} request-timeout\nGET /other 200 5 complete\n", TEXT.len()));
+    let counts = |status: &serde_json::Value| ["requests", "timed_out", "lost"].map(|name| status[name].as_u64());
+    wait_for("the counts", || {
+        master.status().filter(|status| counts(&status.0) == [Some(2), Some(1), Some(0)]).map(drop)
+    });
+    // A new worker serves, in which bodies go live as ever.
+    let mut next = master.connect();
+    next.must_send(head("/read", &format!("Content-Length: {BYTES}")));
+    next.must_send(body());
+    assert_eq!(next.expect_answer().text(), format!("{} {BYTES} {BYTES}", adler32(&body())));
+    assert!(!master.log().contains("Traceback"), "{}", master.log());
 }
 
 /// As zlib has it.

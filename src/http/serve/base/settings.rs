@@ -195,6 +195,10 @@ pub const LIVE_REST_MAX: Duration = Duration::from_secs(2);
 /// A thread that waits for a live body for so long in sum must have got some of it meanwhile: else the body ends there.
 pub const LIVE_WINDOW: Duration = Duration::from_secs(2);
 
+/// The same for the only thread, while others wait for it and a client has just abused that. Those that went live before are
+/// in line, and their clients would be waited for one after the other.
+pub const LIVE_WINDOW_MISTRUSTED: Duration = Duration::from_millis(200);
+
 /// What must come in a second of waiting: of a client that stopped, or was never what it seemed, nothing does.
 pub const LIVE_PACE_BYTES_PER_S: u64 = 64 * 1024;
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::proto::chunked::{Decoder, Piece};
 use crate::proto::refusal::{self, Refusal};
-use crate::serve::base::settings::{LIVE_WINDOW, READ_BODY_BYTES};
+use crate::serve::base::settings::READ_BODY_BYTES;
 use crate::serve::io::socket;
 
 use super::write_half::WriteHalf;
@@ -76,6 +76,13 @@ impl fmt::Display for Failure {
     }
 }
 
+/// Of a thread with a client: in so much waiting, so much must come.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    pub window: Duration,
+    pub bytes_per_s_min: u64,
+}
+
 /// What a look at the body came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Came {
@@ -132,11 +139,12 @@ impl LiveBody {
     }
 
     /// Waits for the client, for as long as it may take. The lock is not held meanwhile: whoever ends the request need not wait.
-    pub fn wait(&self, bytes_per_s_min: impl FnOnce() -> u64) {
-        let left = LIVE_WINDOW.saturating_sub(self.lock().waited);
+    /// `patience` is asked before and after, since somebody else may have come.
+    pub fn wait(&self, patience: impl Fn() -> Patience) {
+        let left = patience().window.saturating_sub(self.lock().waited);
         let begun = Instant::now();
         socket::wait_readable(self.write_half.fd(), left);
-        self.lock().judge(begun.elapsed(), bytes_per_s_min);
+        self.lock().judge(begun.elapsed(), patience());
     }
 
     /// As far as is known without a system call.
@@ -261,13 +269,14 @@ impl State {
     }
 
     /// A thread has waited for so long.
-    fn judge(&mut self, waited: Duration, bytes_per_s_min: impl FnOnce() -> u64) {
+    fn judge(&mut self, waited: Duration, patience: Patience) {
         self.waited += waited;
         self.waited_in_all += waited;
-        if self.waited < LIVE_WINDOW {
+        if self.waited < patience.window {
             return;
         }
-        let wanted = bytes_per_s_min() * LIVE_WINDOW.as_secs();
+        let window_ms = u64::try_from(patience.window.as_millis()).unwrap_or(u64::MAX);
+        let wanted = patience.bytes_per_s_min.saturating_mul(window_ms) / 1000;
         if self.came - self.came_before < wanted {
             if let Phase::Coming(_) = self.phase {
                 self.phase = Phase::Failed(Failure::Refused(refusal::BODY_SLOW));

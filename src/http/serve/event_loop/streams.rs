@@ -7,7 +7,8 @@
 //!
 //! At most half of the threads read such bodies. Where there is one thread only, a body is read by it while no other request
 //! waits, and others may come after it in line. Whoever has broken the trust once, by a pace that others had to wait for, has
-//! broken it for all: for a minute no body goes live, then for two, and so on.
+//! broken it for all: for a minute no body goes live, then for two, and so on. Those that stand in line for the only thread by
+//! then must not stop either: others would wait for each of their clients in turn.
 
 use std::time::{Duration, Instant};
 
@@ -62,8 +63,12 @@ impl Streams {
             0 | 1 => others <= 1 && self.live <= LIVE_ALONE_IN_LINE_MAX,
             count => self.live < count / 2,
         };
-        let is_trusted = self.mistrusted_until.is_none_or(|until| until <= now);
-        has_room && is_trusted && candidate.is_fast(self.bytes_per_s_min)
+        has_room && !self.is_mistrusted(now) && candidate.is_fast(self.bytes_per_s_min)
+    }
+
+    /// None goes live, and those that are get less patience where there is one thread.
+    pub fn is_mistrusted(&self, now: Instant) -> bool {
+        self.mistrusted_until.is_some_and(|until| now < until)
     }
 
     pub fn begin(&mut self) {

@@ -4,10 +4,13 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::proto::refusal;
-use crate::serve::base::settings::{LIVE_PACE_ALONE_BYTES_PER_S, LIVE_PACE_BYTES_PER_S};
-use crate::serve::conn::live_body::{Came, Failure, LiveBody};
+use crate::serve::base::settings::{
+    LIVE_PACE_ALONE_BYTES_PER_S, LIVE_PACE_BYTES_PER_S, LIVE_WINDOW, LIVE_WINDOW_MISTRUSTED,
+};
+use crate::serve::conn::live_body::{Came, Failure, LiveBody, Patience};
 use crate::serve::event_loop::EventLoop;
 
 use super::leader::Leader;
@@ -60,8 +63,12 @@ impl LiveInput {
             return;
         }
         self.body.wait(|| match shared.rules.settings.threads {
-            0 | 1 if shared.is_wanted() => LIVE_PACE_ALONE_BYTES_PER_S,
-            _others_go_on => LIVE_PACE_BYTES_PER_S,
+            0 | 1 if shared.is_wanted() => {
+                let is_mistrusted = shared.streams().is_mistrusted(Instant::now());
+                let window = if is_mistrusted { LIVE_WINDOW_MISTRUSTED } else { LIVE_WINDOW };
+                Patience { window, bytes_per_s_min: LIVE_PACE_ALONE_BYTES_PER_S }
+            }
+            _others_go_on => Patience { window: LIVE_WINDOW, bytes_per_s_min: LIVE_PACE_BYTES_PER_S },
         });
     }
 }
