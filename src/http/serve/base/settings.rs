@@ -185,6 +185,10 @@ pub const BYTES_PER_S_MIN: u64 = 240;
 /// and whoever only announces a large body shall not cost a file.
 pub const GATHER_BYTES: usize = 64 * 1024;
 
+/// The same where half of the memory for bodies and answers is free: each write is another thread's, and waking that costs as
+/// much as writing so much.
+pub const GATHER_BYTES_MAX: usize = 256 * 1024;
+
 /// How fast a body must have come to go to the application as it comes: a local network does that, or a proxy that has all of
 /// it. The Internet of most clients does not.
 pub const LIVE_BYTES_PER_S_MIN: u64 = 32 * 1024 * 1024;

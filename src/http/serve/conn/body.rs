@@ -7,8 +7,10 @@ use std::time::Instant;
 use crate::proto::refusal::{self, Refusal};
 use crate::serve::base::budget::Charge;
 use crate::serve::base::buffers::{Buffers, InputBuffers};
-use crate::serve::base::settings::{BUFFER_KEPT_BYTES, GATHER_BYTES, READ_BODY_BYTES};
-use crate::serve::io::spool::{Failed, Spool};
+use crate::serve::base::settings::{
+    BUFFER_KEPT_BYTES, GATHER_BYTES, GATHER_BYTES_MAX, MEMORY_BYTES_MAX, READ_BODY_BYTES,
+};
+use crate::serve::io::spool::{Failed, Spool, TempFiles};
 
 use super::live_body::{Ended, LiveBody, Rest};
 use super::rules::Rules;
@@ -26,6 +28,12 @@ pub struct RequestBody {
     /// Where large memory comes from and goes to.
     buffers: Arc<Buffers>,
     file: Option<Spool>,
+    /// It goes to a file, which there is once something was written.
+    spools: bool,
+    /// So much is gathered before it is written.
+    batch_bytes: usize,
+    /// A file thread has its bytes and its file (`take_batch`).
+    is_away: bool,
     length: u64,
     /// As its head says.
     declared: Option<u64>,
@@ -57,6 +65,9 @@ impl RequestBody {
             charge: rules.bodies.charge(),
             buffers: Arc::clone(&rules.buffers),
             file: None,
+            spools: false,
+            batch_bytes: GATHER_BYTES,
+            is_away: false,
             length: 0,
             declared: None,
             was_large: false,
@@ -149,6 +160,8 @@ impl RequestBody {
         self.declared = None;
         self.beyond = Beyond::File;
         self.file = None;
+        self.spools = false;
+        self.is_away = false;
         self.charge.clear();
         self.memory.clear();
         if self.memory.capacity() > BUFFER_KEPT_BYTES {
@@ -193,14 +206,15 @@ impl RequestBody {
     /// announced shall not cost memory. Memory that is asked for and not written to costs none, so there is room for all
     /// that may stay in memory from the beginning, and it need not move as it grows.
     pub fn place(&mut self, left: u64) -> (&mut Vec<u8>, usize) {
-        if self.file.is_none() && left > BUFFER_KEPT_BYTES as u64 && self.memory.capacity() <= BUFFER_KEPT_BYTES {
+        if !self.spools && left > BUFFER_KEPT_BYTES as u64 && self.memory.capacity() <= BUFFER_KEPT_BYTES {
             let begun = std::mem::replace(&mut self.memory, self.buffers.take());
             self.memory.reserve(begun.len() + left.min(self.memory_bytes_max) as usize);
             self.memory.extend_from_slice(&begun);
         }
-        let step = match self.file {
-            Some(_) => GATHER_BYTES - self.memory.len(),
-            None => {
+        debug_assert!(!self.has_batch(false), "it is to be written first");
+        let step = match self.spools {
+            true => self.batch_bytes - self.memory.len(),
+            false => {
                 let left = self.memory_bytes_max.saturating_sub(self.length) as usize;
                 self.memory.len().min(left).max(READ_BODY_BYTES)
             }
@@ -214,53 +228,87 @@ impl RequestBody {
     pub fn added(&mut self, bytes: usize, rules: &Rules) -> Result<(), Refusal> {
         let bytes = bytes as u64;
         self.length += bytes;
-        match &mut self.file {
-            Some(file) => {
-                self.charge.force(bytes);
-                if self.memory.len() >= GATHER_BYTES {
-                    file.append(&self.memory).map_err(translate)?;
-                    self.memory.clear();
-                    self.charge.clear();
-                }
+        if self.spools {
+            self.charge.force(bytes);
+            return Ok(());
+        }
+        if self.length <= self.memory_bytes_max && self.charge.grow(bytes) {
+            return Ok(());
+        }
+        self.charge.force(bytes);
+        match self.beyond {
+            Beyond::Undecided(since) | Beyond::Reached(since) => {
+                self.beyond = Beyond::Reached(since);
                 Ok(())
             }
-            None if self.length <= self.memory_bytes_max && self.charge.grow(bytes) => Ok(()),
-            None => match self.beyond {
-                Beyond::Undecided(since) | Beyond::Reached(since) => {
-                    self.charge.force(bytes);
-                    self.beyond = Beyond::Reached(since);
-                    Ok(())
-                }
-                Beyond::File | Beyond::Live(_) | Beyond::Over(_) => self.go_to_file(rules),
-            },
+            Beyond::File | Beyond::Live(_) | Beyond::Over(_) => self.go_to_file(rules),
         }
     }
 
     /// What lies in memory goes to a file, and so does what comes.
     pub fn go_to_file(&mut self, rules: &Rules) -> Result<(), Refusal> {
         self.beyond = Beyond::File;
-        let file = self.file.insert(open_file(self.length > rules.settings.body_memory, rules)?);
-        file.append(&self.memory).map_err(translate)?;
+        self.spools = rules.temp.available();
+        self.begin_batch();
+        match self.spools {
+            true => Ok(()),
+            false if self.length > rules.settings.body_memory => Err(refusal::BODY_NO_TEMP_DIR),
+            false => Err(refusal::TEMP_FULL),
+        }
+    }
+
+    fn begin_batch(&mut self) {
+        let is_free = self.charge.left() >= MEMORY_BYTES_MAX / 2;
+        self.batch_bytes = if is_free { GATHER_BYTES_MAX } else { GATHER_BYTES };
+    }
+
+    /// So much lies in memory that it is worth writing. `all_came`: nothing more comes.
+    pub fn has_batch(&self, all_came: bool) -> bool {
+        self.spools && (self.memory.len() >= self.batch_bytes || (all_came && !self.memory.is_empty()))
+    }
+
+    /// What is to be written to the file. Nothing is read of the body until it is back.
+    pub fn take_batch(&mut self) -> Batch {
+        self.is_away = true;
+        Batch { bytes: std::mem::take(&mut self.memory), outcome: self.file.take().map(Ok) }
+    }
+
+    pub fn is_away(&self) -> bool {
+        self.is_away
+    }
+
+    /// It is back. Its memory is used again.
+    pub fn put_back(&mut self, batch: Batch) -> Result<(), Refusal> {
+        self.is_away = false;
+        self.memory = batch.bytes;
         self.memory.clear();
         self.charge.clear();
+        self.begin_batch();
+        self.file = batch.outcome.transpose().map_err(translate)?;
         Ok(())
     }
 
-    /// The last byte has come.
-    pub fn complete(&mut self) -> Result<(), Refusal> {
-        let Some(file) = &mut self.file else { return Ok(()) };
-        file.append(&self.memory).map_err(translate)?;
-        self.buffers.keep(std::mem::take(&mut self.memory));
-        self.charge.clear();
-        Ok(())
+    /// The last byte has come, and is in its place.
+    pub fn complete(&mut self) {
+        if self.spools {
+            self.buffers.keep(std::mem::take(&mut self.memory));
+        }
     }
 }
 
-fn open_file(too_long: bool, rules: &Rules) -> Result<Spool, Refusal> {
-    match rules.temp.available() {
-        true => rules.temp.create().map_err(translate),
-        false if too_long => Err(refusal::BODY_NO_TEMP_DIR),
-        false => Err(refusal::TEMP_FULL),
+/// A part of a body on its way to the file.
+#[derive(Debug)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    /// The file; none: it is still to be made.
+    outcome: Option<Result<Spool, Failed>>,
+}
+
+impl Batch {
+    /// May wait for the disk.
+    pub fn write(&mut self, temp: &TempFiles) {
+        let file = self.outcome.take().unwrap_or_else(|| temp.create());
+        self.outcome = Some(file.and_then(|file| file.append(&self.bytes).map(|()| file)));
     }
 }
 

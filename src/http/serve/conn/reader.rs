@@ -53,6 +53,8 @@ enum ReadPhase {
         left: u64,
     },
     Chunked(Decoder),
+    /// All of the body has come, and not all of it is in its file.
+    LastBatch,
     Complete,
 }
 
@@ -64,6 +66,8 @@ pub enum Received {
     /// As `Waiting`, but this turn's share was used up before the socket was empty.
     Again(TimerKind),
     Complete,
+    /// So much of the body has come that it is to be written to its file (`RequestBody::take_batch`).
+    Batch,
     /// The body does not fit into memory: it goes live (`go_live`), or to a file (`RequestBody::go_to_file`).
     Beyond,
     Refused(Refusal),
@@ -146,7 +150,11 @@ impl Reader {
     pub fn awaits_proxy(&self) -> Option<(ProxyVersion, bool)> {
         match self.phase {
             ReadPhase::Proxy { version, trusted } => Some((version, trusted)),
-            ReadPhase::Head | ReadPhase::Length { .. } | ReadPhase::Chunked(_) | ReadPhase::Complete => None,
+            ReadPhase::Head
+            | ReadPhase::Length { .. }
+            | ReadPhase::Chunked(_)
+            | ReadPhase::LastBatch
+            | ReadPhase::Complete => None,
         }
     }
 
@@ -219,7 +227,7 @@ impl Reader {
 
     /// A body is awaited.
     pub fn is_in_body(&self) -> bool {
-        matches!(self.phase, ReadPhase::Length { .. } | ReadPhase::Chunked(_))
+        matches!(self.phase, ReadPhase::Length { .. } | ReadPhase::Chunked(_) | ReadPhase::LastBatch)
     }
 
     pub fn received(&self) -> i64 {
@@ -248,6 +256,7 @@ impl Reader {
                     return Received::Complete;
                 }
                 Ok(false) if request.body.reached().is_some() => return Received::Beyond,
+                Ok(false) if request.body.has_batch(self.has_all()) => return Received::Batch,
                 Ok(false) => {}
                 Err(refusal) => return Received::Refused(refusal),
             }
@@ -264,7 +273,9 @@ impl Reader {
                     (socket::receive(request.write_half.fd(), memory, room), room)
                 }
                 ReadPhase::Length { .. } | ReadPhase::Chunked(_) => self.read(request, READ_BODY_BYTES),
-                ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::Complete => self.read(request, READ_HEAD_BYTES),
+                ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::LastBatch | ReadPhase::Complete => {
+                    self.read(request, READ_HEAD_BYTES)
+                }
             };
             match outcome {
                 Ok(0) if self.waits_for() == TimerKind::Keepalive => return Received::Ended,
@@ -306,12 +317,17 @@ impl Reader {
         Ok(())
     }
 
+    /// Nothing more of the request is to come.
+    fn has_all(&self) -> bool {
+        matches!(self.phase, ReadPhase::LastBatch | ReadPhase::Complete)
+    }
+
     fn waits_for(&self) -> TimerKind {
         match self.phase {
             ReadPhase::Proxy { .. } if !self.input.is_empty() => TimerKind::Header,
             ReadPhase::Head if self.scanner.has_begun(&self.input) => TimerKind::Header,
             ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::Complete => TimerKind::Keepalive,
-            ReadPhase::Length { .. } | ReadPhase::Chunked(_) => TimerKind::Body,
+            ReadPhase::Length { .. } | ReadPhase::Chunked(_) | ReadPhase::LastBatch => TimerKind::Body,
         }
     }
 
@@ -331,21 +347,26 @@ impl Reader {
             let is_small = match self.phase {
                 ReadPhase::Length { left } => left <= BUFFER_KEPT_BYTES as u64,
                 ReadPhase::Chunked(_) => true,
-                ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::Complete => false,
+                ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::LastBatch | ReadPhase::Complete => false,
             };
             if is_small {
                 request.body.lend(inputs);
             }
         }
         match self.phase {
-            ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::Complete => {}
+            ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::LastBatch | ReadPhase::Complete => {}
             ReadPhase::Length { .. } | ReadPhase::Chunked(_) => self.parse_body(request, rules)?,
         }
-        let complete = matches!(self.phase, ReadPhase::Complete);
-        if complete {
-            request.body.complete()?;
+        if !self.has_all() {
+            return Ok(false);
         }
-        Ok(complete)
+        if request.body.has_batch(true) {
+            self.phase = ReadPhase::LastBatch;
+            return Ok(false);
+        }
+        self.phase = ReadPhase::Complete;
+        request.body.complete();
+        Ok(true)
     }
 
     /// Takes what has come of a body out of the input. Apart from `parse`, since most requests have none.
@@ -353,7 +374,7 @@ impl Reader {
     fn parse_body(&mut self, request: &mut Request, rules: &Rules) -> Result<(), Refusal> {
         let mut rest = &self.input[self.head_end..];
         match &mut self.phase {
-            ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::Complete => {}
+            ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::LastBatch | ReadPhase::Complete => {}
             ReadPhase::Length { left } => {
                 let length = usize::try_from(*left).map_or(rest.len(), |left| left.min(rest.len()));
                 let (bytes, tail) = rest.split_at(length);
@@ -439,7 +460,11 @@ impl Reader {
     pub fn left(&self) -> Option<u64> {
         match self.phase {
             ReadPhase::Length { left } => Some(left),
-            ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::Chunked(_) | ReadPhase::Complete => None,
+            ReadPhase::Proxy { .. }
+            | ReadPhase::Head
+            | ReadPhase::Chunked(_)
+            | ReadPhase::LastBatch
+            | ReadPhase::Complete => None,
         }
     }
 
@@ -448,7 +473,7 @@ impl Reader {
         let rest = match std::mem::replace(&mut self.phase, ReadPhase::Complete) {
             ReadPhase::Length { left } => Rest::Length(left),
             ReadPhase::Chunked(decoder) => Rest::Chunked(decoder),
-            ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::Complete => Rest::Length(0),
+            ReadPhase::Proxy { .. } | ReadPhase::Head | ReadPhase::LastBatch | ReadPhase::Complete => Rest::Length(0),
         };
         self.hand_out(request, inputs);
         let input = std::mem::take(&mut self.input);

@@ -14,6 +14,8 @@ pub struct Rules {
     pub settings: Settings,
     pub limits: Limits,
     pub temp: TempFiles,
+    /// For the few bytes that whoever leads says itself: it never writes to a file.
+    pub no_files: TempFiles,
     pub memory: Arc<Budget>,
     /// Of the bodies of requests. The same, unless nothing is there to relieve it.
     pub bodies: Arc<Budget>,
@@ -46,7 +48,7 @@ impl Rules {
             bodies = Budget::new(settings.body_memory_alone);
         }
         let temp = TempFiles::new(settings.temp_dir.clone(), settings.temp_limit);
-        let limits = settings.limits();
-        Rules { settings, limits, temp, memory, bodies, buffers: Arc::default(), hops: Hops::default() }
+        let (no_files, limits) = (TempFiles::new(None, 0), settings.limits());
+        Rules { settings, limits, temp, no_files, memory, bodies, buffers: Arc::default(), hops: Hops::default() }
     }
 }

@@ -1,7 +1,7 @@
 //! Parts of an answer to a socket, in as few system calls as there can be.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, RawFd};
 
 use crate::serve::base::settings::SHARE_BYTES_MAX;
 use crate::serve::io::socket;
@@ -16,7 +16,7 @@ pub fn send_some(fd: RawFd, file: &impl AsFd, offset: &mut u64, left: &mut u64, 
 pub fn send_head_and_file(
     fd: RawFd,
     head: &mut &[u8],
-    file: &OwnedFd,
+    file: &impl AsFd,
     offset: &mut u64,
     left: &mut u64,
 ) -> io::Result<()> {

@@ -20,7 +20,7 @@ use crate::serve::io::socket;
 use crate::serve::io::spool::TempFiles;
 
 use super::sending::{send_head_and_file, send_parts};
-use super::write_queue::{Hold, Progress, WriteQueue};
+use super::write_queue::{self, FilePart, Hold, InMemory, Progress, WriteQueue};
 
 /// Values of `WriteHalf::loss`.
 struct Loss;
@@ -258,10 +258,32 @@ impl WriteHalf {
             let hold = hold.filter(|_| index + 1 == parts.len() && part.len() - skipped > SEGMENT_BYTES);
             match hold {
                 Some(hold) if queue.push_held(hold, skipped, part.len()) => {}
-                Some(_) | None => queue.push(&part[skipped..], temp),
+                Some(_) | None => queue = self.push(queue, &part[skipped..], temp),
             }
         }
         self.queue(queue, temp)
+    }
+
+    /// Queues bytes in memory or in the file. The queue is not locked while that is written: whoever leads must not wait for
+    /// the disk. Nobody else pushes meanwhile, since one thread has the request.
+    fn push<'q>(
+        &'q self,
+        mut queue: MutexGuard<'q, WriteQueue>,
+        bytes: &[u8],
+        temp: &TempFiles,
+    ) -> MutexGuard<'q, WriteQueue> {
+        let rest = queue.push(bytes, temp);
+        if rest.is_empty() {
+            return queue;
+        }
+        let spool = queue.spool();
+        drop(queue);
+        let outcome = write_queue::write(spool, rest, temp);
+        let mut queue = self.lock();
+        if !self.is_gone() {
+            queue.push_written(outcome, rest);
+        }
+        queue
     }
 
     /// Queues all of `parts`, for a loop that looks at what was deferred before long (`drain_deferred`). Nothing was queued
@@ -283,7 +305,7 @@ impl WriteHalf {
     /// afterwards finds that the leader has changed. Loop side.
     pub fn drain_deferred(&self) -> Option<Drained> {
         let queue = self.lock();
-        queue.deferred.then(|| self.drain_locked(queue, SHARE_BYTES_MAX).0)
+        queue.deferred.then(|| self.drain_locked(queue, SHARE_BYTES_MAX, &|_, _, _| false).0)
     }
 
     /// Sends `head` and then the file's bytes, as far as the socket takes them, and queues the rest. App side;
@@ -305,8 +327,7 @@ impl WriteHalf {
             // The queue goes before us, the socket is full, or the file is shorter than it was; draining tells.
             Some(Ok(()) | Err(_)) | None => {}
         }
-        let mut queue = self.lock();
-        queue.push(rest, temp);
+        let mut queue = self.push(self.lock(), rest, temp);
         queue.push_file(file, offset, left);
         self.queue(queue, temp)
     }
@@ -366,15 +387,33 @@ impl WriteHalf {
     }
 
     /// Sends queued bytes until the socket is full or the share used up. Loop side.
-    pub fn drain(&self, share: usize) -> (Drained, usize) {
-        self.drain_locked(self.lock(), share)
+    pub fn drain(&self, share: usize, in_memory: InMemory<'_>) -> (Drained, usize) {
+        self.drain_locked(self.lock(), share, in_memory)
+    }
+
+    /// What is to be sent next of a file, after `Drained::Cold`. Loop side.
+    pub fn next_of_file(&self) -> Option<FilePart> {
+        self.lock().next_of_file()
+    }
+
+    /// It lies in memory, up to this place of the file. Loop side.
+    pub fn note_read_ahead(&self, until: u64) {
+        let mut queue = self.lock();
+        queue.note_read_ahead(until);
+        // It was the disk's fault, not the client's.
+        queue.heard += 1;
     }
 
     /// And how many bytes went out.
-    fn drain_locked(&self, mut queue: MutexGuard<'_, WriteQueue>, share: usize) -> (Drained, usize) {
+    fn drain_locked(
+        &self,
+        mut queue: MutexGuard<'_, WriteQueue>,
+        share: usize,
+        in_memory: InMemory<'_>,
+    ) -> (Drained, usize) {
         queue.deferred = false;
         let before = queue.drained;
-        let outcome = queue.drain(self.fd(), share);
+        let outcome = queue.drain(self.fd(), share, in_memory);
         let sent = usize::try_from(queue.drained - before).unwrap_or(usize::MAX);
         let progress = sent > 0;
         if progress || outcome == Progress::Empty {
@@ -390,6 +429,7 @@ impl WriteHalf {
             }
             Progress::Blocked => Drained::Blocked { progress },
             Progress::Again => Drained::Again,
+            Progress::Cold => Drained::Cold,
             Progress::Broken => Drained::Broken,
         };
         (drained, sent)
@@ -415,6 +455,8 @@ pub enum Drained {
     },
     /// The share of this turn is used up; the socket may take more.
     Again,
+    /// What comes next does not lie in memory (`next_of_file`).
+    Cold,
     /// The client is gone, or a file is shorter than it was: the answer cannot be completed.
     Broken,
 }

@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::serve::base::budget::Charge;
 use crate::serve::base::settings::{
@@ -20,8 +20,40 @@ pub enum Progress {
     Empty,
     Blocked,
     Again,
+    /// The next part of a file does not lie in memory.
+    Cold,
     Broken,
 }
+
+/// Whether a part of a file lies in memory, by its offset and length.
+pub type InMemory<'a> = &'a dyn Fn(BorrowedFd<'_>, u64, u64) -> bool;
+
+/// A part of a file that is to be sent.
+#[derive(Debug)]
+pub struct FilePart {
+    pub file: FileRef,
+    pub offset: u64,
+    pub length: u64,
+}
+
+/// A file for as long as somebody reads it.
+#[derive(Clone, Debug)]
+pub enum FileRef {
+    Spool(Arc<Spool>),
+    Application(Arc<OwnedFd>),
+}
+
+impl AsFd for FileRef {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            FileRef::Spool(spool) => spool.as_fd(),
+            FileRef::Application(file) => file.as_fd(),
+        }
+    }
+}
+
+/// What is read ahead of a file at a time: more than a turn sends, so that a client seldom waits for it.
+const READ_AHEAD_BYTES: u64 = 1024 * 1024;
 
 /// Bytes that stay where they are for as long as this lives.
 pub trait Piece: Send + std::fmt::Debug {
@@ -53,7 +85,7 @@ enum Segment {
     },
     /// Bytes of the application's file, by a descriptor of our own, so that it may close its one.
     File {
-        file: OwnedFd,
+        file: Arc<OwnedFd>,
         offset: u64,
         left: u64,
     },
@@ -82,7 +114,11 @@ fn keep_spare(bytes: Vec<u8>) {
 pub struct WriteQueue {
     segments: VecDeque<Segment>,
     memory: Charge,
-    spool: Option<Spool>,
+    spool: Option<Arc<Spool>>,
+    /// Up to here, what is first in the queue lies in memory, where it is of a file.
+    in_memory_until: u64,
+    /// Somebody reads ahead of it.
+    is_read_ahead: bool,
     /// Bytes in `Spooled` segments.
     spooled: u64,
     /// The loop knows of the queue.
@@ -109,6 +145,8 @@ impl WriteQueue {
             segments: VecDeque::with_capacity(1),
             memory,
             spool: None,
+            in_memory_until: 0,
+            is_read_ahead: false,
             spooled: 0,
             watched: false,
             deferred: false,
@@ -136,6 +174,8 @@ impl WriteQueue {
         self.segments.clear();
         self.memory.clear();
         self.spool = None;
+        self.in_memory_until = 0;
+        self.is_read_ahead = false;
         self.spooled = 0;
         self.watched = false;
         self.deferred = false;
@@ -144,6 +184,8 @@ impl WriteQueue {
 
     /// The first segment was sent.
     fn pop(&mut self) {
+        self.in_memory_until = 0;
+        self.is_read_ahead = false;
         match self.segments.pop_front() {
             Some(Segment::Memory { mut bytes, .. }) if bytes.capacity() <= DEFERRED_ANSWER_BYTES_MAX => {
                 bytes.clear();
@@ -164,7 +206,7 @@ impl WriteQueue {
 
     /// A spool counts with its whole length until all of it was sent, since only then its blocks are freed.
     pub fn room(&self, temp: &TempFiles) -> u64 {
-        let spool = self.spool.as_ref().map_or(0, Spool::length);
+        let spool = self.spool.as_ref().map_or(0, |spool| spool.length());
         let left = self.bytes_max.saturating_sub(self.memory.bytes() + spool);
         let memory = self.memory_bytes_max(temp).saturating_sub(self.memory.bytes()).min(self.memory.left());
         let files = if self.spool_failed { 0 } else { temp.left() };
@@ -177,23 +219,56 @@ impl WriteQueue {
         self.room(temp).max(SEGMENT_BYTES as u64)
     }
 
-    /// Takes all of the bytes: to memory while that is within the bounds, then to the file, and if that fails to
-    /// memory all the same, because they must not be lost. Whoever asks for room first gets there with one segment at
-    /// most.
-    pub fn push(&mut self, bytes: &[u8], temp: &TempFiles) {
-        if bytes.is_empty() {
-            return;
-        }
+    /// Takes bytes to memory while that is within the bounds. The rest, which is for the file (`write`, `push_written`).
+    pub fn push<'b>(&mut self, bytes: &'b [u8], temp: &TempFiles) -> &'b [u8] {
         let room = self.memory_bytes_max(temp).saturating_sub(self.memory.bytes());
         let (head, rest) = bytes.split_at(bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
-        if !self.memory.grow(head.len() as u64) {
-            self.spool_or_force(bytes, temp);
-            return;
+        let rest = if self.memory.grow(head.len() as u64) {
+            self.push_memory(head);
+            rest
+        } else {
+            bytes
+        };
+        if !rest.is_empty() && (!temp.available() || self.spool_failed) {
+            self.force(rest);
+            return &[];
         }
-        self.push_memory(head);
-        if !rest.is_empty() {
-            self.spool_or_force(rest, temp);
+        rest
+    }
+
+    /// The file, if there is one yet.
+    pub fn spool(&self) -> Option<Arc<Spool>> {
+        self.spool.clone()
+    }
+
+    /// What `write` came to. Bytes that the file did not take go to memory all the same, because they must not be lost.
+    /// Whoever asks for room first gets there with one segment at most.
+    pub fn push_written(&mut self, outcome: Result<Arc<Spool>, Failed>, bytes: &[u8]) {
+        let length = bytes.len() as u64;
+        let spool = match outcome {
+            Ok(spool) => spool,
+            Err(Failed::Full) => return self.force(bytes),
+            Err(Failed::Io(error)) => {
+                log::warn!("temporary file for a response: {error}; the application waits for the client (temp_dir)");
+                self.spool_failed = true;
+                return self.force(bytes);
+            }
+        };
+        let offset = spool.length() - length;
+        // All that was in it before may have been sent meanwhile.
+        self.spool = Some(spool);
+        self.spooled += length;
+        match self.segments.back_mut() {
+            Some(Segment::Spooled { left, .. }) => *left += length,
+            Some(Segment::Memory { .. } | Segment::Held { .. } | Segment::File { .. }) | None => {
+                self.segments.push_back(Segment::Spooled { offset, left: length });
+            }
         }
+    }
+
+    fn force(&mut self, bytes: &[u8]) {
+        self.memory.force(bytes.len() as u64);
+        self.push_memory(bytes);
     }
 
     /// Keeps the application's own bytes from `at` to `end` instead of a copy. False: a copy is better, since little of them
@@ -208,7 +283,7 @@ impl WriteQueue {
     }
 
     pub fn push_file(&mut self, file: OwnedFd, offset: u64, left: u64) {
-        self.segments.push_back(Segment::File { file, offset, left });
+        self.segments.push_back(Segment::File { file: Arc::new(file), offset, left });
     }
 
     /// Takes a small answer, for a loop that looks here before long. False: the memory of all answers is used up.
@@ -244,49 +319,26 @@ impl WriteQueue {
         }
     }
 
-    fn spool_or_force(&mut self, bytes: &[u8], temp: &TempFiles) {
-        if let Some(offset) = self.push_spool(bytes, temp) {
-            let length = bytes.len() as u64;
-            self.spooled += length;
-            match self.segments.back_mut() {
-                Some(Segment::Spooled { left, .. }) => *left += length,
-                Some(Segment::Memory { .. } | Segment::Held { .. } | Segment::File { .. }) | None => {
-                    self.segments.push_back(Segment::Spooled { offset, left: length });
-                }
-            }
-            return;
-        }
-        self.memory.force(bytes.len() as u64);
-        self.push_memory(bytes);
-    }
-
-    /// Where in the spool the bytes went; None: they did not.
-    fn push_spool(&mut self, bytes: &[u8], temp: &TempFiles) -> Option<u64> {
-        if !temp.available() || self.spool_failed {
-            return None;
-        }
-        match self.try_spool(bytes, temp) {
-            Ok(offset) => Some(offset),
-            Err(Failed::Full) => None,
-            Err(Failed::Io(error)) => {
-                log::warn!("temporary file for a response: {error}; the application waits for the client (temp_dir)");
-                self.spool_failed = true;
-                None
-            }
-        }
-    }
-
-    fn try_spool(&mut self, bytes: &[u8], temp: &TempFiles) -> Result<u64, Failed> {
-        let spool = match &mut self.spool {
-            Some(spool) => spool,
-            None => self.spool.insert(temp.create()?),
+    /// What is first in the queue, where it is a part of a file, for somebody who reads ahead of it.
+    pub fn next_of_file(&mut self) -> Option<FilePart> {
+        let (file, offset, left) = match self.segments.front()? {
+            Segment::Spooled { offset, left } => (FileRef::Spool(self.spool.clone()?), *offset, *left),
+            Segment::File { file, offset, left } => (FileRef::Application(Arc::clone(file)), *offset, *left),
+            Segment::Memory { .. } | Segment::Held { .. } => return None,
         };
-        let offset = spool.length();
-        spool.append(bytes).map(|()| offset)
+        self.is_read_ahead = true;
+        Some(FilePart { file, offset, length: left.min(READ_AHEAD_BYTES) })
+    }
+
+    pub fn note_read_ahead(&mut self, until: u64) {
+        // It may have been sent, or given up, meanwhile.
+        if std::mem::take(&mut self.is_read_ahead) {
+            self.in_memory_until = until;
+        }
     }
 
     /// Sends up to `share` bytes, or a little more.
-    pub fn drain(&mut self, fd: RawFd, mut share: usize) -> Progress {
+    pub fn drain(&mut self, fd: RawFd, mut share: usize, in_memory: InMemory<'_>) -> Progress {
         loop {
             let Some(segment) = self.segments.front_mut() else { return Progress::Empty };
             if share == 0 {
@@ -298,11 +350,21 @@ impl WriteQueue {
                     let rest = &piece.bytes()[*at..*end];
                     send_parts(fd, &[&rest[..rest.len().min(SHARE_BYTES_MAX)]], false).inspect(|sent| *at += sent)
                 }
-                Segment::Spooled { offset, left } => match &self.spool {
-                    Some(spool) => send_some(fd, spool, offset, left, share),
-                    None => return Progress::Broken,
-                },
-                Segment::File { file, offset, left } => send_some(fd, file, offset, left, share),
+                Segment::Spooled { offset, left } => {
+                    let Some(spool) = &self.spool else { return Progress::Broken };
+                    let until = &mut self.in_memory_until;
+                    let Some(share) = share_in_memory(spool.as_fd(), *offset, *left, share, until, in_memory) else {
+                        return Progress::Cold;
+                    };
+                    send_some(fd, spool, offset, left, share)
+                }
+                Segment::File { file, offset, left } => {
+                    let until = &mut self.in_memory_until;
+                    let Some(share) = share_in_memory(file.as_fd(), *offset, *left, share, until, in_memory) else {
+                        return Progress::Cold;
+                    };
+                    send_some(fd, file, offset, left, share)
+                }
             };
             let sent = match outcome {
                 Ok(sent) => sent,
@@ -340,4 +402,34 @@ impl WriteQueue {
             }
         }
     }
+}
+
+/// How much of a file may be sent without waiting for a disk; none: nothing.
+fn share_in_memory(
+    file: BorrowedFd<'_>,
+    offset: u64,
+    left: u64,
+    share: usize,
+    until: &mut u64,
+    in_memory: InMemory<'_>,
+) -> Option<usize> {
+    if offset >= *until {
+        let length = left.min(SHARE_BYTES_MAX as u64);
+        if !in_memory(file, offset, length) {
+            return None;
+        }
+        *until = offset + length;
+    }
+    Some(share.min(usize::try_from(*until - offset).unwrap_or(usize::MAX)))
+}
+
+/// Appends to the file, which is made first where there is none. May wait for the disk.
+pub fn write(spool: Option<Arc<Spool>>, bytes: &[u8], temp: &TempFiles) -> Result<Arc<Spool>, Failed> {
+    #[cfg(test)]
+    temp.wait_for_disk();
+    let spool = match spool {
+        Some(spool) => spool,
+        None => Arc::new(temp.create()?),
+    };
+    spool.append(bytes).map(|()| spool)
 }

@@ -97,7 +97,7 @@ impl EventLoop {
         let head = self.table.slot(index).reader.asks_for_head(&request);
         let asked = Asked { version: Version::Http11, head, keep_alive: false };
         self.tell_refused(&mut request, status, id.as_deref());
-        let sent = request.refuse(status, reason, asked, &self.shared.rules.temp);
+        let sent = request.refuse(status, reason, asked, &self.shared.rules.no_files);
         request.answer.how = How::Refused;
         request.answer.after = After::Linger;
         match sent {

@@ -1,5 +1,6 @@
 //! Answers that go out together, and queues that go out when the socket takes them.
 
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use crate::serve::base::names::{Blocking, TimerKind, Token};
@@ -66,7 +67,7 @@ impl EventLoop {
                 self.table.write_half(token.index).mark_gone();
                 self.flushed(token, true);
             }
-            Drained::Blocked { .. } | Drained::Again => self.watch_queue(token),
+            Drained::Blocked { .. } | Drained::Again | Drained::Cold => self.watch_queue(token),
         }
         true
     }
@@ -117,7 +118,9 @@ impl EventLoop {
 
     pub(super) fn drain(&mut self, token: Token) {
         let index = token.index;
-        let (drained, sent) = self.table.write_half(index).drain(self.share());
+        let files = &self.shared.files;
+        let in_memory = |file: BorrowedFd<'_>, offset, length| files.is_in_memory(file, offset, length);
+        let (drained, sent) = self.table.write_half(index).drain(self.share(), &in_memory);
         self.spend(sent);
         match drained {
             Drained::Blocked { progress: false } => {}
@@ -140,6 +143,7 @@ impl EventLoop {
                 self.timers.set(index, TimerKind::Write, deadline);
                 self.run_again(token);
             }
+            Drained::Cold => self.await_file(token),
             Drained::Empty => {
                 self.timers.clear(index);
                 self.register(token, Interest::Read);

@@ -26,7 +26,7 @@ impl EventLoop {
         debug_assert!(valid.is_ok(), "{valid:?}");
         let part = Part { whole: Some(body.len() as u64), last: true, ..Part::new(body) };
         // What became of it `settle` sees as well.
-        let _delivery = request.send(part, &self.shared.rules.temp, self.shared.is_closing());
+        let _delivery = request.send(part, &self.shared.rules.no_files, self.shared.is_closing());
         request.decide_after(End::Complete);
         self.settle(request);
     }

@@ -9,11 +9,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::serve::base::names::Token;
+use crate::serve::conn::body::Batch;
 use crate::serve::conn::request::Request;
 
 use super::mode::Command;
 
-/// From the app side, and from those who watch it, to the loop.
+/// From the app side, those who watch it, and the file threads, to the loop.
 pub enum Notice {
     /// Bytes lie in this connection's queue: drain it.
     Queued(Token),
@@ -23,6 +24,10 @@ pub enum Notice {
     Late(Box<Request>),
     /// The request of this number takes too long.
     Overdue(u64),
+    /// A part of this connection's body is in its file, or could not be written.
+    Written(Token, Box<Batch>),
+    /// What is to be sent to it next of a file lies in memory, up to this place.
+    ReadAhead(Token, u64),
 }
 
 #[derive(Default)]
@@ -32,7 +37,7 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// At most two notices a connection, and the few commands of a worker's life.
+    /// At most two notices a connection, but for those whose file is read or written, and the few commands of a worker's life.
     pub fn new(connections: usize) -> Inbox {
         Inbox { notices: VecDeque::with_capacity(2 * connections), commands: VecDeque::with_capacity(8) }
     }

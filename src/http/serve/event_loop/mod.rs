@@ -10,6 +10,7 @@ pub mod admission;
 mod bulk;
 mod closing;
 pub mod fair_line;
+mod files;
 mod flush_batch;
 mod flushing;
 pub mod handoff;
@@ -165,6 +166,12 @@ impl EventLoop {
     #[cfg(test)]
     pub fn open_connections(&self) -> usize {
         self.table.open()
+    }
+
+    /// From all open connections.
+    #[cfg(test)]
+    pub fn received_bytes(&mut self) -> u64 {
+        self.table.received_bytes()
     }
 
     #[cfg(test)]

@@ -50,6 +50,11 @@ impl EventLoop {
 
     /// Reads on; the connection's next state follows from what came.
     pub(super) fn receive(&mut self, mut request: Box<Request>) {
+        if request.body.is_away() {
+            let index = request.token.index;
+            self.table.slot(index).state = SlotState::Waiting(request);
+            return;
+        }
         let received = self.read(&mut request, self.share());
         self.go_on(request, received);
     }
@@ -77,6 +82,7 @@ impl EventLoop {
                 }
             }
             Received::Complete => self.dispatch(request),
+            Received::Batch => self.write_batch(request),
             Received::Beyond => self.stream_or_spool(request),
             Received::Refused(refusal) => self.refuse_later(request, refusal),
             Received::Ended => self.close(request),

@@ -9,6 +9,7 @@ use crate::serve::base::settings::Settings;
 use crate::serve::conn::request::Request;
 use crate::serve::conn::rules::Rules;
 use crate::serve::io::copies::Copies;
+use crate::serve::io::file_threads::FileThreads;
 
 use super::fair_line::Alike;
 use super::mailbox::Mailbox;
@@ -28,6 +29,7 @@ pub struct Shared {
     pub run_queue: RunQueue<Box<Request>>,
     pub mailbox: Mailbox,
     pub copies: Copies,
+    pub files: FileThreads,
     /// Somebody has waited too long for its connection to be taken (`admission`).
     behind: AtomicBool,
     /// Connections wait in the kernel's queue for a thread, as far as is known.
@@ -47,6 +49,7 @@ impl Shared {
             run_queue: RunQueue::new(settings.threads, settings.connections)?,
             mailbox: Mailbox::new(settings.connections)?,
             copies: Copies::new(settings.connections, fds),
+            files: FileThreads::new(),
             streams: Mutex::new(Streams::new(settings.live_bytes_per_s_min)),
             rules: Rules::new(settings),
             behind: AtomicBool::new(false),

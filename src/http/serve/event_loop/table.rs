@@ -47,6 +47,8 @@ pub struct Slot {
     pub reader: Reader,
     /// It waits for the next turn, once.
     pub runnable: bool,
+    /// A file thread reads what is to be sent next.
+    pub awaits_file: bool,
     /// Whether the other end is a proxy of ours; None: nobody had to know yet.
     pub is_proxy: Option<bool>,
     /// What the client takes while bytes are queued.
@@ -67,6 +69,7 @@ impl Slot {
             interest: None,
             reader: Reader::new(now),
             runnable: false,
+            awaits_file: false,
             is_proxy: None,
             ack_window: Window::begin(now, 0),
             asked: Asked { version: Version::Http11, head: false, keep_alive: false },
@@ -139,7 +142,7 @@ impl Table {
         self.is_dispatched(slot.token).then_some(slot.token)
     }
 
-    /// Whether an event of this connection may mean many bytes or a disk.
+    /// Whether an event of this connection may mean many bytes.
     pub fn is_heavy(&self, token: Token) -> bool {
         let slot = self.slots.get(token.index as usize).filter(|slot| slot.token == token);
         slot.is_some_and(|slot| match &slot.state {
@@ -148,6 +151,11 @@ impl Table {
             SlotState::Dispatched | SlotState::Flushing(_) | SlotState::Lingering(..) => true,
             SlotState::Leaving(_) | SlotState::Free(_) => false,
         })
+    }
+
+    #[cfg(test)]
+    pub fn received_bytes(&mut self) -> u64 {
+        self.slots.iter().map(|slot| slot.reader.received().unsigned_abs()).sum()
     }
 
     /// What the requests of connections that are idle or have ended have of memory, and how many there are.
@@ -184,6 +192,7 @@ impl Table {
         slot.socket = Some(socket);
         slot.interest = None;
         slot.runnable = false;
+        slot.awaits_file = false;
         slot.is_proxy = None;
         let buffers = match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
             SlotState::Free(buffers) => buffers,

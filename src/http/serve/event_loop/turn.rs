@@ -279,6 +279,8 @@ impl EventLoop {
             Notice::Returned(request) => self.settle(request),
             Notice::Late(request) => self.shed(request),
             Notice::Overdue(number) => self.answer_overdue(number),
+            Notice::Written(token, batch) => self.batch_written(token, *batch),
+            Notice::ReadAhead(token, until) => self.read_ahead(token, until),
         }
     }
 

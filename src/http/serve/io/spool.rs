@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{channel, Sender};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::serve::base::budget::{Budget, Charge};
 
@@ -19,13 +19,15 @@ pub struct TempFiles {
     budget: Arc<Budget>,
     /// To the thread that closes; empty until it was started.
     closer: OnceLock<Sender<OpenFile>>,
+    #[cfg(test)]
+    disk: tests::Disk,
 }
 
 /// A file and the room that it takes, which is free when the file is closed and not before.
 #[derive(Debug)]
 struct OpenFile {
     file: File,
-    charge: Charge,
+    charge: Mutex<Charge>,
 }
 
 /// Closing the last descriptor of a file frees its blocks and pages, which takes a millisecond for some megabytes
@@ -35,7 +37,13 @@ const CLOSED_APART_BYTES: u64 = 256 * 1024;
 
 impl TempFiles {
     pub fn new(directory: Option<PathBuf>, bytes_max: u64) -> TempFiles {
-        TempFiles { directory, budget: Budget::new(bytes_max), closer: OnceLock::new() }
+        TempFiles {
+            directory,
+            budget: Budget::new(bytes_max),
+            closer: OnceLock::new(),
+            #[cfg(test)]
+            disk: tests::Disk::default(),
+        }
     }
 
     /// Starts the thread that closes large files. It has nothing to do with an application and lives as long as the
@@ -66,8 +74,8 @@ impl TempFiles {
     pub fn create(&self) -> Result<Spool, Failed> {
         let Some(directory) = &self.directory else { return Err(Failed::Full) };
         let file = unnamed(directory).map_err(Failed::Io)?;
-        let open_file = OpenFile { file, charge: self.budget.charge() };
-        Ok(Spool { open_file: Some(open_file), length: 0, closer: self.closer.get().cloned() })
+        let open_file = OpenFile { file, charge: Mutex::new(self.budget.charge()) };
+        Ok(Spool { open_file: Some(open_file), length: AtomicU64::new(0), closer: self.closer.get().cloned() })
     }
 }
 
@@ -83,31 +91,34 @@ pub enum Failed {
 pub struct Spool {
     /// None: it is being dropped.
     open_file: Option<OpenFile>,
-    length: u64,
+    length: AtomicU64,
     closer: Option<Sender<OpenFile>>,
 }
 
 impl Spool {
     pub fn length(&self) -> u64 {
-        self.length
+        self.length.load(Ordering::Relaxed)
     }
 
     fn open_file(&self) -> &OpenFile {
         self.open_file.as_ref().expect("only drop takes it")
     }
 
-    /// Appends all or fails. The file's own position stays at 0 (pwrite).
-    pub fn append(&mut self, bytes: &[u8]) -> Result<(), Failed> {
-        let length = self.length;
+    /// Appends all or fails, and may wait for the disk. One thread at a time does so; others may read what is there. The
+    /// file's own position stays at 0 (pwrite).
+    pub fn append(&self, bytes: &[u8]) -> Result<(), Failed> {
+        let length = self.length();
         let end = length + bytes.len() as u64;
-        let open_file = self.open_file.as_mut().expect("only drop takes it");
-        if let Some(missing) = end.checked_sub(open_file.charge.bytes()).filter(|&missing| missing > 0) {
-            if !open_file.charge.grow(missing) {
+        let open_file = self.open_file();
+        {
+            let mut charge = open_file.charge.lock().unwrap_or_else(PoisonError::into_inner);
+            let missing = end.saturating_sub(charge.bytes());
+            if missing > 0 && !charge.grow(missing) {
                 return Err(Failed::Full);
             }
         }
         open_file.file.write_all_at(bytes, length).map_err(Failed::Io)?;
-        self.length = end;
+        self.length.store(end, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -115,7 +126,7 @@ impl Spool {
 impl Drop for Spool {
     fn drop(&mut self) {
         if let (Some(closer), Some(open_file)) = (&self.closer, self.open_file.take()) {
-            if self.length > CLOSED_APART_BYTES {
+            if self.length() > CLOSED_APART_BYTES {
                 // Where the thread is gone the file comes back in the error and is closed here.
                 let _ = closer.send(open_file);
             }
@@ -165,14 +176,41 @@ mod tests {
     use std::io::Read;
     use std::time::{Duration, Instant};
 
+    use std::sync::Condvar;
+
     use super::*;
+
+    /// A disk that takes nothing for a while; and how many wait for it.
+    #[derive(Debug, Default)]
+    pub struct Disk {
+        state: Mutex<(bool, usize)>,
+        changed: Condvar,
+    }
+
+    impl TempFiles {
+        pub fn set_stuck(&self, stuck: bool) {
+            self.disk.state.lock().expect("no panic while locked").0 = stuck;
+            self.disk.changed.notify_all();
+        }
+
+        pub fn is_waited_for(&self) -> bool {
+            self.disk.state.lock().expect("no panic while locked").1 > 0
+        }
+
+        pub fn wait_for_disk(&self) {
+            let mut state = self.disk.state.lock().expect("no panic while locked");
+            state.1 += 1;
+            let mut state = self.disk.changed.wait_while(state, |state| state.0).expect("no panic while locked");
+            state.1 -= 1;
+        }
+    }
 
     /// The room is free again only when the file is closed.
     #[test]
     fn large_files_are_closed_apart() {
         let temp = TempFiles::new(Some(std::env::temp_dir()), 1 << 20);
         temp.start_closer().expect("a thread");
-        let mut spool = temp.create().expect("file");
+        let spool = temp.create().expect("file");
         spool.append(&vec![b'x'; 1 << 20]).expect("within the bound");
         assert_eq!(temp.left(), 0);
         drop(spool);

@@ -75,12 +75,6 @@ impl Turns {
         self.shared.complete();
         self.event_loop.take_back(request, Instant::now());
     }
-
-    /// Bytes of bodies that were read and are kept.
-    fn kept(&self) -> u64 {
-        let rules = &self.shared.rules;
-        rules.memory.used() + (rules.settings.temp_limit - rules.temp.left())
-    }
 }
 
 /// As found: under load the monitor took the event of a signal, and the main thread, which led next, slept on.
@@ -114,8 +108,8 @@ fn a_turn_moves_so_much_and_no_more() {
     let piece = vec![b'x'; 64 * 1024];
     let deadline = Instant::now() + PATIENCE;
     let (mut before, mut most) = (0, 0);
-    while turns.kept() < (UPLOADS * SENT) as u64 / 2 {
-        assert!(Instant::now() < deadline, "{} bytes came", turns.kept());
+    while turns.event_loop.received_bytes() < (UPLOADS * SENT) as u64 / 2 {
+        assert!(Instant::now() < deadline, "{} bytes came", turns.event_loop.received_bytes());
         for (client, sent) in &mut clients {
             while *sent < SENT {
                 match client.write(&piece) {
@@ -126,8 +120,8 @@ fn a_turn_moves_so_much_and_no_more() {
             }
         }
         assert_eq!(turns.turn(), 0);
-        most = most.max(turns.kept().saturating_sub(before));
-        before = turns.kept();
+        most = most.max(turns.event_loop.received_bytes().saturating_sub(before));
+        before = turns.event_loop.received_bytes();
     }
     let bound = TURN_BYTES_MAX + SHARE_BYTES_MAX;
     assert!(most <= bound as u64, "{most} bytes in a turn");

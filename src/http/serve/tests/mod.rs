@@ -3,6 +3,7 @@
 mod answers;
 mod bounds;
 mod corpus;
+mod disk;
 mod drain;
 mod endings;
 pub mod fixture;
