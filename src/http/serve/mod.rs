@@ -41,7 +41,7 @@ pub use base::settings::{IsProxy, QueueLimit, Settings, StreamBodies, LIVE_BYTES
 pub use conn::write_queue::Piece;
 pub use event_loop::listeners::{Listener, Proxy};
 pub use run::app_thread::{AppThread, Wake};
-pub use run::exchange::{BadResponse, Body, Exchange, Written};
+pub use run::exchange::{BadResponse, Body, Exchange, InHand, Written};
 pub use run::live_input::{LiveInput, Read};
 
 pub struct Server {

@@ -208,6 +208,7 @@ impl Response {
     /// Sends a piece, as far as the buffers reach at once. False: the client is gone.
     fn send(&mut self, py: Python<'_>, piece: &[u8]) -> PyResult<bool> {
         let mut rest = piece;
+        let _in_hand = self.live()?.in_hand(piece.len());
         while !rest.is_empty() {
             if !self.has_room(py)? {
                 return Ok(false);
@@ -231,7 +232,9 @@ impl Response {
             return Ok(self.latest != Written::Gone);
         }
         if whole && !exchange.head_sent() && !bytes.is_empty() {
+            let in_hand = exchange.in_hand(bytes.len());
             let (taken, written) = exchange.write_some_of(bytes, Some(bytes.len() as u64));
+            drop(in_hand);
             self.latest = written;
             return self.send(py, &bytes[taken..]);
         }

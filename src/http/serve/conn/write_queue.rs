@@ -278,6 +278,8 @@ impl WriteQueue {
         let has_room = (end - at) >= end / HELD_PART && self.memory.grow(end as u64);
         if has_room {
             self.segments.push_back(Segment::Held { piece: hold(), at, end });
+        } else {
+            self.memory.note_gone(end as u64);
         }
         has_room
     }
@@ -382,6 +384,7 @@ impl WriteQueue {
                     let ended = at == end;
                     if ended {
                         self.memory.release(*end as u64);
+                        self.memory.note_gone(*end as u64);
                     }
                     ended
                 }

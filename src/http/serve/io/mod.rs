@@ -4,6 +4,7 @@ pub mod copies;
 pub mod cpu;
 pub mod epoll;
 pub mod file_threads;
+pub mod memory;
 pub mod parker;
 pub mod socket;
 pub mod spool;

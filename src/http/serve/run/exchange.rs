@@ -10,6 +10,7 @@ use crate::proto::refusal;
 use crate::proto::response::{Added, EarlyHints};
 use crate::proto::Version;
 use crate::serve::base::address::{Local, Peer};
+use crate::serve::base::budget::Charge;
 use crate::serve::base::names::Token;
 use crate::serve::base::settings::{BUFFER_KEPT_BYTES, SEGMENT_BYTES};
 use crate::serve::conn::answering::{Delivery, End, Fault, Part};
@@ -54,6 +55,13 @@ pub enum Written {
 /// What the application said wrong; nothing was sent. The text is for the log.
 #[derive(Clone, Debug)]
 pub struct BadResponse(pub String);
+
+/// A piece of an answer that is smaller may wait beside the bounds.
+const IN_HAND_BYTES_MIN: usize = 1024 * 1024;
+
+/// A large piece in the hand of a thread (`Exchange::in_hand`).
+#[derive(Debug)]
+pub struct InHand(Charge);
 
 /// One complete request (its body was read to the end) and the means to answer it. Dropped without `finish`:
 /// 500 and close if no byte of an answer went out, else the connection is cut so that the client can tell.
@@ -294,8 +302,20 @@ impl Exchange {
     /// be given by `write_some_of`.
     pub fn has_room_for(&self, length: usize) -> bool {
         let rules = &self.shared().rules;
-        let length = length as u64;
-        length <= SEGMENT_BYTES as u64 || length <= rules.memory.left() || length <= rules.temp.left()
+        let (length, memory) = (length as u64, &rules.memory);
+        // Where no file takes the next one, the thread keeps that in its hand, and both must fit.
+        let fits = 2 * length <= memory.left() || (memory.used() == 0 && length <= memory.left());
+        length <= SEGMENT_BYTES as u64 || fits || length <= rules.temp.left()
+    }
+
+    /// For the time in which a thread has a large piece in its hand, and may wait with it: what others may have is less by
+    /// that. None: it is small.
+    pub fn in_hand(&self, length: usize) -> Option<InHand> {
+        (length >= IN_HAND_BYTES_MIN).then(|| {
+            let mut charge = self.shared().rules.memory.charge();
+            charge.force(length as u64);
+            InHand(charge)
+        })
     }
 
     /// As `write_all`, before anything was sent, for a body that somebody else owns: what the socket does not take is not
@@ -536,6 +556,12 @@ impl Exchange {
         let waited = look.and_then(|look| look.waited(now));
         let (begun, from_loop) = (self.begun, self.from_loop);
         self.leader.times().record(Times { begun, ended: now, took, inside, waited, from_loop });
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.0.note_gone(self.0.bytes());
     }
 }
 
