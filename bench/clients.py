@@ -1,11 +1,14 @@
 """Clients of our own, for what wrk cannot do: single questions, idle connections, and clients that pause."""
 
+import contextlib
 import dataclasses
 import heapq
 import multiprocessing
+import os
 import random
 import select
 import socket
+import threading
 import time
 
 HELLO = b"Hello, World!"
@@ -63,6 +66,69 @@ def still_open(held):
     for client in held:
         poll.register(client, select.POLLIN)
     return len(held) - len(poll.poll(0))
+
+
+# What the status page asks, what Prometheus does, and `forkmaster status --json`: the socket, the question, and the end
+# of a good answer.
+LOOKS = (
+    ("status.sock", b"GET /status.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
+    ("status.sock", b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
+    ("control.sock", b'{"command":"status"}\n'),
+)
+
+
+class Looker:
+    """Looks at forkmaster in each of these ways, so often a second, while it is told to."""
+
+    def __init__(self, directory, per_second):
+        self.directory, self.pause_s = directory, 1 / per_second
+        self.active, self.over = threading.Event(), threading.Event()
+        self.looks, self.failure = 0, None
+        self.thread = threading.Thread(target=self._run)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.active.set()
+        self.thread.join()
+        if self.failure:
+            raise self.failure
+
+    @contextlib.contextmanager
+    def looking(self):
+        self.active.set()
+        try:
+            yield
+        finally:
+            self.active.clear()
+
+    def _run(self):
+        while self.active.wait() and not self.over.is_set():
+            for name, question in LOOKS:
+                try:
+                    self._look(name, question)
+                except (OSError, ValueError) as error:
+                    self.failure = error
+                    return
+                self.looks += 1
+            self.over.wait(self.pause_s)
+
+    def _look(self, name, question):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(TIMEOUT_S)
+            client.connect(os.path.join(self.directory, name))
+            client.sendall(question)
+            answer = b""
+            # The control socket stays open after its line.
+            while piece := client.recv(65_536):
+                answer += piece
+                if name == "control.sock" and piece.endswith(b"\n"):
+                    break
+        if b'"ok":true' not in answer and not answer.startswith(b"HTTP/1.1 200 "):
+            raise ValueError(f"{name} answered {answer[:100]}")
 
 
 class Client:

@@ -41,6 +41,10 @@ def times(value):
     return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
 
 
+def thousandths(value):
+    return f"{value:.3f}"
+
+
 def count(value):
     return f"{value:,.0f}"
 
@@ -59,6 +63,13 @@ class Kind:
     more_is_better: bool = False
 
 
+LOOKED_AT = (
+    Column("cpu_to_alone", "CPU a request, looked at / alone", thousandths),
+    Column("to_alone", "throughput, looked at / alone", thousandths),
+    Column("per_second", "throughput alone", per_second),
+    Column("looks", "looks a second", count),
+    Column("error_share", "errors", percent),
+)
 MIXED = (
     Column("p99_s", "p99 of fast requests", ms),
     Column("p50_s", "p50", ms),
@@ -125,6 +136,7 @@ THROUGHPUT = (
 
 KINDS = {
     "throughput": Kind(THROUGHPUT, more_is_better=True),
+    "looked at": Kind(LOOKED_AT),
     "mixed": Kind(MIXED),
     "random slow": Kind(RANDOM_SLOW),
     "slow readers": Kind(SLOW_READERS),

@@ -1,7 +1,9 @@
 """How each kind of scenario is measured: a function that takes a running server and returns its figures."""
 
+import contextlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,8 @@ BALANCE_CLIENTS = 32
 RANDOM_CLIENTS, SLOW_S = 24, 0.2
 # Connections one after the other to workers that are idle otherwise.
 HERD_CONNECTIONS, HERD_PAUSE_S = 400, 0.005
+# Each of three: the page, a scraper, `status --json`. Long enough for some looks, short beside the machine's whims.
+LOOKS_A_SECOND, LOOKED_AT_SLICE_S = 10, 0.5
 UPLOADS, UPLOAD_BYTES = 32, 60_000_000
 SLOW_READERS, SLOW_READER_BYTES_PER_S, ATTACK_S, ATTACK_PAUSE_S = 1_000, 2_000, 5.0, 0.01
 
@@ -47,6 +51,32 @@ def throughput(server, scenario, connections, seconds):
         "served": seen.per_second * seen.mean_s,
         "error_share": seen.errors / seen.requests,
         "pss_bytes": server.pss_bytes(),
+    }
+
+
+def looked_at(server, scenario, connections, seconds):
+    """Slices of load, in every other of which somebody looks all the time. Ratios of neighbours: the machine's speed
+    changes within a minute."""
+    wrk(server.port, WARM_UP_S, connections, scenario.close)
+    alone, looked = [], []
+    with clients.Looker(server.directory, LOOKS_A_SECOND) as looker:
+        for number in range(2 * round(seconds / (2 * LOOKED_AT_SLICE_S))):
+            # Who comes first changes with each pair.
+            looks = number % 4 in (1, 2)
+            before = server.cpu()
+            with looker.looking() if looks else contextlib.nullcontext():
+                seen = wrk(server.port, LOOKED_AT_SLICE_S, connections, scenario.close)
+            if not seen.requests:
+                raise Failed(f"no answer in {LOOKED_AT_SLICE_S} s, {seen.errors} errors")
+            cpu_us = server.cpu().since(before) / seen.requests * 1e6
+            (looked if looks else alone).append((seen.per_second, cpu_us, seen.errors / seen.requests))
+    pairs = list(zip(looked, alone, strict=True))
+    return {
+        "cpu_to_alone": statistics.median(one[1] / other[1] for one, other in pairs),
+        "to_alone": statistics.median(one[0] / other[0] for one, other in pairs),
+        "per_second": statistics.median(one[0] for one in alone),
+        "looks": looker.looks / (len(looked) * LOOKED_AT_SLICE_S),
+        "error_share": max(one[2] for one in looked),
     }
 
 
@@ -289,6 +319,7 @@ def python_alone(scenario, seconds):
 
 KINDS = {
     "throughput": throughput,
+    "looked at": looked_at,
     "mixed": mixed,
     "random slow": random_slow,
     "slow readers": slow_readers,

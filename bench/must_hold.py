@@ -145,7 +145,7 @@ def _json(result, results):
     return best and (best[0], best[1] + (f", {outside:.0%} of CPU outside Python" if outside is not None else ""))
 
 
-HELLO, CLOSE = "hello keep-alive", "hello close"
+HELLO, CLOSE, LOOKED_AT = "hello keep-alive", "hello close", "looked at 30 times a second"
 THROUGHPUT, CPU_PEER, CPU_FLOOR = "throughput / best peer", "CPU a request / best peer's", "CPU a request / floor"
 
 BOUNDS = [
@@ -155,6 +155,7 @@ BOUNDS = [
     Bound("throughput, 4 threads / 1 thread", HELLO, _variant_to_plain("4 threads"), 0.90, at_least=True),
     Bound("throughput, default settings / these", HELLO, _variant_to_plain("defaults"), 0.90, at_least=True),
     Bound("throughput, with / without access log", HELLO, _variant_to_plain("access log"), 0.90, at_least=True),
+    Bound("CPU a request, looked at / alone", LOOKED_AT, _plain("cpu_to_alone"), 1.01),
     Bound(THROUGHPUT, CLOSE, _to_best_peer(), 1.00, at_least=True),
     Bound(CPU_FLOOR, CLOSE, _to_floor, 1.20),
     Bound("throughput, default settings / these", CLOSE, _variant_to_plain("defaults"), 0.90, at_least=True),

@@ -34,7 +34,8 @@ class Rounds:
         self.failures = {connections: {} for connections in scenario.connections}
         self.contenders = []
         setup = Setup(
-            scenario.app, scenario.workers, scenario.threads, scenario.close, scenario.preload, scenario.nginx
+            scenario.app, scenario.workers, scenario.threads, scenario.close, scenario.preload, scenario.nginx,
+            status=scenario.kind == "looked at",
         )
         some, others = scenario.connections[:1], scenario.connections[1:]
         for server in servers:

@@ -11,7 +11,7 @@ AS_DEPLOYED = {"defaults": {"defaults": True}, "access log": {"access_log": True
 @dataclasses.dataclass(frozen=True)
 class Scenario:
     name: str
-    # throughput, mixed, random slow, slow readers, uploads, herd, alternating, ticker, balance, idle, memory, start, reload, take
+    # throughput, looked at, mixed, random slow, slow readers, uploads, herd, alternating, ticker, balance, idle, memory, start, reload, take
     # over, respawn: kinds.py
     kind: str = "throughput"
     app: str = "hello:application"
@@ -77,6 +77,7 @@ SCENARIOS = [
     Scenario("hello close 4 workers", connections=(32, 128), workers=4, close=True),
     Scenario("hello behind nginx", nginx="close", close=True),
     Scenario("hello behind nginx that keeps connections", nginx="keep-alive"),
+    Scenario("looked at 30 times a second", kind="looked at", longer=8),
     Scenario("flask json", app="flask_json:application", python_alone=True, router=True, variants=FOUR_THREADS),
     Scenario(
         "django json", app=DJANGO, python_alone=True, router=True, tells_closed=True, variants=FOUR_THREADS

@@ -24,6 +24,8 @@ class Setup:
     preload: bool = False
     # In front, as in Scenario.
     nginx: str = ""
+    # Whether the master listens for probes and scrapers.
+    status: bool = False
     # forkmaster's variants.
     defaults: bool = False
     access_log: bool = False
@@ -44,6 +46,8 @@ def _forkmaster(setup, port, directory, binary=os.path.join(ROOT, "target/releas
         if setup.stream_bodies:
             lines += ["[http]", f'stream_bodies = "{setup.stream_bodies}"']
         lines += ["[control]", f'socket = "{directory}/control.sock"']
+        if setup.status:
+            lines += ["[status]", f'bind = ["unix:{directory}/status.sock"]']
     with open(config, "w") as file:
         file.write("\n".join(lines) + "\n")
     return [binary, "-c", config]
@@ -172,6 +176,7 @@ def why_not(name, scenario):
         (name in UNATTENDED and kind in ("reload", "take over"), "no reload"),
         (name in UNATTENDED and kind == "respawn", "nobody starts a dead worker again"),
         (name == "granian" and scenario.preload, "no preload"),
+        (kind == "looked at" and not name.startswith("forkmaster"), "no status of its own in JSON and for Prometheus"),
         (
             name in LOADS_BEFORE_FORK and kind == "memory" and not scenario.preload,
             "loads the application before it forks; see preloaded",
