@@ -6,6 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use forkmaster_wire::rehearsal::Remembered;
+use forkmaster_wire::text::cut_text;
 
 /// So many differences are told one by one; the others are counted.
 const TOLD_MAX: usize = 5;
@@ -89,12 +90,12 @@ impl Answers {
         self.differences.is_empty()
     }
 
-    /// What the application said of those that are told.
+    /// What the application said of those that are told, bounded whatever a candidate says.
     pub fn details(&self) -> String {
         let told = self.differences.iter().take(TOLD_MAX).filter(|difference| !difference.details.is_empty());
         let details =
             told.map(|difference| format!("GET {}\n{}", difference.request.shown(), difference.details.trim()));
-        details.collect::<Vec<_>>().join("\n")
+        cut_text(&details.collect::<Vec<_>>().join("\n"))
     }
 }
 
@@ -125,6 +126,8 @@ impl fmt::Display for Difference {
 
 #[cfg(test)]
 mod tests {
+    use forkmaster_wire::text::TEXT_BYTES_MAX;
+
     use super::*;
 
     fn request(target: &str, status: u16, age_us: u64) -> Remembered {
@@ -215,5 +218,10 @@ mod tests {
         assert!(words.ends_with(", /new0 200 -> no status, /new1 200 -> no status, /new2 200 -> no status, and 2 more"));
         assert_eq!((answers.number(), answers.are_as_before()), (205, false));
         assert_eq!(answers.details().matches("more").count(), 3);
+        let mut answers = Answers::default();
+        for number in 0..5 {
+            answers.answered(&request(&format!("/{number}"), 200, 1), 500, "x".repeat(60_000));
+        }
+        assert!(answers.details().len() <= TEXT_BYTES_MAX + 100, "{}", answers.details().len());
     }
 }
