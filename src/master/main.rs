@@ -75,12 +75,12 @@ fn main() {
         Command::Promote { client, waiting } => client::promote(&client, &context, waiting),
         Command::Abandon { client } => act::abandon(&client, &context),
         Command::Rollback { client, to, waiting } => client::rollback(&client, &context, to, waiting),
-        Command::ReloadPaused { client, force, command, timeout } => {
-            client::reload_paused(&client, &context, force, command, timeout)
+        Command::ReloadPaused { client, force, command, timeout, answering } => {
+            client::reload_paused(&client, &context, force, command, timeout, answering.as_ref())
         }
         Command::History { client, json, all } => history::history(&client, &context, json, all),
         Command::Report { client, generation, json } => history::report(&client, &context, generation, json),
-        Command::Pause { client, timeout } => act::pause(&client, &context, timeout),
+        Command::Pause { client, timeout, answering } => act::pause(&client, &context, timeout, answering.as_ref()),
         Command::Upgrade { client, timeout } => act::upgrade(&client, &context, timeout),
         Command::Resume { client, timeout } => act::resume(&client, &context, timeout),
         Command::WaitDown { client, timeout } => act::wait_down(&client, &context, timeout),

@@ -35,6 +35,7 @@ use crate::shared::Shared;
 use crate::signals::Signals;
 use crate::sources::{Source, CHORES, CONTROL, SIGNALS};
 use crate::supervisor::asks::{Amount, Ask, AskId, AskedCanary, Deploy};
+use crate::supervisor::maintenance::MaintenancePlan;
 use crate::supervisor::template::Event as TemplateEvent;
 use crate::supervisor::upgrade::QUIET_WITHIN;
 use crate::supervisor::worker::{Event as WorkerEvent, Exit};
@@ -259,6 +260,9 @@ impl Master {
                 self.tell(event);
             }
         }
+        for (asker, reason) in self.service.take_pageless() {
+            self.answer(ClientId(asker.0), Reply::Refused(Refused::because(reason)));
+        }
         for (asker, reopened) in self.service.take_reopened() {
             let reply = match reopened {
                 Ok(()) => Reply::Done {},
@@ -354,11 +358,23 @@ impl Master {
             Request::Abandon => self.ask(client, Ask::Abandon),
             Request::ReloadPaused { force, argv, timeout_ms } => {
                 let timeout = Duration::from_millis(timeout_ms);
-                let deploy = Deploy::Paused { force, command: argv, timeout };
+                let deploy = Deploy::Paused { force, command: argv, timeout, maintenance: None };
                 self.ask(client, Ask::Reload { deploy, wait: true });
             }
+            Request::ReloadPausedAnswering { force, argv, timeout_ms, after_ms, page } => {
+                let timeout = Duration::from_millis(timeout_ms);
+                self.ask_with_page(client, after_ms, page, move |maintenance| {
+                    let deploy = Deploy::Paused { force, command: argv, timeout, maintenance: Some(maintenance) };
+                    Ask::Reload { deploy, wait: true }
+                });
+            }
             Request::Pause { timeout_ms } => {
-                self.ask(client, Ask::Pause { timeout: Duration::from_millis(timeout_ms) });
+                self.ask(client, Ask::Pause { timeout: Duration::from_millis(timeout_ms), maintenance: None });
+            }
+            Request::PauseAnswering { timeout_ms, after_ms, page } => {
+                let timeout = Duration::from_millis(timeout_ms);
+                let ask = move |maintenance| Ask::Pause { timeout, maintenance: Some(maintenance) };
+                self.ask_with_page(client, after_ms, page, ask);
             }
             Request::Resume => self.ask(client, Ask::Resume),
             Request::Rollback { wait, to } => self.ask(client, Ask::Reload { deploy: Deploy::Back { to }, wait }),
@@ -408,6 +424,20 @@ impl Master {
     fn ask(&mut self, client: ClientId, ask: Ask) {
         self.doors.wait(client, Waiting::Answer);
         self.tell(Event::Ask { asker: Some(AskId(client.0)), ask });
+    }
+
+    /// The supervisor is asked when the page has been read.
+    fn ask_with_page(
+        &mut self,
+        client: ClientId,
+        after_ms: u64,
+        page: Option<String>,
+        ask: impl FnOnce(MaintenancePlan) -> Ask + 'static,
+    ) {
+        let after = Duration::from_millis(after_ms);
+        let Some(path) = page else { return self.ask(client, ask(MaintenancePlan { after, page: None })) };
+        self.doors.wait(client, Waiting::Answer);
+        self.service.read_page(AskId(client.0), after, path.into(), Box::new(ask), &mut self.shared);
     }
 
     /// Whoever asked and is gone: the supervisor need not keep its ask.
@@ -487,6 +517,10 @@ impl Master {
             }
             Action::Serve { worker } => service.tell_worker(worker, &ToWorker::Serve),
             Action::Pause { worker } => service.tell_worker(worker, &ToWorker::Pause),
+            Action::Maintenance { worker, page } => {
+                let page = page.map(|page| (*page).clone());
+                service.tell_worker(worker, &ToWorker::Maintenance { page });
+            }
             Action::Probe { worker } => service.tell_worker(worker, &ToWorker::Probe),
             Action::Recall { worker, requests } => service.tell_worker(worker, &ToWorker::Recall { requests }),
             Action::Rehearse { worker, number, request } => {

@@ -101,6 +101,9 @@ pub enum ToWorker {
     /// Finish what was begun, and begin nothing until `Serve`: connections go to the handoff queue or wait, unread.
     /// Answered with `Paused` once no request is under way.
     Pause,
+    /// Said after `Pause`, and again where the page is another one: take connections all the same, and answer each request
+    /// with 503 and this page. The application still gets none. A worker that does not know the message only pauses.
+    Maintenance { page: Option<Page> },
     /// Send the probe once more, now that something has changed beneath the release. Answered with `Probed`.
     Probe,
     /// Answer with `Remembered`: so many of the requests that it has answered of late.
@@ -121,6 +124,13 @@ pub enum ToWorker {
     /// The logs have been opened again; file descriptors as with `ToTemplate::Boot`. A worker may not be allowed to
     /// open them itself.
     Logs,
+}
+
+/// What clients are shown during a maintenance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page {
+    pub content_type: String,
+    pub body: String,
 }
 
 /// Worker to master, on the worker's own channel.

@@ -67,6 +67,8 @@ pub struct Cell {
     pub latency: Histogram,
     /// How long requests waited for an app thread.
     pub queued: Histogram,
+    /// Requests that got 503, since the service was paused for a maintenance. At the end, where an older build has a gap.
+    pub turned_away: AtomicU64,
 }
 
 /// What is counted of a request when it has ended.
@@ -243,7 +245,7 @@ impl Scoreboard {
         cell.private_bytes.store(0, Ordering::Relaxed);
         cell.pss_bytes.store(0, Ordering::Relaxed);
         let handoffs = [&cell.taken, &cell.given, &cell.shared, &cell.adopted, &cell.queue_full, &cell.unusable];
-        for count in handoffs.into_iter().chain([&cell.timed_out, &cell.shed]) {
+        for count in handoffs.into_iter().chain([&cell.timed_out, &cell.shed, &cell.turned_away]) {
             count.store(0, Ordering::Relaxed);
         }
         cell.status.iter().for_each(|class| class.store(0, Ordering::Relaxed));

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
-use forkmaster_http::serve::{Handle, Reports};
+use forkmaster_http::serve::{Handle, Page, Reports};
 use forkmaster_wire::channel::{Channel, Received};
 use forkmaster_wire::message::{Failure, FromWorker, ListenerId, ProofStep, ToWorker};
 use forkmaster_wire::mutant::{self, Mutant};
@@ -75,7 +75,7 @@ impl MasterChannel {
     }
 
     pub fn receive(&self) -> std::io::Result<Received<ToWorker>> {
-        self.channel.receive(false)
+        self.channel.receive_large(false)
     }
 
     /// Shows a state in the process title.
@@ -180,6 +180,10 @@ impl Reports for MasterChannel {
         self.show("paused");
         self.tell(&FromWorker::Paused);
     }
+
+    fn maintenance(&self) {
+        self.show("maintenance");
+    }
 }
 
 fn obey(handle: &Handle, command: ToWorker) {
@@ -192,6 +196,9 @@ fn obey(handle: &Handle, command: ToWorker) {
         ToWorker::Stop { idle_ms } => handle.stop(Duration::from_millis(idle_ms)),
         ToWorker::Retire => handle.retire(),
         ToWorker::Pause => handle.pause(),
+        ToWorker::Maintenance { page } => handle.maintenance(
+            page.map(|page| Page { content_type: page.content_type.into_bytes(), body: page.body.into_bytes() }),
+        ),
         ToWorker::Overdue { request } => handle.overdue(request),
         ToWorker::Look => handle.look(),
         // Dealt with by the control thread, with or without a server.

@@ -10,7 +10,7 @@ use crate::harness::master::{binary, Master};
 use crate::harness::site::Site;
 
 /// Beginnings of commands that no test runs from the page, and why.
-const NOT_RUN: [(&str, &str); 18] = [
+const NOT_RUN: [(&str, &str); 19] = [
     ("pip install forkmaster", "it asks a package index; packaging/check-wheel installs the wheel"),
     ("cargo run --release", "a release build takes minutes; tests run the debug build"),
     ("cargo install", "a release build takes minutes"),
@@ -25,6 +25,7 @@ const NOT_RUN: [(&str, &str); 18] = [
     ("forkmaster app:app", "it serves until it is stopped; tests of the first start run it"),
     ("forkmaster -c app.toml", "it serves until it is stopped; every test runs it"),
     ("forkmaster reload -c /etc/forkmaster/shop.toml --pause", "a migration of Django's, as an example"),
+    ("forkmaster pause --maintenance", "it shows a page of the operator's; a test of the maintenance has one"),
     ("forkmaster promote", "it ends a canary; a test of the canary runs it"),
     ("forkmaster abandon", "it ends a canary; a test of the canary runs it"),
     ("forkmaster report 41", "a number of the page's own"),

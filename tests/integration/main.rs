@@ -70,6 +70,8 @@ mod lines;
 mod log_forms;
 // The access log and the error log, their files, and probes of health.
 mod logs;
+// Clients of a paused service who are told so.
+mod maintenance;
 // Who comes behind a crowd of costly requests.
 mod order;
 // The status page.

@@ -64,12 +64,16 @@ pub const PROXY_MISSING: Refusal = over(400, "this address expects a PROXY heade
 pub const PROXY_INVALID: Refusal = over(400, "malformed PROXY header", "proxy_protocol");
 pub const PROXY_UNTRUSTED: Refusal = over(403, "not a proxy that may name its clients", "forwarded_allow_ips");
 pub const RETIRING: Refusal = Refusal { status: 503, reason: "the worker is being replaced", limit: None };
+pub const MAINTENANCE: Refusal = Refusal { status: 503, reason: "the service is paused", limit: None };
 pub const WAITED: Refusal = over(503, "all workers are busy", "request_timeout");
 pub const SHED: Refusal = over(503, "all workers are busy", "queue_timeout");
 pub const OVERDUE: Refusal = over(504, "the request took too long", "request_timeout");
 
 /// When a client that got 503 may come again: a worker is replaced, and a full disk noticed, within some seconds.
 pub const RETRY_AFTER_S: &str = "5";
+
+/// The same during a maintenance, which takes as long as a migration does.
+pub const MAINTENANCE_RETRY_AFTER_S: &str = "10";
 
 /// The reason phrase that RFC 9110 section 15 names for a status.
 pub fn phrase(status: u16) -> &'static str {

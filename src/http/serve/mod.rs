@@ -35,11 +35,12 @@ pub use crate::proto::syntax::is_request_id;
 pub use crate::proto::Version;
 pub use base::address::{Local, Peer};
 pub use base::handoff::{Given, HandoffQueue, Luggage, Taken};
-pub use base::observers::{Ending, Giving, HandoffRefusal, How, Metrics, Reports};
+pub use base::observers::{Ending, Giving, HandoffRefusal, How, Metrics, Reports, TurnedAway};
 pub use base::refused::{FirstLine, Refused};
 pub use base::settings::{IsProxy, QueueLimit, Settings, StreamBodies, LIVE_BYTES_PER_S_MIN};
 pub use conn::write_queue::Piece;
 pub use event_loop::listeners::{Listener, Proxy};
+pub use event_loop::maintenance::Page;
 pub use run::app_thread::{AppThread, Wake};
 pub use run::exchange::{BadResponse, Body, Exchange, InHand, Written};
 pub use run::live_input::{LiveInput, Read};
@@ -144,6 +145,12 @@ impl Handle {
     /// here, unread. `Reports::paused` tells when no request is under way any more.
     pub fn pause(&self) {
         self.shared.command(Command::Pause);
+    }
+
+    /// After `pause`: take connections, and answer each request with 503 and this page, or a line of text. Nothing is begun, and
+    /// `Reports::paused` comes as it would without.
+    pub fn maintenance(&self, page: Option<Page>) {
+        self.shared.command(Command::Maintenance(page.map(Arc::new)));
     }
 
     /// The request with this number (`Exchange::set_number`) takes too long: its client gets 504, unless the head of an answer

@@ -3,6 +3,7 @@
 
 pub mod gauges;
 mod history;
+mod page;
 mod pool;
 mod removals;
 
@@ -11,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use forkmaster_wire::message::GenerationId;
+use forkmaster_wire::message::{GenerationId, Page};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use crate::config::again::{self, Barred};
@@ -59,6 +60,8 @@ pub enum Chore {
         path: PathBuf,
         lines: Vec<String>,
     },
+    /// What clients are shown during a maintenance.
+    ReadPage(PathBuf),
     /// Of a process that is gone.
     RemoveGauges {
         gauges: Gauges,
@@ -82,6 +85,7 @@ pub enum Done {
     Removed,
     HistoryRead(Vec<Entry>),
     HistoryKept(io::Result<()>),
+    Page(Result<Page, String>),
 }
 
 pub struct Reopened {
@@ -108,6 +112,7 @@ impl Chores {
             Chore::Remove(_) => ("removing new logs", OPEN_WITHIN),
             Chore::ReadHistory(_) => ("reading the history", OPEN_WITHIN),
             Chore::KeepHistory { .. } => ("writing the history", OPEN_WITHIN),
+            Chore::ReadPage(_) => ("reading the page", OPEN_WITHIN),
             Chore::RemoveGauges { .. } => ("removing live gauges", OPEN_WITHIN),
         };
         let chore = match chore {
@@ -121,6 +126,7 @@ impl Chores {
             | Chore::ReopenLogs { .. }
             | Chore::ReadHistory(_)
             | Chore::KeepHistory { .. }
+            | Chore::ReadPage(_)
             | Chore::RemoveGauges { .. } => chore,
         };
         let removals = self.removals.clone();
@@ -176,6 +182,7 @@ impl Chore {
             }
             Chore::ReadHistory(path) => Done::HistoryRead(history::read(&path)),
             Chore::KeepHistory { path, lines } => Done::HistoryKept(history::keep(&path, &lines)),
+            Chore::ReadPage(path) => Done::Page(page::read(&path)),
             Chore::RemoveGauges { gauges, pid } => {
                 gauges.remove(Some(pid));
                 Done::Removed

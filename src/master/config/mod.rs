@@ -16,7 +16,7 @@ pub mod change;
 mod control_places;
 pub mod discovery;
 pub mod environment;
-mod file;
+pub mod file;
 pub mod hints;
 mod hooks;
 mod identity;

@@ -23,6 +23,9 @@ pub fn text(measures: &Measures) -> String {
         "1: a worker serves, and the master was not told to stop.",
         flag(measures.ready),
     );
+    page.one("forkmaster_paused", "gauge", "1: no request is begun.", flag(measures.paused));
+    let help = "1: the service is paused, and clients get 503.";
+    page.one("forkmaster_maintenance", "gauge", help, flag(measures.maintenance));
     page.one("forkmaster_uptime_seconds", "gauge", "Since the master's start.", measures.uptime_s);
     page.one("forkmaster_resident_memory_bytes", "gauge", "Of the master.", measures.master_bytes);
 
@@ -75,6 +78,8 @@ pub fn text(measures: &Measures) -> String {
     page.one("forkmaster_requests_timed_out_total", "counter", help, totals.timed_out);
     let help = "Requests that got 503, since they had waited too long for a thread (queue_timeout).";
     page.one("forkmaster_requests_shed_total", "counter", help, totals.shed);
+    let help = "Requests that got 503 because of a maintenance (pause --max, --maintenance).";
+    page.one("forkmaster_requests_turned_away_total", "counter", help, totals.turned_away);
     let help = "Requests that ended with their worker, which died or was killed.";
     page.one("forkmaster_requests_lost_total", "counter", help, totals.lost);
     page.one("forkmaster_accepted_connections_total", "counter", "Connections that workers took.", totals.accepted);

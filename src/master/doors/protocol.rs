@@ -37,6 +37,18 @@ pub enum Request {
         argv: Vec<String>,
         timeout_ms: u64,
     },
+    /// The same, and clients get 503 once the pause has lasted so long: with this page, a path as the master sees it, or a line of
+    /// text.
+    ReloadPausedAnswering {
+        #[serde(default)]
+        force: bool,
+        #[serde(default)]
+        argv: Vec<String>,
+        timeout_ms: u64,
+        after_ms: u64,
+        #[serde(default)]
+        page: Option<String>,
+    },
     /// A reload with a canary of so many workers, 0: without one, whatever the settings say. A verb of its own for the same
     /// reason.
     ReloadCanary {
@@ -58,6 +70,13 @@ pub enum Request {
     /// Finish what runs and begin nothing. Answered when no request is in the application any more.
     Pause {
         timeout_ms: u64,
+    },
+    /// The same, and clients get 503 as with `ReloadPausedAnswering`. A verb of its own: an older master would hold them.
+    PauseAnswering {
+        timeout_ms: u64,
+        after_ms: u64,
+        #[serde(default)]
+        page: Option<String>,
     },
     /// Answered when the workers serve again.
     Resume,
@@ -145,14 +164,16 @@ fn is_no(value: &bool) -> bool {
 }
 
 /// The words that `command` may be.
-const COMMANDS: [&str; 22] = [
+const COMMANDS: [&str; 24] = [
     "status",
     "reload",
     "reload_paused",
+    "reload_paused_answering",
     "reload_canary",
     "promote",
     "abandon",
     "pause",
+    "pause_answering",
     "resume",
     "rollback",
     "history",
@@ -272,6 +293,13 @@ impl Refused {
     }
 }
 
+/// The options that ask for a maintenance.
+fn answering(after_ms: u64, page: Option<&str>) -> String {
+    let max = if after_ms > 0 { format!(" --max {after_ms}ms") } else { String::new() };
+    let page = page.map_or_else(String::new, |page| format!(" --maintenance {page}"));
+    max + &page
+}
+
 /// The part that all requests share.
 #[derive(Deserialize)]
 struct RequestFrame {
@@ -301,12 +329,16 @@ impl Request {
             Request::Reload { force: false, .. } => "reload".to_owned(),
             Request::Reload { force: true, .. } => "reload --force".to_owned(),
             Request::ReloadPaused { argv, .. } => format!("reload --pause -- {}", argv.join(" ")),
+            Request::ReloadPausedAnswering { argv, after_ms, page, .. } => {
+                format!("reload --pause{} -- {}", answering(*after_ms, page.as_deref()), argv.join(" "))
+            }
             Request::ReloadCanary { workers, force, .. } => {
                 format!("reload --canary {workers}{}", if *force { " --force" } else { "" })
             }
             Request::Promote { .. } => "promote".to_owned(),
             Request::Abandon => "abandon".to_owned(),
             Request::Pause { .. } => "pause".to_owned(),
+            Request::PauseAnswering { after_ms, page, .. } => format!("pause{}", answering(*after_ms, page.as_deref())),
             Request::Resume => "resume".to_owned(),
             Request::Rollback { to: None, .. } => "rollback".to_owned(),
             Request::Rollback { to: Some(to), .. } => format!("rollback --to {to}"),
@@ -339,6 +371,7 @@ impl Request {
             self,
             Request::Reload { .. }
                 | Request::ReloadPaused { .. }
+                | Request::ReloadPausedAnswering { .. }
                 | Request::ReloadCanary { .. }
                 | Request::Rollback { .. }
         )
@@ -414,10 +447,18 @@ mod tests {
             Request::Status,
             Request::Reload { wait: false, force: true },
             Request::ReloadPaused { force: false, argv: vec!["true".to_owned()], timeout_ms: 60_000 },
+            Request::ReloadPausedAnswering {
+                force: true,
+                argv: vec!["true".to_owned()],
+                timeout_ms: 60_000,
+                after_ms: 10_000,
+                page: None,
+            },
             Request::ReloadCanary { wait: true, force: false, workers: 1, hold_ms: Some(120_000) },
             Request::Promote { wait: true },
             Request::Abandon,
             Request::Pause { timeout_ms: 30_000 },
+            Request::PauseAnswering { timeout_ms: 30_000, after_ms: 0, page: Some("/srv/503.html".to_owned()) },
             Request::Resume,
             Request::Rollback { wait: true, to: Some(GenerationId(41)) },
             Request::History,

@@ -43,6 +43,8 @@ pub struct Deploy {
     pub back: Option<GenerationId>,
     /// What ran in the pause.
     pub command: Vec<String>,
+    /// Requests that got 503 meanwhile because of a maintenance.
+    pub turned_away: u64,
     /// Settings that are others than those of the generation before.
     pub changes: Vec<String>,
     /// From the ask until the candidate was ready, and until the end.
@@ -74,6 +76,8 @@ pub struct Served {
     pub status: Vec<u64>,
     /// Exceptions that left the application.
     pub exceptions: u64,
+    /// Requests that got 503 because of a maintenance, and are none of the others.
+    pub turned_away: u64,
     /// Half of the answers, and 99 of 100, took less.
     pub p50_ms: Option<f64>,
     pub p99_ms: Option<f64>,
@@ -88,6 +92,7 @@ impl Served {
         self.requests = totals.requests;
         self.status = totals.status.to_vec();
         self.exceptions = totals.errors;
+        self.turned_away = totals.turned_away;
         self.p50_ms = quantile_ms(&totals.latency, 0.50);
         self.p99_ms = quantile_ms(&totals.latency, 0.99);
     }

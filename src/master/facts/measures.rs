@@ -22,6 +22,8 @@ pub struct Totals {
     /// Ran beyond their limit, and were answered in place of the application.
     pub timed_out: u64,
     pub shed: u64,
+    /// Got 503 because of a maintenance.
+    pub turned_away: u64,
     /// Ended with their worker, which died or was killed.
     pub lost: u64,
     pub status: [u64; STATUS_CLASSES],
@@ -37,6 +39,7 @@ impl Totals {
         self.errors = self.errors.saturating_add(other.errors);
         self.timed_out = self.timed_out.saturating_add(other.timed_out);
         self.shed = self.shed.saturating_add(other.shed);
+        self.turned_away = self.turned_away.saturating_add(other.turned_away);
         self.lost = self.lost.saturating_add(other.lost);
         for (sum, more) in self.status.iter_mut().zip(other.status) {
             *sum = sum.saturating_add(more);
@@ -53,6 +56,7 @@ impl Totals {
         self.errors = self.errors.max(other.errors);
         self.timed_out = self.timed_out.max(other.timed_out);
         self.shed = self.shed.max(other.shed);
+        self.turned_away = self.turned_away.max(other.turned_away);
         self.lost = self.lost.max(other.lost);
         for (most, now) in self.status.iter_mut().zip(other.status) {
             *most = now.max(*most);
@@ -104,6 +108,10 @@ impl Tally {
 pub struct Measures {
     pub version: &'static str,
     pub ready: bool,
+    /// Requests are held back.
+    pub paused: bool,
+    /// They get 503 meanwhile.
+    pub maintenance: bool,
     pub uptime_s: f64,
     pub totals: Totals,
     pub tally: Tally,

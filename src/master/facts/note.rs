@@ -290,6 +290,10 @@ pub enum Note {
     Paused {
         after_ms: u64,
     },
+    /// Clients get 503 from now on.
+    Maintenance {
+        after_ms: u64,
+    },
     Resumed {
         after_ms: u64,
     },
@@ -354,6 +358,7 @@ impl Note {
             | Note::ServiceScaled { .. }
             | Note::Pausing
             | Note::Paused { .. }
+            | Note::Maintenance { .. }
             | Note::Resumed { .. }
             | Note::Upgraded { .. }
             | Note::ReloadWaits { .. }
@@ -609,6 +614,9 @@ impl fmt::Display for Note {
                 write!(f, "not upgraded: {}{}", refusal.reason, refusal.details_below())
             }
             Note::Paused { after_ms } => write!(f, "paused after={after_ms}ms: no request is in the application"),
+            Note::Maintenance { after_ms } => {
+                write!(f, "maintenance after={after_ms}ms: clients get 503 and wait no longer")
+            }
             Note::Resumed { after_ms } => write!(f, "resumed after={after_ms}ms"),
             Note::PauseRefused { refusal } => write!(f, "not paused: {}", refusal.reason),
             Note::ReloadWaits { generation } => {

@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub timed_out: u64,
     /// Requests that had waited too long for a thread, and got 503.
     pub shed: u64,
+    /// Requests that got 503 because of a maintenance.
+    pub turned_away: u64,
     /// Requests that ended with their worker, which died or was killed.
     pub lost: u64,
     pub handoffs: Handoffs,

@@ -16,10 +16,19 @@ pub struct Standing {
     pub coming: Option<(GenerationId, &'static str)>,
     /// How often a reload was asked for.
     pub reloads: u64,
+    /// Requests are held back.
+    pub held: Option<Held>,
     /// Worker processes of all generations.
     pub processes: usize,
     /// Why the last reload was refused; its first line.
     pub refused: Option<String>,
+}
+
+/// What that means to clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    Waiting,
+    TurnedAway,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +57,11 @@ impl fmt::Display for Standing {
         }
         if let (Phase::Running | Phase::Reloading, Some((generation, serving, wanted))) = (self.phase, self.serving) {
             write!(f, "generation {generation}: {serving} of {wanted} workers serve")?;
+            match self.held {
+                None => {}
+                Some(Held::Waiting) => f.write_str("; paused: clients wait")?,
+                Some(Held::TurnedAway) => f.write_str("; maintenance: clients get 503")?,
+            }
         }
         if let (Phase::Running | Phase::Stopping, Some(reason)) = (self.phase, &self.refused) {
             let what = if self.serving.is_some() { "the last reload was refused" } else { "the start was refused" };
@@ -66,6 +80,9 @@ mod tests {
         let serving = Some((GenerationId(3), 4, 4));
         let running = Standing { phase: Phase::Running, serving, ..Standing::default() };
         assert_eq!(running.to_string(), "generation 3: 4 of 4 workers serve");
+        let paused =
+            Standing { held: Some(Held::TurnedAway), serving: Some((GenerationId(3), 0, 4)), ..running.clone() };
+        assert_eq!(paused.to_string(), "generation 3: 0 of 4 workers serve; maintenance: clients get 503");
         let refused = Standing { refused: Some("no module named shop".to_owned()), ..running.clone() };
         let sentence = "generation 3: 4 of 4 workers serve; the last reload was refused: no module named shop";
         assert_eq!(refused.to_string(), sentence);

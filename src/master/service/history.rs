@@ -145,6 +145,7 @@ impl Service {
             rehearsal: shown.rehearsal,
             ..Deploy::default()
         };
+        let turned_away = self.totals().turned_away;
         let of_generation = reload.generation.and_then(|generation| self.generations.get(&generation));
         match of_generation {
             Some(processes) => {
@@ -155,6 +156,7 @@ impl Service {
                 deploy.in_place = processes.in_place;
                 deploy.back = processes.back;
                 deploy.command.clone_from(&processes.pause_command);
+                deploy.turned_away = turned_away.saturating_sub(processes.turned_away_before);
                 deploy.changes.clone_from(&processes.changes);
                 deploy.proved_s = processes.proved_s;
             }

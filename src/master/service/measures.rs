@@ -111,6 +111,8 @@ impl Service {
         Measures {
             version: env!("CARGO_PKG_VERSION"),
             ready: self.supervisor.is_ready(),
+            paused: self.supervisor.held().is_some(),
+            maintenance: self.supervisor.turns_away(),
             uptime_s: shared.clock.now().saturating_duration_since(self.began).as_secs_f64(),
             totals,
             tally: self.counted.tally.clone(),
@@ -185,6 +187,7 @@ pub fn of_cell(board: &Scoreboard, cell: u32) -> Totals {
         errors: cell.errors.load(Ordering::Relaxed),
         timed_out: cell.timed_out.load(Ordering::Relaxed),
         shed: cell.shed.load(Ordering::Relaxed),
+        turned_away: cell.turned_away.load(Ordering::Relaxed),
         // Counted when their worker is gone.
         lost: 0,
         status: std::array::from_fn(|class| cell.status[class].load(Ordering::Relaxed)),

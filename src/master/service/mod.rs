@@ -17,6 +17,7 @@ pub mod measures;
 pub mod not_started;
 pub mod oom;
 pub mod output;
+pub mod pages;
 pub mod prepare;
 pub mod preparing;
 pub mod processes;
@@ -53,6 +54,7 @@ use history::History;
 use hooks::Hooks;
 use measures::Counted;
 use oom::OomKills;
+use pages::Pages;
 use preparing::{Preparing, Reopening};
 use processes::{GenerationProcesses, WorkerProcess};
 use readiness::Readiness;
@@ -88,6 +90,7 @@ pub struct Service {
     readiness: Option<Readiness>,
     preparing: Preparing,
     reopening: Reopening,
+    pages: Pages,
     hooks: Hooks,
     oom: OomKills,
     pub last_lines: LastLines,
@@ -122,6 +125,7 @@ impl Service {
             readiness: None,
             preparing: Preparing::default(),
             reopening: Reopening::default(),
+            pages: Pages::default(),
             hooks: Hooks::default(),
             oom: OomKills::watch(),
             last_lines: LastLines::default(),

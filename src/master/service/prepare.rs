@@ -96,8 +96,10 @@ impl Service {
         if self.last_generation > 1 {
             processes.asked = self.asked();
         }
-        if let Deploy::Paused { command, timeout, .. } = self.preparing.deploy() {
+        processes.turned_away_before = self.totals().turned_away;
+        if let Deploy::Paused { command, timeout, maintenance, force: _ } = self.preparing.deploy() {
             (processes.pause_timeout, processes.pause_command) = (Some(*timeout), command.clone());
+            processes.pause_maintenance.clone_from(maintenance);
         }
         processes.canary = canary(self.preparing.deploy(), &processes.settings);
         let plan = processes.plan();

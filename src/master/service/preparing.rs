@@ -127,7 +127,8 @@ impl Service {
 
     /// Neither a reload is prepared nor are logs opened again.
     pub fn prepares_nothing(&self) -> bool {
-        !self.is_preparing() && self.preparing.next.is_empty() && self.reopening.chore.is_none()
+        let reads = !self.pages.is_idle();
+        !self.is_preparing() && self.preparing.next.is_empty() && self.reopening.chore.is_none() && !reads
     }
 
     /// A reload has no generation yet.
@@ -186,6 +187,8 @@ impl Service {
                 self.on_history_kept(id, history::kept(result), shared);
                 None
             }
+            Ok(Done::Page(read)) => self.on_page(id, read),
+            Err(NotDone(sentence)) if self.reads_page(id) => self.on_page(id, Err(sentence)),
             Ok(Done::Reopened(reopened)) => {
                 self.on_reopened(reopened, shared);
                 self.end_reopening(shared);

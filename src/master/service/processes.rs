@@ -22,6 +22,7 @@ use crate::listeners::Access;
 use crate::logs::{AccessLog, ErrorLog};
 use crate::supervisor::canary::CanaryPlan;
 use crate::supervisor::generation::{Plan, Surge as PlanSurge};
+use crate::supervisor::maintenance::MaintenancePlan;
 use crate::supervisor::pause::PausePlan;
 use crate::supervisor::rehearsal::RehearsalPlan;
 use crate::supervisor::services::ServicePlan;
@@ -46,6 +47,9 @@ pub struct GenerationProcesses {
     /// What `reload --pause` is to do before it takes over, and for how long it may pause.
     pub pause_timeout: Option<Duration>,
     pub pause_command: Vec<String>,
+    pub pause_maintenance: Option<MaintenancePlan>,
+    /// Requests that had got 503 because of a maintenance before it was made.
+    pub turned_away_before: u64,
     pub command: Option<CommandProcess>,
     /// Its first workers are to serve beside the old ones first.
     pub canary: Option<CanaryPlan>,
@@ -134,6 +138,8 @@ impl GenerationProcesses {
             origin: None,
             pause_timeout: None,
             pause_command: Vec::new(),
+            pause_maintenance: None,
+            turned_away_before: 0,
             command: None,
             canary: None,
             asked: "start".to_owned(),
@@ -220,6 +226,7 @@ impl GenerationProcesses {
                 timeout,
                 has_command: !self.pause_command.is_empty(),
                 has_probe: settings.app.probe.is_some(),
+                maintenance: self.pause_maintenance.clone().map(Box::new),
             }),
         }
     }

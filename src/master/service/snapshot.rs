@@ -41,6 +41,7 @@ impl Service {
             errors: totals.errors,
             timed_out: totals.timed_out,
             shed: totals.shed,
+            turned_away: totals.turned_away,
             lost: totals.lost,
             handoffs: totals.handoffs,
             logs: self.places(),

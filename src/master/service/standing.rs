@@ -2,7 +2,7 @@
 
 use super::Service;
 use crate::facts::outcome::{End, Reload};
-use crate::facts::standing::{Phase, Standing};
+use crate::facts::standing::{Held, Phase, Standing};
 
 impl Service {
     pub fn standing(&self) -> Standing {
@@ -23,6 +23,10 @@ impl Service {
             ready: supervisor.is_ready(),
             serving: serving.map(|generation| (generation.id, generation.serving(), supervisor.wanted_of(generation))),
             coming: coming.map(|generation| (generation.id, generation.state.word())),
+            held: supervisor.held().map(|_| match supervisor.turns_away() {
+                true => Held::TurnedAway,
+                false => Held::Waiting,
+            }),
             reloads: self.reloads,
             processes: supervisor.generations().iter().map(|generation| generation.workers.len()).sum(),
             refused: self.last_reload.as_ref().and_then(refused),

@@ -7,6 +7,7 @@ use forkmaster_wire::message::{GenerationId, SlotIndex, WorkerId};
 
 use super::dump::Dump;
 use super::generation::{Generation, Plan};
+use super::maintenance::MaintenancePlan;
 use super::services::ServiceId;
 use super::target::Target;
 use super::worker::{Due, State as WorkerState, Worker};
@@ -47,7 +48,7 @@ pub enum Ask {
     RecycleService { name: String, number: Option<u32>, wait: bool },
     /// Requests that run are finished, nothing is begun. Answered when no request is in the application any more; given up
     /// after `timeout`.
-    Pause { timeout: Duration },
+    Pause { timeout: Duration, maintenance: Option<MaintenancePlan> },
     /// Go on. Answered when the workers serve again.
     Resume,
     /// Another binary takes over this very process in a quiet moment, which is waited for. The new one answers.
@@ -74,7 +75,7 @@ pub enum Deploy {
     OnDisk { force: bool, canary: Option<AskedCanary> },
     /// The same, and requests are held back while this command runs, with nobody serving; at most for that long. Without
     /// words there is no command.
-    Paused { force: bool, command: Vec<String>, timeout: Duration },
+    Paused { force: bool, command: Vec<String>, timeout: Duration, maintenance: Option<MaintenancePlan> },
     /// The pinned directories and the settings of a generation that has served. None: of the one before this one.
     Back { to: Option<GenerationId> },
 }
@@ -168,7 +169,7 @@ impl Supervisor {
             }
             Ask::ScaleService { name, amount, wait } => self.on_scale_service(asker, &name, amount, wait),
             Ask::RecycleService { name, number, wait } => self.on_recycle_service(asker, &name, number, wait, now),
-            Ask::Pause { timeout } => self.on_pause(asker, timeout, now),
+            Ask::Pause { timeout, maintenance } => self.on_pause(asker, timeout, maintenance, now),
             Ask::Resume => self.on_resume(asker),
             Ask::Upgrade { timeout } => self.on_ask_upgrade(asker, timeout, now),
             Ask::Dump { slot } => self.on_dump(asker, slot, now),
@@ -467,7 +468,10 @@ impl Supervisor {
             Phase::Running => match (self.serving(), self.in_transaction()) {
                 (None, _) => "starting",
                 (Some(_), Some(_)) => "reloading",
-                (Some(_), None) if self.held().is_some_and(|held| held.quiet) => "paused",
+                (Some(_), None) if self.held().is_some_and(|held| held.quiet) => match self.turns_away() {
+                    true => "maintenance",
+                    false => "paused",
+                },
                 (Some(_), None) if self.held().is_some() => "pausing",
                 (Some(_), None) if self.target.is_off() => "off",
                 (Some(generation), None) if lacks(generation) || self.is_service_late() => "degraded",

@@ -22,6 +22,7 @@ use forkmaster_wire::message::{GenerationId, ListenerId, SlotIndex, WorkerId};
 use super::backoff::Backoff;
 use super::canary::{CanaryPlan, Loss};
 use super::kept::Keep;
+use super::maintenance::Maintenance;
 use super::pace::{Boot, Pace};
 use super::pause::{Command, PausePlan};
 use super::rehearsal::{Rehearsal, RehearsalPlan};
@@ -81,6 +82,8 @@ pub struct Generation {
     pub plan: Plan,
     /// The pause that is still to come.
     pub pause: Option<PausePlan>,
+    /// A term of the pause that has begun.
+    pub maintenance: Option<Maintenance>,
     /// The canary that is still to come, or serves.
     pub canary: Option<CanaryPlan>,
     /// What that has shown.

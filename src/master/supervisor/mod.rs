@@ -16,6 +16,7 @@ mod dump;
 pub mod generation;
 pub mod kept;
 mod leftovers;
+pub mod maintenance;
 pub mod pace;
 pub mod pause;
 mod recycle;
@@ -38,15 +39,17 @@ pub mod worker;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use forkmaster_wire::message::{GenerationId, ListenerId, SlotIndex, WorkerId};
+use forkmaster_wire::message::{GenerationId, ListenerId, Page, SlotIndex, WorkerId};
 use forkmaster_wire::rehearsal::Remembered;
 
 use crate::facts::note::Note;
 use crate::facts::outcome::{Outcome, Refusal, Reload};
 use asks::{Ask, AskId, Deploy, Waiting};
 use generation::{Generation, Plan, State, Step};
+use maintenance::{Maintenance, Shown};
 use pace::Room;
 use pause::{Held, Pause};
 use rhythm::Book;
@@ -190,6 +193,11 @@ pub enum Action {
     /// It finishes what runs and begins nothing until it is told to serve.
     Pause {
         worker: WorkerId,
+    },
+    /// Said to one that was told to pause: it takes connections and answers each request with 503.
+    Maintenance {
+        worker: WorkerId,
+        page: Option<Arc<Page>>,
     },
     /// It sends the probe once more, and `WorkerEvent::Probed` tells how that went.
     Probe {
@@ -362,7 +370,11 @@ pub struct Supervisor {
     generations: Vec<Generation>,
     target: Target,
     pause: Pause,
+    /// A term of the operator's pause.
+    maintenance: Option<Maintenance>,
     held: Option<Held>,
+    /// What clients are answered with now. None: they are held, or served.
+    shown: Option<Shown>,
     upgrade: Upgrade,
     /// Reloads that wait until a command's reload has ended: those of clients, whose number is bounded, and of signals, of
     /// which one of a kind is enough.
@@ -391,7 +403,9 @@ impl Supervisor {
             generations: Vec::new(),
             target: Target::default(),
             pause: Pause::Off,
+            maintenance: None,
             held: None,
+            shown: None,
             upgrade: Upgrade::Off,
             delayed: Vec::new(),
             kept_bytes: 0,
@@ -453,6 +467,7 @@ impl Supervisor {
             .filter_map(|generation| generation.deadline(begins))
             .chain(phase)
             .chain(self.pause.deadline())
+            .chain(self.maintenance_deadline())
             .chain(self.upgrade.deadline())
             .chain(services)
             .chain(run)

@@ -25,6 +25,8 @@
 //! | Probing | it does not | abandoned | |
 //! | Refilling | all are ready | Exchanging | one step: it takes over, and clients go on |
 //!
+//! Either may have a term after which clients are answered rather than held: see `maintenance`.
+//!
 //! From Commanding on a later reload waits until this one has ended: the command may be half-way through a migration.
 
 use std::time::{Duration, Instant};
@@ -33,6 +35,7 @@ use forkmaster_wire::message::{GenerationId, WorkerId};
 
 use super::asks::{Ask, AskId};
 use super::generation::{State, Step};
+use super::maintenance::MaintenancePlan;
 use super::reports::FAILED_BOOTS_MAX;
 use super::worker::{Exit, State as WorkerState, Worker};
 use super::{Action, Event, Phase, Supervisor, KILLED_WITHIN};
@@ -43,7 +46,7 @@ use crate::facts::outcome::{End, Outcome, Refusal};
 const NAMED_WITHIN: Duration = Duration::from_secs(1);
 
 /// What `reload --pause` asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PausePlan {
     /// So long from its beginning the pause may last until the command has ended.
     pub timeout: Duration,
@@ -51,6 +54,8 @@ pub struct PausePlan {
     pub has_command: bool,
     /// There is a probe to send after it.
     pub has_probe: bool,
+    /// Clients are answered rather than held.
+    pub maintenance: Option<Box<MaintenancePlan>>,
 }
 
 /// An operator's pause.
@@ -118,7 +123,15 @@ impl Command {
 }
 
 impl Supervisor {
-    pub(super) fn on_pause(&mut self, asker: Option<AskId>, timeout: Duration, now: Instant) {
+    /// Whoever asks again asks for other terms.
+    pub(super) fn on_pause(
+        &mut self,
+        asker: Option<AskId>,
+        timeout: Duration,
+        maintenance: Option<MaintenancePlan>,
+        now: Instant,
+    ) {
+        self.maintenance = maintenance.map(|plan| plan.begin(now));
         if self.pause == Pause::Off {
             self.pause = Pause::Finishing { give_up: now + timeout, timeout, named: false };
         }
@@ -128,9 +141,13 @@ impl Supervisor {
 
     /// Answered by `answer_waiting` when all workers serve again.
     pub(super) fn on_resume(&mut self, asker: Option<AskId>) {
-        self.pause = Pause::Off;
+        self.end_pause();
         self.refuse_paused(&Refusal::new("resumed before the last request had left the application"));
         self.wait_for_resume(asker);
+    }
+
+    pub(super) fn end_pause(&mut self) {
+        (self.pause, self.maintenance) = (Pause::Off, None);
     }
 
     /// Requests are held back. Where new workers are about to take over they serve first, since nobody else does.
@@ -174,9 +191,13 @@ impl Supervisor {
             }
             (None, false) | (Some(_), true) => {}
         }
+        self.show(is_held, now);
         for at in 0..self.generations.len() {
+            // Those who have never served answer nobody, unless somebody has to say that nobody serves.
+            let answers = self.turns_away() && self.generations[at].state == State::Serving && self.wanted(at) > 0;
             for worker in self.generations[at].workers.clone() {
                 match worker.state {
+                    WorkerState::Ready if is_held && answers => self.pause_worker(at, &worker, now),
                     WorkerState::Opening { .. } | WorkerState::Serving { .. } if is_held => {
                         self.pause_worker(at, &worker, now);
                     }
@@ -230,6 +251,7 @@ impl Supervisor {
             | WorkerState::Killed { .. } => None,
         };
         self.actions.push(Action::Pause { worker: worker.id });
+        self.show_by(worker.id);
         self.change(at, worker.id, WorkerState::Pausing { due }, now);
     }
 
@@ -254,7 +276,7 @@ impl Supervisor {
 
     fn give_up_pause(&mut self, details: &str) {
         let Pause::Finishing { timeout, .. } = self.pause else { return };
-        self.pause = Pause::Off;
+        self.end_pause();
         let refusal = still_run(timeout, self.who_runs(), details);
         self.note(Note::PauseRefused { refusal: refusal.clone() });
         self.refuse_paused(&refusal);
@@ -283,7 +305,7 @@ impl Supervisor {
 
     fn refuse_pausing(&mut self, id: GenerationId, details: &str, now: Instant) {
         let Some(at) = self.index(id) else { return };
-        let timeout = self.generations[at].plan.pause.map_or(Duration::ZERO, |plan| plan.timeout);
+        let timeout = self.generations[at].plan.pause.as_ref().map_or(Duration::ZERO, |plan| plan.timeout);
         let refusal = still_run(timeout, self.who_runs(), details);
         self.refuse(id, refusal, now);
     }
@@ -291,7 +313,8 @@ impl Supervisor {
     // --- the steps of a paused reload ----------------------------------------------------------------------------
 
     /// All its workers are ready, and nothing was paused or run yet.
-    pub(super) fn begin_pausing(&mut self, at: usize, plan: PausePlan, now: Instant) {
+    pub(super) fn begin_pausing(&mut self, at: usize, plan: &PausePlan, now: Instant) {
+        self.generations[at].maintenance = plan.maintenance.as_ref().map(|maintenance| maintenance.begin(now));
         self.change_step(at, Step::Pausing { give_up: now + plan.timeout, named: false });
         self.hold(now);
         self.pausing(at, now);
@@ -303,7 +326,7 @@ impl Supervisor {
             return;
         }
         let id = self.generations[at].id;
-        match self.generations[at].plan.pause.is_some_and(|plan| plan.has_command) {
+        match self.generations[at].plan.pause.as_ref().is_some_and(|plan| plan.has_command) {
             true => {
                 self.change_step(at, Step::Commanding { command: Command::Running { until: give_up } });
                 self.actions.push(Action::RunCommand { generation: id });
@@ -316,7 +339,7 @@ impl Supervisor {
     pub(super) fn on_command_ended(&mut self, id: GenerationId, exit: &Exit, output: String, now: Instant) {
         let Some(at) = self.index(id) else { return };
         let State::Rolling { step: Step::Commanding { command }, .. } = self.generations[at].state else { return };
-        let timeout_s = self.generations[at].plan.pause.map_or(0.0, |plan| plan.timeout.as_secs_f64());
+        let timeout_s = self.generations[at].plan.pause.as_ref().map_or(0.0, |plan| plan.timeout.as_secs_f64());
         let late = || Refusal::new(format!("the command did not end within {timeout_s:.1}s (--timeout)"));
         let refusal = match command {
             Command::Running { .. } if *exit == Exit::Code(0) => return self.begin_probing(at, now),
@@ -365,7 +388,7 @@ impl Supervisor {
         if matches!(generation.state, State::Rolling { failed_boots: FAILED_BOOTS_MAX.., .. }) {
             return self.refuse(id, Refusal::new("its processes died too often while the command ran"), now);
         }
-        if !generation.plan.pause.is_some_and(|plan| plan.has_probe) {
+        if !generation.plan.pause.as_ref().is_some_and(|plan| plan.has_probe) {
             return self.begin_refilling(at, now);
         }
         let ready = generation.workers.iter().find(|worker| worker.state == WorkerState::Ready);

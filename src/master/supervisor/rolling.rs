@@ -210,8 +210,8 @@ impl Supervisor {
     /// Starts, serves and drains as its pace allows, and commits when all have changed.
     pub(super) fn exchange(&mut self, at: usize, pace: Pace, now: Instant) {
         let wanted = self.wanted(at);
-        if let Some(plan) = self.generations[at].pause {
-            return self.exchange_with_pause(at, plan, wanted, pace, now);
+        if let Some(plan) = self.generations[at].pause.clone() {
+            return self.exchange_with_pause(at, &plan, wanted, pace, now);
         }
         let Some(predecessor) = self.serving_index() else { return self.first_start(at, wanted, now) };
         if self.is_held() {
@@ -271,7 +271,7 @@ impl Supervisor {
     }
 
     /// Everything that can refuse the release by itself comes before anything is paused.
-    fn exchange_with_pause(&mut self, at: usize, plan: PausePlan, wanted: u32, pace: Pace, now: Instant) {
+    fn exchange_with_pause(&mut self, at: usize, plan: &PausePlan, wanted: u32, pace: Pace, now: Instant) {
         let impossible = match self.serving_index() {
             None => Some("nothing serves yet that could be paused"),
             Some(_) if wanted == 0 => Some("the workers are switched off: run the command yourself, then reload"),

@@ -145,6 +145,7 @@ impl Supervisor {
             id: generation,
             plan,
             pause: None,
+            maintenance: None,
             canary: None,
             tried: None,
             rehearsal: Rehearsal::Off,

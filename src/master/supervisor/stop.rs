@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use super::generation::State;
 use super::kept::Keep;
-use super::pause::Pause;
 use super::template::Template;
 use super::worker::State as WorkerState;
 use super::{Action, Phase, Supervisor, ANSWER_WITHIN};
@@ -35,7 +34,7 @@ impl Supervisor {
             // Nobody serves yet: there is nothing to finish.
             return self.end(0, now);
         };
-        self.pause = Pause::Off;
+        self.end_pause();
         self.answer_stopping();
         if self.interrupt_command(now) {
             return self.note(Note::StopWaits);

@@ -72,7 +72,8 @@ impl Supervisor {
         // It is there before the current one is abandoned: what both have bound stays open.
         self.generations.push(Generation {
             id,
-            pause: plan.pause,
+            pause: plan.pause.clone(),
+            maintenance: None,
             canary: plan.canary.as_deref().copied(),
             tried: None,
             rehearsal: Rehearsal::Off,

@@ -12,6 +12,7 @@
 //! | Opening | serves | Serving | |
 //! | Opening | deadline | Killed | the slot gets another |
 //! | Opening, Serving | the service is paused | Pausing | told to pause: it finishes what runs |
+//! | Ready | its service is paused, and clients are turned away | Pausing | told to pause, and to turn them away |
 //! | Pausing | no request is under way | Paused | |
 //! | Pausing, Paused | the pause is over | Opening | told to serve |
 //! | Serving | `max_*` reached | Serving, due | a successor first, then it drains |

@@ -12,7 +12,7 @@ use super::{find, output};
 use crate::config::process_context::ProcessContext;
 use crate::doors::protocol::{Dumped, Recycled, Request, Scaled, ServiceScaled, Upgraded};
 use crate::exit_code::ExitCode;
-use crate::verbs::command_line::{Client, Scale, Waiting};
+use crate::verbs::command_line::{Answering, Client, Scale, Waiting};
 
 /// Workers answer within half a second, and where they do not, faulthandler does in another.
 const DUMP_WITHIN: Duration = Duration::from_secs(10);
@@ -89,12 +89,23 @@ pub fn recycle_service(
 }
 
 /// The master resumes by itself where requests still run when the time is over.
-pub fn pause(client: &Client, context: &ProcessContext, timeout: Duration) -> ExitCode {
-    let text = |_: &IgnoredAny, _| {
-        "paused: no request is in the application, and clients wait for `forkmaster resume`\n".to_owned()
+pub fn pause(client: &Client, context: &ProcessContext, timeout: Duration, answering: Option<&Answering>) -> ExitCode {
+    let clients = match answering {
+        None => "wait for `forkmaster resume`".to_owned(),
+        Some(Answering { after: Duration::ZERO, .. }) => "get 503 until `forkmaster resume`".to_owned(),
+        Some(Answering { after, .. }) => {
+            format!("wait for {} s, then get 503, until `forkmaster resume`", after.as_secs_f64())
+        }
     };
+    let text = |_: &IgnoredAny, _| format!("paused: no request is in the application, and clients {clients}\n");
     let timeout_ms = timeout.as_millis() as u64;
-    act(client, context, "pause", |_| Request::Pause { timeout_ms }, Waiting::Until(None), text)
+    let request = |_| match answering {
+        None => Request::Pause { timeout_ms },
+        Some(Answering { after, page }) => {
+            Request::PauseAnswering { timeout_ms, after_ms: after.as_millis() as u64, page: page.clone() }
+        }
+    };
+    act(client, context, "pause", request, Waiting::Until(None), text)
 }
 
 pub fn abandon(client: &Client, context: &ProcessContext) -> ExitCode {

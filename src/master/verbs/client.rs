@@ -14,7 +14,7 @@ use crate::config::process_context::ProcessContext;
 use crate::doors::protocol::{Proving, Request, Stopping};
 use crate::exit_code::ExitCode;
 use crate::facts::snapshot::{LastReload, Snapshot};
-use crate::verbs::command_line::{Canary, Client, HealthProbe, Waiting};
+use crate::verbs::command_line::{Answering, Canary, Client, HealthProbe, Waiting};
 use crate::verbs::{find, output};
 
 /// The master answers in milliseconds; one that takes longer than this is stuck. Docker gives a probe 30 s, Kubernetes
@@ -92,9 +92,16 @@ pub fn reload_paused(
     force: bool,
     command: Vec<String>,
     timeout: Duration,
+    answering: Option<&Answering>,
 ) -> ExitCode {
     let timeout_ms = timeout.as_millis() as u64;
-    let request = |_| Request::ReloadPaused { force, argv: command.clone(), timeout_ms };
+    let request = |_| match answering {
+        None => Request::ReloadPaused { force, argv: command.clone(), timeout_ms },
+        Some(Answering { after, page }) => {
+            let (after_ms, page) = (after.as_millis() as u64, page.clone());
+            Request::ReloadPausedAnswering { force, argv: command.clone(), timeout_ms, after_ms, page }
+        }
+    };
     deploy(client, context, "reload", request, Waiting::Until(None))
 }
 

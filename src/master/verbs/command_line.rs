@@ -5,6 +5,7 @@
 //! neither a verb nor likely a module is for `words`.
 
 mod amounts;
+mod answering;
 mod place;
 
 use std::ffi::OsString;
@@ -18,6 +19,8 @@ use forkmaster_wire::message::{GenerationId, SlotIndex};
 
 use amounts::{parse_recycle, parse_scale};
 pub use amounts::{Recycle, Scale};
+pub use answering::Answering;
+use answering::AnsweringOptions;
 use place::Place;
 
 use crate::config::process_context::ProcessContext;
@@ -59,11 +62,11 @@ pub enum Command {
     List { json: bool },
     Health { client: Client, probe: HealthProbe },
     Reload { client: Client, force: bool, canary: Option<Canary>, waiting: Waiting },
-    ReloadPaused { client: Client, force: bool, command: Vec<String>, timeout: Duration },
+    ReloadPaused { client: Client, force: bool, command: Vec<String>, timeout: Duration, answering: Option<Answering> },
     Promote { client: Client, waiting: Waiting },
     Abandon { client: Client },
     Rollback { client: Client, to: Option<GenerationId>, waiting: Waiting },
-    Pause { client: Client, timeout: Duration },
+    Pause { client: Client, timeout: Duration, answering: Option<Answering> },
     Resume { client: Client, timeout: Option<Duration> },
     Upgrade { client: Client, timeout: Duration },
     History { client: Client, json: bool, all: bool },
@@ -186,11 +189,16 @@ pub fn parse(
             let probe = if live { HealthProbe::Live } else { HealthProbe::Ready };
             Ok(Command::Health { client: place.client()?, probe })
         }
-        Verb::Reload { force, pause: true, command, waiting, .. } => {
+        Verb::Reload { force, pause: true, answering, command, waiting, .. } => {
             let timeout = waiting.timeout.unwrap_or(RELOAD_PAUSE);
-            Ok(Command::ReloadPaused { client: place.client()?, force, command, timeout })
+            let answering = answering.given(context)?;
+            Ok(Command::ReloadPaused { client: place.client()?, force, command, timeout, answering })
         }
-        Verb::Reload { force, pause: false, command: _, canary, hold, waiting } => {
+        Verb::Reload { force, pause: false, answering, command: _, canary, hold, waiting } => {
+            if answering.given(context)?.is_some() {
+                let text = "--max and --maintenance are for a pause: `reload --pause`".to_owned();
+                return Err(error(ErrorKind::MissingRequiredArgument, text));
+            }
             let canary = canary.map(|workers| Canary { workers, hold });
             Ok(Command::Reload { client: place.client()?, force, canary, waiting: waiting.waiting() })
         }
@@ -203,7 +211,10 @@ pub fn parse(
         Verb::Report { generation, json } => {
             Ok(Command::Report { client: place.client()?, generation: generation.map(GenerationId), json })
         }
-        Verb::Pause { timeout } => Ok(Command::Pause { client: place.client()?, timeout: timeout.unwrap_or(PAUSE) }),
+        Verb::Pause { timeout, answering } => {
+            let (timeout, answering) = (timeout.unwrap_or(PAUSE), answering.given(context)?);
+            Ok(Command::Pause { client: place.client()?, timeout, answering })
+        }
         Verb::Upgrade { timeout } => {
             Ok(Command::Upgrade { client: place.client()?, timeout: timeout.unwrap_or(QUIET_WITHIN) })
         }
@@ -399,6 +410,8 @@ enum Verb {
         /// command's end [default: 60s]
         #[arg(long, conflicts_with = "no_wait")]
         pause: bool,
+        #[command(flatten)]
+        answering: AnsweringOptions,
         /// The command, in the directory, virtualenv and environment of the new release
         #[arg(last = true, value_name = "COMMAND", requires = "pause")]
         command: Vec<String>,
@@ -445,11 +458,13 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Finish what runs and begin nothing, until `resume`: clients wait, and none is refused
+    /// Finish what runs and begin nothing, until `resume`: clients wait, and none is refused unless you say so
     Pause {
         /// Resume and exit 1 where requests still run after so long [default: 30s]
         #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
         timeout: Option<Duration>,
+        #[command(flatten)]
+        answering: AnsweringOptions,
     },
     /// Go on after `pause`
     Resume {

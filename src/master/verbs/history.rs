@@ -112,6 +112,9 @@ fn write_deploy(text: &mut String, deploy: &Deploy) -> std::fmt::Result {
         write!(text, " as gen {back}")?;
     }
     writeln!(text, "  by {}", deploy.asked)?;
+    if deploy.turned_away > 0 {
+        writeln!(text, "    maintenance: {} requests got 503", deploy.turned_away)?;
+    }
     if !deploy.reason.is_empty() {
         writeln!(text, "    {}", deploy.reason)?;
     }
@@ -141,6 +144,7 @@ fn write_report(text: &mut String, of: &Served, before: Option<&Served>) -> std:
     for (class, name) in [(3, "4xx"), (4, "5xx")] {
         row(name, &|served| share(served.status.get(class).copied().unwrap_or(0), served.requests))?;
     }
+    row("503 in a maintenance", &|served| served.turned_away.to_string())?;
     row("exceptions", &|served| share(served.exceptions, served.requests))?;
     row("half answered within", &|served| milliseconds(served.p50_ms))?;
     row("99 of 100 within", &|served| milliseconds(served.p99_ms))?;

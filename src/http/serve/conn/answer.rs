@@ -50,25 +50,41 @@ impl Answer {
     pub fn refuse(&mut self, status: u16, reason: &str, asked: Asked, id: Option<(&[u8], &[u8])>) -> String {
         let phrase = refusal::phrase(status);
         let body = if reason.is_empty() { format!("{phrase}\n") } else { format!("{phrase}: {reason}\n") };
-        let fields: [(&[u8], &[u8]); 2] = [
-            (b"Content-Type", b"text/plain; charset=utf-8"),
-            // RFC 9110 section 15.6.4.
-            (b"Retry-After", refusal::RETRY_AFTER_S.as_bytes()),
-        ];
-        let fields = if status == 503 { &fields[..] } else { &fields[..1] };
-        let line = format!("{status} {phrase}");
-        let valid = self.head.set(line.as_bytes(), fields);
+        // RFC 9110 section 15.6.4.
+        let retry_after = (status == 503).then_some(refusal::RETRY_AFTER_S);
+        match self.close_with(status, b"text/plain; charset=utf-8", retry_after, body.len(), asked, id) {
+            true => body,
+            false => String::new(),
+        }
+    }
+
+    /// Sets the head of an answer that ends its connection. False: it has no body.
+    #[cold]
+    pub fn close_with(
+        &mut self,
+        status: u16,
+        content_type: &[u8],
+        retry_after: Option<&str>,
+        body_bytes: usize,
+        asked: Asked,
+        id: Option<(&[u8], &[u8])>,
+    ) -> bool {
+        let retry_after = retry_after.map(|seconds| (&b"Retry-After"[..], seconds.as_bytes()));
+        let fields: Vec<(&[u8], &[u8])> =
+            std::iter::once((&b"Content-Type"[..], content_type)).chain(retry_after).collect();
+        let line = format!("{status} {}", refusal::phrase(status));
+        let valid = self.head.set(line.as_bytes(), &fields);
         debug_assert!(valid.is_ok(), "{valid:?}");
         if let Some((name, value)) = id {
             self.head.add_missing(name, value);
         }
         let asked = Asked { keep_alive: false, ..asked };
-        let (framing, keep) = self.head.complete(asked, Some(body.len() as u64), &date_now());
+        let (framing, keep) = self.head.complete(asked, Some(body_bytes as u64), &date_now());
         self.framing = Some(framing);
         self.keep = keep;
         match framing {
-            Framing::None => String::new(),
-            Framing::Length(_) | Framing::Chunked | Framing::UntilClose => body,
+            Framing::None => false,
+            Framing::Length(_) | Framing::Chunked | Framing::UntilClose => true,
         }
     }
 

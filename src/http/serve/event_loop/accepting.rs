@@ -11,13 +11,26 @@ use crate::serve::conn::write_half::WriteHalf;
 
 use super::admission::{Decision, Load, View};
 use super::listeners::{Accepted, Origin};
-use super::mode::{Change, Command, Handoff, Keepalive, Report};
+use super::mode::{Change, Command, Handoff, Keepalive, Mode, Report};
 use super::table::SlotState;
 use super::EventLoop;
 
 impl EventLoop {
     #[cold]
     pub(super) fn command(&mut self, command: Command) {
+        let page = match &command {
+            Command::Maintenance(page) => Some(page.clone()),
+            Command::Serve
+            | Command::Drain { .. }
+            | Command::CloseListeners(_)
+            | Command::Stop { .. }
+            | Command::Retire
+            | Command::Pause
+            | Command::Look => None,
+        };
+        if let Some(page) = page {
+            self.set_page(page);
+        }
         let (mode, effects) = self.mode.obey(command);
         self.mode = mode;
         if let Some(accepting) = effects.accepting {
@@ -25,7 +38,7 @@ impl EventLoop {
             self.shedding.serves_since = self.now;
             self.shared.set_closing(!accepting);
             self.report_draining &= !accepting;
-            self.report_paused = false;
+            self.report_paused &= self.mode == Mode::Maintenance;
         }
         self.hand_off(&effects.handoff);
         match effects.listeners {
@@ -63,6 +76,7 @@ impl EventLoop {
             Report::Draining => self.reports.draining(),
             Report::DrainingOnceQuiet => self.report_draining = true,
             Report::PausedOnceQuiet => self.report_paused = true,
+            Report::Maintenance => self.reports.maintenance(),
         }
     }
 
@@ -225,7 +239,7 @@ impl EventLoop {
             self.report_draining = false;
             self.reports.draining();
         }
-        if self.report_paused && self.table.nothing_under_way() {
+        if self.report_paused && self.table.nothing_under_way(self.mode == Mode::Maintenance) {
             self.report_paused = false;
             self.reports.paused();
         }
@@ -286,8 +300,10 @@ impl EventLoop {
     }
 
     pub(super) fn load(&self) -> Load {
-        let threads = self.shared.rules.settings.threads as u64;
-        Load { threads, dispatched: self.dispatched, completed: self.shared.completed() }
+        let (threads, completed) = (self.shared.rules.settings.threads as u64, self.shared.completed());
+        // Whoever is turned away needs no thread, so it does not matter what those are at.
+        let dispatched = if self.mode == Mode::Maintenance { completed } else { self.dispatched };
+        Load { threads, dispatched, completed }
     }
 
     /// Whether a new connection would find a slot, by closing the longest-idle one if need be.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::proto::refusal::Refusal;
+use crate::proto::refusal::{self, Refusal};
 use crate::proto::response::Asked;
 use crate::proto::{syntax, Version};
 use crate::serve::base::names::TimerKind;
@@ -86,6 +86,9 @@ impl EventLoop {
 
     /// Answers a request that the application will not see, and closes.
     pub(super) fn refuse(&mut self, mut request: Box<Request>, refusal: Refusal) {
+        if refusal == refusal::MAINTENANCE {
+            return self.turn_away(request);
+        }
         let index = request.token.index;
         self.timers.clear(index);
         self.end_unread(&mut request);
@@ -125,7 +128,7 @@ impl EventLoop {
     }
 
     /// What a proxy of ours calls a request that the application will not see.
-    fn id_of(&mut self, request: &Request) -> Option<String> {
+    pub(super) fn id_of(&mut self, request: &Request) -> Option<String> {
         let settings = &self.shared.rules.settings;
         let slot = self.table.slot(request.token.index);
         let name = settings.request_id_header.as_ref()?;

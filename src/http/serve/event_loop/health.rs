@@ -5,6 +5,7 @@
 use crate::serve::conn::answering::{End, Part};
 use crate::serve::conn::request::Request;
 
+use super::mode::Mode;
 use super::EventLoop;
 
 impl EventLoop {
@@ -13,12 +14,16 @@ impl EventLoop {
         path.is_some_and(|path| request.path() == path) && matches!(request.method(), b"GET" | b"HEAD")
     }
 
-    /// 503 once the service was told to stop: nobody should send it anything more.
+    /// 503 once the service was told to stop: nobody should send it anything more. And during a maintenance: whoever asks
+    /// shall take another one.
     #[cold]
     pub(super) fn answer_health(&mut self, mut request: Box<Request>) {
-        let (status, body): (&[u8], &[u8]) = match self.stopping {
-            false => (b"200 OK", b"ok\n"),
-            true => (b"503 Service Unavailable", b"stopping\n"),
+        let (status, body): (&[u8], &[u8]) = match (self.stopping, self.mode) {
+            (true, _) => (b"503 Service Unavailable", b"stopping\n"),
+            (false, Mode::Maintenance) => (b"503 Service Unavailable", b"paused\n"),
+            (false, Mode::Paused | Mode::Serving | Mode::Draining | Mode::Retiring | Mode::Held) => {
+                (b"200 OK", b"ok\n")
+            }
         };
         let fields: [(&[u8], &[u8]); 2] =
             [(b"Content-Type", b"text/plain; charset=utf-8"), (b"Cache-Control", b"no-store")];

@@ -18,6 +18,7 @@ mod health;
 pub mod interface;
 pub mod listeners;
 pub mod mailbox;
+pub mod maintenance;
 pub mod mode;
 mod overdue;
 mod reading;
@@ -47,6 +48,7 @@ use flush_batch::FlushBatch;
 use handoff::Handoff;
 use listeners::Listeners;
 use mailbox::Inbox;
+use maintenance::Page;
 use mode::Mode;
 use shared::Shared;
 use shedding::Shedding;
@@ -70,6 +72,8 @@ pub struct EventLoop {
     report_draining: bool,
     /// `Reports::paused` is due when no request is under way.
     report_paused: bool,
+    /// What clients are shown during a maintenance.
+    page: Arc<Page>,
     /// As configured, or shorter once the service stops.
     keepalive: Duration,
     /// The whole service stops.
@@ -132,6 +136,7 @@ impl EventLoop {
             reports,
             mode: Mode::Paused,
             report_draining: false,
+            page: Arc::new(Page { content_type: Vec::new(), body: Vec::new() }),
             keepalive: shared.rules.settings.idle_timeout(),
             stopping: false,
             report_paused: false,

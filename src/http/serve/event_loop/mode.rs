@@ -1,16 +1,25 @@
 //! What the process was told, and what follows from it. Decides only: the loop carries out the effects.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use super::maintenance::Page;
 
 /// From a handle to the loop.
 #[derive(Debug)]
 pub enum Command {
     Serve,
-    Drain { keep: Vec<u32> },
+    Drain {
+        keep: Vec<u32>,
+    },
     CloseListeners(Vec<u32>),
-    Stop { idle: Duration },
+    Stop {
+        idle: Duration,
+    },
     Retire,
     Pause,
+    /// None: a line of text.
+    Maintenance(Option<Arc<Page>>),
     Look,
 }
 
@@ -27,6 +36,8 @@ pub enum Mode {
     /// Told to pause: what was begun is finished, and nothing is begun until it is told to serve again. Connections lie in
     /// the handoff queue, or wait here for room in it. It does not end.
     Held,
+    /// As `Held`, and whoever comes is answered with 503 rather than held.
+    Maintenance,
 }
 
 /// What becomes of listeners.
@@ -53,6 +64,8 @@ pub enum Report {
     DrainingOnceQuiet,
     /// `Paused`, when no request is under way any more.
     PausedOnceQuiet,
+    /// Clients are turned away; what is due of a pause stays due.
+    Maintenance,
 }
 
 /// How long idle connections stay.
@@ -124,13 +137,15 @@ impl Mode {
             Command::Stop { idle } => {
                 let listeners = match self {
                     Mode::Held => Change::ResumeAndCloseAll,
-                    Mode::Paused | Mode::Serving | Mode::Draining | Mode::Retiring => Change::CloseAll,
+                    Mode::Paused | Mode::Serving | Mode::Draining | Mode::Retiring | Mode::Maintenance => {
+                        Change::CloseAll
+                    }
                 };
                 let effects = ends(listeners, Report::DrainingOnceQuiet);
                 // A worker that never served leaves all to the others.
                 let handoff = match self {
                     Mode::Paused => Handoff::Nothing,
-                    Mode::Serving | Mode::Draining | Mode::Retiring | Mode::Held => Handoff::Empty,
+                    Mode::Serving | Mode::Draining | Mode::Retiring | Mode::Held | Mode::Maintenance => Handoff::Empty,
                 };
                 (self.drained(), Effects { keepalive: Keepalive::AtMost(idle), handoff, ..effects })
             }
@@ -140,12 +155,25 @@ impl Mode {
             }
             Command::Pause => match self {
                 // Also whoever was told to drain, where the successor has failed.
-                Mode::Paused | Mode::Serving | Mode::Draining | Mode::Held => {
+                Mode::Paused | Mode::Serving | Mode::Draining | Mode::Held | Mode::Maintenance => {
                     let effects = ends(Change::PauseAllBut(Vec::new()), Report::PausedOnceQuiet);
                     (Mode::Held, Effects { handoff: Handoff::HoldBack, ..effects })
                 }
                 // It will be killed, and begins nothing anyway.
                 Mode::Retiring => {
+                    let nothing = ends(Change::Close(Vec::new()), Report::Nothing);
+                    (self, Effects { accepting: None, ..nothing })
+                }
+            },
+            Command::Maintenance(_) => match self {
+                Mode::Held | Mode::Maintenance => {
+                    let (accepting, keepalive) = (Some(true), Keepalive::Unchanged);
+                    let (listeners, report, handoff) = (Change::Resume, Report::Maintenance, Handoff::Receive);
+                    let effects = Effects { listeners, accepting, keepalive, report, recall: false, handoff };
+                    (Mode::Maintenance, effects)
+                }
+                // It was told something else since.
+                Mode::Paused | Mode::Serving | Mode::Draining | Mode::Retiring => {
                     let nothing = ends(Change::Close(Vec::new()), Report::Nothing);
                     (self, Effects { accepting: None, ..nothing })
                 }
@@ -161,7 +189,7 @@ impl Mode {
     fn drained(self) -> Mode {
         match self {
             Mode::Retiring => Mode::Retiring,
-            Mode::Paused | Mode::Serving | Mode::Draining | Mode::Held => Mode::Draining,
+            Mode::Paused | Mode::Serving | Mode::Draining | Mode::Held | Mode::Maintenance => Mode::Draining,
         }
     }
 
@@ -169,7 +197,7 @@ impl Mode {
     pub fn is_ending(self) -> bool {
         match self {
             Mode::Draining | Mode::Retiring => true,
-            Mode::Paused | Mode::Serving | Mode::Held => false,
+            Mode::Paused | Mode::Serving | Mode::Held | Mode::Maintenance => false,
         }
     }
 }
@@ -223,6 +251,26 @@ mod tests {
     }
 
     #[test]
+    fn a_maintenance_takes_connections_and_follows_a_pause_only() {
+        let (mode, effects) = Mode::Held.obey(Command::Maintenance(None));
+        assert_eq!((mode, effects.accepting, effects.report), (Mode::Maintenance, Some(true), Report::Maintenance));
+        assert_eq!((effects.listeners, effects.handoff, mode.is_ending()), (Change::Resume, Handoff::Receive, false));
+        // Another page.
+        assert_eq!(mode.obey(Command::Maintenance(None)).0, Mode::Maintenance);
+        // Back to a pause that holds.
+        let (held, effects) = mode.obey(Command::Pause);
+        assert_eq!((held, effects.handoff), (Mode::Held, Handoff::HoldBack));
+        let (_, stops) = mode.obey(Command::Stop { idle: Duration::ZERO });
+        assert_eq!((stops.listeners, stops.handoff), (Change::CloseAll, Handoff::Empty));
+        assert_eq!(mode.obey(Command::Drain { keep: Vec::new() }).0, Mode::Draining);
+        assert_eq!(mode.obey(Command::Serve).0, Mode::Serving);
+        for other in [Mode::Paused, Mode::Serving, Mode::Draining, Mode::Retiring] {
+            let (after, effects) = other.obey(Command::Maintenance(None));
+            assert_eq!((after, effects.accepting, effects.report), (other, None, Report::Nothing));
+        }
+    }
+
+    #[test]
     fn looking_changes_nothing_else() {
         for mode in [Mode::Paused, Mode::Serving, Mode::Draining, Mode::Retiring] {
             let (after, effects) = mode.obey(Command::Look);
@@ -235,7 +283,7 @@ mod tests {
     /// A listener that is given up says nothing about the others.
     #[test]
     fn closing_listeners_changes_no_mode() {
-        for mode in [Mode::Paused, Mode::Serving, Mode::Draining, Mode::Retiring, Mode::Held] {
+        for mode in [Mode::Paused, Mode::Serving, Mode::Draining, Mode::Retiring, Mode::Held, Mode::Maintenance] {
             let (after, effects) = mode.obey(Command::CloseListeners(vec![3]));
             assert_eq!((after, effects.accepting, effects.report), (mode, None, Report::Nothing));
             assert_eq!((effects.listeners, effects.keepalive), (Change::Close(vec![3]), Keepalive::Unchanged));

@@ -81,6 +81,9 @@ impl EventLoop {
                     self.refuse_later(request, refusal::RETIRING);
                 }
             }
+            Received::Complete | Received::Beyond if self.mode == Mode::Maintenance => {
+                self.refuse_later(request, refusal::MAINTENANCE);
+            }
             Received::Complete => self.dispatch(request),
             Received::Batch => self.write_batch(request),
             Received::Beyond => self.stream_or_spool(request),

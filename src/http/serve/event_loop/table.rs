@@ -127,12 +127,13 @@ impl Table {
     }
 
     /// No request has been begun that the application has not answered. What waits for a client that takes its answer
-    /// slowly is no matter of the application's any more.
-    pub fn nothing_under_way(&self) -> bool {
+    /// slowly is no matter of the application's any more. `turned_away`: whoever comes is, and has begun nothing.
+    pub fn nothing_under_way(&self, turned_away: bool) -> bool {
         self.slots.iter().all(|slot| match &slot.state {
             SlotState::Free(_) | SlotState::Flushing(_) | SlotState::Leaving(_) | SlotState::Lingering(..) => true,
             // While connections are held back only those of them wait here that are in the middle of a request.
-            SlotState::Waiting(_) | SlotState::Dispatched => false,
+            SlotState::Waiting(_) => turned_away,
+            SlotState::Dispatched => false,
         })
     }
 

@@ -4,7 +4,7 @@ use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use super::fixture::{app, settings, Client, Fixture, Told, PATIENCE};
-use crate::serve::{Listener, Settings};
+use crate::serve::{Listener, Page, Settings};
 
 #[test]
 fn draining_finishes_what_was_begun() {
@@ -300,4 +300,55 @@ fn every_request_of_a_drain_under_load_is_answered() {
         assert!(client.join().expect("a client failed") > 0);
     }
     fixture.join();
+}
+
+#[test]
+fn a_maintenance_finishes_what_was_begun_and_turns_all_others_away() {
+    let mut changed = settings();
+    changed.health_path = Some(b"/healthz".to_vec());
+    let fixture = Fixture::new(changed, app);
+    let mut idle = fixture.client();
+    assert_eq!(idle.get("/hello").text(), "hello");
+    let mut running = fixture.client();
+    running.send("GET /gate HTTP/1.1\r\nHost: h\r\n\r\nGET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
+    fixture.expect_app("at the gate");
+    fixture.handle.pause();
+    fixture.expect(&Told::Accepting(false));
+    let page = Page { content_type: b"text/html; charset=utf-8".to_vec(), body: b"<p>back soon</p>".to_vec() };
+    fixture.handle.maintenance(Some(page));
+    fixture.expect(&Told::Maintenance);
+    // Whoever was idle, whoever comes, and a body that has come.
+    let away = |client: &mut Client, request: &str| {
+        let answer = client.send(request).answer();
+        assert_eq!((answer.status, answer.text(), answer.closes()), (503, "<p>back soon</p>", true));
+        assert_eq!(answer.field("content-type"), Some("text/html; charset=utf-8"));
+        assert_eq!(answer.field("retry-after"), Some("10"));
+        client.expect_closed();
+    };
+    away(&mut idle, "GET /hello HTTP/1.1\r\nHost: h\r\n\r\n");
+    away(&mut fixture.client(), "GET /gate HTTP/1.0\r\n\r\n");
+    away(&mut fixture.client(), "POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc");
+    let mut asks = fixture.client();
+    let answer = asks.get("/healthz");
+    assert_eq!((answer.status, answer.text()), (503, "paused\n"));
+    let mut heads = fixture.client();
+    heads.send("HEAD /hello HTTP/1.1\r\nHost: h\r\n\r\n");
+    let head = heads.head();
+    assert_eq!((head.status, head.field("content-length")), (503, Some("16")));
+    heads.expect_closed();
+    // Those whose head has not come count as nothing that was begun.
+    let mut half = fixture.client();
+    half.send("GET /hello HTTP/1.1\r\nHo");
+    fixture.gate.open();
+    assert_eq!(running.answer().text(), "passed");
+    assert_eq!(running.answer().status, 503);
+    fixture.expect(&Told::Paused);
+    fixture.handle.maintenance(None);
+    assert_eq!(half.send("st: h\r\n\r\n").answer().text(), "Service Unavailable: the service is paused\n");
+    fixture.handle.serve();
+    fixture.expect(&Told::Serving);
+    assert_eq!(fixture.client().get("/hello").text(), "hello");
+    assert_eq!(asks.get("/healthz").text(), "ok\n");
+    drop((idle, running, asks, heads, half));
+    fixture.stop();
 }

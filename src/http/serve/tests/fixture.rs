@@ -54,6 +54,7 @@ pub enum Told {
     Serving,
     Draining,
     Paused,
+    Maintenance,
     /// Whether connections are taken from now on.
     Accepting(bool),
     Connections(usize),
@@ -148,6 +149,10 @@ impl Reports for Teller {
 
     fn paused(&self) {
         self.tell(Told::Paused);
+    }
+
+    fn maintenance(&self) {
+        self.tell(Told::Maintenance);
     }
 }
 

@@ -270,7 +270,7 @@ fn where_nothing_could_be_learned_there_is_no_canary() {
     world.reload(trying(4, 1), Behaviour::Healthy);
     world.refused_for("the workers are switched off");
     let mut world = World::serving(plan(4));
-    world.ask(Ask::Pause { timeout: MINUTE });
+    world.ask(Ask::Pause { timeout: MINUTE, maintenance: None });
     world.run();
     world.reload(trying(4, 1), Behaviour::Healthy);
     world.refused_for("the service is paused");
@@ -312,7 +312,7 @@ fn meanwhile_the_old_generation_goes_on_as_ever() {
 #[test]
 fn while_the_service_is_paused_the_canary_s_time_stands_still() {
     let mut world = canary_serves(good());
-    world.ask(Ask::Pause { timeout: MINUTE });
+    world.ask(Ask::Pause { timeout: MINUTE, maintenance: None });
     world.pass(MINUTE * 5);
     assert_eq!((world.accepting.len(), world.state(2)), (0, Some("rolling")));
     world.ask(Ask::Resume);

@@ -132,7 +132,7 @@ fn what_does_not_die_is_given_up() {
 fn a_generation_that_serves_and_finds_no_room_for_a_worker_waits_on() {
     let mut world = World::serving(plan(2));
     // While the service is paused nobody is drained whose successor has not served.
-    world.ask(Ask::Pause { timeout: MINUTE });
+    world.ask(Ask::Pause { timeout: MINUTE, maintenance: None });
     world.run();
     for worker in world.alive.keys().copied().collect::<Vec<_>>() {
         world.exit(worker, killed());

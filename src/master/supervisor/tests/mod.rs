@@ -17,14 +17,16 @@ mod upgrade;
 mod verbs;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use forkmaster_wire::message::{GenerationId, ListenerId, SlotIndex, WorkerId};
+use forkmaster_wire::message::{GenerationId, ListenerId, Page, SlotIndex, WorkerId};
 use forkmaster_wire::rehearsal::Remembered;
 
 use super::asks::{Ask, AskId, Deploy};
 use super::backoff;
 use super::generation::{Generation, Plan, State, Surge};
+use super::maintenance::MaintenancePlan;
 use super::pace::{Boot, Room};
 use super::rehearsal::Rehearsed;
 use super::services::{Event as ServiceEvent, ServiceId, ServicePlan};
@@ -115,6 +117,9 @@ struct World {
     /// Signals sent, by worker.
     kills: BTreeMap<WorkerId, u32>,
     accepting: BTreeSet<WorkerId>,
+    /// Paused ones that answer with 503, and the page.
+    turning_away: BTreeMap<WorkerId, Option<String>>,
+    paused: BTreeSet<WorkerId>,
     /// The fewest workers that accepted at any moment since it was set.
     fewest_accepting: usize,
     most_present: usize,
@@ -200,6 +205,8 @@ impl World {
             templates: BTreeSet::new(),
             kills: BTreeMap::new(),
             accepting: BTreeSet::new(),
+            turning_away: BTreeMap::new(),
+            paused: BTreeSet::new(),
             fewest_accepting: usize::MAX,
             most_present: 0,
             verdicts: Vec::new(),
@@ -331,9 +338,15 @@ impl World {
         if let WorkerEvent::Exited(_) = event {
             self.alive.remove(&worker);
             self.accepting.remove(&worker);
+            self.is_not_paused(worker);
             self.fewest_accepting = self.fewest_accepting.min(self.accepting.len());
         }
         self.event(Event::Worker { worker, event });
+    }
+
+    fn is_not_paused(&mut self, worker: WorkerId) {
+        self.paused.remove(&worker);
+        self.turning_away.remove(&worker);
     }
 
     fn template_event(&mut self, generation: GenerationId, event: TemplateEvent) {
@@ -387,6 +400,20 @@ impl World {
             self.fewest_accepting = self.fewest_accepting.min(self.accepting.len());
             let present = self.supervisor.generations().iter().map(Generation::present).sum();
             self.most_present = self.most_present.max(present);
+        }
+        self.all_who_pause_do_the_same();
+    }
+
+    /// Hold clients, or turn them away.
+    fn all_who_pause_do_the_same(&self) {
+        let turns_away = self.supervisor.turns_away();
+        for generation in self.supervisor.generations() {
+            let paused =
+                |worker: &&Worker| matches!(worker.state, WorkerState::Pausing { .. } | WorkerState::Paused { .. });
+            for worker in generation.workers.iter().filter(paused) {
+                let told = self.turning_away.contains_key(&worker.id);
+                assert_eq!(told, turns_away, "worker {}: {:#?}", worker.id, self.log);
+            }
         }
     }
 
@@ -496,6 +523,7 @@ impl World {
                 }
             }
             Action::Serve { worker } => {
+                self.is_not_paused(worker);
                 // Who has ended its service does not begin it again.
                 if let Some(generation) = self.alive.get(&worker).filter(|_| !self.drained.contains(&worker)) {
                     match behaviour(self, *generation) {
@@ -522,6 +550,7 @@ impl World {
             }
             Action::Drain { worker, .. } | Action::StopWorker { worker } => {
                 self.accepting.remove(&worker);
+                self.is_not_paused(worker);
                 if let Some(generation) = self.alive.get(&worker).copied() {
                     match behaviour(self, generation) {
                         Behaviour::DrainsMutely => {}
@@ -549,8 +578,14 @@ impl World {
                     }
                 }
             }
+            Action::Maintenance { worker, page } => {
+                assert!(self.paused.contains(&worker), "a worker that was not told to pause turns clients away");
+                self.turning_away.insert(worker, page.map(|page| page.body.clone()));
+            }
             Action::Pause { worker } => {
                 self.accepting.remove(&worker);
+                self.turning_away.remove(&worker);
+                self.paused.insert(worker);
                 if let Some(generation) = self.alive.get(&worker).filter(|_| !self.drained.contains(&worker)) {
                     if !matches!(behaviour(self, *generation), Behaviour::Streams | Behaviour::ServesMutely) {
                         self.soon(worker, WorkerEvent::Paused);
@@ -643,6 +678,7 @@ impl World {
             }
             Action::Retire { worker } => {
                 self.accepting.remove(&worker);
+                self.is_not_paused(worker);
             }
             Action::Kill { worker } => {
                 // The master can only signal a pid that it knows.
@@ -740,6 +776,12 @@ impl World {
 
 fn refusal(reason: &str) -> Refusal {
     Refusal { details: "Traceback ...".to_owned(), ..Refusal::new(reason) }
+}
+
+/// Clients get 503 after so long, with this page or with a line of text.
+fn maintenance(after: Duration, body: Option<&str>) -> MaintenancePlan {
+    let page = |body: &str| Arc::new(Page { content_type: "text/html".to_owned(), body: body.to_owned() });
+    MaintenancePlan { after, page: body.map(page) }
 }
 
 fn killed() -> Exit {

@@ -3,7 +3,7 @@
 use super::super::pause::PausePlan;
 use super::*;
 
-const PAUSE: PausePlan = PausePlan { timeout: MINUTE, has_command: true, has_probe: true };
+const PAUSE: PausePlan = PausePlan { timeout: MINUTE, has_command: true, has_probe: true, maintenance: None };
 
 /// Reloads with a pause. All its workers boot first, and nothing but `run` of the world follows.
 fn pausing(workers: u32) -> Plan {
@@ -109,7 +109,7 @@ fn a_stream_that_never_ends_is_named_and_the_service_goes_on() {
     assert_eq!((refusal.reason.as_str(), refusal.details.as_str()), (reason, "2 workers run requests"));
     world.is_as_before(2);
     // The same of an operator's pause.
-    world.event(Event::Ask { asker: Some(AskId(1)), ask: Ask::Pause { timeout: MINUTE } });
+    world.event(Event::Ask { asker: Some(AskId(1)), ask: Ask::Pause { timeout: MINUTE, maintenance: None } });
     world.pass(MINUTE);
     assert!(matches!(world.says(1), Some(Outcome::Refused(refusal)) if refusal.reason == reason));
     world.is_as_before(2);
@@ -242,7 +242,7 @@ fn an_operator_pauses_and_resumes_and_a_reload_commits_meanwhile() {
     for surge in [Surge::Workers(1), Surge::Workers(0), Surge::All, Surge::Auto] {
         let plan = || Plan { surge, unavailable: 1, ..plan(2) };
         let mut world = World::serving(plan());
-        world.event(Event::Ask { asker: Some(AskId(1)), ask: Ask::Pause { timeout: MINUTE } });
+        world.event(Event::Ask { asker: Some(AskId(1)), ask: Ask::Pause { timeout: MINUTE, maintenance: None } });
         world.run();
         assert_eq!((world.says(1), world.supervisor.word()), (Some(&Outcome::Paused), "paused"));
         assert!(world.accepting.is_empty() && !world.supervisor.is_ready());
@@ -265,7 +265,7 @@ fn an_operator_pauses_and_resumes_and_a_reload_commits_meanwhile() {
 fn a_worker_that_was_due_stays_so_over_a_pause() {
     let mut world = World::serving(plan(1));
     let old = world.some_worker(1);
-    world.ask(Ask::Pause { timeout: MINUTE });
+    world.ask(Ask::Pause { timeout: MINUTE, maintenance: None });
     world.run();
     world.worker_event(old, WorkerEvent::RequestsServed);
     world.ask(Ask::Resume);
@@ -281,4 +281,100 @@ fn a_pause_without_a_command_or_a_probe_takes_over_at_once() {
     world.run();
     assert_eq!((world.last_verdict(), world.accepting(2), world.commanded.len()), (&End::Committed, 2, 0));
     world.in_order(&["pausing", "paused after", "resumed"]);
+}
+
+#[test]
+fn past_max_clients_are_turned_away_until_resume_whoever_the_workers_are() {
+    let mut world = World::serving(plan(2));
+    let asked = Some(maintenance(Duration::from_secs(30), None));
+    world.event(Event::Ask { asker: Some(AskId(1)), ask: Ask::Pause { timeout: MINUTE, maintenance: asked } });
+    world.run();
+    assert_eq!((world.says(1), world.supervisor.word()), (Some(&Outcome::Paused), "paused"));
+    world.pass(Duration::from_secs(29));
+    assert!(world.turning_away.is_empty() && !world.logged("maintenance"));
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.turning_away.len(), world.supervisor.word()), (2, "maintenance"));
+    assert!(world.logged("maintenance after=30000ms: clients get 503"), "{:#?}", world.log);
+    // A worker that is born meanwhile, and those of a release that commits meanwhile.
+    let old = *world.turning_away.keys().next().expect("one");
+    world.exit(old, killed());
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.turning_away.len(), world.supervisor.is_ready()), (2, false), "{:#?}", world.log);
+    world.reload(plan(2), Behaviour::Healthy);
+    world.pass(Duration::from_secs(10));
+    assert_eq!((world.state(2), world.turning_away.len()), (Some("serving"), 2), "{:#?}", world.log);
+    assert!(world.turning_away.keys().all(|worker| world.alive[worker] == GenerationId(2)));
+    world.event(Event::Ask { asker: Some(AskId(2)), ask: Ask::Resume });
+    world.run();
+    assert_eq!((world.says(2), world.accepting(2)), (Some(&Outcome::Resumed), 2));
+    assert!(world.turning_away.is_empty() && world.supervisor.word() == "running");
+    // The next pause holds.
+    world.ask(Ask::Pause { timeout: MINUTE, maintenance: None });
+    world.pass(MINUTE);
+    assert!(world.turning_away.is_empty());
+}
+
+#[test]
+fn whoever_pauses_again_asks_for_other_terms() {
+    let mut world = World::serving(plan(2));
+    let shown = |world: &World| world.turning_away.values().next().cloned();
+    let pause = |world: &mut World, terms: Option<MaintenancePlan>| {
+        world.ask(Ask::Pause { timeout: MINUTE, maintenance: terms });
+        world.run();
+    };
+    pause(&mut world, None);
+    pause(&mut world, Some(maintenance(Duration::ZERO, Some("back soon"))));
+    assert_eq!(shown(&world), Some(Some("back soon".to_owned())));
+    pause(&mut world, Some(maintenance(Duration::ZERO, Some("at noon"))));
+    assert_eq!(shown(&world), Some(Some("at noon".to_owned())));
+    pause(&mut world, None);
+    assert_eq!((shown(&world), world.supervisor.word()), (None, "paused"));
+    // A worker that serves a stream does not keep others from being told.
+    world.ask(Ask::Resume);
+    world.run();
+    world.behaviour.insert(GenerationId(1), Behaviour::Streams);
+    pause(&mut world, Some(maintenance(Duration::ZERO, None)));
+    assert_eq!((world.turning_away.len(), world.supervisor.word()), (2, "pausing"));
+    world.pass(MINUTE * 2);
+    assert!(world.turning_away.is_empty() && world.accepting(1) == 2);
+}
+
+#[test]
+fn a_paused_reload_turns_clients_away_and_the_new_workers_take_over_all_the_same() {
+    for (command, probe_fails) in [
+        (CommandBehaviour::EndsWell, false),
+        (CommandBehaviour::EndsWell, true),
+        (CommandBehaviour::Fails, false),
+        (CommandBehaviour::Hangs, false),
+    ] {
+        let mut world = World::serving(plan(2));
+        (world.command, world.probe_fails) = (command, probe_fails);
+        let terms = Some(Box::new(maintenance(Duration::from_secs(10), Some("back soon"))));
+        let pause = Some(PausePlan { maintenance: terms, ..PAUSE });
+        world.reload(Plan { pause, ..pausing(2) }, Behaviour::Healthy);
+        world.pass(Duration::from_secs(20));
+        if command == CommandBehaviour::Hangs {
+            let old = world.turning_away.keys().all(|worker| world.alive[worker] == GenerationId(1));
+            assert!(old && world.turning_away.len() == 2, "{:#?}", world.log);
+        }
+        world.pass(MINUTE * 5);
+        let serves = if command == CommandBehaviour::EndsWell && !probe_fails { 2 } else { 1 };
+        assert_eq!((world.accepting(serves), world.turning_away.len()), (2, 0), "{command:?}: {:#?}", world.log);
+        assert!(!world.supervisor.turns_away() && world.supervisor.held().is_none());
+    }
+}
+
+#[test]
+fn a_stop_ends_a_maintenance() {
+    for delay in [Duration::ZERO, Duration::from_secs(5)] {
+        let mut world = World::serving(Plan { shutdown_delay: delay, ..plan(2) });
+        world.ask(Ask::Pause { timeout: MINUTE, maintenance: Some(maintenance(Duration::ZERO, None)) });
+        world.run();
+        assert_eq!(world.turning_away.len(), 2);
+        world.ask(Ask::Stop);
+        world.run();
+        assert!(world.turning_away.is_empty(), "{:#?}", world.log);
+        world.pass(MINUTE);
+        assert_eq!(world.exit, Some(0));
+    }
 }

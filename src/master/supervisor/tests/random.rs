@@ -14,6 +14,11 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
     for seed in 0..200u64 {
         let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
         let surges = [Surge::Workers(1), Surge::Workers(2), Surge::Workers(0), Surge::All, Surge::Auto];
+        let any_maintenance = |dice: &mut Dice| {
+            let after = Duration::from_secs([0, 3, 20][dice.roll(3)]);
+            let body = ["back soon", "closed"][dice.roll(2)];
+            (dice.roll(3) > 0).then(|| maintenance(after, (dice.roll(2) == 0).then_some(body)))
+        };
         let any_plan = |dice: &mut Dice| {
             let surge = surges[dice.roll(5)];
             let unavailable = if surge == Surge::Workers(0) { 1 } else { dice.roll(2) as u32 };
@@ -25,6 +30,7 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                 timeout: Duration::from_secs(5 + dice.roll(30) as u64),
                 has_command: dice.roll(4) > 0,
                 has_probe: dice.roll(2) == 0,
+                maintenance: any_maintenance(dice).map(Box::new),
             });
             let canary = (dice.roll(2) == 0 && pause.is_none()).then(|| {
                 Box::new(CanaryPlan {
@@ -178,7 +184,10 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                         },
                         Ask::RecycleService { name: "service0".to_owned(), number: None, wait: true },
                         Ask::Dump { slot: None },
-                        Ask::Pause { timeout: Duration::from_secs(dice.roll(20) as u64) },
+                        Ask::Pause {
+                            timeout: Duration::from_secs(dice.roll(20) as u64),
+                            maintenance: any_maintenance(&mut dice),
+                        },
                         Ask::Resume,
                     ];
                     world.event(Event::Ask { asker: Some(AskId(asked)), ask: asks[dice.roll(asks.len())].clone() });
@@ -263,7 +272,8 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
 }
 
 /// What has to have come about in some of the runs, in one way or another, or they would say nothing of it.
-const RARE: [&[&str]; 8] = [
+const RARE: [&[&str]; 9] = [
+    &["maintenance after="],
     &[" good: ", " too_little_traffic: ", " promoted: "],
     &[" worse: ", " died: ", " abandoned: an operator"],
     &[": 1 of 1 as before", ": 2 of 2 as before"],

@@ -296,7 +296,7 @@ fn rollbacks_and_paused_reloads_have_none() {
     world.reload(Plan { origin: Some(GenerationId(1)), ..rehearsing(2) }, Behaviour::Healthy);
     world.generation_serves(3);
     assert!(world.logged("rehearsal gen=3 left out: a rollback"), "{:#?}", world.log);
-    let pause = PausePlan { timeout: MINUTE, has_command: true, has_probe: true };
+    let pause = PausePlan { timeout: MINUTE, has_command: true, has_probe: true, maintenance: None };
     world.reload(Plan { pause: Some(pause), surge: Surge::Auto, ..rehearsing(2) }, Behaviour::Healthy);
     world.generation_serves(4);
     assert!(world.logged("rehearsal gen=4 left out: "), "{:#?}", world.log);
@@ -323,7 +323,7 @@ fn a_canary_comes_after_it() {
 #[test]
 fn an_operators_pause_changes_nothing() {
     let mut world = world();
-    world.ask(Ask::Pause { timeout: MINUTE });
+    world.ask(Ask::Pause { timeout: MINUTE, maintenance: None });
     world.run();
     world.reload(rehearsing(2), Behaviour::Healthy);
     world.run();

@@ -254,7 +254,7 @@ fn one_that_rests_while_a_command_is_waited_for_wakes_nobody() {
         world.end(service, Exit::Code(1));
         world.pass(Duration::from_secs(10));
     }
-    let pause = PausePlan { timeout: MINUTE * 10, has_command: true, has_probe: false };
+    let pause = PausePlan { timeout: MINUTE * 10, has_command: true, has_probe: false, maintenance: None };
     world.command = CommandBehaviour::IgnoresTerm;
     world.reload(Plan { surge: Surge::Auto, pause: Some(pause), ..with_service(1) }, Behaviour::Healthy);
     world.run();

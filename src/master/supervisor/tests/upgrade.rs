@@ -199,7 +199,7 @@ fn a_worker_that_is_kept_for_a_debugger_is_carried_with_its_time() {
 #[test]
 fn a_service_that_is_not_quiet_has_no_state_to_save() {
     let mut world = World::serving(plan(2));
-    world.ask(Ask::Pause { timeout: MINUTE });
+    world.ask(Ask::Pause { timeout: MINUTE, maintenance: None });
     world.run();
     assert!(world.supervisor.save().is_none());
     let mut world = World::serving(plan(2));

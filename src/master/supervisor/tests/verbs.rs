@@ -29,7 +29,7 @@ fn verbs() -> [Ask; 13] {
         Ask::Dump { slot: None },
         Ask::Stop,
         Ask::StopNow,
-        Ask::Pause { timeout: MINUTE },
+        Ask::Pause { timeout: MINUTE, maintenance: None },
         Ask::Resume,
         Ask::Promote { wait: true },
         Ask::Abandon,
@@ -72,11 +72,11 @@ fn states() -> Vec<(&'static str, World)> {
     stopping.ask(Ask::Stop);
     stopping.run();
     let mut paused = World::serving(plan(2));
-    paused.ask(Ask::Pause { timeout: MINUTE });
+    paused.ask(Ask::Pause { timeout: MINUTE, maintenance: None });
     paused.run();
     let mut commanding = World::serving(plan(2));
     commanding.command = CommandBehaviour::Hangs;
-    let pause = PausePlan { timeout: MINUTE, has_command: true, has_probe: false };
+    let pause = PausePlan { timeout: MINUTE, has_command: true, has_probe: false, maintenance: None };
     commanding.reload(Plan { surge: Surge::Auto, pause: Some(pause), ..plan(2) }, Behaviour::Healthy);
     commanding.run();
     let mut trying = World::serving(plan(4));
