@@ -80,6 +80,8 @@ mod page;
 mod packaging;
 // Clients wait, and nobody is refused.
 mod pause;
+// Whatever comes in each phase of a paused reload.
+mod paused_phases;
 // A generation is one thing, whatever happens to symlinks and files meanwhile.
 mod pin;
 // A container in which only shared memory is writable.

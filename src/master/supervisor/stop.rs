@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::generation::State;
+use super::generation::{State, Step};
 use super::kept::Keep;
 use super::template::Template;
 use super::worker::State as WorkerState;
@@ -121,7 +121,8 @@ impl Supervisor {
         }
         self.phase = Phase::Ending { code, give_up: now + ENDING_WITHIN };
         self.answer_stopping();
-        if let Some(generation) = self.in_transaction().filter(|generation| generation.state.commands()) {
+        let runs = |state: &State| matches!(state, State::Rolling { step: Step::Commanding { .. }, .. });
+        if let Some(generation) = self.in_transaction().filter(|generation| runs(&generation.state)) {
             let generation = generation.id;
             self.actions.push(Action::EndCommand { generation, kill: true });
         }

@@ -7,6 +7,7 @@ mod healing;
 mod kept;
 mod leftovers;
 mod pause;
+mod phases;
 mod random;
 mod rehearsal;
 mod rolling;
@@ -159,6 +160,9 @@ struct World {
     rehearses: RehearsalBehaviour,
     /// Requests that candidates were asked.
     rehearsed: Vec<String>,
+    /// It says nothing at all: this worker was asked.
+    probe_hangs: bool,
+    probed: Option<WorkerId>,
     /// The configuration was asked for, by whom.
     configure: VecDeque<Option<AskId>>,
     /// Closed by a commit, an abandonment, or all at the end.
@@ -234,6 +238,8 @@ impl World {
             recall_is_lost: false,
             rehearses: RehearsalBehaviour::AsBefore,
             rehearsed: Vec::new(),
+            probe_hangs: false,
+            probed: None,
             configure: VecDeque::new(),
             closed: Vec::new(),
             pings_are_lost: false,
@@ -592,6 +598,7 @@ impl World {
                     }
                 }
             }
+            Action::Probe { worker } if self.probe_hangs => self.probed = Some(worker),
             Action::Probe { worker } => {
                 let failure = self.probe_fails.then(|| refusal("probe GET / answered 500"));
                 self.soon(worker, WorkerEvent::Probed(failure));
