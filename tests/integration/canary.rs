@@ -7,6 +7,7 @@ use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::harness::client::get;
 use crate::harness::load::{Load, Running};
 use crate::harness::master::{run, Master, Output};
 use crate::harness::site::Site;
@@ -144,6 +145,41 @@ fn the_death_of_one_worker_is_enough() {
     // The next one is another.
     let output = master.cli(&["reload", "--canary", "0"]);
     assert!(output.ok() && output.stdout.starts_with("generation 3 serves"), "{output}");
+}
+
+/// Its requests never end, so there are no answers to compare.
+#[test]
+fn one_that_hangs_in_each_request_is_given_up_and_the_old_generation_serves() {
+    let (site, master) = site("canary_hangs", 0, "60s");
+    let hangs = "import time\n\n\ndef application(environ, start_response):\n    time.sleep(600)\n";
+    site.build("hangs").file("app.py", hangs).make();
+    site.flip("hangs");
+    site.set("server.request_timeout", "'1s'").set("server.graceful_timeout", "'1s'");
+    let asking = reload_to_canary(&site, &master);
+    // Whoever gets to the canary hears so in time, and nobody waits for ever.
+    let clients: Vec<JoinHandle<Vec<u16>>> = (0..6)
+        .map(|_| {
+            let address = master.address();
+            let answer = move || get(&address, "/").map_or(0, |answer| answer.status);
+            thread::spawn(move || std::iter::repeat_with(answer).take(40).collect())
+        })
+        .collect();
+    let output = asking.join().expect("it ends");
+    assert!(
+        output.code == Some(1) && output.stderr.contains("the canary was abandoned: worker gen=2 slot=0"),
+        "{output}"
+    );
+    assert!(output.stderr.contains("hung in a request; the log has its stacks"), "{output}");
+    let statuses: Vec<u16> = clients.into_iter().flat_map(|client| client.join().expect("it ends")).collect();
+    let by_canary = statuses.iter().filter(|status| **status == 504).count();
+    assert!((1..20).contains(&by_canary), "{statuses:?}");
+    assert!(statuses.iter().all(|status| [200, 504].contains(status)), "{statuses:?}\n{}", master.log());
+    release_1_serves_alone(&master);
+    let log = master.log();
+    assert!(log.contains("canary gen=2 died: ") && log.contains("generation gen=2 refused: the canary"), "{log}");
+    let status = master.status().expect("it answers").0;
+    assert_eq!(status["last_refusal"]["canary"]["verdict"], "died");
+    master.stop();
 }
 
 #[test]

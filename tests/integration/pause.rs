@@ -2,6 +2,7 @@
 //! in the application; and whatever goes wrong then, the old generation serves.
 
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
@@ -106,6 +107,34 @@ fn the_command_runs_while_nothing_is_in_the_application_and_no_request_is_lost()
         master.wait_log("paused after=");
         master.stop_clean();
     });
+}
+
+/// What a client waits for is the command and the probe, and not the boot.
+#[test]
+fn two_hundred_clients_wait_for_the_command_and_the_probe_and_none_is_refused() {
+    let site = Site::with_releases("pause_many", 2);
+    site.set("app.probe", "'/'").set("server.workers", "2");
+    let master = site.start();
+    site.flip("2");
+    let load = Load::on(&master.address()).closing(40).keeping(160).start();
+    let command = "date +%s%N >../../began; sleep 2; date +%s%N >../../ended";
+    let output = paused_reload(&master, &[], command);
+    assert_eq!(output.code, Some(0), "{output}");
+    load.wait_answers(400);
+    let report = load.stop();
+    report.assert_no_failures();
+    let at = |name: &str| {
+        let text = std::fs::read_to_string(site.path().join(name)).expect("the command has run");
+        Duration::from_nanos(text.trim().parse().expect("a number"))
+    };
+    let command = at("ended") - at("began");
+    let waits = report.answers.iter().map(|answer| answer.received - answer.sent);
+    let longest = waits.max().expect("there are answers");
+    println!("the command took {command:?}, the longest wait {longest:?}, of {} answers", report.answers.len());
+    assert!(longest >= command, "{longest:?}: somebody has waited for all of it");
+    // A quiet machine needs some 50 ms besides; one that runs all tests at once has other things to do.
+    assert!(longest < command + Duration::from_secs(3), "{longest:?}, and the command took {command:?}");
+    master.stop_clean();
 }
 
 #[test]
