@@ -190,3 +190,34 @@ fn the_comparisons_show_what_the_readme_says() {
         assert!(!clients.contains(','), "{row}: one kind of answer: {said}");
     }
 }
+
+/// examples/deploy/migration: each step tells what a client was answered in it.
+#[test]
+fn the_example_of_migrations_in_pauses_loses_no_answer() {
+    let site = tempfile::tempdir().expect("a directory can be made");
+    let output = Command::new(root().join("examples/deploy/migration"))
+        .env("FORKMASTER", binary())
+        .env("VENV", Machine::get().venv("django"))
+        .env("SITE", site.path().join("site"))
+        .output()
+        .expect("it can be started");
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && said.ends_with("exit code 0\n"), "{said}");
+    let steps: Vec<&str> = said.split("\n== ").filter(|step| step.contains("the client was answered")).collect();
+    let (old, new, page) = (" 200 Axe 49.00", " 200 Axe 49.00, 7 left", " 503 <!DOCTYPE html>");
+    // What is said in each step, and what the client was answered: nothing else.
+    let expected: [(&str, &[&str]); 4] = [
+        ("reload refused: probe GET / answered 500", &[old]),
+        ("Applying catalogue.0003_stock... OK", &[old, new]),
+        ("RuntimeError: the stock of the Fork is not known", &[new]),
+        ("generation 5 serves", &[new, page]),
+    ];
+    assert_eq!(steps.len(), expected.len(), "{said}");
+    for (step, (words, answers)) in steps.into_iter().zip(expected) {
+        assert!(step.contains(words), "{words}: {said}");
+        let told = step.split("-- the client was answered:\n").nth(1).and_then(|rest| rest.split("-- it").next());
+        let told: Vec<&str> = told.expect("it is there").lines().collect();
+        let is_expected = |line: &&str| answers.iter().any(|answer| line.ends_with(answer));
+        assert!(told.len() == answers.len() && told.iter().all(is_expected), "{told:?}: {said}");
+    }
+}
