@@ -344,6 +344,7 @@ fn a_maintenance_finishes_what_was_begun_and_turns_all_others_away() {
     assert_eq!(running.answer().status, 503);
     fixture.expect(&Told::Paused);
     fixture.handle.maintenance(None);
+    fixture.expect(&Told::Maintenance);
     assert_eq!(half.send("st: h\r\n\r\n").answer().text(), "Service Unavailable: the service is paused\n");
     fixture.handle.serve();
     fixture.expect(&Told::Serving);
