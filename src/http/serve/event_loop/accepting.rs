@@ -87,7 +87,10 @@ impl EventLoop {
                 self.handoff.receive(true);
                 self.end_giving();
             }
-            Handoff::Nothing => self.handoff.receive(false),
+            Handoff::Nothing => {
+                self.handoff.receive(false);
+                self.end_giving();
+            }
             Handoff::GiveAllBut(keep) => {
                 self.handoff.receive(false);
                 if self.handoff.exists() {

@@ -21,7 +21,7 @@ impl EventLoop {
         let (status, body): (&[u8], &[u8]) = match (self.stopping, self.mode) {
             (true, _) => (b"503 Service Unavailable", b"stopping\n"),
             (false, Mode::Maintenance) => (b"503 Service Unavailable", b"paused\n"),
-            (false, Mode::Paused | Mode::Serving | Mode::Draining | Mode::Retiring | Mode::Held) => {
+            (false, Mode::Paused | Mode::Serving | Mode::Draining | Mode::Unused | Mode::Retiring | Mode::Held) => {
                 (b"200 OK", b"ok\n")
             }
         };

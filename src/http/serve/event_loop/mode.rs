@@ -31,6 +31,8 @@ pub enum Mode {
     Serving,
     /// Finishing what was begun; ends when no connection is left.
     Draining,
+    /// As `Draining`, without ever having served: it takes nothing.
+    Unused,
     /// As `Draining`, and requests that have not begun go to another worker or get 503.
     Retiring,
     /// Told to pause: what was begun is finished, and nothing is begun until it is told to serve again. Connections lie in
@@ -89,7 +91,7 @@ pub enum Handoff {
     HoldBack,
     /// The service ends: they stay, and those that lie in the queue are taken too.
     Empty,
-    /// They stay.
+    /// They stay, and none of others is taken.
     Nothing,
 }
 
@@ -137,14 +139,17 @@ impl Mode {
             Command::Stop { idle } => {
                 let listeners = match self {
                     Mode::Held => Change::ResumeAndCloseAll,
-                    Mode::Paused | Mode::Serving | Mode::Draining | Mode::Retiring | Mode::Maintenance => {
-                        Change::CloseAll
-                    }
+                    Mode::Paused
+                    | Mode::Serving
+                    | Mode::Draining
+                    | Mode::Unused
+                    | Mode::Retiring
+                    | Mode::Maintenance => Change::CloseAll,
                 };
                 let effects = ends(listeners, Report::DrainingOnceQuiet);
-                // A worker that never served leaves all to the others.
+                // A worker that never served leaves all to the others: it may be of a release that was given up.
                 let handoff = match self {
-                    Mode::Paused => Handoff::Nothing,
+                    Mode::Paused | Mode::Unused => Handoff::Nothing,
                     Mode::Serving | Mode::Draining | Mode::Retiring | Mode::Held | Mode::Maintenance => Handoff::Empty,
                 };
                 (self.drained(), Effects { keepalive: Keepalive::AtMost(idle), handoff, ..effects })
@@ -155,7 +160,7 @@ impl Mode {
             }
             Command::Pause => match self {
                 // Also whoever was told to drain, where the successor has failed.
-                Mode::Paused | Mode::Serving | Mode::Draining | Mode::Held | Mode::Maintenance => {
+                Mode::Paused | Mode::Serving | Mode::Draining | Mode::Unused | Mode::Held | Mode::Maintenance => {
                     let effects = ends(Change::PauseAllBut(Vec::new()), Report::PausedOnceQuiet);
                     (Mode::Held, Effects { handoff: Handoff::HoldBack, ..effects })
                 }
@@ -173,7 +178,7 @@ impl Mode {
                     (Mode::Maintenance, effects)
                 }
                 // It was told something else since.
-                Mode::Paused | Mode::Serving | Mode::Draining | Mode::Retiring => {
+                Mode::Paused | Mode::Serving | Mode::Draining | Mode::Unused | Mode::Retiring => {
                     let nothing = ends(Change::Close(Vec::new()), Report::Nothing);
                     (self, Effects { accepting: None, ..nothing })
                 }
@@ -189,14 +194,15 @@ impl Mode {
     fn drained(self) -> Mode {
         match self {
             Mode::Retiring => Mode::Retiring,
-            Mode::Paused | Mode::Serving | Mode::Draining | Mode::Held | Mode::Maintenance => Mode::Draining,
+            Mode::Paused | Mode::Unused => Mode::Unused,
+            Mode::Serving | Mode::Draining | Mode::Held | Mode::Maintenance => Mode::Draining,
         }
     }
 
     /// Ends when no connection is left.
     pub fn is_ending(self) -> bool {
         match self {
-            Mode::Draining | Mode::Retiring => true,
+            Mode::Draining | Mode::Unused | Mode::Retiring => true,
             Mode::Paused | Mode::Serving | Mode::Held | Mode::Maintenance => false,
         }
     }
@@ -232,6 +238,11 @@ mod tests {
         assert!(mode.is_ending() && !Mode::Serving.is_ending());
         assert_eq!(effects.handoff, Handoff::Empty);
         assert_eq!(Mode::Paused.obey(Command::Stop { idle }).1.handoff, Handoff::Nothing);
+        // Its release was given up before, which is a drain.
+        let (mode, effects) = Mode::Paused.obey(Command::Drain { keep: Vec::new() });
+        assert_eq!((mode, effects.accepting, mode.is_ending()), (Mode::Unused, Some(false), true));
+        assert_eq!(mode.obey(Command::Stop { idle }).1.handoff, Handoff::Nothing);
+        assert_eq!(mode.obey(Command::Stop { idle }).0, Mode::Unused);
     }
 
     #[test]
@@ -272,7 +283,7 @@ mod tests {
 
     #[test]
     fn looking_changes_nothing_else() {
-        for mode in [Mode::Paused, Mode::Serving, Mode::Draining, Mode::Retiring] {
+        for mode in [Mode::Paused, Mode::Serving, Mode::Draining, Mode::Unused, Mode::Retiring] {
             let (after, effects) = mode.obey(Command::Look);
             assert_eq!((after, effects.accepting, effects.report), (mode, None, Report::Nothing));
             assert_eq!((effects.listeners, effects.keepalive), (Change::Look, Keepalive::Unchanged));
@@ -283,7 +294,9 @@ mod tests {
     /// A listener that is given up says nothing about the others.
     #[test]
     fn closing_listeners_changes_no_mode() {
-        for mode in [Mode::Paused, Mode::Serving, Mode::Draining, Mode::Retiring, Mode::Held, Mode::Maintenance] {
+        for mode in
+            [Mode::Paused, Mode::Serving, Mode::Draining, Mode::Unused, Mode::Retiring, Mode::Held, Mode::Maintenance]
+        {
             let (after, effects) = mode.obey(Command::CloseListeners(vec![3]));
             assert_eq!((after, effects.accepting, effects.report), (mode, None, Report::Nothing));
             assert_eq!((effects.listeners, effects.keepalive), (Change::Close(vec![3]), Keepalive::Unchanged));
