@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
 use nix::sys::mman::{madvise, MmapAdvise};
-use nix::unistd::{sysconf, SysconfVar};
+use nix::unistd::{getpid, gettid, sysconf, SysconfVar};
 
 /// The loop has nothing to do for so long: what it did is over, and its pages are not needed soon.
 const QUIET_AFTER: Duration = Duration::from_secs(2);
@@ -30,6 +30,9 @@ impl Footprint {
         } else if self.busy_at.is_some_and(|at| now.saturating_duration_since(at) >= QUIET_AFTER) {
             self.busy_at = None;
             let_go_of_what_a_deploy_took();
+            if gettid() == getpid() {
+                let_go_of_deeper_stack();
+            }
         }
     }
 }
@@ -55,6 +58,25 @@ pub fn let_go_of_what_a_deploy_took() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// How far below its callers this file's own frames may reach.
+const OWN_FRAMES_BYTES: usize = 16 * 1024;
+
+/// Deeper than a start goes, and far less than the main thread's stack may grow: nothing else is mapped there, since the kernel
+/// keeps that room free (mmap(2), MAP_GROWSDOWN).
+const DEEPEST_BYTES: usize = 256 * 1024;
+
+/// To read the settings takes a hundred KiB of stack that the loop never reaches again. For the main thread only, whose stack ends
+/// far below.
+fn let_go_of_deeper_stack() {
+    let Ok(Some(page_bytes)) = sysconf(SysconfVar::PAGE_SIZE) else { return };
+    let here = 0_u8;
+    let end = (&raw const here as usize - OWN_FRAMES_BYTES) / page_bytes as usize * page_bytes as usize;
+    let Some(first) = NonNull::new((end - DEEPEST_BYTES) as *mut c_void) else { return };
+    // SAFETY: below all frames of this thread lies nothing that anybody will read: whoever goes there writes first. ENOMEM: the
+    // stack has not been so deep, and what there is of it was let go.
+    let _ = unsafe { madvise(first, DEEPEST_BYTES, MmapAdvise::MADV_DONTNEED) };
 }
 
 /// Pages that are mapped from the binary's own file and were never written to leave the process. Whoever looks at them
@@ -119,9 +141,13 @@ pub(crate) mod tests {
     /// Pages of these bytes that this process has mapped: bit 63 of an entry of /proc/self/pagemap
     /// (proc_pid_pagemap(5)).
     pub(crate) fn pages_present(bytes: &[u8]) -> usize {
+        pages_present_at(bytes.as_ptr() as usize, bytes.len())
+    }
+
+    fn pages_present_at(first: usize, bytes: usize) -> usize {
         let page_bytes = sysconf(SysconfVar::PAGE_SIZE).unwrap().unwrap() as usize;
         let pagemap = File::open("/proc/self/pagemap").unwrap();
-        let (first, last) = (bytes.as_ptr() as usize, bytes.as_ptr() as usize + bytes.len() - 1);
+        let last = first + bytes - 1;
         let present = |page: &usize| {
             let mut entry = [0; 8];
             pagemap.read_exact_at(&mut entry, (page * 8) as u64).unwrap();
@@ -154,6 +180,22 @@ pub(crate) mod tests {
         let left = pages_present(constants);
         assert!(left < all / 2, "{left} of {all} pages are mapped");
         assert_eq!(sum(), before);
+    }
+
+    #[test]
+    fn a_stack_that_was_deep_is_let_go_of() {
+        #[inline(never)]
+        fn go_deep() -> u8 {
+            let mut deep = [1_u8; DEEPEST_BYTES - 4 * OWN_FRAMES_BYTES];
+            std::hint::black_box(&mut deep)[7]
+        }
+        let here = [1_u8; 64];
+        let (deepest, bytes) = (std::hint::black_box(&here).as_ptr() as usize - DEEPEST_BYTES / 2, DEEPEST_BYTES / 4);
+        go_deep();
+        assert!(pages_present_at(deepest, bytes) > 10);
+        let_go_of_deeper_stack();
+        assert_eq!(pages_present_at(deepest, bytes), 0);
+        assert_eq!((here, go_deep()), ([1; 64], 1));
     }
 
     #[test]
