@@ -41,21 +41,28 @@ impl Control {
 mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
+    use std::path::{Path, PathBuf};
 
     use super::super::Accepted;
     use super::*;
     use crate::config::settings::ControlSocket;
     use crate::sources::Sources;
 
-    #[test]
-    fn whoever_is_connected_sees_the_end_and_is_waited_for() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("control.sock");
+    /// A door with one client, and where it is.
+    fn with_a_client(directory: &Path) -> (Control, UnixStream, PathBuf) {
+        let path = directory.join("control.sock");
         let mut sources = Sources::new().unwrap();
         let socket = ControlSocket::Path(path.clone());
         let mut control = Control::open(&socket, &[], sources.registry()).unwrap().unwrap();
-        let mut client = UnixStream::connect(&path).unwrap();
+        let client = UnixStream::connect(&path).unwrap();
         assert_eq!(control.accept(&mut sources, Instant::now()), Accepted::All);
+        (control, client, path)
+    }
+
+    #[test]
+    fn whoever_is_connected_sees_the_end_and_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let (control, mut client, path) = with_a_client(directory.path());
         let (left, has_left) = std::sync::mpsc::channel();
         let waiting = std::thread::spawn(move || {
             assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
@@ -70,12 +77,7 @@ mod tests {
     #[test]
     fn whoever_stays_is_not_waited_for_without_end() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("control.sock");
-        let mut sources = Sources::new().unwrap();
-        let socket = ControlSocket::Path(path.clone());
-        let mut control = Control::open(&socket, &[], sources.registry()).unwrap().unwrap();
-        let mut client = UnixStream::connect(&path).unwrap();
-        assert_eq!(control.accept(&mut sources, Instant::now()), Accepted::All);
+        let (control, mut client, _path) = with_a_client(directory.path());
         control.part();
         assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
     }
