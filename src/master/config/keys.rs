@@ -275,7 +275,7 @@ pub const KEYS: &[KeySpec] = &[
     row("server", "no_new_privileges", Kind::Boolean, Boolean(true), Generation,
         "The application and its services can get no rights by what they execute (prctl(2), PR_SET_NO_NEW_PRIVS; systemd's \
          NoNewPrivileges=): sudo and programs with setuid or setgid, Postfix's `sendmail` for one, do not work in them. \
-         Hooks and the command of `reload --pause` are not concerned. Capabilities they have none, unless they are root."),
+         Hooks and the command of `reload --pause` are not concerned. Unless they are root, the application and its services have no capabilities."),
     row("server", "pidfile", Kind::PathOrNone, Text("none"), Restart,
         "File for the master's pid, written at the start and removed at the end. Relative to the configuration file by \
          name.")
@@ -344,7 +344,10 @@ pub const KEYS: &[KeySpec] = &[
         "How long an old worker may take to finish its requests and connections after a reload, and never less than \
          `[http] keepalive_timeout`. It delays nobody: the new workers serve meanwhile."),
     row("reload", "canary", Kind::Own("table"), Table, Generation,
-        "The first workers of a release serve beside the old ones for a while, and it takes over only if it is no worse.          `workers`: how many (0: only `reload --canary N` makes one; at least 4 must be wanted in all). `hold`: for how long (`\"2m\"`).          `min_requests`: so many each must have answered for a verdict (100). `max_errors`: how much more may fail (`\"+1pp\"`, percentage          points). `max_latency`: how much longer requests may take (`\"x1.5\"`)."),
+        "The first workers of a release serve beside the old ones for a while, and it takes over only if it is no worse. \
+         `workers`: how many (0: only `reload --canary N` makes one; at least 4 must be wanted in all). `hold`: for how long \
+         (`\"2m\"`). `min_requests`: how many requests each side must have answered for a verdict (100). `max_errors`: how much \
+         more may fail (`\"+1pp\"`, percentage points). `max_latency`: how much longer requests may take (`\"x1.5\"`)."),
     row("reload", "rehearse", Kind::Count { min: 0, max: REQUESTS_MAX }, Number(0), Generation,
         "So many different GETs that the workers have answered of late are answered by the candidate of the next release \
          before it takes over, and the statuses are compared. 0: none. Only requests without cookies and credentials count. \
