@@ -123,9 +123,10 @@ pub fn parse(
 ) -> Result<Command, clap::Error> {
     let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
     words::check_timeout(&arguments)?;
-    let matches =
-        Line::command().after_help(exit_codes()).try_get_matches_from(arguments).map_err(words::known_elsewhere)?;
-    let line = Line::from_arg_matches(&matches)?;
+    let line = match OptionsAlone::parse(&arguments) {
+        Some(line) => line,
+        None => Line::parse_any(arguments)?,
+    };
     let place = Place { config: line.common.config, socket: line.common.socket, context };
     let Some(verb) = line.verb else {
         if line.test {
@@ -256,6 +257,31 @@ struct Line {
     test: bool,
     #[command(subcommand)]
     verb: Option<Verb>,
+}
+
+impl Line {
+    fn parse_any(arguments: Vec<OsString>) -> Result<Line, clap::Error> {
+        let matches = definition().try_get_matches_from(arguments).map_err(words::known_elsewhere)?;
+        Line::from_arg_matches(&matches)
+    }
+}
+
+/// A line without a verb and a module, as most masters are started. To define all verbs takes a millisecond, which is part
+/// of the time to the first answer.
+#[derive(Parser, Debug)]
+struct OptionsAlone {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    run: RunOptions,
+}
+
+impl OptionsAlone {
+    /// None: there is more in it, or it is wrong, which the whole definition tells better.
+    fn parse(arguments: &[OsString]) -> Option<Line> {
+        let OptionsAlone { common, run } = OptionsAlone::try_parse_from(arguments).ok()?;
+        run.module.is_none().then_some(Line { common, run, test: false, verb: None })
+    }
 }
 
 #[derive(Args, Debug)]

@@ -32,6 +32,24 @@ fn clap_finds_the_definition_sound() {
 }
 
 #[test]
+fn a_line_of_options_alone_means_what_the_whole_definition_makes_of_it() {
+    let words = |text: &str| std::iter::once("forkmaster").chain(text.split_whitespace()).map(OsString::from).collect();
+    for text in
+        ["", "-c app.toml", "--config=app.toml --bind [::]:8000 --preload", "-b 127.0.0.1:1 -w 2 --release /srv"]
+    {
+        let arguments: Vec<OsString> = words(text);
+        let alone = OptionsAlone::parse(&arguments).expect(text);
+        assert_eq!(format!("{alone:?}"), format!("{:?}", Line::parse_any(arguments).unwrap()), "{text}");
+    }
+    // What the whole definition must see.
+    for text in
+        ["status", "-c app.toml status", "shop:app", "-t", "-c app.toml -t", "--help", "--version", "--worker 3"]
+    {
+        assert!(OptionsAlone::parse(&words(text)).is_none(), "{text}");
+    }
+}
+
+#[test]
 fn serving_in_all_its_forms() {
     let plain = || source(Some("app.toml"), Overrides::default());
     let module = |text: &str| source(None, Overrides { module: Some(text.to_owned()), ..Overrides::default() });
