@@ -16,7 +16,6 @@ use nix::errno::Errno;
 use crate::failure::failure;
 use crate::logs::Logs;
 use crate::master_channel::MasterChannel;
-use crate::signals::with_all_blocked;
 use crate::title::Title;
 use crate::{control_thread, logger};
 
@@ -88,9 +87,7 @@ impl Birth {
             // SAFETY: ends the process without running anything.
             unsafe { libc::_exit(1) }
         }
-        if let Err(error) = with_all_blocked(logger::start_thread) {
-            log::error!("no thread for the log, which may now hold the worker up: {error}");
-        }
+        logger::queue_lines();
         Born { spawn, master, logs, scoreboard, queue, listeners, own, since }
     }
 }

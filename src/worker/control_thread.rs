@@ -18,7 +18,7 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use crate::logger;
 use crate::logs::Logs;
 use crate::master_channel::MasterChannel;
-use crate::signals::with_all_blocked;
+use crate::native_threads::with_all_blocked;
 use crate::stacks;
 
 /// Without its master a worker is in nobody's books, and the next master wants the addresses: running requests

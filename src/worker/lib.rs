@@ -24,6 +24,7 @@ mod logs;
 mod master_channel;
 mod memory;
 mod metrics;
+mod native_threads;
 mod probe;
 mod put;
 mod recall;

@@ -1,6 +1,7 @@
-//! What waits to be written to a worker's log, in order, and the thread that writes it. Whoever logs leaves a line and
-//! goes on: where the log takes nothing, lines are dropped and counted, and the log says how many as soon as it can be
-//! written again. The lock is never held over a write.
+//! What waits to be written to a worker's log, in order, and the thread that writes it, from the first line on: most
+//! workers never log, and a thread is part of the time that a start takes. Whoever logs leaves a line and goes on: where the
+//! log takes nothing, lines are dropped and counted, and the log says how many as soon as it can be written again. The lock
+//! is never held over a write that may wait.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,6 +10,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::native_threads::with_all_blocked;
 use crate::put::{put, wait_for_room};
 
 /// What waits at most: some thousand lines, or the tracebacks of some hundred requests.
@@ -18,6 +20,10 @@ const WAITING_BYTES_MAX: usize = 512 * 1024;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 pub struct LogQueue {
+    /// Where lines go now.
+    fd: fn() -> RawFd,
+    /// Makes the line that tells of others that were lost.
+    lost: fn(u64) -> String,
     state: Mutex<State>,
     /// There is something to write, or nobody writes any more.
     bell: Condvar,
@@ -25,8 +31,9 @@ pub struct LogQueue {
     idle: Condvar,
 }
 
-#[derive(Default)]
 struct State {
+    /// The thread is there; it goes with the process.
+    has_writer: bool,
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
     /// Lines for which there was no room.
@@ -50,15 +57,13 @@ impl State {
 }
 
 impl LogQueue {
-    pub const fn new() -> LogQueue {
-        let state = State { lines: VecDeque::new(), bytes: 0, lost: 0, writing: false };
-        LogQueue { state: Mutex::new(state), bell: Condvar::new(), idle: Condvar::new() }
+    pub const fn new(fd: fn() -> RawFd, lost: fn(u64) -> String) -> LogQueue {
+        let state = State { has_writer: false, lines: VecDeque::new(), bytes: 0, lost: 0, writing: false };
+        LogQueue { fd, lost, state: Mutex::new(state), bell: Condvar::new(), idle: Condvar::new() }
     }
 
-    /// Starts the thread, which goes with the process; signals are blocked by the caller. `fd` says where lines go now,
-    /// `lost` makes the line that tells of others.
-    pub fn start(&'static self, fd: fn() -> RawFd, lost: fn(u64) -> String) -> io::Result<()> {
-        thread::Builder::new().name("fm-log".into()).spawn(move || self.run(fd, lost))?;
+    fn start_writer(&'static self) -> io::Result<()> {
+        with_all_blocked(|| thread::Builder::new().name("fm-log".into()).spawn(move || self.run()))?;
         Ok(())
     }
 
@@ -68,7 +73,7 @@ impl LogQueue {
     }
 
     /// False: there was no room, and the line is counted.
-    pub fn push(&self, line: Vec<u8>) -> bool {
+    pub fn push(&'static self, line: Vec<u8>) -> bool {
         let mut state = self.lock();
         if state.bytes + line.len() > WAITING_BYTES_MAX {
             state.lost += 1;
@@ -76,45 +81,57 @@ impl LogQueue {
         }
         state.bytes += line.len();
         state.lines.push_back(line);
+        if !state.has_writer {
+            match self.start_writer() {
+                Ok(()) => state.has_writer = true,
+                // No thread can be had now (pthread_create(3): EAGAIN); the next line tries again.
+                Err(_) if !state.writing => state.write_what_fits((self.fd)()),
+                Err(_) => {}
+            }
+        }
         drop(state);
         self.bell.notify_one();
         true
     }
 
     /// Writes in the caller's thread, after all that was there before, and waits for the log as long as it takes.
-    pub fn write_in_turn(&self, fd: fn() -> RawFd, bytes: &[u8]) {
+    pub fn write_in_turn(&self, bytes: &[u8]) {
         let mut state = self.lock();
-        while state.writing || !state.lines.is_empty() {
+        while state.writing || (state.has_writer && !state.lines.is_empty()) {
             state = self.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.writing = true;
+        // Lines are left here only where nobody else writes them.
+        let before = std::mem::take(&mut state.lines);
+        state.bytes = 0;
         drop(state);
-        write_all(fd, bytes, None);
+        before.iter().for_each(|line| write_all(self.fd, line, None));
+        write_all(self.fd, bytes, None);
         self.written();
     }
 
     /// Writes what waits as far as the log takes it at once: the process ends. Somebody who is writing at the moment
     /// gets a moment for it.
-    pub fn finish(&self, fd: RawFd, moment: Duration) {
+    pub fn finish(&self, moment: Duration) {
         let state = self.lock();
         let waited = self.idle.wait_timeout_while(state, moment, |state| state.writing);
         let (mut state, late) = waited.unwrap_or_else(PoisonError::into_inner);
         if late.timed_out() {
             return;
         }
-        state.write_what_fits(fd);
+        state.write_what_fits((self.fd)());
     }
 
     /// As `finish`, where the process may have been inside the lock.
-    pub fn finish_if_free(&self, fd: RawFd) {
+    pub fn finish_if_free(&self) {
         if let Ok(mut state) = self.state.try_lock() {
             if !state.writing {
-                state.write_what_fits(fd);
+                state.write_what_fits((self.fd)());
             }
         }
     }
 
-    fn run(&self, fd: fn() -> RawFd, lost: fn(u64) -> String) {
+    fn run(&self) {
         loop {
             let mut state = self.lock();
             while state.writing || (state.lines.is_empty() && state.lost == 0) {
@@ -126,11 +143,11 @@ impl LogQueue {
                     line
                 }
                 // After those for which there was room.
-                None => lost(std::mem::take(&mut state.lost)).into_bytes(),
+                None => (self.lost)(std::mem::take(&mut state.lost)).into_bytes(),
             };
             state.writing = true;
             drop(state);
-            write_all(fd, &line, Some(LOOK_EVERY));
+            write_all(self.fd, &line, Some(LOOK_EVERY));
             self.written();
         }
     }
@@ -173,7 +190,7 @@ mod tests {
     use super::*;
 
     static FD: AtomicI32 = AtomicI32::new(-1);
-    static QUEUE: LogQueue = LogQueue::new();
+    static QUEUE: LogQueue = LogQueue::new(fd, |lost| format!("{lost} lost\n"));
 
     fn fd() -> RawFd {
         FD.load(Ordering::Relaxed)
@@ -183,18 +200,17 @@ mod tests {
     fn a_log_that_is_not_read_holds_nobody_up_and_says_afterwards_what_is_lost() {
         let (reading, writing) = nix::unistd::pipe().unwrap();
         FD.store(writing.into_raw_fd(), Ordering::Relaxed);
-        QUEUE.start(fd, |lost| format!("{lost} lost\n")).unwrap();
         let began = Instant::now();
         let line = [b"x".repeat(99).as_slice(), b"\n"].concat();
         for _ in 0..20_000 {
             QUEUE.push(line.clone());
         }
-        QUEUE.finish(fd(), Duration::from_millis(20));
+        QUEUE.finish(Duration::from_millis(20));
         assert!(began.elapsed() < Duration::from_secs(5));
         let lost = QUEUE.lock().lost;
         assert!(lost > 10_000, "{lost}");
         // An app thread waits, and its line comes after all others.
-        let writer = thread::spawn(|| QUEUE.write_in_turn(fd, b"end\n"));
+        let writer = thread::spawn(|| QUEUE.write_in_turn(b"end\n"));
         let mut reading = std::fs::File::from(reading);
         let (mut text, mut bytes) = (Vec::new(), [0; 65536]);
         while !text.ends_with(b"end\n") {
@@ -206,7 +222,7 @@ mod tests {
         let whole = text.lines().filter(|line| line.len() == 99).count() as u64;
         assert_eq!(whole + lost, 20_000);
         // Between the last of the waiting lines and the app thread's, or after it: whoever was first.
-        QUEUE.write_in_turn(fd, b"more\n");
+        QUEUE.write_in_turn(b"more\n");
         let read = if text.contains(" lost") { 0 } else { reading.read(&mut bytes).unwrap() };
         let told = text + std::str::from_utf8(&bytes[..read]).unwrap();
         assert!(told.contains(&format!("{lost} lost\n")), "{}", &told[told.len().saturating_sub(300)..]);

@@ -25,9 +25,9 @@ struct ErrorLog;
 /// stderr.
 static FD: AtomicI32 = AtomicI32::new(libc::STDERR_FILENO);
 
-static QUEUE: LogQueue = LogQueue::new();
+static QUEUE: LogQueue = LogQueue::new(fd, lost_line);
 
-/// Lines go through the queue: the thread is there. Not so in a child, which has none.
+/// Lines go through the queue, whose thread comes with the first. Not so in a child, which has none.
 static QUEUED: AtomicBool = AtomicBool::new(false);
 
 static CLIENTS: Mutex<LineRate> = Mutex::new(LineRate::new());
@@ -56,11 +56,9 @@ pub fn start(level: LevelFilter) {
     log::set_max_level(level);
 }
 
-/// From now on lines wait for a thread of their own. Once in a worker's life; signals are blocked by the caller.
-pub fn start_thread() -> io::Result<()> {
-    QUEUE.start(fd, lost_line)?;
+/// From now on lines wait for a thread of their own. In workers: a process that forks has no thread.
+pub fn queue_lines() {
     QUEUED.store(true, Ordering::Release);
-    Ok(())
 }
 
 /// In a child that the application has forked: another thread may have held our locks at that moment. Atomics only.
@@ -71,7 +69,7 @@ pub fn forget_thread() {
 /// The process ends: what waits is written as far as the log takes it at once. Later lines are written directly.
 pub fn finish() {
     if QUEUED.swap(false, Ordering::AcqRel) {
-        QUEUE.finish(fd(), LAST_MOMENT);
+        QUEUE.finish(LAST_MOMENT);
         let left_out = CLIENTS.try_lock().ok().and_then(|mut rate| rate.take_all_left_out());
         left_out.into_iter().for_each(|left_out| {
             leave(left_out_line(left_out));
@@ -82,7 +80,7 @@ pub fn finish() {
 /// As `finish`, in a process that is broken.
 pub fn finish_if_free() {
     if QUEUED.load(Ordering::Acquire) {
-        QUEUE.finish_if_free(fd());
+        QUEUE.finish_if_free();
     }
 }
 
@@ -134,7 +132,7 @@ fn write_objects(bytes: &[u8]) {
 
 fn write_as_it_is(bytes: &[u8]) {
     if QUEUED.load(Ordering::Acquire) {
-        return QUEUE.write_in_turn(fd, bytes);
+        return QUEUE.write_in_turn(bytes);
     }
     // SAFETY: as in `duplicate`.
     let log = unsafe { BorrowedFd::borrow_raw(fd()) };
@@ -239,7 +237,7 @@ mod tests {
         let (copy, is_the_log) = duplicate().unwrap();
         assert!(is_the_log);
         drop(copy);
-        start_thread().unwrap();
+        queue_lines();
         log::error!("a line of the tests, through the queue");
         write(b"");
         finish_if_free();

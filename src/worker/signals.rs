@@ -14,7 +14,6 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::sync::{Arc, OnceLock};
 
 use nix::fcntl::OFlag;
-use nix::sys::signal::{SigSet, SigmaskHow};
 use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyDict, PyTuple};
 
@@ -169,16 +168,4 @@ pub fn register_stack_dumps(py: Python<'_>, stacks: RawFd) -> PyResult<()> {
     arguments.set_item("all_threads", true)?;
     py.import("faulthandler")?.call_method("register", (libc::SIGRTMIN() + 3,), Some(&arguments))?;
     Ok(())
-}
-
-/// Runs `start` with all signals blocked, so that the threads it starts have them blocked too: signals are for
-/// the main thread, and a native thread has no business in Python's C handler.
-pub fn with_all_blocked<T>(start: impl FnOnce() -> T) -> T {
-    let mut before = SigSet::empty();
-    let all = SigSet::all();
-    // Fails only for an invalid `how`.
-    let _ = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before));
-    let result = start();
-    let _ = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
-    result
 }

@@ -14,6 +14,8 @@ mod logger;
 mod logs;
 #[path = "memory.rs"]
 mod memory;
+#[path = "native_threads.rs"]
+mod native_threads;
 #[path = "put.rs"]
 mod put;
 #[path = "recall.rs"]
