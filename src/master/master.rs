@@ -30,7 +30,7 @@ use crate::listeners::ListenError;
 use crate::logs::{AccessLog, LogFile, Opened};
 use crate::pidfile::PidFile;
 use crate::service::start::SpawnOrder;
-use crate::service::{room, EventQueue, Service};
+use crate::service::{EventQueue, Service};
 use crate::shared::Shared;
 use crate::signals::Signals;
 use crate::sources::{Source, CHORES, CONTROL, SIGNALS};
@@ -507,8 +507,8 @@ impl Master {
             Action::PingTemplate { generation, ping } => {
                 service.tell_template(generation, &ToTemplate::Ping { id: ping });
             }
-            Action::Spawn { generation, slot, worker, prove, probe, max_requests } => {
-                let order = SpawnOrder { slot, worker, prove, probe, max_requests };
+            Action::Spawn { generation, slot, worker, prove, probe, weigh, max_requests } => {
+                let order = SpawnOrder { slot, worker, prove, probe, weigh, max_requests };
                 if let Err(error) = service.spawn(generation, order, shared) {
                     log::error!("worker gen={generation} slot={slot} cannot be forked: {error}");
                     let refusal = Refusal::new(format!("the worker could not be forked: {error}"));
@@ -559,7 +559,7 @@ impl Master {
             }
             Action::OpenListeners { generation } => return Some(service.open_listeners(generation, shared)),
             Action::MeasureRoom { generation } => {
-                return Some(Event::Room { generation, room: room::measure(), kept_bytes: service.kept_bytes() });
+                return Some(Event::Room { generation, room: service.room(), kept_bytes: service.kept_bytes() });
             }
             Action::Compare { generation, against } => return Some(service.compare(generation, against)),
             Action::Commit { generation, close } => service.commit(generation, &close, shared),

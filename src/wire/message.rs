@@ -143,7 +143,8 @@ pub enum FromWorker {
     },
     /// The application is there and proved, app threads are running; the worker waits for `Serve`.
     Ready {
-        /// Memory that it shares with nobody (`smaps_rollup`: Private_Clean + Private_Dirty): what one more costs.
+        /// Memory that it shares with nobody (`smaps_rollup`: Private_Clean + Private_Dirty): what one more costs. 0 where
+        /// `Spawn::weigh` did not ask.
         private_bytes: u64,
         /// From the fork to here.
         boot_wall_ms: u64,
@@ -462,6 +463,9 @@ pub struct Spawn {
     /// The probe is part of the proof. Not where something is still to be done before the release can answer it
     /// (`reload --pause`): then a `Probe` follows.
     pub probe: bool,
+    /// More workers are to follow, and there must be room for them: `Ready` says what memory this one takes. Others do not
+    /// measure it before they serve, since the kernel takes 0.4 ms and more for it.
+    pub weigh: bool,
     /// Send `RequestsServed` after so many requests (jitter included); None: never.
     pub max_requests: Option<u64>,
 }

@@ -19,7 +19,7 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Whoever asks gets it within CPython's switch interval (5 ms) from other Python code.
 const MISSED_AFTER_NS: u64 = 2_000_000_000;
 
-/// Turns between two measurements of this process's memory, which the same thread takes.
+/// Turns between two measurements of this process's memory, which the same thread takes; the first is at the first turn.
 const MEASURED_EVERY: u64 = 30;
 
 pub struct LockWatch {
@@ -65,7 +65,7 @@ impl LockWatch {
             // Whoever answered a request has had the lock.
             let before = std::mem::replace(&mut answered, cell.requests.load(Ordering::Relaxed));
             // Who does nothing grows little.
-            if turn % MEASURED_EVERY == 0 && measured != answered {
+            if turn == 1 || turn % MEASURED_EVERY == 0 && measured != answered {
                 measured = answered;
                 let used = memory::used();
                 cell.set_memory(used.private, used.pss);

@@ -63,6 +63,8 @@ pub struct Worker {
     /// Counted only where there is a limit.
     answered: AtomicU64,
     max_requests: Option<u64>,
+    /// The master wants to know what memory a worker takes before it has others forked.
+    weigh: bool,
     /// No temporary directory is writable.
     without_files: AtomicBool,
     /// The application has forked, and this is the child.
@@ -242,6 +244,7 @@ impl Worker {
             cell: board.cell(spawn.cell),
             answered: AtomicU64::new(0),
             max_requests: spawn.max_requests,
+            weigh: spawn.weigh,
             without_files: AtomicBool::new(false),
             forked_child: AtomicBool::new(false),
             own,
@@ -410,10 +413,8 @@ fn serve(
     }
     let lock_watch = with_all_blocked(|| LOCK_WATCH.start(worker.cell))?;
     worker.master.show("ready");
-    let used = memory::used();
-    worker.cell.set_memory(used.private, used.pss);
     worker.master.tell(&FromWorker::Ready {
-        private_bytes: used.private,
+        private_bytes: if worker.weigh { memory::used().private } else { 0 },
         boot_wall_ms: since.elapsed().as_millis() as u64,
         boot_cpu_ms: memory::cpu_time().as_millis() as u64,
         bodies_in_memory: worker.without_files.load(Ordering::Relaxed),

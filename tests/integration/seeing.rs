@@ -81,10 +81,13 @@ fn every_field_of_the_status_is_documented() {
     let site = Site::with_releases("fields", 1);
     let master = site.start();
     let _running = ask_for_long(&master);
-    let status = wait_for("the request", || {
+    let status = wait_for("a measured worker with a request", || {
         let status = master.status()?.0;
         let runs = |worker: &Value| !worker["running"].as_array().is_none_or(Vec::is_empty);
-        status["generations"][0]["workers"].as_array()?.iter().any(runs).then_some(status)
+        // It measures itself a second after its start.
+        let is_measured = |worker: &Value| worker["private_bytes"].as_u64() > Some(0);
+        let mut workers = status["generations"][0]["workers"].as_array()?.iter();
+        workers.any(|worker| runs(worker) && is_measured(worker)).then_some(status)
     });
     fn keys(value: &Value, found: &mut BTreeSet<String>) {
         match value {

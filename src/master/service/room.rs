@@ -9,10 +9,11 @@ use crate::supervisor::pace::Room;
 /// cgroup v1 says "no limit" with the largest multiple of the page size.
 const V1_NO_LIMIT: u64 = 0x7FFF_FFFF_FFFF_F000;
 
-pub fn measure() -> Room {
+/// `worker_bytes`: what a worker that serves takes.
+pub fn measure(worker_bytes: u64) -> Room {
     // Affinity and the cgroup's quota considered (sched_getaffinity(2), cpu.max).
     let processors = std::thread::available_parallelism().map_or(1, |processors| processors.get() as u32);
-    Room { bytes: bytes(), processors }
+    Room { bytes: bytes(), processors, worker_bytes }
 }
 
 /// Bytes that are free for new processes; None where nothing could be read.

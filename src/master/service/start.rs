@@ -20,6 +20,7 @@ pub struct SpawnOrder {
     pub worker: WorkerId,
     pub prove: bool,
     pub probe: bool,
+    pub weigh: bool,
     pub max_requests: Option<u64>,
 }
 
@@ -102,7 +103,7 @@ impl Service {
 
     /// Leaves it to `spawn` to free the cell. Telling the template is the last thing that can fail.
     fn try_spawn(&mut self, generation: GenerationId, order: SpawnOrder, shared: &mut Shared) -> io::Result<()> {
-        let SpawnOrder { slot, worker: id, prove, probe, max_requests } = order;
+        let SpawnOrder { slot, worker: id, prove, probe, weigh, max_requests } = order;
         let processes = self.generations.get_mut(&generation).ok_or(io::ErrorKind::NotFound)?;
         let cell = processes.take_cell(id).ok_or_else(|| io::Error::other("the scoreboard has no cell left"))?;
         let template = processes.template.as_ref().ok_or(io::ErrorKind::NotFound)?;
@@ -119,6 +120,7 @@ impl Service {
             listeners: listeners.iter().map(|(listener, _)| listener.clone()).collect(),
             prove,
             probe,
+            weigh,
             max_requests,
         });
         let mut fds: Vec<BorrowedFd<'_>> = vec![theirs.as_fd(), processes.board.as_fd(), stacks_write.as_fd()];

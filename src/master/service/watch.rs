@@ -2,6 +2,7 @@
 //! may be hostile, so every value is checked; at worst a worker escapes its own limit, or has its siblings replaced, whom
 //! it could as well kill: all of them are one user's.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use forkmaster_wire::message::{ToWorker, WorkerId};
@@ -12,6 +13,7 @@ use super::{name, room, EventQueue, Service};
 use crate::clock::Clock;
 use crate::config::settings::Server;
 use crate::shared::Shared;
+use crate::supervisor::pace::Room;
 use crate::supervisor::worker::{Event as WorkerEvent, Stuck};
 use crate::supervisor::Event;
 
@@ -86,9 +88,27 @@ impl Service {
     /// A template is kept, and one more worker would not fit.
     fn memory_short(&self) -> Option<Event> {
         self.supervisor.kept()?;
-        let worker = self.supervisor.serving()?.median_bytes();
-        let is_short = room::measure().bytes.is_some_and(|bytes| bytes < worker);
+        let room = self.room();
+        let is_short = room.bytes.is_some_and(|bytes| bytes < room.worker_bytes);
         is_short.then(|| Event::MemoryShort { kept_bytes: self.kept_bytes() })
+    }
+
+    /// What the machine has left for workers, and what one takes.
+    pub fn room(&self) -> Room {
+        room::measure(self.worker_bytes())
+    }
+
+    /// What a worker that serves takes, as they say on the scoreboard: the one in the middle. 0: none has said it yet.
+    fn worker_bytes(&self) -> u64 {
+        let serving = self.supervisor.serving().into_iter().flat_map(|generation| &generation.workers);
+        let said = serving.filter(|worker| worker.is_serving()).filter_map(|worker| {
+            let worker = self.workers.get(&worker.id)?;
+            let board = &self.generations.get(&worker.generation)?.board;
+            Some(board.cell(worker.cell).private_bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
+        });
+        let mut bytes: Vec<u64> = said.collect();
+        bytes.sort_unstable();
+        bytes.get(bytes.len() / 2).copied().unwrap_or(0)
     }
 
     /// The requests that these workers run, a line each, also in the log.
@@ -137,7 +157,7 @@ pub fn look(board: &Scoreboard, cell: u32, server: &Server, clock: &Clock) -> Lo
     }
     look.stuck.sort_by_key(|(running, ..)| running.started_ns);
     // 0: it has not begun to beat.
-    let beat = board.cell(cell).heartbeat_ns.load(std::sync::atomic::Ordering::Relaxed);
+    let beat = board.cell(cell).heartbeat_ns.load(Ordering::Relaxed);
     look.silent = beat != 0 && since(beat) > SILENT_AFTER;
     look
 }

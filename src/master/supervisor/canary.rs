@@ -89,7 +89,6 @@ impl Supervisor {
         let measured = Measured {
             room,
             candidate: generation.candidate,
-            predecessor_bytes: self.serving().map_or(0, Generation::median_bytes),
             missing: plan.workers.saturating_sub(generation.present() as u32),
             processes: self.processes() as u32,
         };

@@ -281,14 +281,6 @@ impl Generation {
         }
     }
 
-    /// What its workers said of their memory: the one in the middle.
-    pub fn median_bytes(&self) -> u64 {
-        let serving = self.workers.iter().filter(|worker| worker.is_serving());
-        let mut bytes: Vec<u64> = serving.map(|worker| worker.private_bytes).collect();
-        bytes.sort_unstable();
-        bytes.get(bytes.len() / 2).copied().unwrap_or(0)
-    }
-
     /// Workers that this life of the template was told to fork and that are not known yet.
     pub fn unborn(&self) -> usize {
         let since = self.template.ready_since();

@@ -185,6 +185,7 @@ pub enum Action {
         worker: WorkerId,
         prove: bool,
         probe: bool,
+        weigh: bool,
         max_requests: Option<u64>,
     },
     Serve {

@@ -21,12 +21,19 @@ pub struct Room {
     /// Memory that may still be used, less a reserve. None: not known.
     pub bytes: Option<u64>,
     pub processors: u32,
+    /// What one of the workers that serve takes now: the one in the middle. 0: not known.
+    pub worker_bytes: u64,
+}
+
+impl Room {
+    /// Nothing was measured.
+    pub const UNKNOWN: Room = Room { bytes: None, processors: 1, worker_bytes: 0 };
 }
 
 /// What a worker has measured of its own boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Boot {
-    /// Memory that it shares with nobody.
+    /// Memory that it shares with nobody. 0: it was not asked to measure it.
     pub private_bytes: u64,
     pub wall: Duration,
     pub cpu: Duration,
@@ -37,8 +44,6 @@ pub struct Boot {
 pub struct Measured {
     pub room: Room,
     pub candidate: Boot,
-    /// The median of the predecessor's workers.
-    pub predecessor_bytes: u64,
     /// New workers that are still to be forked.
     pub missing: u32,
     /// All worker processes there are, the candidate included.
@@ -102,7 +107,7 @@ impl Pace {
 
 /// Decides how a proved generation rolls.
 pub fn pace(plan: &Plan, measured: &Measured) -> Pace {
-    let each = bytes_each(measured.candidate.private_bytes, measured.predecessor_bytes);
+    let each = bytes_each(measured.candidate.private_bytes, measured.room.worker_bytes);
     let by_number = Pace { bytes_each: each, bytes_free: measured.room.bytes, ..Pace::by_number(plan) };
     let boots = match plan.surge {
         Surge::Workers(_) => return by_number,
@@ -130,13 +135,12 @@ mod tests {
 
     fn measured(free_mib: u64, missing: u32) -> Measured {
         Measured {
-            room: Room { bytes: Some(free_mib * MIB), processors: 2 },
+            room: Room { bytes: Some(free_mib * MIB), processors: 2, worker_bytes: 90 * MIB },
             candidate: Boot {
                 private_bytes: 80 * MIB,
                 wall: Duration::from_millis(500),
                 cpu: Duration::from_millis(500),
             },
-            predecessor_bytes: 90 * MIB,
             missing,
             processes: missing + 2,
         }
@@ -185,7 +189,8 @@ mod tests {
 
     #[test]
     fn the_old_workers_size_counts_where_it_is_the_greater() {
-        let grown = Measured { predecessor_bytes: 300 * MIB, ..measured(700, 7) };
+        let mut grown = measured(700, 7);
+        grown.room.worker_bytes = 300 * MIB;
         assert_eq!(pace(&auto(8), &grown).processes, Some(9 + 2));
     }
 
@@ -202,7 +207,7 @@ mod tests {
 
     #[test]
     fn memory_that_is_not_known_bounds_nothing() {
-        let unknown = Measured { room: Room { bytes: None, processors: 2 }, ..measured(0, 7) };
+        let unknown = Measured { room: Room { bytes: None, ..measured(0, 7).room }, ..measured(0, 7) };
         assert!(pace(&auto(8), &unknown).one_step);
     }
 }

@@ -45,9 +45,6 @@ impl Supervisor {
                 self.change(at, id, S::Ready, now);
                 self.progress(at, now);
                 let generation = &mut self.generations[at];
-                if let Some(worker) = generation.worker_mut(id) {
-                    worker.private_bytes = boot.private_bytes;
-                }
                 if generation.state == State::Proving {
                     generation.candidate = boot;
                 }

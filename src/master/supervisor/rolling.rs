@@ -146,7 +146,7 @@ impl Supervisor {
 
     pub(super) fn measure(&mut self, at: usize, now: Instant) {
         if self.generations[at].plan.surge != Surge::Auto {
-            return self.decide(at, Room { bytes: None, processors: 1 }, now);
+            return self.decide(at, Room::UNKNOWN, now);
         }
         self.change_step(at, Step::Measuring { answer_by: now + MEASURED_WITHIN });
         self.actions.push(Action::MeasureRoom { generation: self.generations[at].id });
@@ -170,7 +170,6 @@ impl Supervisor {
         let measured = Measured {
             room,
             candidate: generation.candidate,
-            predecessor_bytes: self.serving().map_or(0, Generation::median_bytes),
             missing: wanted.saturating_sub(generation.present() as u32),
             processes: self.processes() as u32,
         };
@@ -438,7 +437,7 @@ impl Supervisor {
                 self.measure(at, now);
             }
             Step::Measuring { answer_by } if answer_by <= now => {
-                self.decide(at, Room { bytes: None, processors: 1 }, now);
+                self.decide(at, Room::UNKNOWN, now);
             }
             Step::Exchanging { deadline } | Step::TakingOver { deadline } if deadline <= now => {
                 self.refuse(id, Refusal::new("rolling made no progress in time (boot_timeout)"), now);

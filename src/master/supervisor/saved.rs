@@ -61,7 +61,6 @@ struct SavedWorker {
     /// Out of service until then, for somebody who looks into it.
     #[serde(default)]
     kept_until: Option<Moment>,
-    private_bytes: u64,
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -217,7 +216,6 @@ impl SavedWorker {
             born: worker.born.into(),
             serving_since: serving_since.into(),
             kept_until: kept_until.map(Moment::from),
-            private_bytes: worker.private_bytes,
         })
     }
 
@@ -234,7 +232,6 @@ impl SavedWorker {
             born: self.born.into(),
             dump: Dump::None,
             stacks: String::new(),
-            private_bytes: self.private_bytes,
         }
     }
 }

@@ -63,8 +63,6 @@ pub struct Worker {
     pub dump: Dump,
     /// Its Python stacks when they were last asked for; empty where they never were.
     pub stacks: String,
-    /// Memory that it shares with nobody, as it said itself when it had booted.
-    pub private_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -360,7 +358,7 @@ impl Supervisor {
 
     /// Tells the template to fork a worker for the slot, if it takes another one now and there is room.
     pub(super) fn spawn(&mut self, at: usize, slot: SlotIndex, now: Instant) {
-        let free = self.free_processes();
+        let (free, wanted) = (self.free_processes(), self.wanted(at));
         let generation = &mut self.generations[at];
         if !generation.template.takes_spawns(generation.unborn()) {
             return;
@@ -378,10 +376,12 @@ impl Supervisor {
         let probe = !(generation.plan.pause.is_some()
             && matches!(generation.state, GenerationState::Proving | GenerationState::Rolling { .. }));
         let max_requests = max_requests(generation.plan.max_requests, generation.plan.max_requests_jitter, id);
-        let (pid, dump, stacks, private_bytes) = (None, Dump::None, String::new(), 0);
-        generation.workers.push(Worker { id, slot, pid, state, since: now, born: now, dump, stacks, private_bytes });
+        // The candidate, where others follow it.
+        let weigh = generation.state == GenerationState::Proving && wanted > 1;
+        let (pid, dump, stacks) = (None, Dump::None, String::new());
+        generation.workers.push(Worker { id, slot, pid, state, since: now, born: now, dump, stacks });
         let generation = generation.id;
-        self.actions.push(Action::Spawn { generation, slot, worker: id, prove, probe, max_requests });
+        self.actions.push(Action::Spawn { generation, slot, worker: id, prove, probe, weigh, max_requests });
         self.watch_forks(at, false, now);
     }
 

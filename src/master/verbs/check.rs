@@ -218,6 +218,7 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
         listeners: Vec::new(),
         prove: true,
         probe: true,
+        weigh: false,
         max_requests: None,
     };
     let queue = Queue::create()?;

@@ -134,6 +134,8 @@ struct World {
     exit: Option<i32>,
     refuse_listeners: Option<ExitCode>,
     room: Room,
+    /// Workers that were asked what memory they take.
+    weighed: usize,
     /// What workers say of their boots.
     boot: Boot,
     /// Serve nothing any more.
@@ -221,7 +223,8 @@ impl World {
             log: Vec::new(),
             exit: None,
             refuse_listeners: None,
-            room: Room { bytes: None, processors: 2 },
+            weighed: 0,
+            room: Room { bytes: None, processors: 2, worker_bytes: 0 },
             boot: Boot::default(),
             drained: BTreeSet::new(),
             most_processes: 0,
@@ -498,7 +501,10 @@ impl World {
             }
             Action::PingTemplate { .. } if self.pings_are_lost => {}
             Action::PingTemplate { generation, ping } => self.soon_template(generation, TemplateEvent::Pong { ping }),
-            Action::Spawn { generation, worker, .. } => {
+            Action::Spawn { generation, worker, weigh, .. } => {
+                self.weighed += usize::from(weigh);
+                // As a worker does: whoever is not asked does not know.
+                let boot = Boot { private_bytes: if weigh { self.boot.private_bytes } else { 0 }, ..self.boot };
                 self.alive.insert(worker, generation);
                 self.most_processes = self.most_processes.max(self.alive.len());
                 if behaviour(self, generation) == Behaviour::ForksSlowly {
@@ -525,7 +531,7 @@ impl World {
                     | Behaviour::Streams
                     | Behaviour::TemplateHangs
                     | Behaviour::TemplateFails
-                    | Behaviour::TemplateDies => self.soon(worker, WorkerEvent::Ready(self.boot)),
+                    | Behaviour::TemplateDies => self.soon(worker, WorkerEvent::Ready(boot)),
                 }
             }
             Action::Serve { worker } => {

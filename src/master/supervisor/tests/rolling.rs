@@ -15,7 +15,7 @@ fn auto(workers: u32) -> Plan {
 /// A world with so much free memory for `auto`, in which a worker costs 100 MiB and its boot sleeps.
 fn with_room(plan: Plan, free_mib: u64) -> World {
     let mut world = World::serving(plan);
-    world.room = Room { bytes: Some(free_mib * MIB), processors: 2 };
+    world.room = Room { bytes: Some(free_mib * MIB), processors: 2, worker_bytes: 0 };
     let (wall, cpu) = (Duration::from_millis(800), Duration::from_millis(50));
     world.boot = Boot { private_bytes: 80 * MIB, wall, cpu };
     world.most_processes = 0;
@@ -147,6 +147,17 @@ fn boots_that_compute_leave_processors_to_those_who_serve() {
     }
     assert_eq!((most, world.state(2)), (2, Some("serving")));
     assert!(world.logged("rolling: 8 at once") && world.logged("2 boot at a time"), "{:#?}", world.log);
+}
+
+#[test]
+fn only_a_candidate_that_others_follow_is_asked_for_its_memory() {
+    for (workers, weighed) in [(1, 0), (4, 1)] {
+        let mut world = World::serving(auto(workers));
+        let at_start = world.weighed;
+        world.reload(auto(workers), Behaviour::Healthy);
+        world.run();
+        assert_eq!((at_start, world.weighed), (weighed, 2 * weighed), "{workers} workers");
+    }
 }
 
 #[test]
