@@ -29,11 +29,12 @@ use std::io;
 
 use children::Children;
 use chores::gauges::Gauges;
-use chores::{NotDone, NotStarted, CONFIGURATION_WITHIN, OPEN_WITHIN};
+use chores::{AtStart, NotDone, NotStarted, CONFIGURATION_WITHIN, OPEN_WITHIN};
 use config::process_context::ProcessContext;
 use config::settings::Identity;
 use config::Source;
 use exit_code::ExitCode;
+use library::Library;
 use logs::{LogFile, Opened};
 use master::Master;
 use pidfile::PidFile;
@@ -126,7 +127,10 @@ fn run(source: Source, context: ProcessContext, handed: Handed) -> i32 {
 fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Signals) -> i32 {
     let (from, here) = (source.clone(), context.clone());
     let read = move || config::read(&from, &here, None);
-    let loaded = match chores::at_start(&mut signals, "reading the configuration", CONFIGURATION_WITHIN, read) {
+    let reading = AtStart::begin("reading the configuration", CONFIGURATION_WITHIN, read);
+    // Copies two megabytes, while the configuration is read.
+    let library = Library::embed();
+    let loaded = match reading.wait(&mut signals) {
         Ok(Ok(loaded)) => loaded,
         Ok(Err(problems)) => {
             logs::say(&format!("forkmaster: {problems}"));
@@ -137,7 +141,7 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
     let settings = &loaded.settings;
     let (error, access) = logs::names(settings);
     let open = move || logs::open(&error, access.as_ref());
-    let opened = match chores::at_start(&mut signals, "opening the logs", OPEN_WITHIN, open) {
+    let opened = match AtStart::begin("opening the logs", OPEN_WITHIN, open).wait(&mut signals) {
         Ok(Ok(mut opened)) => {
             opened.keep();
             opened
@@ -159,19 +163,21 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
     if context.uid == 0 && settings.server.identity.is_none() {
         log::warn!("running as root without [server] user: the application gets all rights of this machine");
     }
-    let pidfile = settings.server.pidfile.clone();
-    let application = settings.server.identity.as_ref().map(Identity::rights);
-    let write = move || pidfile.map(|path| PidFile::write(&path, application.as_ref())).transpose();
-    let pidfile = match chores::at_start(&mut signals, "writing [server] pidfile", OPEN_WITHIN, write) {
-        Ok(Ok(pidfile)) => pidfile,
-        Ok(Err(error)) => return fail("[server] pidfile cannot be written", &error),
-        Err(not_started) => return give_up(not_started),
-    };
+    let mut pidfile = None;
+    if let Some(path) = settings.server.pidfile.clone() {
+        let application = settings.server.identity.as_ref().map(Identity::rights);
+        let write = move || PidFile::write(&path, application.as_ref());
+        pidfile = match AtStart::begin("writing [server] pidfile", OPEN_WITHIN, write).wait(&mut signals) {
+            Ok(Ok(pidfile)) => Some(pidfile),
+            Ok(Err(error)) => return fail("[server] pidfile cannot be written", &error),
+            Err(not_started) => return give_up(not_started),
+        };
+    }
     let app = &settings.app;
     let rights = settings.server.identity.as_ref().map(Identity::rights);
     if let Some(gauges) = Gauges::of(&app.environment, &app.release, rights) {
         let remove = move || gauges.remove(None);
-        match chores::at_start(&mut signals, "removing live gauges", OPEN_WITHIN, remove) {
+        match AtStart::begin("removing live gauges", OPEN_WITHIN, remove).wait(&mut signals) {
             Ok(()) => {}
             Err(NotStarted::Stopped) => return give_up(NotStarted::Stopped),
             Err(NotStarted::NotDone(NotDone(sentence))) => log::warn!("{sentence}"),
@@ -180,7 +186,8 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
     log::info!("forkmaster {} name={} pid={}", env!("CARGO_PKG_VERSION"), settings.name, std::process::id());
     let watched = settings.dev.then(|| dev::watched(settings, &source));
     let control = settings.control.clone();
-    let mut master = match Master::new(source, context, log.clone(), signals, &control) {
+    let made = library.and_then(|library| Master::new(source, context, log.clone(), signals, &control, library));
+    let mut master = match made {
         Ok(master) => master,
         Err(error) => return fail("the master cannot be set up", &error),
     };

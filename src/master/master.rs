@@ -26,6 +26,7 @@ use crate::facts::note::{Note, WorkerName};
 use crate::facts::outcome::{self, Outcome, Refusal};
 use crate::facts::standing::Standing;
 use crate::footprint::Footprint;
+use crate::library::Library;
 use crate::listeners::ListenError;
 use crate::logs::{AccessLog, LogFile, Opened};
 use crate::pidfile::PidFile;
@@ -76,8 +77,9 @@ impl Master {
         log: LogFile,
         signals: Signals,
         control: &settings::Control,
+        library: Library,
     ) -> io::Result<Master> {
-        let shared = Shared::new(context, log)?;
+        let shared = Shared::new(context, log, library)?;
         signals.register(shared.sources.registry(), SIGNALS)?;
         let service = Service::new(source, shared.clock.now());
         let doors = Doors::open(control, &shared.context, &shared.sources)?;

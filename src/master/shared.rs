@@ -43,11 +43,11 @@ pub struct Ends {
 }
 
 impl Shared {
-    pub fn new(context: ProcessContext, log: LogFile) -> io::Result<Shared> {
+    pub fn new(context: ProcessContext, log: LogFile, library: Library) -> io::Result<Shared> {
         let lifeline = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from)?;
         let ends = Ends { queue: Queue::create()?, lifeline };
         let listeners = Listeners::new(passed::sockets(&context.environment, std::process::id()));
-        Shared::with(context, log, Clock::new(), ends, listeners)
+        Shared::with(context, log, library, Clock::new(), ends, listeners)
     }
 
     /// Of a process that was this one before an exec.
@@ -61,12 +61,13 @@ impl Shared {
     ) -> io::Result<Shared> {
         let passed = passed::sockets(&context.environment, std::process::id());
         let listeners = Listeners::restore(listeners, "listener", passed, claims)?;
-        Shared::with(context, log, Clock::with_frozen(frozen), ends, listeners)
+        Shared::with(context, log, Library::embed()?, Clock::with_frozen(frozen), ends, listeners)
     }
 
     fn with(
         context: ProcessContext,
         log: LogFile,
+        library: Library,
         clock: Clock,
         ends: Ends,
         listeners: Listeners,
@@ -81,7 +82,7 @@ impl Shared {
             children: Children::adopt_orphans()?,
             listeners,
             log,
-            library: Library::embed()?,
+            library,
             queue: ends.queue,
             lifeline: ends.lifeline,
         })

@@ -198,26 +198,39 @@ pub enum NotStarted {
     NotDone(NotDone),
 }
 
-/// Has something done before there is a loop, and waits for it, and for a signal to stop.
-pub fn at_start<D: Send + 'static>(
-    signals: &mut Signals,
+/// Something that is done before there is a loop.
+pub struct AtStart<D> {
     what: &'static str,
-    within: Duration,
-    work: impl FnOnce() -> D + Send + 'static,
-) -> Result<D, NotStarted> {
-    let mut pool = Pool::new().map_err(|error| NotStarted::NotDone(NotDone(format!("{what}: {error}"))))?;
-    pool.give(what, within, Instant::now(), work);
-    loop {
-        match pool.done(Instant::now()) {
-            Some((_, done)) => return done.map_err(NotStarted::NotDone),
-            None if signals.stop_is_asked() => return Err(NotStarted::Stopped),
-            None => {}
+    /// An error: it could not even be begun.
+    pool: io::Result<Pool<D>>,
+}
+
+impl<D: Send + 'static> AtStart<D> {
+    pub fn begin(what: &'static str, within: Duration, work: impl FnOnce() -> D + Send + 'static) -> AtStart<D> {
+        let pool = Pool::new().map(|mut pool| {
+            pool.give(what, within, Instant::now(), work);
+            pool
+        });
+        AtStart { what, pool }
+    }
+
+    /// Waits for it, and for a signal to stop.
+    pub fn wait(self, signals: &mut Signals) -> Result<D, NotStarted> {
+        let what = self.what;
+        let mut pool = self.pool.map_err(|error| NotStarted::NotDone(NotDone(format!("{what}: {error}"))))?;
+        loop {
+            match pool.done(Instant::now()) {
+                Some((_, done)) => return done.map_err(NotStarted::NotDone),
+                None if signals.stop_is_asked() => return Err(NotStarted::Stopped),
+                None => {}
+            }
+            let left = pool.next_deadline().map(|by| by.saturating_duration_since(Instant::now()));
+            // Rounded up, so that it does not wake a moment too early again and again.
+            let timeout = left.and_then(|left| PollTimeout::try_from(left + Duration::from_millis(1)).ok());
+            let mut fds =
+                [PollFd::new(pool.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+            // Whatever it says, all of it is looked at again.
+            let _ = poll(&mut fds, timeout.unwrap_or(PollTimeout::MAX));
         }
-        let left = pool.next_deadline().map(|by| by.saturating_duration_since(Instant::now()));
-        // Rounded up, so that it does not wake a moment too early again and again.
-        let timeout = left.and_then(|left| PollTimeout::try_from(left + Duration::from_millis(1)).ok());
-        let mut fds = [PollFd::new(pool.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-        // Whatever it says, all of it is looked at again.
-        let _ = poll(&mut fds, timeout.unwrap_or(PollTimeout::MAX));
     }
 }
