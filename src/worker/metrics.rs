@@ -4,21 +4,19 @@
 //! take everything that comes one after the other, and keep-alive connections stay where they are. So a worker that has
 //! more than a sibling has that one woken first.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use forkmaster_http::serve::{self, Ending, Giving, HandoffRefusal, Metrics, Peer, Refused, TurnedAway};
+use forkmaster_http::serve::{self, Ending, Giving, HandoffRefusal, Metrics, Refused, Why};
 use forkmaster_wire::access::record::begin_running;
 use forkmaster_wire::scoreboard::{
     monotonic_ns, monotonic_ns_of_tick, Cell, Finished, Running, Scoreboard, ThreadCell,
 };
 
-use crate::access::{self, begin, value, AccessLog, End, Facts, How, Wanted};
+use crate::access::{self, AccessLog, End, How};
 use crate::lock_watch::LockWatch;
 use crate::refusal_recorder::RefusalRecorder;
-use crate::wsgi::forwarded::{Believed, Trusted};
 
 /// How many connections one may have taken more than a sibling.
 const AHEAD_MAX: u64 = 16;
@@ -43,9 +41,6 @@ pub struct CellMetrics {
     id_header: Option<String>,
     /// Its generation is to have several workers.
     of_several: bool,
-    /// Who is believed about clients, and in which fields.
-    trusted: Trusted,
-    believed: Believed,
 }
 
 impl CellMetrics {
@@ -64,8 +59,6 @@ impl CellMetrics {
             refusals: None,
             id_header: None,
             of_several: false,
-            trusted: Trusted::default(),
-            believed: Believed::default(),
         }
     }
 
@@ -75,10 +68,6 @@ impl CellMetrics {
 
     pub fn with_refusals(self, refusals: Option<RefusalRecorder>) -> CellMetrics {
         CellMetrics { refusals, ..self }
-    }
-
-    pub fn believing(self, trusted: Trusted, believed: Believed) -> CellMetrics {
-        CellMetrics { trusted, believed, ..self }
     }
 
     pub fn one_of(self, workers: u32) -> CellMetrics {
@@ -99,16 +88,6 @@ impl CellMetrics {
 
     fn running(&self, request: u64) -> Option<Running> {
         self.thread_of(request)?.running().filter(|running| running.request == request)
-    }
-
-    /// Who asked, as the application would have been told.
-    fn client(&self, request: &TurnedAway<'_>) -> IpAddr {
-        let (peer, trusts) = match request.peer {
-            Peer::Inet(address) => (address.ip().to_canonical(), self.trusted.trusts(address.ip())),
-            Peer::Unix => (IpAddr::V4(Ipv4Addr::LOCALHOST), self.trusted.trusts_unix()),
-        };
-        let said = trusts.then(|| self.trusted.client_said(self.believed, request.fields.iter().copied())).flatten();
-        said.unwrap_or(peer)
     }
 
     /// The others that take connections.
@@ -212,39 +191,11 @@ impl Metrics for CellMetrics {
     }
 
     fn refused(&self, refused: &Refused<'_>, record: &mut Vec<u8>) {
+        if refused.why == Why::Maintenance {
+            self.cell.turned_away.fetch_add(1, Ordering::Relaxed);
+        }
         if let Some(recorder) = &self.refusals {
             recorder.note(refused, record);
-        }
-    }
-
-    fn turned_away(&self, request: Option<&TurnedAway<'_>>, record: &mut Vec<u8>) {
-        self.cell.turned_away.fetch_add(1, Ordering::Relaxed);
-        let (Some(access), Some(request)) = (&self.access, request) else { return };
-        if !access.wants(request.path, request.status) {
-            return;
-        }
-        let facts = Facts {
-            // These are known at the end.
-            at_ms: 0,
-            took_us: 0,
-            bytes: 0,
-            how: How::Complete,
-            queued_us: 0,
-            status: request.status,
-            is_http10: request.is_http10,
-            client: self.client(request),
-        };
-        begin(record, &facts, request.method, request.target);
-        for wanted in access.wanted() {
-            match (wanted, &self.id_header) {
-                (Wanted::RequestHeader(name), _) | (Wanted::RequestId, Some(name)) => {
-                    value(record, request.named(name))
-                }
-                // There was neither an application nor an environ.
-                (Wanted::RequestId, None) | (Wanted::ResponseHeader(_) | Wanted::Environ(_), _) => {
-                    value(record, std::iter::empty());
-                }
-            }
         }
     }
 

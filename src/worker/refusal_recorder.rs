@@ -1,9 +1,10 @@
-//! What of a refused request goes into its line of the access log (`[log] access_refused`). The loop refuses it, so nothing
-//! here knows Python; `wsgi::access_recorder` does the same for requests that the application has answered.
+//! What of a request that the application never saw goes into its line of the access log: with `[log] access_refused`, and
+//! during a maintenance. The loop has answered it, so nothing here knows Python; `wsgi::access_recorder` does the same for requests
+//! that the application has answered.
 
 use std::sync::Arc;
 
-use forkmaster_http::serve::{Refused, Version};
+use forkmaster_http::serve::{Refused, Version, Why};
 
 use crate::access::{begin, value, AccessLog, Facts, How, Wanted};
 use crate::wsgi::environ::Common;
@@ -20,7 +21,12 @@ impl RefusalRecorder {
     }
 
     pub fn note(&self, refused: &Refused<'_>, record: &mut Vec<u8>) {
-        if !self.log.wants_refused(refused.path(), refused.status) {
+        let wants = match refused.why {
+            Why::Unfit => self.log.wants_refused(refused.path(), refused.status),
+            // Its client would have been answered, and whoever counts requests counts it too.
+            Why::Maintenance => self.log.wants(refused.path(), refused.status),
+        };
+        if !wants {
             return;
         }
         let line = refused.first_line();

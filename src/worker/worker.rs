@@ -361,9 +361,8 @@ fn make_server(
         .collect();
     let refusals = worker.access.clone().map(|log| RefusalRecorder::new(log, Arc::clone(common)));
     let metrics = CellMetrics::new(worker.board, worker.cell_index, &LOCK_WATCH, worker.access.clone());
-    let believes = (Trusted::new(http.forwarded_allow_ips.clone()), Believed::new(&http.forwarded_headers));
-    let metrics = metrics.with_request_ids(http.request_id_header.clone()).believing(believes.0, believes.1);
-    let metrics = Arc::new(metrics.with_refusals(refusals).one_of(boot.workers));
+    let metrics = metrics.with_request_ids(http.request_id_header.clone()).with_refusals(refusals);
+    let metrics = Arc::new(metrics.one_of(boot.workers));
     let reports: Arc<dyn Reports> = Arc::<MasterChannel>::clone(&worker.master);
     let queue = Box::new(Handoff::new(queue));
     Server::new(settings, listeners, Some(queue), metrics, reports).map_err(|error| os_failure("the server", &error))

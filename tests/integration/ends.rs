@@ -30,6 +30,12 @@ enum Way {
     LeftAfter,
     /// Its worker is killed from outside.
     Killed,
+    /// It waits for a thread, and cannot move to another worker, when its own is given up for what runs there.
+    Retired,
+    /// It waits for a thread for longer than it may.
+    Shed,
+    /// The same, and its client has left.
+    ShedAndLeft,
 }
 
 struct Row {
@@ -57,17 +63,30 @@ const TIMED_OUT: Counts = Counts { requests: 1, timed_out: 1, lost: 0 };
 const LOST: Counts = Counts { requests: 0, timed_out: 0, lost: 1 };
 const NOTHING: Counts = Counts { requests: 0, timed_out: 0, lost: 0 };
 
-const ROWS: [Row; 10] = [
+const ROWS: [Row; 11] = [
     row("answered", Way::Asked, "/", ["200 whole"; 2], Some(("200", "complete")), ANSWERED),
     row("raised", Way::Asked, "/fail", ["500 whole"; 2], Some(("500", "complete")), ANSWERED),
-    row("refused", Way::Asked, "/large-body", ["413 whole"; 2], None, NOTHING),
+    row("refused", Way::Asked, "/large-body", ["413 whole"; 2], Some(("413", "refused")), NOTHING),
     row("timed out", Way::Asked, "/sleep?s=60", ["504 whole"; 2], Some(("504", "request-timeout")), TIMED_OUT),
     row("timed out in C", Way::Asked, "/hold?s=60", ["504 whole"; 2], Some(("504", "request-timeout")), TIMED_OUT),
     row("crashed", Way::Asked, "/crash", ["nothing", "502 whole"], Some(("-", "worker-died")), LOST),
     row("killed", Way::Killed, "/until", ["nothing", "502 whole"], Some(("-", "worker-died")), LOST),
+    row("retired", Way::Retired, "/body", ["503 whole", ""], Some(("503", "refused")), NOTHING),
     row("client gone before", Way::LeftBefore, "/big", ["", ""], None, NOTHING),
     row("client gone during", Way::LeftDuring, "/until", ["", ""], Some(("200", "client-left")), ANSWERED),
     row("client gone after", Way::LeftAfter, "/big?bytes=30000000", ["", ""], Some(("200", "client-left")), ANSWERED),
+];
+
+/// With a limit for waiting.
+const SHED: [Row; 2] = [
+    row("shed", Way::Shed, "/", ["503 whole", ""], Some(("503", "refused")), NOTHING),
+    row("shed, and gone", Way::ShedAndLeft, "/", ["", ""], Some(("503", "client-left")), NOTHING),
+];
+
+/// In a maintenance.
+const PAUSED: [Row; 2] = [
+    row("turned away", Way::Asked, "/", ["503 whole"; 2], Some(("503", "refused")), NOTHING),
+    row("an upload, turned away", Way::Asked, "/body", ["503 whole"; 2], Some(("503", "refused")), NOTHING),
 ];
 
 const fn row(
@@ -87,23 +106,32 @@ struct Table {
     log: PathBuf,
     lines: usize,
     files: usize,
+    is_paused: bool,
 }
 
 fn site(name: &str) -> Site {
     let site = Site::with_releases(name, 1);
-    site.set("server.workers", "1").set("server.threads", "1").set("http.max_body", "'1KiB'");
+    site.set("server.workers", "1").set("server.threads", "1").set("http.max_body", "'20KiB'");
     // Whatever else is slow is so because the machine is.
     site.set("server.request_timeout", "'5m'").set("server.graceful_timeout", "'1s'");
     site.set("server.request_timeouts", "{ '/sleep' = '1s', '/hold' = '1s' }");
     site.set("log.access", "'access.log'").set("log.access_format", "'%(m)s %(U)s %(H)s %(s)s %(X)s'");
+    site.set("log.access_refused", "true");
     site
 }
 
 impl Table {
-    fn new(name: &str) -> Table {
-        let site = site(name);
+    fn new(site: Site) -> Table {
         let (master, log) = (site.start(), site.path().join("access.log"));
-        Table { site, master, log, lines: 0, files: 0 }
+        Table { site, master, log, lines: 0, files: 0, is_paused: false }
+    }
+
+    fn pause(&mut self) {
+        self.is_paused = true;
+        self.site.write("page.html", "back soon");
+        let output = self.master.cli(&["pause", "--maintenance", "page.html"]);
+        assert!(output.ok(), "{output}");
+        self.master.wait_log("maintenance *: clients get 503 and wait no longer");
     }
 
     fn counts(&self) -> Counts {
@@ -152,19 +180,34 @@ impl Table {
     /// One row, by one kind of request; what `address` is makes the difference between direct and not.
     fn check(&mut self, row: &Row, method: &str, version: &str, address: SocketAddr, sees: &str, upstream: &str) {
         let name = format!("{}, {method} by HTTP/{version}", row.name);
-        let worker = self.master.wait_serving().remove(0).pid;
-        let waiting = (row.way == Way::LeftBefore).then(|| self.kept(address));
+        let expected = if self.is_paused { "paused" } else { "serving" };
+        // While the service is paused none serves.
+        let worker = wait_for("the only worker", || match &self.master.status()?.serving()?.workers[..] {
+            [worker] if worker.state == expected => Some(worker.pid),
+            _others => None,
+        });
+        let waits = match row.way {
+            Way::LeftBefore | Way::Retired | Way::Shed | Way::ShedAndLeft => true,
+            Way::Asked | Way::LeftDuring | Way::LeftAfter | Way::Killed => false,
+        };
+        let waiting = waits.then(|| self.kept(address));
         let before = self.counts();
         let path = row.target.split('?').next().expect("a path");
         let file = self.file();
         let busy = waiting.map(|waiting| {
-            let busy = ask(connect(address), "GET", &format!("/until?file={}", file.display()), "1.1");
+            let target = match row.way {
+                Way::Retired => "/sleep?s=60".to_owned(),
+                _ => format!("/until?file={}", file.display()),
+            };
+            let busy = ask(connect(address), "GET", &target, "1.1");
             self.wait_busy();
             (waiting, busy)
         });
         let target = match row.way {
             Way::Killed | Way::LeftDuring => format!("{path}?file={}", file.display()),
-            Way::Asked | Way::LeftBefore | Way::LeftAfter => row.target.to_owned(),
+            Way::Asked | Way::LeftBefore | Way::LeftAfter | Way::Retired | Way::Shed | Way::ShedAndLeft => {
+                row.target.to_owned()
+            }
         };
         let mut others = 0;
         let seen = match (row.way, busy) {
@@ -172,6 +215,30 @@ impl Table {
                 reset(ask(waiting, method, &target, version));
                 // Longer than a request waits before the kernel is asked for its client.
                 std::thread::sleep(Duration::from_millis(150));
+                std::fs::write(&file, "").expect("it can be made");
+                assert_eq!(see(&mut busy, "GET"), "200 whole", "{name}");
+                others = 1;
+                String::new()
+            }
+            (Way::Retired, Some((waiting, mut busy))) => {
+                let seen = see(&mut ask(waiting, method, &target, version), method);
+                assert_eq!(see(&mut busy, "GET"), "504 whole", "{name}");
+                others = 1;
+                seen
+            }
+            (Way::Shed, Some((waiting, mut busy))) => {
+                let seen = see(&mut ask(waiting, method, &target, version), method);
+                std::fs::write(&file, "").expect("it can be made");
+                assert_eq!(see(&mut busy, "GET"), "200 whole", "{name}");
+                others = 1;
+                seen
+            }
+            (Way::ShedAndLeft, Some((waiting, mut busy))) => {
+                let mark = self.master.mark();
+                let waiting = ask(waiting, method, &target, version);
+                wait_read(&waiting);
+                reset(waiting);
+                self.master.wait_log_after(mark, "refused * 503 all workers are busy (queue_timeout)");
                 std::fs::write(&file, "").expect("it can be made");
                 assert_eq!(see(&mut busy, "GET"), "200 whole", "{name}");
                 others = 1;
@@ -196,21 +263,26 @@ impl Table {
                 kill(Pid::from_raw(worker), Signal::SIGKILL).expect("it runs");
                 see(&mut client, method)
             }
-            (Way::Asked | Way::LeftBefore, _) => see(&mut ask(connect(address), method, &target, version), method),
+            (Way::Asked | Way::LeftBefore | Way::Retired | Way::Shed | Way::ShedAndLeft, _) => {
+                see(&mut ask(connect(address), method, &target, version), method)
+            }
         };
         assert_eq!(seen, sees, "{name}");
         let lines = self.new_lines(usize::from(row.line.is_some()) + others);
         let expected = row.line.map(|(status, how)| format!("{method} {path} HTTP/{upstream} {status} {how}"));
-        let found: Vec<&String> =
-            lines.iter().filter(|line| !line.starts_with("GET /until HTTP/1.1 200 complete")).collect();
+        let is_other = |line: &&String| {
+            let others = ["GET /until HTTP/1.1 200 complete", "GET /sleep HTTP/1.1 504 request-timeout"];
+            !waits || !others.contains(&line.as_str())
+        };
+        let found: Vec<&String> = lines.iter().filter(is_other).collect();
         assert_eq!(found, expected.iter().collect::<Vec<_>>(), "{name}");
-        if row.counted != ANSWERED && row.counted != NOTHING {
+        if row.way == Way::Retired || (row.counted != ANSWERED && row.counted != NOTHING) {
             // A replacement is there, and all that can be said of the old one has been said.
             self.master.wait_log(&format!("worker gen=1 slot=0 pid={worker} * -> gone"));
         }
         let wanted = Counts {
             requests: before.requests + row.counted.requests + others as u64,
-            timed_out: before.timed_out + row.counted.timed_out,
+            timed_out: before.timed_out + row.counted.timed_out + u64::from(row.way == Way::Retired),
             lost: before.lost + row.counted.lost,
         };
         wait_for(&format!("the counts of {name}, {wanted:?}"), || (self.counts() == wanted).then_some(()));
@@ -224,13 +296,27 @@ fn connect(address: SocketAddr) -> TcpStream {
 }
 
 fn ask(mut stream: TcpStream, method: &str, target: &str, version: &str) -> TcpStream {
-    let length = if target == "/large-body" { "Content-Length: 2000\r\n" } else { "" };
+    // What is refused, and what is more than a request may have that moves to another worker.
+    let body = match target {
+        "/large-body" => 30_000,
+        "/body" => 18_000,
+        _ => 0,
+    };
+    let length = if body > 0 { format!("Content-Length: {body}\r\n") } else { String::new() };
     let request = format!("{method} {target} HTTP/{version}\r\nHost: h\r\nConnection: close\r\n{length}\r\n");
     stream.write_all(request.as_bytes()).expect("it is open");
-    if !length.is_empty() {
-        stream.write_all(&[b'x'; 2000]).expect("it is open");
-    }
+    stream.write_all(&vec![b'x'; body]).expect("it is open");
     stream
+}
+
+/// All that was sent has been read at the other end, on this machine (proc_net(5), rx_queue).
+fn wait_read(client: &TcpStream) {
+    let ours = format!("0100007F:{:04X}", client.local_addr().expect("it is connected").port());
+    wait_for("it to be read", || {
+        let sockets = std::fs::read_to_string("/proc/net/tcp").ok()?;
+        let other_end = sockets.lines().find(|line| line.split_whitespace().nth(2) == Some(ours.as_str()))?;
+        other_end.split_whitespace().nth(4)?.ends_with(":00000000").then_some(())
+    });
 }
 
 fn reset(stream: TcpStream) {
@@ -259,7 +345,7 @@ const KINDS: [(&str, &str); 3] = [("GET", "1.1"), ("GET", "1.0"), ("HEAD", "1.1"
 
 #[test]
 fn every_end_is_seen_told_and_counted() {
-    let mut table = Table::new("ends_direct");
+    let mut table = Table::new(site("ends_direct"));
     let Address::Tcp(address) = table.master.address() else { panic!("not TCP") };
     for row in &ROWS {
         for (method, version) in KINDS {
@@ -269,15 +355,36 @@ fn every_end_is_seen_told_and_counted() {
             }
         }
     }
+    table.pause();
+    for row in &PAUSED {
+        for (method, version) in KINDS {
+            table.check(row, method, version, address, row.direct, version);
+        }
+    }
+    assert_eq!(table.master.status().expect("it answers").0["turned_away"], 2 * KINDS.len());
     table.master.stop();
     assert!(table.new_lines(0).is_empty());
+}
+
+#[test]
+fn who_waits_too_long_is_refused_told_and_counted() {
+    let site = site("ends_shed");
+    site.set("server.queue_timeout", "'500ms'");
+    let mut table = Table::new(site);
+    let Address::Tcp(address) = table.master.address() else { panic!("not TCP") };
+    for row in &SHED {
+        for (method, version) in KINDS {
+            table.check(row, method, version, address, row.direct, version);
+        }
+    }
+    assert_eq!(table.master.status().expect("it answers").0["shed"], 2 * KINDS.len());
 }
 
 /// nginx asks by HTTP/1.0 unless told otherwise. That its client has left it tells by closing its connection, which half-closed
 /// clients do too, so such a request is run.
 #[test]
 fn every_end_is_seen_told_and_counted_behind_nginx() {
-    let mut table = Table::new("ends_nginx");
+    let mut table = Table::new(site("ends_nginx"));
     let Address::Tcp(upstream) = table.master.address() else { panic!("not TCP") };
     let user = Command::new("id").arg("-un").output().expect("id is there");
     let user = String::from_utf8_lossy(&user.stdout).trim().to_owned();
@@ -302,6 +409,12 @@ fn every_end_is_seen_told_and_counted_behind_nginx() {
             table.check(row, method, version, address, row.nginx, "1.0");
         }
     }
+    table.pause();
+    for row in &PAUSED {
+        for (method, version) in KINDS {
+            table.check(row, method, version, address, row.nginx, "1.0");
+        }
+    }
 }
 
 /// The service stops: what ends in time is answered, the rest is cut and told of by the master.
@@ -309,7 +422,7 @@ fn every_end_is_seen_told_and_counted_behind_nginx() {
 fn a_stop_ends_requests_and_tells_so() {
     for (way, in_time) in [("in time", true), ("too late", false)] {
         for (method, version) in KINDS {
-            let mut table = Table::new("ends_stop");
+            let mut table = Table::new(site("ends_stop"));
             let Address::Tcp(address) = table.master.address() else { panic!("not TCP") };
             let file = table.file();
             let mut client = ask(connect(address), method, &format!("/until?file={}", file.display()), version);

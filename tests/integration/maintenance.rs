@@ -34,6 +34,15 @@ fn turned_away(master: &Master) -> u64 {
     master.status().and_then(|status| status.0["turned_away"].as_u64()).unwrap_or(0)
 }
 
+/// Ends all workers, which are paused and not serving.
+fn kill_all(master: &Master) {
+    let workers = master.status().and_then(|status| status.serving()).expect("one generation is there").workers;
+    assert!(!workers.is_empty() && workers.iter().all(|worker| worker.state == "paused"), "{workers:?}");
+    for worker in workers {
+        kill(Pid::from_raw(worker.pid), Signal::SIGKILL).unwrap();
+    }
+}
+
 /// Clients whose connections are idle.
 fn idle(master: &Master, count: usize) -> Vec<Connection> {
     let mut clients: Vec<Connection> = (0..count).map(|_| master.connect()).collect();
@@ -68,10 +77,17 @@ fn past_max_whoever_waits_and_whoever_comes_gets_503_until_resume() {
     for mut client in kept {
         text_is_shown(&client.ask(head("GET", "/idle", &[("X-Forwarded-For", "203.0.113.9"), ("User-Agent", "a b")])));
     }
-    // A worker that is born meanwhile says the same.
-    for worker in master.workers() {
-        kill(Pid::from_raw(worker.pid), Signal::SIGKILL).unwrap();
-    }
+    let lines = |count: usize| {
+        wait_for("all lines of the access log", || {
+            let text = std::fs::read_to_string(site.path().join("access.log")).ok()?;
+            let lines: Vec<String> = text.lines().filter(|line| line.contains(" 503 ")).map(str::to_owned).collect();
+            (lines.len() >= count).then_some(lines)
+        })
+    };
+    // A worker that is killed keeps what it has not written yet.
+    lines(4);
+    // One that is born meanwhile says the same.
+    kill_all(&master);
     text_is_shown(&master.get("/"));
     // And those of a release that commits meanwhile.
     site.flip("2");
@@ -91,11 +107,7 @@ fn past_max_whoever_waits_and_whoever_comes_gets_503_until_resume() {
     assert_eq!(turned_away(&master), 6);
     assert!(master.cli(&["resume"]).ok());
     assert_eq!(master.get("/").text(), "2");
-    let lines = wait_for("all lines of the access log", || {
-        let text = std::fs::read_to_string(site.path().join("access.log")).ok()?;
-        let lines: Vec<String> = text.lines().filter(|line| line.contains(" 503 ")).map(str::to_owned).collect();
-        (lines.len() >= 6).then_some(lines)
-    });
+    let lines = lines(6);
     assert_eq!(lines.len(), 6, "{lines:#?}");
     let bytes = TEXT.len();
     for line in [format!("127.0.0.1 GET /waits 503 {bytes} - "), format!("203.0.113.9 GET /idle 503 {bytes} a\\x20b ")]
@@ -140,9 +152,7 @@ fn a_page_is_read_once_and_shown_by_all_workers_whenever_they_are_born() {
     let rest = asks.read_past("\r\n\r\n");
     let length = format!("\r\nContent-Length: {}\r\n", body.len());
     assert!(rest.starts_with("HTTP/1.1 503 ") && rest.contains(&length) && rest.ends_with("\r\n\r\n"), "{rest}");
-    for worker in master.workers() {
-        kill(Pid::from_raw(worker.pid), Signal::SIGKILL).unwrap();
-    }
+    kill_all(&master);
     assert_away(&master.get("/"), &body, "text/html; charset=utf-8");
     // Other terms: another page, or to wait again.
     std::fs::write(here.join("noon.txt"), "at noon\n").unwrap();

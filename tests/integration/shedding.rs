@@ -107,11 +107,15 @@ fn a_frozen_worker_does_not_work_off_what_came_meanwhile() {
     let worker = Process::of(master.wait_serving()[0].pid).expect("it serves");
     worker.signal(Signal::SIGSTOP);
     let mut crowd = crowd(&master);
+    // An upload has waited just as long, and as found it had to come to its end before it heard that.
+    crowd.push(master.connect());
+    let upload = head("POST", "/work", &[("Content-Length", "50000000")]);
+    crowd[CROWD].must_send([upload, vec![b'x'; 100_000]].concat());
     let sent = Instant::now();
     wait_for("them to be late", || (sent.elapsed() > LIMIT).then_some(()));
     worker.signal(Signal::SIGCONT);
     expect_shed(&mut crowd);
-    assert_eq!((master.get("/").text(), shed(&master)), ("0".to_string(), CROWD as u64));
+    assert_eq!((master.get("/").text(), shed(&master)), ("0".to_string(), CROWD as u64 + 1));
 }
 
 /// A pause holds requests back on purpose, and whoever begins to serve takes what has waited for that.

@@ -102,28 +102,6 @@ impl Trusted {
         Some(hops)
     }
 
-    /// The client that these fields of a trusted peer name. None: they name none.
-    pub fn client_said<'a>(
-        &self,
-        believed: Believed,
-        fields: impl Iterator<Item = (&'a [u8], &'a [u8])>,
-    ) -> Option<IpAddr> {
-        let wanted: &[u8] = match believed.family {
-            Family::Forwarded => b"forwarded",
-            Family::XForwarded if believed.client => b"x-forwarded-for",
-            Family::XForwarded => return None,
-        };
-        let values = fields.filter(|(name, _)| name.eq_ignore_ascii_case(wanted));
-        let values: Vec<Cow<'_, str>> = values.map(|(_, value)| String::from_utf8_lossy(value)).collect();
-        // Several fields of a name are one list (RFC 9110 section 5.3). An empty one names nobody.
-        let field = Some(values.join(", ")).filter(|field| !field.is_empty())?;
-        let client = match believed.family {
-            Family::Forwarded => self.forwarded(&field)?.client,
-            Family::XForwarded => self.client(&field),
-        };
-        client.map(|(address, _)| address)
-    }
-
     fn trusts_hop(&self, hop: Option<Client>) -> bool {
         hop.is_some_and(|(address, _)| self.trusts(address))
     }
@@ -295,21 +273,6 @@ mod tests {
         assert!(some.trusts(ip("10.255.0.1")) && some.trusts(ip("::ffff:10.1.1.1")) && some.trusts(ip("::1")));
         assert!(!some.trusts(ip("11.0.0.1")) && !some.trusts(ip("::2")));
         assert!(!some.trusts_unix() && trusted(&["unix"]).trusts_unix() && trusted(&["*"]).trusts_unix());
-    }
-
-    #[test]
-    fn a_client_is_named_by_the_fields_that_are_believed() {
-        let proxies = trusted(&["10.0.0.0/8"]);
-        let fields = [
-            (&b"x-forwarded-for"[..], &b"203.0.113.9"[..]),
-            (b"Forwarded", b"for=203.0.113.7"),
-            (b"X-Forwarded-For", b"10.0.0.2"),
-        ];
-        let said = |headers: &[ForwardedHeader]| proxies.client_said(Believed::new(headers), fields.into_iter());
-        assert_eq!(said(&[ForwardedHeader::For]), Some(ip("203.0.113.9")));
-        assert_eq!(said(&[ForwardedHeader::Forwarded]), Some(ip("203.0.113.7")));
-        assert_eq!(said(&[ForwardedHeader::Proto]), None);
-        assert_eq!(proxies.client_said(Believed::new(&[ForwardedHeader::For]), std::iter::empty()), None);
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::address::Peer;
 use super::refused::Refused;
 
 /// Why a connection did not go to another process, or could not be taken from one.
@@ -54,27 +53,6 @@ pub struct Ending {
     pub body_bytes: u64,
 }
 
-/// A request that the application will not see, since the service is paused for a maintenance.
-#[derive(Clone, Debug)]
-pub struct TurnedAway<'a> {
-    pub status: u16,
-    pub method: &'a [u8],
-    /// As it was sent.
-    pub target: &'a [u8],
-    pub path: &'a [u8],
-    pub is_http10: bool,
-    pub peer: &'a Peer,
-    pub fields: Vec<(&'a [u8], &'a [u8])>,
-}
-
-impl<'a> TurnedAway<'a> {
-    /// The values of a field.
-    pub fn named<'b>(&'b self, wanted: &'b str) -> impl Iterator<Item = &'a [u8]> + 'b {
-        let is_it = move |(name, _): &&(&[u8], &[u8])| name.eq_ignore_ascii_case(wanted.as_bytes());
-        self.fields.iter().filter(is_it).map(|(_, value)| *value)
-    }
-}
-
 /// What the loop tells of itself while it runs; implementations must be cheap and never block.
 pub trait Metrics: Send + Sync {
     /// The loop turned; at least once a second.
@@ -107,9 +85,6 @@ pub trait Metrics: Send + Sync {
     fn shed(&self) {}
     /// A request is refused. Puts into `record` what is to be told of it when its answer has ended (`ended`), if anything.
     fn refused(&self, _refused: &Refused<'_>, _record: &mut Vec<u8>) {}
-    /// A request got 503 because of a maintenance. What is put into `record` is told of with `ended`. None: its body had not come,
-    /// and its head is not there either.
-    fn turned_away(&self, _request: Option<&TurnedAway<'_>>, _record: &mut Vec<u8>) {}
     /// Connections are taken from now on, or no longer.
     fn accepting(&self, _accepting: bool) {}
     /// Another process at the same listeners has less to do than this one with so many connections: then that one shall

@@ -11,8 +11,17 @@ use super::address::Peer;
 /// Of a first line that is none. A longer one says no more.
 const LINE_BYTES_MAX: usize = 1024;
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It is no request, is too large, or is too late.
+    Unfit,
+    /// The service is paused for a maintenance, and the request may be as good as any.
+    Maintenance,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub struct Refused<'a> {
+    pub why: Why,
     pub status: u16,
     pub peer: &'a Peer,
     /// What a proxy of ours calls it.

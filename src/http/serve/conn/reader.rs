@@ -58,6 +58,17 @@ enum ReadPhase {
     Complete,
 }
 
+/// How a round of reading is to be done.
+#[derive(Clone, Copy, Debug)]
+pub struct Round {
+    /// Where it is forbidden a body is left for later, where it did not come with its head.
+    pub blocking: Blocking,
+    /// So many bytes at most, more or less.
+    pub share: usize,
+    /// A body that is still to come is waited for.
+    pub takes_body: bool,
+}
+
 /// What a round of reading came to.
 #[derive(Debug)]
 pub enum Received {
@@ -70,6 +81,8 @@ pub enum Received {
     Batch,
     /// The body does not fit into memory: it goes live (`go_live`), or to a file (`RequestBody::go_to_file`).
     Beyond,
+    /// The head is there, and a body would come that nobody waits for (`Round::takes_body`).
+    Unwanted,
     Refused(Refusal),
     /// The client sends no more, and nothing of a request has come.
     Ended,
@@ -227,30 +240,34 @@ impl Reader {
 
     /// A body is awaited.
     pub fn is_in_body(&self) -> bool {
-        matches!(self.phase, ReadPhase::Length { .. } | ReadPhase::Chunked(_) | ReadPhase::LastBatch)
+        self.awaits_body() || matches!(self.phase, ReadPhase::LastBatch)
+    }
+
+    /// A body has not come to its end.
+    pub fn awaits_body(&self) -> bool {
+        matches!(self.phase, ReadPhase::Length { .. } | ReadPhase::Chunked(_))
     }
 
     pub fn received(&self) -> i64 {
         i64::try_from(self.received).unwrap_or(i64::MAX)
     }
 
-    /// Reads and parses until a request is complete, the socket is empty, or the share of the turn is used up. Where
-    /// blocking is forbidden a body is left for later, where it did not come with its head.
+    /// Reads and parses until a request is complete, the socket is empty, or the share of the turn is used up.
     pub fn receive(
         &mut self,
         request: &mut Request,
         rules: &Rules,
         inputs: &mut InputBuffers,
-        blocking: Blocking,
-        share: usize,
+        round: Round,
     ) -> Received {
         if self.input.capacity() == 0 {
             self.input = inputs.take();
         }
         // Heads come first: a turn whose bytes are used up still looks for them.
-        let mut share = if self.is_in_body() { share } else { share.max(1) };
+        let mut share = if self.is_in_body() { round.share } else { round.share.max(1) };
         loop {
-            match self.parse(request, rules, inputs) {
+            match self.parse(request, rules, inputs, round.takes_body) {
+                Ok(_) if !round.takes_body && self.awaits_body() => return Received::Unwanted,
                 Ok(true) => {
                     self.hand_out(request, inputs);
                     return Received::Complete;
@@ -263,7 +280,7 @@ impl Reader {
             if !self.may_hold {
                 return Received::Waiting(self.waits_for());
             }
-            if share == 0 || (blocking == Blocking::Forbidden && self.is_in_body()) {
+            if share == 0 || (round.blocking == Blocking::Forbidden && self.is_in_body()) {
                 return Received::Again(self.waits_for());
             }
             let (outcome, room) = match self.phase {
@@ -331,8 +348,14 @@ impl Reader {
         }
     }
 
-    /// Goes on with what was read; true when the request is complete.
-    fn parse(&mut self, request: &mut Request, rules: &Rules, inputs: &mut InputBuffers) -> Result<bool, Refusal> {
+    /// Goes on with what was read; true when the request is complete. Stops before a body that is not to be taken.
+    fn parse(
+        &mut self,
+        request: &mut Request,
+        rules: &Rules,
+        inputs: &mut InputBuffers,
+        takes_body: bool,
+    ) -> Result<bool, Refusal> {
         if let ReadPhase::Proxy { version, trusted } = self.phase {
             if !self.parse_proxy(request, version, trusted)? {
                 return Ok(false);
@@ -344,6 +367,12 @@ impl Reader {
             let Some((_, end)) = request.head.find(&mut self.scanner, &self.input, limits)? else { return Ok(false) };
             self.head_end = end;
             self.begin_body(request, rules)?;
+            if !takes_body && self.awaits_body() {
+                return Ok(false);
+            }
+            if request.head.expects_continue && self.awaits_body() && self.input.len() == self.head_end {
+                send_continue(request);
+            }
             let is_small = match self.phase {
                 ReadPhase::Length { left } => left <= BUFFER_KEPT_BYTES as u64,
                 ReadPhase::Chunked(_) => true,
@@ -449,10 +478,6 @@ impl Reader {
                 ReadPhase::Chunked(Decoder::default())
             }
         };
-        let waits = request.head.expects_continue && self.input.len() == self.head_end;
-        if waits && !matches!(self.phase, ReadPhase::Complete) {
-            send_continue(request);
-        }
         Ok(())
     }
 

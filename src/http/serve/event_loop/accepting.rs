@@ -76,7 +76,10 @@ impl EventLoop {
             Report::Draining => self.reports.draining(),
             Report::DrainingOnceQuiet => self.report_draining = true,
             Report::PausedOnceQuiet => self.report_paused = true,
-            Report::Maintenance => self.reports.maintenance(),
+            Report::Maintenance => {
+                self.turn_bodies_away();
+                self.reports.maintenance();
+            }
         }
     }
 

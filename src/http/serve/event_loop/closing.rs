@@ -7,7 +7,7 @@ use crate::proto::response::Asked;
 use crate::proto::{syntax, Version};
 use crate::serve::base::names::TimerKind;
 use crate::serve::base::observers::{Ending, How};
-use crate::serve::base::refused::Refused;
+use crate::serve::base::refused::{Refused, Why};
 use crate::serve::base::settings::{LINGER, LINGER_SILENCE, READ_BODY_BYTES};
 use crate::serve::conn::answer::After;
 use crate::serve::conn::request::Request;
@@ -99,7 +99,7 @@ impl EventLoop {
         log::info!("refused {}: {status} {reason}{limit}{id_text}", request.peer);
         let head = self.table.slot(index).reader.asks_for_head(&request);
         let asked = Asked { version: Version::Http11, head, keep_alive: false };
-        self.tell_refused(&mut request, status, id.as_deref());
+        self.tell_refused(&mut request, Why::Unfit, status, id.as_deref());
         let sent = request.refuse(status, reason, asked, &self.shared.rules.no_files);
         request.answer.how = How::Refused;
         request.answer.after = After::Linger;
@@ -109,14 +109,15 @@ impl EventLoop {
     }
 
     /// Asks what is to be told of a request that the application will not see.
-    fn tell_refused(&mut self, request: &mut Request, status: u16, id: Option<&str>) {
-        // One that was never complete has not waited for a thread, and its time has not begun.
+    pub(super) fn tell_refused(&mut self, request: &mut Request, why: Why, status: u16, id: Option<&str>) {
+        // One that was never complete has not waited for a thread, but perhaps in the kernel's queue.
         if !request.is_complete() {
-            request.ready_at = self.now;
+            request.ready_at = request.waits_since.take().unwrap_or(self.now);
         }
         let mut record = std::mem::take(&mut request.record);
         record.clear();
         let refused = Refused {
+            why,
             status,
             peer: &request.peer,
             id: id.map(str::as_bytes),

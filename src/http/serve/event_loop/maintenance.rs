@@ -6,11 +6,13 @@ use std::sync::Arc;
 use crate::proto::refusal;
 use crate::proto::response::Asked;
 use crate::proto::Version;
-use crate::serve::base::observers::TurnedAway;
+use crate::serve::base::observers::How;
+use crate::serve::base::refused::Why;
 use crate::serve::conn::answer::After;
 use crate::serve::conn::answering::split_id;
 use crate::serve::conn::request::Request;
 
+use super::table::SlotState;
 use super::EventLoop;
 
 /// What clients are shown.
@@ -34,8 +36,20 @@ impl EventLoop {
         self.page = page.unwrap_or_else(|| Arc::new(Page::plain()));
     }
 
-    /// Answers a request that came during the maintenance, and closes. One whose body is too large for memory is answered
-    /// before it has come, and has no line in the access log: its head is still the reader's.
+    /// Bodies that were coming when it began are not waited for: their requests would be turned away at their end.
+    pub(super) fn turn_bodies_away(&mut self) {
+        for index in 0..self.table.slots() {
+            let Some(request) = self.take_waiting(index) else { continue };
+            if self.table.slot(index).reader.awaits_body() && !request.body.is_away() {
+                self.refuse_later(request, refusal::MAINTENANCE);
+            } else {
+                self.table.slot(index).state = SlotState::Waiting(request);
+            }
+        }
+    }
+
+    /// Answers a request that came during the maintenance, and closes. One with a body is answered when its head is there: what
+    /// its client still sends is read and dropped for a while, so that it sees the answer.
     #[cold]
     pub(super) fn turn_away(&mut self, mut request: Box<Request>) {
         if request.is_complete() && self.asks_for_health(&request) {
@@ -47,14 +61,15 @@ impl EventLoop {
         let status = refusal::MAINTENANCE.status;
         let head = self.table.slot(index).reader.asks_for_head(&request);
         let asked = Asked { version: Version::Http11, head, keep_alive: false };
-        let id = self.id_line(&request);
+        let id = self.id_of(&request);
+        let line = self.id_line(id.as_deref());
         let retry_after = Some(refusal::MAINTENANCE_RETRY_AFTER_S);
         let (content_type, bytes) = (&page.content_type[..], page.body.len());
-        let has_body = request.answer.close_with(status, content_type, retry_after, bytes, asked, split_id(&id));
+        let has_body = request.answer.close_with(status, content_type, retry_after, bytes, asked, split_id(&line));
         let body = if has_body { &page.body[..] } else { b"" };
-        request.ready_at = request.waits_since.take().unwrap_or(self.now);
-        self.tell_turned_away(&mut request, status);
+        self.tell_refused(&mut request, Why::Maintenance, status, id.as_deref());
         request.answer.sent = body.len() as u64;
+        request.answer.how = How::Refused;
         // What became of it `settle` sees as well.
         let _sent = request.write_half.send(&[request.answer.head.bytes(), body], &self.shared.rules.temp);
         let sends_on = request.head.keep_alive || !request.is_complete();
@@ -62,25 +77,8 @@ impl EventLoop {
         self.settle(request);
     }
 
-    fn tell_turned_away(&mut self, request: &mut Request, status: u16) {
-        let mut record = std::mem::take(&mut request.record);
-        let told = request.is_complete().then(|| TurnedAway {
-            status,
-            method: request.method(),
-            target: request.target(),
-            path: request.path(),
-            is_http10: request.head.version == Version::Http10,
-            peer: &request.peer,
-            fields: request.fields().collect(),
-        });
-        self.metrics.turned_away(told.as_ref(), &mut record);
-        drop(told);
-        request.record = record;
-    }
-
     /// The field with which a proxy of ours, if it named the request, finds its answer.
-    fn id_line(&mut self, request: &Request) -> Vec<u8> {
-        let id = self.id_of(request);
+    fn id_line(&self, id: Option<&str>) -> Vec<u8> {
         let name = self.shared.rules.settings.request_id_header.as_deref();
         id.zip(name).map_or_else(Vec::new, |(id, name)| format!("{name}: {id}").into_bytes())
     }

@@ -6,7 +6,7 @@ use crate::proto::refusal;
 use crate::serve::base::names::{TimerKind, Token};
 use crate::serve::base::pace::{Pace, Window};
 use crate::serve::base::settings::{LINGER_SILENCE, READ_BODY_BYTES, TURN_FOLLOWERS_MAX};
-use crate::serve::conn::reader::Received;
+use crate::serve::conn::reader::{Received, Round};
 use crate::serve::conn::request::Request;
 use crate::serve::io::epoll::Interest;
 
@@ -59,10 +59,17 @@ impl EventLoop {
         self.go_on(request, received);
     }
 
+    /// A body is waited for unless its request would be refused at the body's end, whatever came.
+    fn takes_body(&self, request: &Request) -> bool {
+        let is_late = || request.waits_since.and_then(|since| self.begin_by(since)).is_some_and(|by| self.now > by);
+        self.mode != Mode::Maintenance && !is_late()
+    }
+
     fn read(&mut self, request: &mut Request, share: usize) -> Received {
+        let round = Round { blocking: self.blocking, share, takes_body: self.takes_body(request) };
         let reader = &mut self.table.slot(request.token.index).reader;
         let before = reader.received();
-        let received = reader.receive(request, &self.shared.rules, &mut self.inputs, self.blocking, share);
+        let received = reader.receive(request, &self.shared.rules, &mut self.inputs, round);
         let bytes = reader.received() - before;
         self.spend(usize::try_from(bytes).unwrap_or(usize::MAX));
         received
@@ -81,9 +88,11 @@ impl EventLoop {
                     self.refuse_later(request, refusal::RETIRING);
                 }
             }
-            Received::Complete | Received::Beyond if self.mode == Mode::Maintenance => {
+            Received::Complete | Received::Unwanted if self.mode == Mode::Maintenance => {
+                request.ready_at = request.waits_since.take().unwrap_or(self.now);
                 self.refuse_later(request, refusal::MAINTENANCE);
             }
+            Received::Unwanted => self.shed(request),
             Received::Complete => self.dispatch(request),
             Received::Batch => self.write_batch(request),
             Received::Beyond => self.stream_or_spool(request),

@@ -302,6 +302,47 @@ fn every_request_of_a_drain_under_load_is_answered() {
     fixture.join();
 }
 
+/// As found: uploads were read to their end, however large, before they were turned away.
+#[test]
+fn a_maintenance_waits_for_no_body_and_its_answer_is_seen() {
+    let fixture = Fixture::new(settings(), app);
+    let heads = ["Content-Length: 5000000", "Transfer-Encoding: chunked"].map(|framing| {
+        format!("POST /echo HTTP/1.1\r\nHost: h\r\nConnection: close\r\nExpect: 100-continue\r\n{framing}\r\n\r\n")
+    });
+    let begin = |head: &String| {
+        let mut client = fixture.client();
+        client.send(head);
+        client
+    };
+    let mut begun: Vec<Client> = heads.iter().map(begin).collect();
+    for client in &mut begun {
+        assert_eq!(client.head().status, 100);
+        client.send("1");
+    }
+    fixture.handle.pause();
+    fixture.expect(&Told::Accepting(false));
+    fixture.handle.maintenance(None);
+    fixture.expect(&Told::Maintenance);
+    let away = |client: &mut Client| {
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.text()), (503, "Service Unavailable: the service is paused\n"));
+        client.expect_closed();
+    };
+    // Nothing more comes of these, and it is not waited for.
+    begun.iter_mut().for_each(away);
+    for head in &heads {
+        let mut client = begin(head);
+        // Those that send much before they look for an answer.
+        client.send("1".repeat(3_000_000));
+        away(&mut client);
+    }
+    fixture.handle.serve();
+    fixture.expect(&Told::Serving);
+    assert_eq!(fixture.client().get("/hello").text(), "hello");
+    drop(begun);
+    fixture.stop();
+}
+
 #[test]
 fn a_maintenance_finishes_what_was_begun_and_turns_all_others_away() {
     let mut changed = settings();
