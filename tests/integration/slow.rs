@@ -328,7 +328,7 @@ fn a_full_disk_fails_one_request() {
     }
     let site = Site::with_releases("full_disk", 1);
     std::fs::create_dir(site.path().join("small")).expect("it is our directory");
-    site.set("server.temp_dir", "'small'").set("server.workers", "1");
+    site.set("server.temp_dir", "'small'").set("server.workers", "1").set("http.stream_bodies", "'never'");
     let mount = format!("mount -t tmpfs -o size=256k none {}/small && exec \"$@\"", site.path().display());
     let through = ["unshare", "--mount", "--propagation", "private", "sh", "-c", &mount, "sh"];
     let through = through.iter().map(|word| (*word).to_string()).collect();

@@ -174,6 +174,8 @@ fn forms(name: &str) -> Site {
     site.build("1").app("wsgi_forms.py").make();
     site.flip("1");
     site.set("server.workers", "1").set("server.threads", "2").set("http.body_memory", "'1KiB'");
+    // `streaming` is about those that come as they are read.
+    site.set("http.stream_bodies", "'never'");
     site
 }
 

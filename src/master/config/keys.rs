@@ -420,13 +420,14 @@ pub const KEYS: &[KeySpec] = &[
          together have 64 MiB, then files are used earlier. Where no temporary directory is writable, it bounds all \
          bodies of a worker together, and they have 64 MiB unless it is set; `check` and `status` say so.")
         .uwsgi(&["post-buffering"]),
-    row("http", "stream_bodies", Kind::Own("\"never\", \"fast\", or a list of paths"), Text("never"), Generation,
+    row("http", "stream_bodies", Kind::Own("\"never\", \"fast\", or a list of paths"), Text("fast"), Generation,
         "Which bodies beyond `body_memory` go to the application as they come, and not by a temporary file: those that come \
          as fast as from a local network (32 MiB/s, the rest within 2 s), for all paths or for those that begin as listed, \
          `[\"/upload/\"]`. At most half of the threads read such bodies; an only thread does while no other request waits. \
-         `wsgi.input` cannot seek then, and a client that falls below 64 KiB/s (4 MiB/s where others wait for the only \
-         thread) for 2 s ends the read with an OSError and gets 408. Chunked bodies, which have no CONTENT_LENGTH then, \
-         only for listed paths."),
+         `wsgi.input` cannot seek then, and a client that falls below 64 KiB/s for 2 s ends the read with an OSError and \
+         gets 408; while others wait for a thread 4 MiB/s, at once where it is the only one and else after 4 s. Chunked \
+         bodies, which have no CONTENT_LENGTH then, only for listed paths. `\"never\"`: the application runs when all of the \
+         body is there, and can seek in it."),
     row("http", "max_body", Kind::Size, Text("100MiB"), Generation,
         "The largest request body; beyond it there is 413. nginx: 1 MiB, Gunicorn and uWSGI: no limit.")
         .uwsgi(&["limit-post"]),

@@ -206,8 +206,8 @@ pub const LIVE_WINDOW_MISTRUSTED: Duration = Duration::from_millis(200);
 /// What must come in a second of waiting: of a client that stopped, or was never what it seemed, nothing does.
 pub const LIVE_PACE_BYTES_PER_S: u64 = 64 * 1024;
 
-/// The same where it is the only thread that waits, and others wait for that: still slower than what it began with by far.
-pub const LIVE_PACE_ALONE_BYTES_PER_S: u64 = 4 * 1024 * 1024;
+/// The same while others wait for a thread: still slower than what it began with by far.
+pub const LIVE_PACE_WANTED_BYTES_PER_S: u64 = 4 * 1024 * 1024;
 
 /// Live bodies in line for the only thread.
 pub const LIVE_ALONE_IN_LINE_MAX: usize = 2;

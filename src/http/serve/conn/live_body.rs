@@ -139,12 +139,18 @@ impl LiveBody {
     }
 
     /// Waits for the client, for as long as it may take. The lock is not held meanwhile: whoever ends the request need not wait.
-    /// `patience` is asked before and after, since somebody else may have come.
-    pub fn wait(&self, patience: impl Fn() -> Patience) {
-        let left = patience().window.saturating_sub(self.lock().waited);
+    /// `patience` is asked before and after, since somebody else may have come. It is told for how long threads have waited.
+    pub fn wait(&self, patience: impl Fn(Duration) -> Patience) {
+        let (waited, waited_in_all) = {
+            let state = self.lock();
+            (state.waited, state.waited_in_all)
+        };
+        let left = patience(waited_in_all).window.saturating_sub(waited);
         let begun = Instant::now();
         socket::wait_readable(self.write_half.fd(), left);
-        self.lock().judge(begun.elapsed(), patience());
+        let took = begun.elapsed();
+        let patience = patience(waited_in_all + took);
+        self.lock().judge(took, patience);
     }
 
     /// As far as is known without a system call.

@@ -6,13 +6,21 @@
 //! | comes more slowly, or might take longer | to a file, and to the application when it is complete |
 //!
 //! At most half of the threads read such bodies. Where there is one thread only, a body is read by it while no other request
-//! waits, and others may come after it in line. Whoever has broken the trust once, by a pace that others had to wait for, has
+//! waits, and others may come after it in line. A client must keep a pace while a thread waits for it, and a much faster one while
+//! others want that thread: at once where it is the only one, and else from the fourth second of waiting on. Whoever has broken the trust once, by a pace that others had to wait for, has
 //! broken it for all: for a minute no body goes live, then for two, and so on. Those that stand in line for the only thread by
 //! then must not stop either: others would wait for each of their clients in turn.
 
 use std::time::{Duration, Instant};
 
-use crate::serve::base::settings::{LIVE_ALONE_IN_LINE_MAX, LIVE_REST_MAX, LIVE_WINDOW, MISTRUST, MISTRUST_MAX};
+use crate::serve::base::settings::{
+    LIVE_ALONE_IN_LINE_MAX, LIVE_PACE_BYTES_PER_S, LIVE_PACE_WANTED_BYTES_PER_S, LIVE_REST_MAX, LIVE_WINDOW,
+    LIVE_WINDOW_MISTRUSTED, MISTRUST, MISTRUST_MAX,
+};
+use crate::serve::conn::live_body::Patience;
+
+/// A thread has waited for a client for longer than the whole rest of its body was to take.
+const TOO_LONG: Duration = LIVE_WINDOW.saturating_add(LIVE_REST_MAX);
 
 #[derive(Debug)]
 pub struct Streams {
@@ -66,6 +74,17 @@ impl Streams {
         has_room && !self.is_mistrusted(now) && candidate.is_fast(self.bytes_per_s_min)
     }
 
+    /// How long a thread waits for the client of a live body. `wanted`: others wait for a thread. `waited`: for how long it has
+    /// waited so far, in sum.
+    pub fn patience(&self, threads: usize, wanted: bool, waited: Duration, now: Instant) -> Patience {
+        let is_alone = threads <= 1;
+        if !wanted || (!is_alone && waited < TOO_LONG) {
+            return Patience { window: LIVE_WINDOW, bytes_per_s_min: LIVE_PACE_BYTES_PER_S };
+        }
+        let window = if is_alone && self.is_mistrusted(now) { LIVE_WINDOW_MISTRUSTED } else { LIVE_WINDOW };
+        Patience { window, bytes_per_s_min: LIVE_PACE_WANTED_BYTES_PER_S }
+    }
+
     /// None goes live, and those that are get less patience where there is one thread.
     pub fn is_mistrusted(&self, now: Instant) -> bool {
         self.mistrusted_until.is_some_and(|until| now < until)
@@ -78,7 +97,7 @@ impl Streams {
     /// `waited`: for how long a thread waited for the client. `slow`: it was given up. True: none will go live for a while.
     pub fn end(&mut self, waited: Duration, slow: bool, wanted: bool, now: Instant) -> bool {
         self.live = self.live.saturating_sub(1);
-        let broken = slow || (wanted && waited > LIVE_WINDOW + LIVE_REST_MAX);
+        let broken = slow || (wanted && waited >= TOO_LONG);
         if broken {
             // An hour of good behaviour, and all is forgotten.
             let forgotten = self.mistrusted_until.is_some_and(|until| now > until + MISTRUST_MAX);
@@ -137,6 +156,26 @@ mod tests {
         // At a hundred megabytes a second, this is too much.
         assert!(!admits(Candidate { left: Some(1 << 30), ..FAST }));
         assert!(admits(Candidate { took: Duration::ZERO, ..FAST }));
+    }
+
+    #[test]
+    fn who_keeps_a_thread_that_others_want_must_be_fast() {
+        let now = Instant::now();
+        let mut streams = Streams::new(LIVE_BYTES_PER_S_MIN);
+        let asks = |streams: &Streams, threads, wanted, waited_s| {
+            let patience = streams.patience(threads, wanted, Duration::from_secs(waited_s), now);
+            (patience.window, patience.bytes_per_s_min)
+        };
+        let (calm, hurried) = ((LIVE_WINDOW, LIVE_PACE_BYTES_PER_S), (LIVE_WINDOW, LIVE_PACE_WANTED_BYTES_PER_S));
+        for threads in [1, 4] {
+            assert_eq!(asks(&streams, threads, false, 1000), calm, "nobody waits");
+            assert_eq!(asks(&streams, threads, true, 4), hurried);
+        }
+        // There are others that read no bodies.
+        assert_eq!((asks(&streams, 1, true, 0), asks(&streams, 4, true, 3)), (hurried, calm));
+        streams.end(Duration::ZERO, true, true, now);
+        assert_eq!(asks(&streams, 1, true, 0), (LIVE_WINDOW_MISTRUSTED, LIVE_PACE_WANTED_BYTES_PER_S));
+        assert_eq!(asks(&streams, 4, true, 4), hurried);
     }
 
     #[test]

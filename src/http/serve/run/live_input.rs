@@ -7,10 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::proto::refusal;
-use crate::serve::base::settings::{
-    LIVE_PACE_ALONE_BYTES_PER_S, LIVE_PACE_BYTES_PER_S, LIVE_WINDOW, LIVE_WINDOW_MISTRUSTED,
-};
-use crate::serve::conn::live_body::{Came, Failure, LiveBody, Patience};
+use crate::serve::conn::live_body::{Came, Failure, LiveBody};
 use crate::serve::event_loop::EventLoop;
 
 use super::leader::Leader;
@@ -62,14 +59,8 @@ impl LiveInput {
         if shared.is_forgotten() {
             return;
         }
-        self.body.wait(|| match shared.rules.settings.threads {
-            0 | 1 if shared.is_wanted() => {
-                let is_mistrusted = shared.streams().is_mistrusted(Instant::now());
-                let window = if is_mistrusted { LIVE_WINDOW_MISTRUSTED } else { LIVE_WINDOW };
-                Patience { window, bytes_per_s_min: LIVE_PACE_ALONE_BYTES_PER_S }
-            }
-            _others_go_on => Patience { window: LIVE_WINDOW, bytes_per_s_min: LIVE_PACE_BYTES_PER_S },
-        });
+        let threads = shared.rules.settings.threads;
+        self.body.wait(|waited| shared.streams().patience(threads, shared.is_wanted(), waited, Instant::now()));
     }
 }
 

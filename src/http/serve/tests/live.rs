@@ -1,6 +1,8 @@
 //! Bodies that the application reads as they come.
 
+use std::io::Write;
 use std::net::Shutdown;
+use std::time::Duration;
 
 use socket2::SockRef;
 
@@ -202,6 +204,43 @@ fn half_of_the_threads_are_left() {
         client.send(&body()[FIRST..]);
         assert_eq!(client.answer().text(), "right");
     }
+    fixture.stop();
+}
+
+/// Faster than the least pace, and slower than a client may be while others wait for its thread.
+#[test]
+fn a_thread_that_others_wait_for_is_not_held_for_long() {
+    let fixture = Fixture::new(Settings { threads: 2, ..live() }, |exchange, gate, voice| {
+        if exchange.path() == b"/gate" {
+            voice.say("at the gate");
+            gate.pass();
+        }
+        reads(exchange, gate, voice);
+    });
+    let mut slow = fixture.client();
+    slow.send(head("/")).send(&body()[..FIRST]);
+    fixture.expect_app("live");
+    let mut busy = fixture.client();
+    busy.send("GET /gate HTTP/1.1\r\nHost: h\r\n\r\n");
+    fixture.expect_app("at the gate");
+    let mut waits = fixture.client();
+    waits.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    let mut sending = slow.stream.try_clone().expect("dup");
+    // It ends when the client is given up, or with the body.
+    let sender = std::thread::spawn(move || {
+        for _ in 0..150 {
+            if sending.write_all(&[0; 16 * 1024]).is_err() {
+                return;
+            }
+            // Not a wait for something: 160 KiB a second.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    assert_eq!(waits.answer().text(), "whole");
+    assert_eq!(slow.answer().status, 408);
+    fixture.gate.open();
+    assert_eq!(busy.answer().text(), "whole");
+    sender.join().expect("it does not panic");
     fixture.stop();
 }
 
