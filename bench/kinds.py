@@ -35,6 +35,7 @@ SLOW_READERS, SLOW_READER_BYTES_PER_S, ATTACK_S, ATTACK_PAUSE_S = 1_000, 2_000, 
 
 def throughput(server, scenario, connections, seconds):
     script = post_script(server.directory, scenario.body) if scenario.body else None
+    pss_before = server.pss_bytes()
     wrk(server.port, WARM_UP_S, connections, scenario.close, script)
     before = server.cpu()
     seen = wrk(server.port, seconds, connections, scenario.close, script)
@@ -51,6 +52,7 @@ def throughput(server, scenario, connections, seconds):
         "served": seen.per_second * seen.mean_s,
         "error_share": seen.errors / seen.requests,
         "pss_bytes": server.pss_bytes(),
+        "grown_bytes": server.pss_bytes() - pss_before,
     }
 
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import resource
+import sys
 
 import beside
 import figures
@@ -73,6 +74,8 @@ def measure(chosen, asked):
     results = []
     for scenario in chosen:
         rounds = Rounds(scenario, servers)
+        least_s = rounds.least_s(asked.rounds, asked.seconds)
+        print(f"{scenario.name}: measures for {least_s:.0f} s, and starts and stops servers besides", file=sys.stderr)
         rounds.run(asked.rounds, asked.seconds)
         for result in rounds.results(facts, asked.rounds):
             print(report.table(result), flush=True)

@@ -195,6 +195,7 @@ BOUNDS = [
     Bound("context switches / 1 worker's", "64 idle workers", _to_scenario("1 idle worker", "switches"), 1.5),
     Bound(THROUGHPUT, "post 200 kB", _to_best_peer(), 1.00, at_least=True),
     Bound(THROUGHPUT, "post 50 MB", _to_best_peer(), 1.00, at_least=True),
+    Bound("memory that it takes", "post 50 MB", _plain("grown_bytes"), 4 * 2**20, show=mib),
     Bound(THROUGHPUT, "download 5 MB", _to_best_peer(), 1.00, at_least=True),
     Bound(THROUGHPUT, "file_wrapper 5 MB", _to_best_peer(), 1.00, at_least=True),
     Bound("throughput / ideal", "sleep 5 ms in 8 threads", _to_ideal, 0.97, at_least=True),

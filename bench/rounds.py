@@ -53,6 +53,10 @@ class Rounds:
                 variant = dataclasses.replace(setup, **options)
                 self.contenders.append(Contender(f"forkmaster, {name}", server, variant, some))
 
+    def least_s(self, rounds, seconds):
+        """How long it measures, without starting and stopping servers: some scenarios are measured longer than was asked."""
+        return rounds * seconds * self.scenario.longer * sum(len(each.connections) for each in self.contenders)
+
     def run(self, rounds, seconds):
         for number in range(1, rounds + 1):
             if self.scenario.python_alone:
