@@ -15,7 +15,7 @@ use nix::sys::socket::{
 use serde::de::DeserializeOwned;
 use serde::Serialize;
 
-use crate::large;
+use crate::{json, large};
 
 /// The largest packet. The kernel's default send buffer (212,992 bytes) holds it three times. Free text in a message is
 /// cut for it (`text`); a message that is larger all the same travels beside its packet (`large`).
@@ -110,7 +110,7 @@ impl Channel {
             // EMFILE on our side: the kernel drops the descriptors silently and sets only this flag.
             return Err(io::Error::other("file descriptors of a message were lost (too many open files)"));
         }
-        let message = serde_json::from_slice(&packet[..length]).map_err(io::Error::other)?;
+        let message = json::read(&packet[..length]).map_err(io::Error::other)?;
         Ok((Received::Message(message, ancillary.fds), ancillary.sender))
     }
 
@@ -123,7 +123,7 @@ impl Channel {
             Received::Eof => return Ok(Received::Eof),
         };
         let large = fds.next().ok_or_else(|| io::Error::other("a large message came without its descriptor"))?;
-        let message = serde_json::from_slice(&large::read(large)?).map_err(io::Error::other)?;
+        let message = json::read(&large::read(large)?).map_err(io::Error::other)?;
         Ok(Received::Message(message, fds.collect()))
     }
 

@@ -8,6 +8,7 @@ pub mod channel;
 pub mod handoff;
 pub mod histogram;
 pub mod inherit;
+pub mod json;
 pub mod large;
 pub mod log_line;
 pub mod memfd;
@@ -30,6 +31,7 @@ pub const WIRE_HASH: u64 = fnv1a(
         include_str!("channel.rs"),
         include_str!("handoff/message.rs"),
         include_str!("inherit.rs"),
+        include_str!("json.rs"),
         include_str!("large.rs"),
         include_str!("message.rs"),
         include_str!("millis.rs"),

@@ -187,6 +187,13 @@ fn verbs_print_without_a_panic() {
     assert!(found.is_empty(), "verbs/output.rs prints:\n{}", found.join("\n"));
 }
 
+/// serde makes the code of a type once more for each kind of source and sink: `wire::json` is the only one of its kind.
+#[test]
+fn json_goes_one_way() {
+    let found = lines_with("src", &["serde_json::from_", "serde_json::to_value", "serde_json::to_string_pretty"]);
+    assert!(found.is_empty(), "wire/json.rs reads and converts:\n{}", found.join("\n"));
+}
+
 #[test]
 fn every_file_says_what_it_is() {
     for directory in ["src", "tests/integration"] {

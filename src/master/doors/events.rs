@@ -1,7 +1,7 @@
 //! Notes for whoever listens: one JSON object a line over the control socket. A listener that does not read loses
 //! notes, which are counted, and costs nobody anything. It knows how a note looks, not who listens.
 
-use forkmaster_wire::timestamp;
+use forkmaster_wire::{json, timestamp};
 
 use crate::facts::note::Note;
 
@@ -13,7 +13,7 @@ pub const LISTENERS_MAX: usize = 16;
 
 /// The line of a note, with its end: its fields, when it was, and the line of the log.
 pub fn line(note: &Note) -> String {
-    let mut event = serde_json::json!(note);
+    let mut event = json::value(note);
     event["level"] = note.level().as_str().to_ascii_lowercase().into();
     event["text"] = note.to_string().into();
     finish(event)

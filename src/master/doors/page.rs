@@ -2,6 +2,7 @@
 //! tell strangers something is left out where strangers may ask.
 
 use forkmaster_wire::histogram::{upper_micros, Counted};
+use forkmaster_wire::json;
 use serde::Serialize;
 
 use super::status::Answer;
@@ -97,7 +98,7 @@ pub fn json(mut snapshot: Snapshot, measures: &Measures, mut deploys: Vec<Deploy
         latency: Buckets::of(&measures.totals.latency),
         queued: Buckets::of(&measures.totals.queued),
     };
-    let text = serde_json::json!(state).to_string();
+    let text = json::value(&state).to_string();
     Answer { status: 200, content_type: "application/json", fields: "X-Content-Type-Options: nosniff\r\n", text }
 }
 

@@ -3,6 +3,7 @@
 //! protocol only grows: unknown fields are skipped, missing ones have a default, and what a master does not know it
 //! refuses by name. Nothing here does input or output.
 
+use forkmaster_wire::json;
 use forkmaster_wire::message::{GenerationId, SlotIndex};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -379,14 +380,14 @@ impl Request {
 
     /// The line that asks, with its end.
     pub fn to_line(&self) -> String {
-        format!("{}\n", serde_json::json!(self))
+        format!("{}\n", json::value(self))
     }
 
     /// Reads a line. What cannot be done is refused in words for the person who asked.
     pub fn from_line(text: &[u8]) -> Result<Request, Refused> {
         let this = concat!("this master is ", env!("CARGO_PKG_VERSION"));
         let frame: RequestFrame =
-            serde_json::from_slice(text).map_err(|error| Refused::because(format!("not a request: {error}")))?;
+            json::read(text).map_err(|error| Refused::because(format!("not a request: {error}")))?;
         if frame.v != VERSION {
             let text = format!("{this} and speaks version {VERSION} of the control protocol, not {}", frame.v);
             return Err(Refused::because(text));
@@ -394,7 +395,7 @@ impl Request {
         if !COMMANDS.contains(&frame.command.as_str()) {
             return Err(Refused::because(format!("{this} and does not know `{}`", frame.command)));
         }
-        serde_json::from_slice(text)
+        json::read(text)
             .map_err(|error| Refused::because(format!("{this} and cannot read this `{}`: {error}", frame.command)))
     }
 }
@@ -412,7 +413,7 @@ impl Reply {
 
     /// The line that answers, with its end.
     pub fn to_line(&self) -> String {
-        let mut reply = serde_json::json!(self);
+        let mut reply = json::value(self);
         (reply["ok"], reply["v"]) = (self.is_ok().into(), VERSION.into());
         format!("{reply}\n")
     }
@@ -422,11 +423,11 @@ impl Reply {
 pub fn read_reply<T: DeserializeOwned>(line: &str) -> Result<T, Refused> {
     let unreadable =
         |error: serde_json::Error| Refused::because(format!("the master's answer cannot be read: {error}"));
-    let frame: ReplyFrame = serde_json::from_str(line).map_err(unreadable)?;
+    let frame: ReplyFrame = json::read(line.as_bytes()).map_err(unreadable)?;
     if frame.ok {
-        return serde_json::from_str(line).map_err(unreadable);
+        return json::read(line.as_bytes()).map_err(unreadable);
     }
-    let refused: Refused = serde_json::from_str(line).map_err(unreadable)?;
+    let refused: Refused = json::read(line.as_bytes()).map_err(unreadable)?;
     match refused.reason.is_empty() {
         true => Err(Refused::because("no reason given")),
         false => Err(refused),

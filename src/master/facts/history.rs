@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use forkmaster_wire::histogram::{upper_micros, Counted};
+use forkmaster_wire::json;
 use forkmaster_wire::message::GenerationId;
 use serde::{Deserialize, Serialize};
 
@@ -162,12 +163,12 @@ impl Grown {
 
 impl Entry {
     pub fn to_line(&self) -> String {
-        serde_json::json!(self).to_string()
+        json::value(self).to_string()
     }
 
     /// None: it is torn, or of a kind that a later version writes.
     pub fn from_line(line: &str) -> Option<Entry> {
-        serde_json::from_str(line).ok()
+        json::read(line.as_bytes()).ok()
     }
 }
 

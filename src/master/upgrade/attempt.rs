@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
 
+use forkmaster_wire::json;
 use mio::Token;
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
 use serde::{Deserialize, Serialize};
@@ -88,7 +89,7 @@ impl Attempt {
         shared.sources.remove(self.token, &self.output);
         let said = self.output.finish(|line| log::debug!("new binary: {line}"));
         let last = said.lines().next_back().unwrap_or("");
-        let verdict = serde_json::from_str(last).ok();
+        let verdict = json::read(last.as_bytes()).ok();
         match (exit, verdict) {
             (Exit::Code(0), Some(Verdict { refused: None, version })) => {
                 log::info!("forkmaster {version} accepts the state");

@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use forkmaster_wire::handoff::Queue;
-use forkmaster_wire::large;
 use forkmaster_wire::mutant::{self, Mutant};
 use forkmaster_wire::scoreboard::Scoreboard;
+use forkmaster_wire::{json, large};
 use serde::{Deserialize, Serialize};
 
 use crate::config::process_context::ProcessContext;
@@ -141,9 +141,11 @@ impl State {
 
     /// Into a memfd that nobody can change any more. Some hundred kilobytes for a thousand workers.
     pub fn seal(&self) -> io::Result<OwnedFd> {
-        let mut state = serde_json::to_value(self).map_err(io::Error::other)?;
-        state["frame"] = serde_json::to_value(Frame::ours()).map_err(io::Error::other)?;
-        large::seal(&serde_json::to_vec(&state).map_err(io::Error::other)?)
+        let frame = serde_json::to_vec(&Frame::ours()).map_err(io::Error::other)?;
+        let state = serde_json::to_vec(self).map_err(io::Error::other)?;
+        // The frame is the first field of the state's object: serde's `flatten` and a `Value` between would each make the code
+        // that writes a state once more.
+        large::seal(&[b"{\"frame\":", &frame[..], b",", &state[1..]].concat())
     }
 
     /// Reads it from there, or says why it cannot be taken over.
@@ -165,9 +167,9 @@ impl State {
             frame: Frame,
         }
         let unreadable = |error: serde_json::Error| format!("the state cannot be read: {error}");
-        let Framed { frame } = serde_json::from_slice(text).map_err(unreadable)?;
+        let Framed { frame } = json::read(text).map_err(unreadable)?;
         frame.check()?;
-        serde_json::from_slice(text).map_err(unreadable)
+        json::read(text).map_err(unreadable)
     }
 
     /// Descriptors that live over the exec, the state's own besides.

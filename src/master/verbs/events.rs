@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use forkmaster_wire::json;
 use serde::Deserialize;
 
 use super::ask::{read, Lines, NoAnswer};
@@ -53,7 +54,7 @@ pub fn events(client: &Client, context: &ProcessContext, json: bool, timeout: Op
 
 /// As in the log.
 fn shown(line: &str) -> String {
-    let Event { time, level, text } = serde_json::from_str(line).unwrap_or_default();
+    let Event { time, level, text } = json::read(line.as_bytes()).unwrap_or_default();
     // The log has none of these either, unless it was asked for them.
     if level == "debug" {
         return String::new();

@@ -10,6 +10,7 @@ use crate::doors::protocol::{HistoryRead, Request};
 use crate::exit_code::ExitCode;
 use crate::facts::history::{Deploy, Entry, Served};
 use crate::verbs::command_line::Client;
+use forkmaster_wire::json;
 use forkmaster_wire::message::GenerationId;
 
 /// Deploys that are shown where nothing else is asked for: a screen.
@@ -57,7 +58,7 @@ pub fn report(client: &Client, context: &ProcessContext, generation: Option<Gene
     let before = served.iter().filter(|other| other.master == of.master && other.generation < of.generation);
     let before = before.max_by_key(|other| other.generation).copied();
     if json {
-        let both = serde_json::json!({ "generation": of, "predecessor": before });
+        let both = serde_json::json!({ "generation": json::value(of), "predecessor": json::value(&before) });
         output::print(output::printable_json(&format!("{both}\n")));
         return ExitCode::Done;
     }
@@ -76,7 +77,7 @@ fn entries(client: &Client, context: &ProcessContext) -> Result<Vec<Entry>, Exit
     let mut stream = connect(client, context)?;
     let answer = ask(&mut stream, &Request::History, Some(ANSWER_WITHIN)).and_then(|line| read::<HistoryRead>(&line));
     let known = |history: HistoryRead| {
-        history.entries.into_iter().filter_map(|entry| serde_json::from_value(entry).ok()).collect()
+        history.entries.iter().filter_map(|entry| Entry::from_line(&entry.to_string())).collect()
     };
     answer.map(known).map_err(|no_answer| told("history", no_answer))
 }

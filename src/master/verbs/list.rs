@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
 
+use forkmaster_wire::json;
 use serde::Serialize;
 
 use super::ask::{ask, read};
@@ -36,7 +37,7 @@ pub fn list(json: bool) -> ExitCode {
     rows.dedup_by(|one, other| one.socket == other.socket);
     match json {
         true => {
-            let rows = serde_json::json!(rows).to_string();
+            let rows = json::value(&rows).to_string();
             output::print(format_args!("{}\n", output::printable_json(&rows)));
         }
         false => output::print(output::printable(&table(&rows))),

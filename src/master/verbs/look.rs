@@ -1,6 +1,8 @@
 //! A new binary of the master looks at a copy of the state that it is to go on with, and says what it thinks of it. It is no
 //! verb of a person's: a master that is to be upgraded starts it (`upgrade::attempt`).
 
+use forkmaster_wire::json;
+
 use super::output;
 use crate::config::process_context::ProcessContext;
 use crate::config::{self, Source};
@@ -21,6 +23,6 @@ pub fn look(source: &Source, context: &ProcessContext, handed: Handed) -> ExitCo
     let refused = state.and_then(read).err();
     let code = if refused.is_none() { ExitCode::Done } else { ExitCode::Refused };
     let version = env!("CARGO_PKG_VERSION").to_owned();
-    output::print(format!("{}\n", serde_json::json!(Verdict { version, refused })));
+    output::print(format!("{}\n", json::value(&Verdict { version, refused })));
     code
 }

@@ -7,6 +7,7 @@ use std::io::IsTerminal;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use forkmaster_wire::json;
 use serde_json::Value;
 use terminal_size::{terminal_size, Height, Width};
 
@@ -158,9 +159,9 @@ fn harmless(snapshot: &Snapshot) -> Snapshot {
             Value::Null | Value::Bool(_) | Value::Number(_) => {}
         }
     }
-    let mut value = serde_json::json!(snapshot);
+    let mut value = json::value(snapshot);
     each(&mut value);
-    serde_json::from_value(value).unwrap_or_default()
+    json::read(value.to_string().as_bytes()).unwrap_or_default()
 }
 
 fn write_status(text: &mut String, snapshot: &Snapshot, rate: Option<f64>, paints: bool) -> std::fmt::Result {

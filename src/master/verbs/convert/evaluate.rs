@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use forkmaster_wire::json;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -154,7 +155,7 @@ fn run(python: &Path, file: &Path, cpus: u32, above: &BTreeMap<String, String>) 
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).trim_end().to_owned());
     }
-    serde_json::from_slice(&output.stdout).map_err(|error| format!("what it sets cannot be read: {error}"))
+    json::read(&output.stdout).map_err(|error| format!("what it sets cannot be read: {error}"))
 }
 
 #[cfg(test)]
