@@ -8,6 +8,7 @@ use std::os::unix::fs::{symlink, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{channel, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -299,15 +300,84 @@ impl Release {
 
 /// Makes a virtualenv and returns its site-packages. Without pip: nothing is installed into it, and this is fast.
 pub fn make_venv(python: &Python, directory: &Path) -> PathBuf {
-    let output = Command::new(&python.executable)
-        .args(["-m", "venv", "--without-pip"])
-        .arg(directory)
-        .env_clear()
-        .stdin(Stdio::null())
-        .output()
-        .expect("the Python that tests/run found can be started");
-    assert!(output.status.success(), "python -m venv: {}", String::from_utf8_lossy(&output.stderr));
+    static KNOWN: Mutex<BTreeMap<PathBuf, Arc<Venv>>> = Mutex::new(BTreeMap::new());
+    let venv = {
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let venv = known.entry(python.executable.clone()).or_insert_with(|| Arc::new(Venv::made_by(python)));
+        Arc::clone(venv)
+    };
+    venv.write(directory);
     directory.join(format!("lib/python{}/site-packages", python.minor))
+}
+
+/// What `python -m venv` makes. It is called once for each Python, and what it has made is written again elsewhere: a run of all
+/// tests needs more than a thousand.
+struct Venv {
+    /// Where it was made, as its files say.
+    place: String,
+    /// Relative paths, a directory before what is in it.
+    entries: Vec<(PathBuf, Entry)>,
+}
+
+enum Entry {
+    Directory,
+    Link(PathBuf),
+    File(String, fs::Permissions),
+}
+
+impl Venv {
+    fn made_by(python: &Python) -> Venv {
+        let parent = tempfile::tempdir().expect("a temporary directory can be made");
+        let directory = parent.path().join("venv");
+        let output = Command::new(&python.executable)
+            .args(["-m", "venv", "--without-pip"])
+            .arg(&directory)
+            .env_clear()
+            .stdin(Stdio::null())
+            .output()
+            .expect("the Python that tests/run found can be started");
+        assert!(output.status.success(), "python -m venv: {}", String::from_utf8_lossy(&output.stderr));
+        let mut venv = Venv { place: directory.to_string_lossy().into_owned(), entries: Vec::new() };
+        venv.read(&directory, Path::new(""));
+        venv
+    }
+
+    fn read(&mut self, directory: &Path, relative: &Path) {
+        for entry in fs::read_dir(directory.join(relative)).expect("it was just made") {
+            let entry = entry.expect("it was just made");
+            let (path, relative) = (entry.path(), relative.join(entry.file_name()));
+            let metadata = fs::symlink_metadata(&path).expect("it was just made");
+            if metadata.is_dir() {
+                self.entries.push((relative.clone(), Entry::Directory));
+                self.read(directory, &relative);
+            } else if metadata.is_symlink() {
+                self.entries.push((relative, Entry::Link(fs::read_link(&path).expect("it is a link"))));
+            } else {
+                let text = fs::read_to_string(&path).expect("a virtualenv without packages has text only");
+                self.entries.push((relative, Entry::File(text, metadata.permissions())));
+            }
+        }
+    }
+
+    fn write(&self, directory: &Path) {
+        let here = directory.to_string_lossy();
+        fs::create_dir_all(directory).expect("a directory of the site can be made");
+        for (relative, entry) in &self.entries {
+            let path = directory.join(relative);
+            match entry {
+                Entry::Directory => fs::create_dir_all(&path).expect("a directory of the site can be made"),
+                Entry::Link(target) => {
+                    // Where a release is made once more.
+                    let _ = fs::remove_file(&path);
+                    symlink(target, &path).expect("a link of the site can be made");
+                }
+                Entry::File(text, permissions) => {
+                    write(&path, &text.replace(&self.place, &here));
+                    fs::set_permissions(&path, permissions.clone()).expect("it is our file");
+                }
+            }
+        }
+    }
 }
 
 /// A file of tests/apps.
