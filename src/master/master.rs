@@ -524,7 +524,9 @@ impl Master {
                 service.tell_worker(worker, &ToWorker::Maintenance { page });
             }
             Action::Probe { worker } => service.tell_worker(worker, &ToWorker::Probe),
-            Action::Recall { worker, requests } => service.tell_worker(worker, &ToWorker::Recall { requests }),
+            Action::Recall { worker, requests, skip } => {
+                service.tell_worker(worker, &ToWorker::Recall { requests, skip });
+            }
             Action::Rehearse { worker, number, request } => {
                 service.tell_worker(worker, &ToWorker::Rehearse { number, request });
             }

@@ -106,8 +106,12 @@ pub enum ToWorker {
     Maintenance { page: Option<Page> },
     /// Send the probe once more, now that something has changed beneath the release. Answered with `Probed`.
     Probe,
-    /// Answer with `Remembered`: so many of the requests that it has answered of late.
-    Recall { requests: u32 },
+    /// Answer with `Remembered`: so many of the requests that it has answered of late, without the first `skip`, which it has told.
+    Recall {
+        requests: u32,
+        #[serde(default)]
+        skip: u32,
+    },
     /// Have the application answer this request, which is nobody's, in the main thread: for a worker that does not serve yet.
     /// Answered with `Rehearsed`.
     Rehearse { number: u32, request: Remembered },
@@ -165,9 +169,12 @@ pub enum FromWorker {
     Probed {
         failure: Option<Failure>,
     },
-    /// The newest first, as many as were asked for and fit.
+    /// The newest first, as many as were asked for and fit into a packet.
     Remembered {
         requests: Vec<Remembered>,
+        /// Some were asked for and did not fit.
+        #[serde(default)]
+        more: bool,
     },
     /// How a `Rehearse` went: the status of the answer, 500 where the application has raised; 0 where it has begun none.
     Rehearsed {

@@ -12,7 +12,7 @@ pub const REQUEST_BYTES_MAX: usize = 448;
 pub const REQUESTS_MAX: u32 = 500;
 
 /// What the requests of one message may take as JSON: it has to fit into a packet (`channel::PACKET_BYTES_MAX`). Three
-/// hundred usual ones do.
+/// hundred usual ones do; the master asks for the rest.
 pub const MESSAGE_BYTES_MAX: usize = 48 * 1024;
 
 /// What a worker must know to keep requests.
@@ -131,7 +131,7 @@ mod tests {
     fn a_full_message_fits_into_a_packet() {
         // JSON escapes two of the plain characters.
         let worst = Remembered { forwarded_host: Some("\\".repeat(200)), ..request("/\\\\", "\"", 200) };
-        let message = FromWorker::Remembered { requests: as_fit(std::iter::repeat_n(worst, 500)) };
+        let message = FromWorker::Remembered { requests: as_fit(std::iter::repeat_n(worst, 500)), more: true };
         let bytes = serde_json::to_string(&message).unwrap().len();
         assert!((MESSAGE_BYTES_MAX - 1024..PACKET_BYTES_MAX).contains(&bytes), "{bytes}");
     }

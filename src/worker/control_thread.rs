@@ -62,7 +62,7 @@ fn receive(master: &Arc<MasterChannel>, logs: Logs, dumping: &Arc<AtomicBool>) {
         match master.receive() {
             Ok(Received::Message(ToWorker::Stacks { id }, _)) => dump_stacks(master, dumping, id),
             Ok(Received::Message(ToWorker::Probe, _)) => probe(master),
-            Ok(Received::Message(ToWorker::Recall { requests }, _)) => master.recall(requests),
+            Ok(Received::Message(ToWorker::Recall { requests, skip }, _)) => master.recall(requests, skip),
             Ok(Received::Message(ToWorker::Rehearse { number, request }, _)) => master.prompt.ask(number, request),
             Ok(Received::Message(ToWorker::Refused { text }, _)) => master.refusal.set(text),
             Ok(Received::Message(ToWorker::Logs, fds)) => logs.replace(&fds),

@@ -123,9 +123,10 @@ impl MasterChannel {
     }
 
     /// Tells what this worker has answered of late.
-    pub fn recall(&self, requests: u32) {
-        let latest = self.recall.get().map(|recall| recall.latest(requests, Instant::now()));
-        self.tell(&FromWorker::Remembered { requests: latest.unwrap_or_default() });
+    pub fn recall(&self, requests: u32, skip: u32) {
+        let latest = self.recall.get().map(|recall| recall.latest(requests, skip, Instant::now()));
+        let (requests, more) = latest.unwrap_or_default();
+        self.tell(&FromWorker::Remembered { requests, more });
     }
 
     pub fn handle(&self) -> Option<&Handle> {

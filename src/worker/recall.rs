@@ -115,17 +115,21 @@ impl Recall {
         (table.hashes[place], table.used[place]) = (hash, Some(*at));
     }
 
-    /// The latest first, as many as are asked for and fit into a message.
-    pub fn latest(&self, requests: u32, now: Instant) -> Vec<Remembered> {
+    /// The latest first, as many as are asked for and fit into a message, without the first `skip`; and whether some did not fit.
+    /// Meanwhile requests may have been answered: then one comes twice, which is no harm.
+    pub fn latest(&self, requests: u32, skip: u32, now: Instant) -> (Vec<Remembered>, bool) {
         let table = self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let places = table.used.iter().enumerate().filter_map(|(place, used)| used.map(|used| (used, place)));
         let mut latest: Vec<(Instant, usize)> = places.collect();
         latest.sort_by(|one, other| other.cmp(one));
-        let told = latest.into_iter().take(requests as usize).map(|(used, place)| {
+        let asked = latest.len().min(requests as usize).saturating_sub(skip as usize);
+        let told = latest.into_iter().take(requests as usize).skip(skip as usize).map(|(used, place)| {
             let age_us = now.saturating_duration_since(used).as_micros();
             table.entries[place].told(u64::try_from(age_us).unwrap_or(u64::MAX))
         });
-        as_fit(told)
+        let told = as_fit(told);
+        let more = told.len() < asked;
+        (told, more)
     }
 }
 
@@ -229,7 +233,7 @@ mod tests {
     }
 
     fn known(recall: &Recall, now: Instant) -> Vec<(String, u16)> {
-        recall.latest(100, now).into_iter().map(|request| (request.target, request.status)).collect()
+        recall.latest(100, 0, now).0.into_iter().map(|request| (request.target, request.status)).collect()
     }
 
     fn list(known: &[(&str, u16)]) -> Vec<(String, u16)> {
@@ -246,7 +250,7 @@ mod tests {
         assert_eq!(known(&recall, at(9)), list(&[("/d", 200), ("/a", 200), ("/c", 200)]));
         note(&recall, "/c", 404, at(6));
         assert_eq!(known(&recall, at(9)), list(&[("/c", 404), ("/d", 200), ("/a", 200)]));
-        let latest = recall.latest(1, at(9));
+        let latest = recall.latest(1, 0, at(9)).0;
         assert_eq!(
             (latest.len(), latest[0].age_us, latest[0].host.as_str(), latest[0].https),
             (1, 3000, "shop.example", true)
@@ -298,7 +302,7 @@ mod tests {
             ("Traceparent", "1"),
         ];
         note_with(&recall, "/", &usual, 200, now);
-        let latest = recall.latest(9, now);
+        let latest = recall.latest(9, 0, now).0;
         assert_eq!(latest.len(), 1);
         assert_eq!((latest[0].forwarded_proto, latest[0].forwarded_host.as_deref()), (true, Some("front.example")));
         // Whoever is somebody changes nothing of what is known.
@@ -335,8 +339,18 @@ mod tests {
         for number in 0..forkmaster_wire::rehearsal::REQUESTS_MAX {
             note(&recall, &format!("/{number}/{}", "\\".repeat(400)), 200, now + Duration::from_millis(number.into()));
         }
-        let latest = recall.latest(500, now);
+        let (latest, more) = recall.latest(500, 0, now);
         assert!((40..60).contains(&latest.len()) && latest[0].target.starts_with("/499/"), "{}", latest.len());
-        assert!(latest.iter().all(Remembered::is_sound));
+        assert!(more && latest.iter().all(Remembered::is_sound));
+        // The others come when they are asked for.
+        let mut all = latest;
+        while all.len() < 500 {
+            let (next, more) = recall.latest(500, all.len() as u32, now);
+            all.extend(next);
+            assert_eq!(more, all.len() < 500);
+        }
+        assert!(all.iter().enumerate().all(|(at, one)| one.target.starts_with(&format!("/{}/", 499 - at))));
+        assert_eq!(recall.latest(400, 399, now).0.len(), 1);
+        assert_eq!(recall.latest(400, 500, now), (Vec::new(), false));
     }
 }

@@ -195,3 +195,24 @@ fn workers_that_cannot_say_what_they_remember_are_told_and_not_waited_for() {
     assert_eq!(master.wait_settled().number, 2);
     master.stop();
 }
+
+/// They are the workers' memory, and a message holds some three hundred.
+#[test]
+fn all_that_is_remembered_is_rehearsed_also_after_an_upgrade() {
+    let (site, master) = start("rehearsal_upgrade", &[("reload.rehearse", "500")]);
+    release(&site, "2", "{'/499': 'raise'}");
+    let mut client = master.connect();
+    for number in 0..500 {
+        client.get_ok(&format!("/{number}?{}", "x".repeat(100)));
+    }
+    let output = master.cli(&["upgrade"]);
+    assert!(output.ok(), "{output}");
+    site.flip("2");
+    let output = master.cli(&["reload"]);
+    assert_eq!(output.code, Some(1), "{output}");
+    assert!(output.stderr.contains("rehearsal: 499 of 500 as before; /499?... 200 -> 500"), "{output}");
+    release(&site, "2", "{}");
+    let output = master.cli(&["reload"]);
+    assert!(output.ok() && output.stdout.starts_with("rehearsal: 500 of 500 as before\n"), "{output}");
+    master.stop();
+}

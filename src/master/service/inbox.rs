@@ -243,7 +243,7 @@ impl Service {
             FromWorker::Serving => WorkerEvent::Serving,
             FromWorker::Draining => WorkerEvent::Draining,
             FromWorker::Paused => WorkerEvent::Paused,
-            FromWorker::Remembered { requests } => WorkerEvent::Remembered(requests),
+            FromWorker::Remembered { requests, more } => WorkerEvent::Remembered { requests, more },
             FromWorker::Rehearsed { number, status, details } => {
                 WorkerEvent::Rehearsed(Rehearsed { number, status, details })
             }

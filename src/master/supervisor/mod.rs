@@ -208,6 +208,8 @@ pub enum Action {
     Recall {
         worker: WorkerId,
         requests: u32,
+        /// It has told so many of them.
+        skip: u32,
     },
     /// It answers this request for nobody, and `WorkerEvent::Rehearsed` tells how.
     Rehearse {

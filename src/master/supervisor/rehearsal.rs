@@ -19,7 +19,7 @@
 //! Requests are asked one by one, so that the one is known in which a release hangs or dies. What workers say is believed within
 //! the bounds of `wire::rehearsal`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::WorkerId;
@@ -59,9 +59,9 @@ pub enum Rehearsal {
     Off,
     /// The candidate boots.
     ToCome,
-    /// These workers were asked what they remember and have not said it yet; the others have.
+    /// These workers were asked what they remember and have not said all of it yet, but so many requests; the others have.
     Recalling {
-        missing: BTreeSet<WorkerId>,
+        missing: BTreeMap<WorkerId, u32>,
         heard: Heard,
         answer_by: Instant,
     },
@@ -201,9 +201,9 @@ impl Supervisor {
             | WorkerState::Killed { .. } => false,
         };
         let asked = serving.workers.iter().filter(|worker| has_served(&worker.state));
-        let missing: BTreeSet<WorkerId> = asked.map(|worker| worker.id).collect();
+        let missing: BTreeMap<WorkerId, u32> = asked.map(|worker| (worker.id, 0)).collect();
         let requests = plan.requests;
-        self.actions.extend(missing.iter().map(|worker| Action::Recall { worker: *worker, requests }));
+        self.actions.extend(missing.keys().map(|worker| Action::Recall { worker: *worker, requests, skip: 0 }));
         let (heard, answer_by) = (Heard { of: missing.len(), ..Heard::default() }, now + RECALLED_WITHIN);
         self.generations[at].rehearsal = Rehearsal::Recalling { missing, heard, answer_by };
     }
@@ -212,21 +212,26 @@ impl Supervisor {
         let workers = self.generations.iter().flat_map(|generation| &generation.workers);
         let alive: BTreeSet<WorkerId> = workers.map(|worker| worker.id).collect();
         if let Rehearsal::Recalling { missing, .. } = &mut self.generations[at].rehearsal {
-            missing.retain(|worker| alive.contains(worker));
+            missing.retain(|worker, _| alive.contains(worker));
         }
     }
 
     /// The answer to `Action::Recall`. From whoever was not asked it means nothing.
-    pub(super) fn on_remembered(&mut self, worker: WorkerId, requests: Vec<Remembered>) {
+    pub(super) fn on_remembered(&mut self, worker: WorkerId, requests: Vec<Remembered>, more: bool) {
         let transaction = self.generations.iter_mut().find(|generation| generation.state == State::Proving);
         let Some(generation) = transaction else { return };
-        let most = generation.rehearsal_plan().map_or(0, |plan| plan.requests as usize);
-        if let Rehearsal::Recalling { missing, heard, .. } = &mut generation.rehearsal {
-            if missing.remove(&worker) {
-                heard.workers += 1;
-                heard.requests.extend(requests.into_iter().take(most));
-            }
+        let most = generation.rehearsal_plan().map_or(0, |plan| plan.requests);
+        let Rehearsal::Recalling { missing, heard, .. } = &mut generation.rehearsal else { return };
+        let Some(told) = missing.get_mut(&worker) else { return };
+        let before = *told;
+        heard.requests.extend(requests.into_iter().take((most - before) as usize).inspect(|_| *told += 1));
+        // One that says `more` and tells nothing would be asked for ever.
+        if more && (before + 1..most).contains(told) {
+            let skip = *told;
+            return self.actions.push(Action::Recall { worker, requests: most, skip });
         }
+        missing.remove(&worker);
+        heard.workers += 1;
     }
 
     fn begin_answering(&mut self, at: usize, worker: WorkerId, heard: Heard, now: Instant) {

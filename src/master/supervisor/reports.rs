@@ -64,7 +64,7 @@ impl Supervisor {
             (S::Opening { due, .. }, Event::Serving) => self.change(at, id, S::Serving { since: now, due }, now),
             (S::Pausing { due }, Event::Paused) => self.change(at, id, S::Paused { due }, now),
             (_state, Event::Probed(failure)) => self.on_probed(at, id, failure, now),
-            (_state, Event::Remembered(requests)) => self.on_remembered(id, requests),
+            (_state, Event::Remembered { requests, more }) => self.on_remembered(id, requests, more),
             (_state, Event::Rehearsed(answer)) => self.on_rehearsed(at, id, answer, now),
             (S::Closing { deadline, .. }, Event::Draining) => self.change(at, id, S::Draining { deadline }, now),
 

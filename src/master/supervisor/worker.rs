@@ -134,7 +134,11 @@ pub enum Event {
     /// The answer to `Action::Probe`; None: the release answers.
     Probed(Option<Refusal>),
     /// The answer to `Action::Recall`.
-    Remembered(Vec<Remembered>),
+    Remembered {
+        requests: Vec<Remembered>,
+        /// There are more, which did not fit.
+        more: bool,
+    },
     /// The answer to `Action::Rehearse`.
     Rehearsed(Rehearsed),
     /// It serves nothing any more: no request, no connection. It waits for these threads, which are not daemons.

@@ -104,6 +104,9 @@ enum Happening {
     Service(ServiceId, ServiceEvent),
 }
 
+/// So many requests that a worker remembers fit into a message.
+const REMEMBERED_A_MESSAGE: usize = 4;
+
 struct World {
     supervisor: Supervisor,
     now: Instant,
@@ -609,10 +612,13 @@ impl World {
                 let failure = self.probe_fails.then(|| refusal("probe GET / answered 500"));
                 self.soon(worker, WorkerEvent::Probed(failure));
             }
-            Action::Recall { worker, requests } => {
+            Action::Recall { worker, requests, skip } => {
                 if !self.recall_is_lost {
-                    let told = self.remembered.iter().take(requests as usize).cloned().collect();
-                    self.soon(worker, WorkerEvent::Remembered(told));
+                    let asked: Vec<_> =
+                        self.remembered.iter().take(requests as usize).skip(skip as usize).cloned().collect();
+                    let told: Vec<_> = asked.iter().take(REMEMBERED_A_MESSAGE).cloned().collect();
+                    let more = told.len() < asked.len();
+                    self.soon(worker, WorkerEvent::Remembered { requests: told, more });
                 }
             }
             Action::Rehearse { worker, number, request } => {

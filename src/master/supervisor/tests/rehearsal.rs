@@ -195,7 +195,7 @@ fn what_nobody_asked_is_not_believed() {
     let mut world = world();
     world.rehearses = RehearsalBehaviour::Babbles;
     let stranger = world.some_worker(1);
-    world.worker_event(stranger, WorkerEvent::Remembered(requests(9)));
+    world.worker_event(stranger, WorkerEvent::Remembered { requests: requests(9), more: false });
     world.reload(rehearsing(2), Behaviour::Healthy);
     world.generation_serves(2);
     assert!(world.logged("3 of 3 as before"), "{:#?}", world.log);
@@ -206,12 +206,35 @@ fn what_nobody_asked_is_not_believed() {
     world.reload(rehearsing(2), Behaviour::Healthy);
     world.run();
     let worker = world.some_worker(1);
-    world.worker_event(worker, WorkerEvent::Remembered(requests(100)));
-    world.worker_event(worker, WorkerEvent::Remembered(requests(100)));
+    world.worker_event(worker, WorkerEvent::Remembered { requests: requests(100), more: false });
+    world.worker_event(worker, WorkerEvent::Remembered { requests: requests(100), more: false });
     world.pass(SECOND);
     world.generation_serves(2);
     assert_eq!(world.rehearsed.len(), 10);
     assert!(world.logged("10 of 10 as before; 1 of 2 old workers did not say what they remember"), "{:#?}", world.log);
+}
+
+/// As found: a worker that remembered more than fits into a message told no more.
+#[test]
+fn what_does_not_fit_into_a_message_is_asked_for() {
+    let mut world = world();
+    world.remembered = requests(9);
+    world.reload(rehearsing(2), Behaviour::Healthy);
+    world.generation_serves(2);
+    assert!(world.logged("9 of 9 as before"), "{:#?}", world.log);
+    // Whoever never says all is believed as far as was asked, and is not asked for ever.
+    let mut world = World::serving(rehearsing(2));
+    world.remembered = requests(4);
+    world.recall_is_lost = true;
+    world.reload(rehearsing(2), Behaviour::Healthy);
+    world.run();
+    for worker in world.alive.keys().copied().collect::<Vec<_>>() {
+        for _ in 0..3 {
+            world.worker_event(worker, WorkerEvent::Remembered { requests: requests(4), more: true });
+        }
+    }
+    world.generation_serves(2);
+    assert!(world.logged("4 of 4 as before"), "{:#?}", world.log);
 }
 
 #[test]
@@ -234,7 +257,7 @@ fn one_that_dies_meanwhile_is_not_waited_for() {
     world.reload(rehearsing(2), Behaviour::Healthy);
     world.run();
     let (dies, answers) = (world.some_worker(1), *world.accepting.iter().last().expect("two serve"));
-    world.worker_event(answers, WorkerEvent::Remembered(requests(1)));
+    world.worker_event(answers, WorkerEvent::Remembered { requests: requests(1), more: false });
     assert_eq!(world.state(2), Some("proving"));
     world.exit(dies, killed());
     assert!(world.logged("-> rolling") || !world.rehearsed.is_empty(), "{:#?}", world.log);
