@@ -543,7 +543,8 @@ impl Master {
             }
             Action::RunCommand { generation } => return service.run_command(generation, shared),
             Action::EndCommand { generation, kill } => service.end_command(generation, kill, shared),
-            Action::Drain { worker, keep } => service.tell_worker(worker, &ToWorker::Drain { keep }),
+            Action::Drain { worker, keep, yields } => service.tell_worker(worker, &ToWorker::Drain { keep, yields }),
+            Action::StandAside { worker } => service.tell_worker(worker, &ToWorker::StandAside),
             Action::Retire { worker } => service.tell_worker(worker, &ToWorker::Retire),
             Action::StopWorker { worker } => {
                 service.tell_worker(worker, &ToWorker::Stop { idle_ms: STOP_IDLE.as_millis() as u64 });

@@ -88,9 +88,18 @@ pub enum ToWorker {
     /// Finish what was begun, accept nothing new, give connections to other workers, then exit 0. Answered with `Draining`
     /// once the listeners, and all connections that wait for a request, are out of the epoll set. Listeners in `keep` are still accepted from, until `CloseListeners`: the next
     /// generation does not have them, so nobody else would.
-    Drain { keep: Vec<ListenerId> },
+    /// `yields`: its successors are not yet told to serve. It does not end before `StandAside` or another command, and where the
+    /// master is gone before that it accepts what waits.
+    Drain {
+        keep: Vec<ListenerId>,
+        #[serde(default)]
+        yields: bool,
+    },
     /// Accept until EAGAIN, then close these.
     CloseListeners { listeners: Vec<ListenerId> },
+    /// Said after `Drain`: another release serves in this one's place. What waits in the handoff queue is left to others, also at
+    /// `Stop` or when the master is gone.
+    StandAside,
     /// The whole service stops: every answer says `Connection: close`, all listeners are accepted until
     /// EAGAIN and closed, idle connections are closed after `idle_ms`, running requests finish; then exit 0.
     Stop { idle_ms: u64 },

@@ -118,7 +118,7 @@ fn end(master: &MasterChannel, reason: Option<&str>) -> ! {
         if let Some(reason) = reason.filter(|_| master.has_served()) {
             log::warn!("{reason}; ending");
         }
-        handle.stop(Duration::ZERO);
+        handle.orphaned();
         // Not a wait for something: the process normally ends by itself meanwhile.
         thread::sleep(ORPHAN_TIMEOUT);
     }

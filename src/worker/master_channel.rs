@@ -192,8 +192,10 @@ fn obey(handle: &Handle, command: ToWorker) {
     match command {
         ToWorker::Serve => handle.serve(),
         ToWorker::Drain { .. } if mutant::is(Mutant::DrainClosesIdle) => handle.stop(Duration::ZERO),
-        ToWorker::Drain { keep } => handle.drain(ids(keep)),
+        ToWorker::Drain { keep, yields: true } if keep.is_empty() => handle.yield_to_successors(),
+        ToWorker::Drain { keep, .. } => handle.drain(ids(keep)),
         ToWorker::CloseListeners { listeners } => handle.close_listeners(ids(listeners)),
+        ToWorker::StandAside => handle.stand_aside(),
         ToWorker::Stop { idle_ms } => handle.stop(Duration::from_millis(idle_ms)),
         ToWorker::Retire => handle.retire(),
         ToWorker::Pause => handle.pause(),

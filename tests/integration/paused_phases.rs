@@ -138,8 +138,8 @@ impl Standing {
             worker.signal(Signal::SIGSTOP);
             self.stopped = Some(worker);
             self.site.write("command", "");
-            // Until the first new worker serves, only the master knows who is to.
-            master.wait_log("worker gen=2 slot=0 pid=* opening -> serving");
+            // The old workers are drained, and in a moment the new ones are told to serve.
+            master.wait_log("worker gen=1 slot=* pid=* paused -> closing");
         }
     }
 

@@ -135,6 +135,22 @@ impl Handle {
         self.shared.command(Command::Stop { idle });
     }
 
+    /// As `drain`, and it does not end before `stand_aside`: its successors are not yet told to serve.
+    pub fn yield_to_successors(&self) {
+        self.shared.command(Command::Yield);
+    }
+
+    /// After `drain`: another release serves in this one's place. What waits for whoever is free is left to others from now on,
+    /// also at a stop.
+    pub fn stand_aside(&self) {
+        self.shared.command(Command::StandAside);
+    }
+
+    /// Whoever commands is gone: as `stop`, and who has yielded accepts what waits too, since nobody else may have been told to.
+    pub fn orphaned(&self) {
+        self.shared.command(Command::Orphaned);
+    }
+
     /// This process will be killed: as `drain`, but requests that no app thread has begun go to other workers too, and get
     /// 503 and close where they cannot.
     pub fn retire(&self) {

@@ -249,6 +249,12 @@ pub enum Action {
     Drain {
         worker: WorkerId,
         keep: Vec<ListenerId>,
+        /// Its successors are not yet told to serve.
+        yields: bool,
+    },
+    /// What waits for whoever is free is not for this worker, which was drained.
+    StandAside {
+        worker: WorkerId,
     },
     Retire {
         worker: WorkerId,

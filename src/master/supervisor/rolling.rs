@@ -8,7 +8,7 @@
 //! | Measuring | the room was measured, or not in time | Placing or Exchanging | only with `max_surge = "auto"` |
 //! | Placing, Holding | | Measuring or abandoned | see `canary` |
 //! | Exchanging | all have changed places | commit | one Serve here, one Drain there |
-//! | Exchanging, in one step | all new workers are ready | HandingOver | Drain to all old ones |
+//! | Exchanging, in one step | all new workers are ready | HandingOver | Drain to all old ones, who stay until the commit |
 //! | HandingOver | all have confirmed, or 100 ms | TakingOver | Serve to all new ones |
 //! | TakingOver | all serve, no old one accepts | commit | |
 //! | HandingOver, TakingOver | a new worker fails | abandoned | the old ones are told to serve again |
@@ -231,7 +231,7 @@ impl Supervisor {
                 if self.generations[at].serving() > 0 {
                     self.serve_ready(at, now);
                 }
-                while self.drain_other(at, now) {}
+                while self.drain_other_as(at, true, now) {}
                 self.change_step(at, Step::HandingOver { serve_at: now + HANDED_OVER_WITHIN });
                 self.hand_over(at, now + HANDED_OVER_WITHIN, now);
             }
@@ -369,6 +369,11 @@ impl Supervisor {
 
     /// Drains one worker that serves for another generation: abandoned ones first. False if there is none.
     pub(super) fn drain_other(&mut self, at: usize, now: Instant) -> bool {
+        self.drain_other_as(at, false, now)
+    }
+
+    /// `yields`: nobody of this generation is told to serve yet.
+    fn drain_other_as(&mut self, at: usize, yields: bool, now: Instant) -> bool {
         let mut others: Vec<(usize, &Worker)> = Vec::new();
         for (index, generation) in self.generations.iter().enumerate().filter(|(index, _)| *index != at) {
             let serving = |worker: &&Worker| match worker.state {
@@ -395,7 +400,8 @@ impl Supervisor {
         };
         let (slot, worker) = (worker.slot, worker.id);
         self.generations[index].slot_mut(slot).yielded = true;
-        self.drain(index, worker, now);
+        let yields = yields && self.generations[index].state == State::Serving;
+        self.drain_as(index, worker, yields, now);
         self.progress(at, now);
         true
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::generation::{State, Step};
 use super::kept::Keep;
 use super::template::Template;
-use super::worker::State as WorkerState;
+use super::worker::{State as WorkerState, Worker};
 use super::{Action, Phase, Supervisor, ANSWER_WITHIN};
 use crate::facts::note::Note;
 use crate::facts::outcome::End;
@@ -55,8 +55,10 @@ impl Supervisor {
         self.phase = Phase::Stopping { deadline };
         self.actions.push(Action::CloseAllListeners);
         self.stop_services(now);
+        let others_answer = self.serving().is_some_and(|serving| serving.workers.iter().any(answers));
         for at in 0..self.generations.len() {
             self.stop_template(at, now);
+            let leaves = others_answer && self.generations[at].state != State::Serving;
             for worker in self.generations[at].workers.clone() {
                 match worker.state {
                     WorkerState::Starting { .. } => self.kill(at, worker.id, now),
@@ -74,6 +76,9 @@ impl Supervisor {
                         if worker.state == WorkerState::Ready && self.generations[at].state == State::Serving {
                             self.actions.push(Action::Serve { worker: worker.id });
                         }
+                        if leaves {
+                            self.leave_to_others(&worker);
+                        }
                         self.actions.push(Action::StopWorker { worker: worker.id });
                         let heard_by = now + ANSWER_WITHIN;
                         self.change(at, worker.id, WorkerState::Closing { heard_by, deadline }, now);
@@ -81,6 +86,30 @@ impl Supervisor {
                     WorkerState::Finishing { .. } | WorkerState::Exiting { .. } | WorkerState::Killed { .. } => {}
                 }
             }
+        }
+    }
+
+    /// A request that waits for whoever is free is not for a release that was replaced or given up. A worker that still serves
+    /// goes on: it may be the only one with a free thread.
+    fn leave_to_others(&mut self, worker: &Worker) {
+        match worker.state {
+            WorkerState::Kept { .. } => {
+                self.actions.push(Action::Drain { worker: worker.id, keep: Vec::new(), yields: false });
+                self.actions.push(Action::StandAside { worker: worker.id });
+            }
+            WorkerState::Closing { .. } | WorkerState::Draining { .. } => {
+                self.actions.push(Action::StandAside { worker: worker.id });
+            }
+            WorkerState::Starting { .. }
+            | WorkerState::Ready
+            | WorkerState::Opening { .. }
+            | WorkerState::Serving { .. }
+            | WorkerState::Pausing { .. }
+            | WorkerState::Paused { .. }
+            | WorkerState::Terminating { .. }
+            | WorkerState::Finishing { .. }
+            | WorkerState::Exiting { .. }
+            | WorkerState::Killed { .. } => {}
         }
     }
 
@@ -175,5 +204,24 @@ impl Supervisor {
         };
         self.phase = Phase::Ended;
         self.actions.push(Action::Exit { code });
+    }
+}
+
+/// It is told to serve, or has served: at a stop it takes what waits.
+fn answers(worker: &Worker) -> bool {
+    match worker.state {
+        WorkerState::Ready
+        | WorkerState::Opening { .. }
+        | WorkerState::Serving { .. }
+        | WorkerState::Pausing { .. }
+        | WorkerState::Paused { .. }
+        | WorkerState::Kept { .. }
+        | WorkerState::Closing { .. }
+        | WorkerState::Draining { .. } => true,
+        WorkerState::Starting { .. }
+        | WorkerState::Terminating { .. }
+        | WorkerState::Finishing { .. }
+        | WorkerState::Exiting { .. }
+        | WorkerState::Killed { .. } => false,
     }
 }

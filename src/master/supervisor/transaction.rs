@@ -29,7 +29,7 @@ use super::kept::Keep;
 use super::pace::Boot;
 use super::rehearsal::Rehearsal;
 use super::template::Template;
-use super::worker::State as WorkerState;
+use super::worker::{State as WorkerState, Worker};
 use super::{Action, Event, Phase, Supervisor};
 use crate::facts::note::Note;
 use crate::facts::outcome::{End, Refusal};
@@ -142,6 +142,16 @@ impl Supervisor {
                 self.serve(at, worker, now);
             }
         }
+        // Who yielded and is not called back.
+        self.have_drained_stand_aside(at);
+    }
+
+    /// Others serve in the place of whoever was drained.
+    fn have_drained_stand_aside(&mut self, at: usize) {
+        let drained =
+            |worker: &&Worker| matches!(worker.state, WorkerState::Closing { .. } | WorkerState::Draining { .. });
+        let drained = self.generations[at].workers.iter().filter(drained);
+        self.actions.extend(drained.map(|worker| Action::StandAside { worker: worker.id }));
     }
 
     /// Every slot of the generation serves and nobody else accepts: it is the one from now on.
@@ -154,6 +164,7 @@ impl Supervisor {
         self.keep_previous(at, predecessor, now);
         if let Some(predecessor) = predecessor {
             self.end_who_does_not_serve(predecessor, now);
+            self.have_drained_stand_aside(predecessor);
         }
         self.change_generation(at, State::Serving);
         let close = self.take_unused_listeners();

@@ -431,8 +431,13 @@ impl Supervisor {
     }
 
     pub(super) fn drain(&mut self, at: usize, id: WorkerId, now: Instant) {
+        self.drain_as(at, id, false, now);
+    }
+
+    /// `yields`: its successors are not yet told to serve.
+    pub(super) fn drain_as(&mut self, at: usize, id: WorkerId, yields: bool, now: Instant) {
         let keep = self.without_heir(at);
-        self.actions.push(Action::Drain { worker: id, keep });
+        self.actions.push(Action::Drain { worker: id, keep, yields });
         let generation = &self.generations[at];
         let (drain, graceful) = (generation.plan.drain_timeout, generation.plan.graceful_timeout);
         let deadline = now + if generation.condemned { drain.min(graceful) } else { drain };

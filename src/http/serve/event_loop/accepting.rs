@@ -23,7 +23,10 @@ impl EventLoop {
             Command::Serve
             | Command::Drain { .. }
             | Command::CloseListeners(_)
+            | Command::Yield
+            | Command::StandAside
             | Command::Stop { .. }
+            | Command::Orphaned
             | Command::Retire
             | Command::Pause
             | Command::Look => None,

@@ -21,9 +21,16 @@ impl EventLoop {
         let (status, body): (&[u8], &[u8]) = match (self.stopping, self.mode) {
             (true, _) => (b"503 Service Unavailable", b"stopping\n"),
             (false, Mode::Maintenance) => (b"503 Service Unavailable", b"paused\n"),
-            (false, Mode::Paused | Mode::Serving | Mode::Draining | Mode::Unused | Mode::Retiring | Mode::Held) => {
-                (b"200 OK", b"ok\n")
-            }
+            (
+                false,
+                Mode::Paused
+                | Mode::Serving
+                | Mode::Draining
+                | Mode::Yielding
+                | Mode::Aside
+                | Mode::Retiring
+                | Mode::Held,
+            ) => (b"200 OK", b"ok\n"),
         };
         let fields: [(&[u8], &[u8]); 2] =
             [(b"Content-Type", b"text/plain; charset=utf-8"), (b"Cache-Control", b"no-store")];

@@ -12,10 +12,16 @@ pub enum Command {
     Drain {
         keep: Vec<u32>,
     },
+    /// As `Drain`, while the successors are not yet told to serve.
+    Yield,
     CloseListeners(Vec<u32>),
+    /// Another release serves in this one's place.
+    StandAside,
     Stop {
         idle: Duration,
     },
+    /// Whoever commands is gone, in the middle of anything.
+    Orphaned,
     Retire,
     Pause,
     /// None: a line of text.
@@ -31,9 +37,13 @@ pub enum Mode {
     Serving,
     /// Finishing what was begun; ends when no connection is left.
     Draining,
-    /// As `Draining`, without ever having served: it takes nothing.
-    Unused,
-    /// As `Draining`, and requests that have not begun go to another worker or get 503.
+    /// As `Draining`, and it does not end yet: its successors are about to be told to serve, by somebody who may be gone before
+    /// that.
+    Yielding,
+    /// As `Draining`, and what waits for whoever is free is left to others, also at the end: it has never served, or another
+    /// release serves in its place.
+    Aside,
+    /// As `Aside`, and requests that have not begun go to another worker or get 503.
     Retiring,
     /// Told to pause: what was begun is finished, and nothing is begun until it is told to serve again. Connections lie in
     /// the handoff queue, or wait here for room in it. It does not end.
@@ -132,9 +142,26 @@ impl Mode {
                 let effects = ends(Change::PauseAllBut(keep), Report::Draining);
                 (self.drained(), Effects { handoff, ..effects })
             }
+            Command::Yield => {
+                let mode = match self.drained() {
+                    Mode::Draining => Mode::Yielding,
+                    other => other,
+                };
+                let handoff = Handoff::GiveAllBut(Vec::new());
+                (mode, Effects { handoff, ..ends(Change::PauseAllBut(Vec::new()), Report::Draining) })
+            }
             Command::CloseListeners(which) => {
                 let effects = ends(Change::Close(which), Report::Nothing);
                 (self, Effects { accepting: None, ..effects })
+            }
+            Command::StandAside => {
+                let mode = match self {
+                    Mode::Draining | Mode::Yielding | Mode::Aside => Mode::Aside,
+                    // It serves, or will be told more.
+                    Mode::Paused | Mode::Serving | Mode::Retiring | Mode::Held | Mode::Maintenance => self,
+                };
+                let effects = ends(Change::Close(Vec::new()), Report::Nothing);
+                (mode, Effects { accepting: None, ..effects })
             }
             Command::Stop { idle } => {
                 let listeners = match self {
@@ -142,17 +169,25 @@ impl Mode {
                     Mode::Paused
                     | Mode::Serving
                     | Mode::Draining
-                    | Mode::Unused
+                    | Mode::Yielding
+                    | Mode::Aside
                     | Mode::Retiring
                     | Mode::Maintenance => Change::CloseAll,
                 };
-                let effects = ends(listeners, Report::DrainingOnceQuiet);
-                // A worker that never served leaves all to the others: it may be of a release that was given up.
-                let handoff = match self {
-                    Mode::Paused | Mode::Unused => Handoff::Nothing,
-                    Mode::Serving | Mode::Draining | Mode::Retiring | Mode::Held | Mode::Maintenance => Handoff::Empty,
+                self.stop(listeners, idle)
+            }
+            Command::Orphaned => {
+                let listeners = match self {
+                    // Its successors may not have been told to serve.
+                    Mode::Held | Mode::Yielding => Change::ResumeAndCloseAll,
+                    Mode::Paused
+                    | Mode::Serving
+                    | Mode::Draining
+                    | Mode::Aside
+                    | Mode::Retiring
+                    | Mode::Maintenance => Change::CloseAll,
                 };
-                (self.drained(), Effects { keepalive: Keepalive::AtMost(idle), handoff, ..effects })
+                self.stop(listeners, Duration::ZERO)
             }
             Command::Retire => {
                 let effects = ends(Change::PauseAllBut(Vec::new()), Report::Draining);
@@ -160,7 +195,13 @@ impl Mode {
             }
             Command::Pause => match self {
                 // Also whoever was told to drain, where the successor has failed.
-                Mode::Paused | Mode::Serving | Mode::Draining | Mode::Unused | Mode::Held | Mode::Maintenance => {
+                Mode::Paused
+                | Mode::Serving
+                | Mode::Draining
+                | Mode::Yielding
+                | Mode::Aside
+                | Mode::Held
+                | Mode::Maintenance => {
                     let effects = ends(Change::PauseAllBut(Vec::new()), Report::PausedOnceQuiet);
                     (Mode::Held, Effects { handoff: Handoff::HoldBack, ..effects })
                 }
@@ -178,7 +219,7 @@ impl Mode {
                     (Mode::Maintenance, effects)
                 }
                 // It was told something else since.
-                Mode::Paused | Mode::Serving | Mode::Draining | Mode::Unused | Mode::Retiring => {
+                Mode::Paused | Mode::Serving | Mode::Draining | Mode::Yielding | Mode::Aside | Mode::Retiring => {
                     let nothing = ends(Change::Close(Vec::new()), Report::Nothing);
                     (self, Effects { accepting: None, ..nothing })
                 }
@@ -190,20 +231,37 @@ impl Mode {
         }
     }
 
+    fn stop(self, listeners: Change, idle: Duration) -> (Mode, Effects) {
+        let handoff = match self {
+            Mode::Serving | Mode::Draining | Mode::Yielding | Mode::Held | Mode::Maintenance => Handoff::Empty,
+            // A request of others would get an answer of a release that is not meant to serve, or 503.
+            Mode::Paused | Mode::Aside | Mode::Retiring => Handoff::Nothing,
+        };
+        let effects = Effects {
+            listeners,
+            accepting: Some(false),
+            keepalive: Keepalive::AtMost(idle),
+            report: Report::DrainingOnceQuiet,
+            recall: false,
+            handoff,
+        };
+        (self.drained(), effects)
+    }
+
     /// A process that will be killed begins nothing more, whatever it is told besides.
     fn drained(self) -> Mode {
         match self {
             Mode::Retiring => Mode::Retiring,
-            Mode::Paused | Mode::Unused => Mode::Unused,
-            Mode::Serving | Mode::Draining | Mode::Held | Mode::Maintenance => Mode::Draining,
+            Mode::Paused | Mode::Aside => Mode::Aside,
+            Mode::Serving | Mode::Draining | Mode::Yielding | Mode::Held | Mode::Maintenance => Mode::Draining,
         }
     }
 
     /// Ends when no connection is left.
     pub fn is_ending(self) -> bool {
         match self {
-            Mode::Draining | Mode::Unused | Mode::Retiring => true,
-            Mode::Paused | Mode::Serving | Mode::Held | Mode::Maintenance => false,
+            Mode::Draining | Mode::Aside | Mode::Retiring => true,
+            Mode::Paused | Mode::Serving | Mode::Yielding | Mode::Held | Mode::Maintenance => false,
         }
     }
 }
@@ -240,9 +298,63 @@ mod tests {
         assert_eq!(Mode::Paused.obey(Command::Stop { idle }).1.handoff, Handoff::Nothing);
         // Its release was given up before, which is a drain.
         let (mode, effects) = Mode::Paused.obey(Command::Drain { keep: Vec::new() });
-        assert_eq!((mode, effects.accepting, mode.is_ending()), (Mode::Unused, Some(false), true));
+        assert_eq!((mode, effects.accepting, mode.is_ending()), (Mode::Aside, Some(false), true));
         assert_eq!(mode.obey(Command::Stop { idle }).1.handoff, Handoff::Nothing);
-        assert_eq!(mode.obey(Command::Stop { idle }).0, Mode::Unused);
+        assert_eq!(mode.obey(Command::Stop { idle }).0, Mode::Aside);
+    }
+
+    #[test]
+    fn whoever_stands_aside_takes_nothing_at_the_end() {
+        let idle = Duration::from_secs(1);
+        for (mode, aside) in [
+            (Mode::Yielding, Mode::Aside),
+            (Mode::Draining, Mode::Aside),
+            (Mode::Aside, Mode::Aside),
+            (Mode::Retiring, Mode::Retiring),
+        ] {
+            let (mode, effects) = mode.obey(Command::StandAside);
+            assert_eq!((mode, effects.accepting, effects.handoff), (aside, None, Handoff::Unchanged));
+            for command in [Command::Stop { idle }, Command::Orphaned] {
+                let (after, effects) = mode.obey(command);
+                assert_eq!((after, effects.handoff, effects.listeners), (aside, Handoff::Nothing, Change::CloseAll));
+            }
+        }
+        for mode in [Mode::Paused, Mode::Serving, Mode::Held, Mode::Maintenance] {
+            assert_eq!(mode.obey(Command::StandAside).0, mode);
+        }
+        assert_eq!(Mode::Aside.obey(Command::Serve).0, Mode::Serving);
+    }
+
+    #[test]
+    fn whoever_yields_stays_until_its_successors_serve() {
+        let (mode, effects) = Mode::Serving.obey(Command::Yield);
+        assert_eq!((mode, effects.accepting, effects.report), (Mode::Yielding, Some(false), Report::Draining));
+        assert_eq!(effects.handoff, Handoff::GiveAllBut(Vec::new()));
+        assert!(!mode.is_ending());
+        assert!(mode.obey(Command::StandAside).0.is_ending());
+        let idle = Duration::ZERO;
+        for command in [Command::Drain { keep: Vec::new() }, Command::Stop { idle }, Command::Orphaned] {
+            assert_eq!(mode.obey(command).0, Mode::Draining);
+        }
+        assert_eq!(mode.obey(Command::Serve).0, Mode::Serving);
+        assert_eq!(mode.obey(Command::Pause).0, Mode::Held);
+        for (before, after) in [
+            (Mode::Paused, Mode::Aside),
+            (Mode::Retiring, Mode::Retiring),
+            (Mode::Held, Mode::Yielding),
+            (Mode::Draining, Mode::Yielding),
+        ] {
+            assert_eq!(before.obey(Command::Yield).0, after);
+        }
+    }
+
+    #[test]
+    fn an_orphan_that_has_yielded_accepts_what_waits() {
+        let (_, effects) = Mode::Yielding.obey(Command::Orphaned);
+        assert_eq!((effects.listeners, effects.handoff), (Change::ResumeAndCloseAll, Handoff::Empty));
+        assert_eq!(effects.keepalive, Keepalive::AtMost(Duration::ZERO));
+        let (_, effects) = Mode::Draining.obey(Command::Orphaned);
+        assert_eq!((effects.listeners, effects.handoff), (Change::CloseAll, Handoff::Empty));
     }
 
     #[test]
@@ -283,7 +395,7 @@ mod tests {
 
     #[test]
     fn looking_changes_nothing_else() {
-        for mode in [Mode::Paused, Mode::Serving, Mode::Draining, Mode::Unused, Mode::Retiring] {
+        for mode in [Mode::Paused, Mode::Serving, Mode::Draining, Mode::Aside, Mode::Retiring] {
             let (after, effects) = mode.obey(Command::Look);
             assert_eq!((after, effects.accepting, effects.report), (mode, None, Report::Nothing));
             assert_eq!((effects.listeners, effects.keepalive), (Change::Look, Keepalive::Unchanged));
@@ -295,7 +407,7 @@ mod tests {
     #[test]
     fn closing_listeners_changes_no_mode() {
         for mode in
-            [Mode::Paused, Mode::Serving, Mode::Draining, Mode::Unused, Mode::Retiring, Mode::Held, Mode::Maintenance]
+            [Mode::Paused, Mode::Serving, Mode::Draining, Mode::Aside, Mode::Retiring, Mode::Held, Mode::Maintenance]
         {
             let (after, effects) = mode.obey(Command::CloseListeners(vec![3]));
             assert_eq!((after, effects.accepting, effects.report), (mode, None, Report::Nothing));

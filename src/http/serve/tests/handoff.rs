@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::fixture::{app, settings, Client, Fixture, Told, PATIENCE};
-use crate::serve::{Given, HandoffQueue, Listener, Luggage, Settings, Taken};
+use crate::serve::{Given, Handle, HandoffQueue, Listener, Luggage, Settings, Taken};
 
 #[derive(Clone)]
 struct Queue(Arc<(Mutex<State>, EventFd)>);
@@ -267,6 +267,105 @@ fn a_stop_answers_what_lies_in_the_queue() {
     workers.old.join();
     workers.new.handle.stop(Duration::ZERO);
     workers.new.join();
+}
+
+/// As found: a client got an answer of a release that was given up, or that was replaced, or 503 of a worker that was to be killed,
+/// although a worker that serves was there.
+#[test]
+fn a_stop_leaves_what_lies_in_the_queue_to_whoever_is_meant_to_serve() {
+    // What the other one was told, besides to stop; whether it runs a request, without which it ends before that.
+    let cases: [(&str, bool, fn(&Handle)); 4] = [
+        ("nothing", false, |_| {}),
+        ("to drain before it served", false, |worker| worker.drain(vec![])),
+        ("that it is replaced", true, |worker| {
+            worker.drain(vec![]);
+            worker.stand_aside();
+        }),
+        ("that it will be killed", true, |worker| worker.retire()),
+    ];
+    for (case, serves, told) in cases {
+        for orphaned in [false, true] {
+            let workers = workers(settings(), Settings { threads: 2, ..settings() });
+            let running = serves.then(|| {
+                workers.old.handle.pause();
+                workers.old.expect(&Told::Paused);
+                workers.serve_new();
+                let mut client = workers.new.client();
+                client.send("GET /gate HTTP/1.1\r\nHost: h\r\n\r\n");
+                workers.new.expect_app("at the gate");
+                told(&workers.new.handle);
+                workers.new.expect(&Told::Draining);
+                workers.old.handle.serve();
+                workers.old.expect(&Told::Serving);
+                client
+            });
+            let mut clients: Vec<Client> = (0..3).map(|_| workers.idle()).collect();
+            workers.old.handle.pause();
+            workers.queue.wait_lying(3);
+            clients.iter_mut().for_each(ask);
+            if !serves {
+                told(&workers.new.handle);
+            }
+            match orphaned {
+                true => workers.new.handle.orphaned(),
+                false => workers.new.handle.stop(PATIENCE),
+            }
+            workers.new.expect(&Told::Draining);
+            if let Some(mut running) = running {
+                workers.new.gate.open();
+                assert_eq!(running.answer().text(), "passed");
+            }
+            workers.new.join();
+            assert_eq!(workers.queue.state().lying.len(), 3, "it was told {case}");
+            workers.old.handle.stop(PATIENCE);
+            for client in &mut clients {
+                let answer = client.answer();
+                assert_eq!((answer.status, answer.text()), (200, "hello"), "{case}");
+            }
+            workers.old.join();
+        }
+    }
+}
+
+/// The master was killed between the word to drain here and the word to serve there.
+#[test]
+fn an_orphan_that_has_yielded_answers_whoever_waits() {
+    let workers = workers(settings(), settings());
+    let mut idle = workers.idle();
+    workers.old.handle.yield_to_successors();
+    workers.old.expect(&Told::Draining);
+    workers.queue.wait_lying(1);
+    ask(&mut idle);
+    let mut late: Vec<Client> = (0..3).map(|_| workers.old.client()).collect();
+    late.iter_mut().for_each(ask);
+    workers.new.handle.orphaned();
+    workers.new.join();
+    workers.old.handle.orphaned();
+    for client in late.iter_mut().chain([&mut idle]) {
+        let answer = client.answer();
+        assert_eq!((answer.text(), answer.closes()), ("hello", true));
+    }
+    workers.old.join();
+}
+
+#[test]
+fn whoever_yields_ends_when_its_successors_serve_or_serves_again() {
+    let workers = workers(settings(), settings());
+    let mut idle = workers.idle();
+    workers.old.handle.yield_to_successors();
+    workers.old.expect(&Told::Draining);
+    workers.old.handle.serve();
+    workers.old.expect(&Told::Serving);
+    assert_eq!(idle.get("/hello").text(), "hello");
+    workers.old.handle.yield_to_successors();
+    workers.old.expect(&Told::Draining);
+    workers.serve_new();
+    assert_eq!(idle.get("/hello").text(), "hello");
+    assert!(!workers.old.has_told(&Told::Done(0)), "it ended before it was told that others serve");
+    workers.old.handle.stand_aside();
+    workers.old.join();
+    drop(idle);
+    workers.new.stop();
 }
 
 #[test]

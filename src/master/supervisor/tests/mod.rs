@@ -121,6 +121,9 @@ struct World {
     /// Signals sent, by worker.
     kills: BTreeMap<WorkerId, u32>,
     accepting: BTreeSet<WorkerId>,
+    /// They have drained, and stay until they are told that others have what waits.
+    yielding: BTreeSet<WorkerId>,
+    aside: BTreeSet<WorkerId>,
     /// Paused ones that answer with 503, and the page.
     turning_away: BTreeMap<WorkerId, Option<String>>,
     paused: BTreeSet<WorkerId>,
@@ -214,6 +217,8 @@ impl World {
             templates: BTreeSet::new(),
             kills: BTreeMap::new(),
             accepting: BTreeSet::new(),
+            yielding: BTreeSet::new(),
+            aside: BTreeSet::new(),
             turning_away: BTreeMap::new(),
             paused: BTreeSet::new(),
             fewest_accepting: usize::MAX,
@@ -354,6 +359,46 @@ impl World {
             self.fewest_accepting = self.fewest_accepting.min(self.accepting.len());
         }
         self.event(Event::Worker { worker, event });
+    }
+
+    fn drain(&mut self, worker: WorkerId, yields: bool) {
+        self.yielding.remove(&worker);
+        self.accepting.remove(&worker);
+        self.is_not_paused(worker);
+        if let Some(generation) = self.alive.get(&worker).copied() {
+            match self.behaviour[&generation] {
+                Behaviour::DrainsMutely => {}
+                Behaviour::DrainsForEver | Behaviour::Streams => self.soon(worker, WorkerEvent::Draining),
+                Behaviour::ThreadRunsOn => {
+                    self.soon(worker, WorkerEvent::Draining);
+                    self.drained.insert(worker);
+                    self.soon(worker, WorkerEvent::Drained { threads: vec!["bg".to_owned()] });
+                }
+                Behaviour::Healthy
+                | Behaviour::TemplateHangs
+                | Behaviour::TemplateFails
+                | Behaviour::TemplateDies
+                | Behaviour::WorkersFail
+                | Behaviour::WorkersDie
+                | Behaviour::WorkersHang
+                | Behaviour::ForksSlowly
+                | Behaviour::OnlyCandidateBoots
+                | Behaviour::ServesMutely
+                | Behaviour::DiesServing => {
+                    self.soon(worker, WorkerEvent::Draining);
+                    match yields {
+                        true => drop(self.yielding.insert(worker)),
+                        false => self.has_ended(worker),
+                    }
+                }
+            }
+        }
+    }
+
+    /// It has nothing left to serve.
+    fn has_ended(&mut self, worker: WorkerId) {
+        self.soon(worker, WorkerEvent::Drained { threads: Vec::new() });
+        self.soon(worker, WorkerEvent::Exited(Exit::Code(0)));
     }
 
     fn is_not_paused(&mut self, worker: WorkerId) {
@@ -539,6 +584,7 @@ impl World {
             }
             Action::Serve { worker } => {
                 self.is_not_paused(worker);
+                self.yielding.remove(&worker);
                 // Who has ended its service does not begin it again.
                 if let Some(generation) = self.alive.get(&worker).filter(|_| !self.drained.contains(&worker)) {
                     match behaviour(self, *generation) {
@@ -563,42 +609,15 @@ impl World {
                     }
                 }
             }
-            Action::Drain { worker, .. } | Action::StopWorker { worker } => {
-                self.accepting.remove(&worker);
-                self.is_not_paused(worker);
-                if let Some(generation) = self.alive.get(&worker).copied() {
-                    match behaviour(self, generation) {
-                        Behaviour::DrainsMutely => {}
-                        Behaviour::DrainsForEver | Behaviour::Streams => self.soon(worker, WorkerEvent::Draining),
-                        Behaviour::ThreadRunsOn => {
-                            self.soon(worker, WorkerEvent::Draining);
-                            self.drained.insert(worker);
-                            self.soon(worker, WorkerEvent::Drained { threads: vec!["bg".to_owned()] });
-                        }
-                        Behaviour::Healthy
-                        | Behaviour::TemplateHangs
-                        | Behaviour::TemplateFails
-                        | Behaviour::TemplateDies
-                        | Behaviour::WorkersFail
-                        | Behaviour::WorkersDie
-                        | Behaviour::WorkersHang
-                        | Behaviour::ForksSlowly
-                        | Behaviour::OnlyCandidateBoots
-                        | Behaviour::ServesMutely
-                        | Behaviour::DiesServing => {
-                            self.soon(worker, WorkerEvent::Draining);
-                            self.soon(worker, WorkerEvent::Drained { threads: Vec::new() });
-                            self.soon(worker, WorkerEvent::Exited(Exit::Code(0)));
-                        }
-                    }
-                }
-            }
+            Action::Drain { worker, yields, .. } => self.drain(worker, yields),
+            Action::StopWorker { worker } => self.drain(worker, false),
             Action::Maintenance { worker, page } => {
                 assert!(self.paused.contains(&worker), "a worker that was not told to pause turns clients away");
                 self.turning_away.insert(worker, page.map(|page| page.body.clone()));
             }
             Action::Pause { worker } => {
                 self.accepting.remove(&worker);
+                self.yielding.remove(&worker);
                 self.turning_away.remove(&worker);
                 self.paused.insert(worker);
                 if let Some(generation) = self.alive.get(&worker).filter(|_| !self.drained.contains(&worker)) {
@@ -693,6 +712,13 @@ impl World {
                 assert!(self.commanding.is_some(), "a command that has ended was signalled");
                 if (kill && !self.nobody_dies) || self.command == CommandBehaviour::Hangs {
                     self.happenings.push_back(Happening::Command(Exit::Signal { number: 15, core: false }));
+                }
+            }
+            Action::StandAside { worker } => {
+                assert!(!self.accepting.contains(&worker), "it serves, and was told that others do");
+                self.aside.insert(worker);
+                if self.yielding.remove(&worker) {
+                    self.has_ended(worker);
                 }
             }
             Action::Retire { worker } => {

@@ -32,8 +32,9 @@ fn in_one_step_no_old_worker_accepts_when_the_first_new_one_does() {
             let action = world.todo.pop_front();
             match action {
                 // All are told in one breath: what is between them is the gap.
-                Some(Action::Drain { worker, keep }) => {
-                    world.carry_out(Action::Drain { worker, keep });
+                Some(Action::Drain { worker, keep, yields }) => {
+                    assert!(yields, "it must stay until the new ones are told to serve");
+                    world.carry_out(Action::Drain { worker, keep, yields });
                     while world.accepting(1) > 0 {
                         let action = world.todo.pop_front().expect("all old workers are told to drain at once");
                         assert!(!matches!(action, Action::Serve { .. }), "a new one serves beside an old one");

@@ -50,6 +50,38 @@ fn term_finishes_what_runs_in_every_state() {
     assert_eq!((world.exit, world.kills.len()), (Some(0), 1));
 }
 
+/// As found: at a stop a worker that was drained took what lay in the queue, and answered with its old release.
+#[test]
+fn what_waits_at_a_stop_is_for_the_release_that_serves() {
+    let mut world = World::serving(plan(1));
+    world.behaviour.insert(GenerationId(1), Behaviour::DrainsForEver);
+    world.reload(plan(1), Behaviour::Healthy);
+    world.run();
+    let old: Vec<_> =
+        world.alive.iter().filter(|(_, generation)| generation.0 == 1).map(|(worker, _)| *worker).collect();
+    assert_eq!(world.aside, old.into_iter().collect(), "the new release has committed");
+
+    // Given up in the middle of taking over.
+    let mut seen = 0;
+    for steps in 0..40 {
+        let mut world = World::serving(plan(1));
+        world.reload(Plan { surge: Surge::All, ..plan(1) }, Behaviour::Healthy);
+        for _ in 0..steps {
+            world.step();
+        }
+        let (alive, committed) = (world.alive.clone(), world.state(2) == Some("serving"));
+        world.ask(Ask::Stop);
+        world.run();
+        // Who is not among them had ended before.
+        let is_replaced = |worker: &WorkerId| {
+            alive.get(worker).is_none_or(|generation| generation.0 == if committed { 1 } else { 2 })
+        };
+        assert!(world.aside.iter().all(is_replaced), "after {steps} steps: {:?} of {alive:?}", world.aside);
+        seen += usize::from(!committed && !world.aside.is_empty());
+    }
+    assert!(seen > 0, "no stop came while the new release had served and the old one was to serve again");
+}
+
 #[test]
 fn the_shutdown_delay_goes_on_accepting_and_a_second_term_ends_it() {
     let delayed = Plan { shutdown_delay: Duration::from_secs(10), ..plan(2) };
