@@ -110,6 +110,13 @@ impl LogQueue {
         self.written();
     }
 
+    /// Waits until all that was left before is written, at most for a moment: somebody is told next who may end the process.
+    pub fn settle(&self, moment: Duration) {
+        let waits = |state: &mut State| state.writing || (state.has_writer && !state.lines.is_empty());
+        // What is not written by then comes later.
+        let _ = self.idle.wait_timeout_while(self.lock(), moment, waits);
+    }
+
     /// Writes what waits as far as the log takes it at once: the process ends. Somebody who is writing at the moment
     /// gets a moment for it.
     pub fn finish(&self, moment: Duration) {
@@ -194,6 +201,21 @@ mod tests {
 
     fn fd() -> RawFd {
         FD.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn whoever_settles_finds_in_the_log_what_was_left_before() {
+        static LOG: AtomicI32 = AtomicI32::new(-1);
+        static LINES: LogQueue = LogQueue::new(|| LOG.load(Ordering::Relaxed), |lost| format!("{lost} lost\n"));
+        let (reading, writing) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap();
+        LOG.store(writing.into_raw_fd(), Ordering::Relaxed);
+        // The first line starts the thread.
+        for _ in 0..50 {
+            LINES.push(b"line\n".to_vec());
+            LINES.settle(Duration::from_secs(30));
+            assert_eq!(nix::unistd::read(&reading, &mut [0; 16]), Ok(5));
+        }
+        LINES.settle(Duration::ZERO);
     }
 
     #[test]

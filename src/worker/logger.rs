@@ -46,7 +46,7 @@ thread_local! {
 /// Whose lines clients cause: refusals and their like. What the server says of itself there is an error.
 const CAUSED_BY_CLIENTS: &str = "forkmaster_http";
 
-/// For a thread that is just writing, when the process ends.
+/// For a thread that is just writing, when the process ends or its master is told something.
 const LAST_MOMENT: Duration = Duration::from_millis(50);
 
 /// The first call installs the log; later ones only change its level.
@@ -64,6 +64,13 @@ pub fn queue_lines() {
 /// In a child that the application has forked: another thread may have held our locks at that moment. Atomics only.
 pub fn forget_thread() {
     QUEUED.store(false, Ordering::Release);
+}
+
+/// What was said is in the log afterwards, if the log takes it.
+pub fn settle() {
+    if QUEUED.load(Ordering::Acquire) {
+        QUEUE.settle(LAST_MOMENT);
+    }
 }
 
 /// The process ends: what waits is written as far as the log takes it at once. Later lines are written directly.

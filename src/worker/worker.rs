@@ -412,6 +412,8 @@ fn serve(
     }
     let lock_watch = with_all_blocked(|| LOCK_WATCH.start(worker.cell))?;
     worker.master.show("ready");
+    // `check --boot` ends the worker that has booted.
+    logger::settle();
     worker.master.tell(&FromWorker::Ready {
         private_bytes: if worker.weigh { memory::used().private } else { 0 },
         boot_wall_ms: since.elapsed().as_millis() as u64,
