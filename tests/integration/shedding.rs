@@ -104,8 +104,15 @@ fn who_comes_during_a_stall_is_refused_in_time_and_the_next_is_served_at_once() 
 fn a_frozen_worker_does_not_work_off_what_came_meanwhile() {
     let site = site("shed_frozen");
     let master = site.start();
-    let worker = Process::of(master.wait_serving()[0].pid).expect("it serves");
+    let pid = master.wait_serving()[0].pid;
+    let worker = Process::of(pid).expect("it serves");
     worker.signal(Signal::SIGSTOP);
+    // The signal is sent, and each thread stops when it next comes to it: one that still runs would answer the first of them.
+    wait_for("all its threads to stop", || {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+        let states = threads.map(|thread| std::fs::read_to_string(thread.path().join("status")).unwrap_or_default());
+        states.into_iter().all(|status| status.contains("\nState:\tT")).then_some(())
+    });
     let mut crowd = crowd(&master);
     // An upload has waited just as long, and as found it had to come to its end before it heard that.
     crowd.push(master.connect());
