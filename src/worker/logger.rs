@@ -246,6 +246,7 @@ mod tests {
         drop(copy);
         queue_lines();
         log::error!("a line of the tests, through the queue");
+        settle();
         write(b"");
         finish_if_free();
         finish();

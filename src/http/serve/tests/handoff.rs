@@ -274,7 +274,8 @@ fn a_stop_answers_what_lies_in_the_queue() {
 #[test]
 fn a_stop_leaves_what_lies_in_the_queue_to_whoever_is_meant_to_serve() {
     // What the other one was told, besides to stop; whether it runs a request, without which it ends before that.
-    let cases: [(&str, bool, fn(&Handle)); 4] = [
+    type Tells = fn(&Handle);
+    let cases: [(&str, bool, Tells); 4] = [
         ("nothing", false, |_| {}),
         ("to drain before it served", false, |worker| worker.drain(vec![])),
         ("that it is replaced", true, |worker| {
