@@ -31,7 +31,7 @@ fn look(site: &Site, master: &Master) -> Option<Seen> {
     for generation in object["generations"].as_array_mut()? {
         generation.as_object_mut()?.remove("age_s");
         for worker in generation["workers"].as_array_mut()? {
-            for moves in ["age_s", "resident_bytes"] {
+            for moves in ["age_s", "resident_bytes", "private_bytes", "pss_bytes"] {
                 worker.as_object_mut()?.remove(moves);
             }
         }
