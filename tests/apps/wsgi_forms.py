@@ -647,6 +647,16 @@ def endless_no_content(environ, start_response):
 
 
 @form
+def endless_not_modified(environ, start_response):
+    def generate():
+        while True:
+            yield b"never sent"
+
+    start_response("304 Not Modified", [("ETag", '"1"')])
+    return Closing("endless_not_modified", generate())
+
+
+@form
 def large(environ, start_response):
     start_response("200 OK", list(PLAIN))
     return [b"x" * (20 << 20)]

@@ -14,6 +14,7 @@ use crate::harness::master::Master;
 use crate::harness::process;
 use crate::harness::site::Site;
 use crate::harness::{wait_for, WAIT};
+use crate::proxies;
 
 const LARGE: u64 = 20 << 20;
 
@@ -80,11 +81,15 @@ fn take_all(stream: &mut TcpStream) -> (u64, bool) {
 fn an_answer_without_content_frees_its_thread() {
     let site = forms("ending_head");
     let master = site.start();
-    for (request, form) in [("HEAD /endless", "endless"), ("GET /endless_no_content", "endless_no_content")] {
+    for (request, form) in [
+        ("HEAD /endless", "endless"),
+        ("GET /endless_no_content", "endless_no_content"),
+        ("GET /endless_not_modified", "endless_not_modified"),
+    ] {
         let mut connection = master.connect();
         for number in 1..=3 {
             connection.must_send(format!("{request} HTTP/1.1\r\nHost: h\r\n\r\n"));
-            assert!(matches!(connection.read_to_head().expect("it is answered").status, 200 | 204), "{request}");
+            assert!(matches!(connection.read_to_head().expect("it is answered").status, 200 | 204 | 304), "{request}");
             assert_eq!(closed(&master, form), number, "{request}");
         }
         // The connection lives on.
@@ -189,6 +194,32 @@ fn a_killed_worker_ends_no_download_cleanly() {
         assert!(was_reset || version == "1.1", "HTTP/{version}: a clean end after {taken} bytes");
         wait_for("another worker", || master.wait_serving().first().map(|now| now.pid).filter(|pid| *pid != worker));
     }
+}
+
+/// The same through nginx with nothing set: its client gets no last chunk.
+#[test]
+fn a_download_that_is_cut_behind_nginx_is_an_error_for_its_client() {
+    let site = forms("ending_nginx");
+    let master = site.start();
+    let Address::Tcp(upstream) = master.address() else { panic!("not TCP") };
+    let (_nginx, address) = proxies::nginx(&site, upstream);
+    let mut stream = TcpStream::connect_timeout(&address, WAIT).expect("it accepts");
+    stream.set_read_timeout(Some(WAIT)).expect("setsockopt");
+    stream.write_all(b"GET /endless HTTP/1.1\r\nHost: h\r\n\r\n").expect("it is open");
+    take(&mut stream, 1_000_000);
+    kill(Pid::from_raw(master.wait_serving()[0].pid), Signal::SIGKILL).expect("it runs");
+    let (mut place, mut end) = (vec![0; 64 * 1024], Vec::new());
+    loop {
+        match stream.read(&mut place) {
+            Ok(0) => break,
+            Ok(length) => end = [&end[end.len().saturating_sub(5)..], &place[..length]].concat(),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+                break;
+            }
+        }
+    }
+    assert!(!end.ends_with(b"0\r\n\r\n"), "a clean end");
 }
 
 fn memory(master: &Master) -> u64 {

@@ -4,14 +4,12 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
 use crate::harness::client::Address;
-use crate::harness::machine::Machine;
 use crate::harness::master::Master;
 use crate::harness::site::Site;
 use crate::harness::{wait_for, WAIT};
@@ -386,24 +384,7 @@ fn who_waits_too_long_is_refused_told_and_counted() {
 fn every_end_is_seen_told_and_counted_behind_nginx() {
     let mut table = Table::new(site("ends_nginx"));
     let Address::Tcp(upstream) = table.master.address() else { panic!("not TCP") };
-    let user = Command::new("id").arg("-un").output().expect("id is there");
-    let user = String::from_utf8_lossy(&user.stdout).trim().to_owned();
-    let (_nginx, addresses) = proxies::start(&table.site, 1, |ports| {
-        let config = format!(
-            "daemon off; worker_processes 1; pid nginx.pid; error_log stderr crit;\n\
-             events {{ worker_connections 256; }}\n\
-             http {{ access_log off; client_body_temp_path nginx-body; proxy_temp_path nginx-proxy; \
-             fastcgi_temp_path nginx-fastcgi; uwsgi_temp_path nginx-uwsgi; scgi_temp_path nginx-scgi;\n\
-             server {{ listen {}; location / {{ proxy_pass http://{upstream}; proxy_read_timeout 300s; }} }} }}\n",
-            ports[0]
-        );
-        table.site.write("nginx.conf", &config);
-        let mut command = Command::new(Machine::get().program("nginx"));
-        command.arg("-p").arg(table.site.path());
-        command.args(["-e", "stderr", "-c", "nginx.conf", "-g", &format!("user {user};")]);
-        command
-    });
-    let Address::Tcp(address) = addresses[0] else { panic!("not TCP") };
+    let (_nginx, address) = proxies::nginx(&table.site, upstream);
     for row in ROWS.iter().filter(|row| row.way == Way::Asked || row.way == Way::Killed) {
         for (method, version) in KINDS {
             table.check(row, method, version, address, row.nginx, "1.0");

@@ -235,6 +235,29 @@ pub fn start(site: &Site, ports: usize, command: impl Fn(&[SocketAddr]) -> Comma
     panic!("the proxy does not start: {}", fs::read_to_string(log).unwrap_or_default());
 }
 
+/// nginx with nothing set but where it listens, what stands behind it, and where its files go: it asks by HTTP/1.0.
+pub fn nginx(site: &Site, upstream: SocketAddr) -> (Proxy, SocketAddr) {
+    let user = Command::new("id").arg("-un").output().expect("id is there");
+    let user = String::from_utf8_lossy(&user.stdout).trim().to_owned();
+    let (nginx, addresses) = start(site, 1, |ports| {
+        let config = format!(
+            "daemon off; worker_processes 1; pid nginx.pid; error_log stderr crit;\n\
+             events {{ worker_connections 256; }}\n\
+             http {{ access_log off; client_body_temp_path nginx-body; proxy_temp_path nginx-proxy; \
+             fastcgi_temp_path nginx-fastcgi; uwsgi_temp_path nginx-uwsgi; scgi_temp_path nginx-scgi;\n\
+             server {{ listen {}; location / {{ proxy_pass http://{upstream}; proxy_read_timeout 300s; }} }} }}\n",
+            ports[0]
+        );
+        site.write("nginx.conf", &config);
+        let mut command = Command::new(Machine::get().program("nginx"));
+        command.arg("-p").arg(site.path());
+        command.args(["-e", "stderr", "-c", "nginx.conf", "-g", &format!("user {user};")]);
+        command
+    });
+    let Address::Tcp(address) = addresses[0] else { panic!("not TCP") };
+    (nginx, address)
+}
+
 /// Many requests on kept connections, GET and POST in turn; each must be answered, and rightly.
 pub fn ask_often(name: &str, address: &Address) {
     let wanted = std::env::var("FORKMASTER_TEST_PROXY_REQUESTS").ok().and_then(|text| text.parse().ok());
