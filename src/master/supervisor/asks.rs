@@ -116,6 +116,9 @@ pub(super) enum On {
     Paused,
     /// Workers that were told to serve say so, or are gone; both have a deadline.
     Resumed,
+    /// The transaction has ended so, and workers that a pause of it held back still have to say that they serve again, or be
+    /// gone; both have a deadline. Who is told of the end must not be answered as in the pause any more.
+    Ended { reload: Box<Reload> },
     /// Each of these has told its stacks, by itself or by a signal, or is gone; both have a deadline.
     Dumped { workers: Vec<WorkerId> },
 }
@@ -294,6 +297,7 @@ impl Supervisor {
             On::Dumped { workers } => self.dumped(workers),
             On::Paused => self.paused(),
             On::Resumed => self.resumed(),
+            On::Ended { reload } => self.resumed().map(|_| Outcome::Reload(Reload::clone(reload))),
         }
     }
 
@@ -434,7 +438,7 @@ impl Supervisor {
         let reload = Reload { generation: Some(id), took, end, canary, rehearsal };
         self.actions.push(Action::Concluded(reload.clone()));
         for ask in self.take_waiting(|on| *on == On::Transaction(id)) {
-            self.answer(Some(ask), Outcome::Reload(reload.clone()));
+            self.wait(Some(ask), On::Ended { reload: Box::new(reload.clone()) });
         }
     }
 
@@ -445,7 +449,7 @@ impl Supervisor {
             On::ServiceScaled { .. } | On::ServiceRecycled { .. } => true,
             On::Paused | On::Resumed => true,
             // They have their own ends.
-            On::Transaction(_) | On::Dumped { .. } => false,
+            On::Transaction(_) | On::Ended { .. } | On::Dumped { .. } => false,
         };
         for ask in self.take_waiting(is_over) {
             self.answer(Some(ask), Outcome::Refused(Refusal::stopping()));

@@ -760,7 +760,21 @@ impl World {
                 self.concluded.push(reload.clone());
                 self.verdicts.extend(reload.generation.map(|generation| (generation, reload.end)))
             }
-            Action::Answer { ask, outcome } => self.answers.push((ask, outcome)),
+            Action::Answer { ask, outcome } => {
+                let is_late = |worker: &Worker| {
+                    matches!(
+                        worker.state,
+                        WorkerState::Opening { .. } | WorkerState::Pausing { .. } | WorkerState::Paused { .. }
+                    )
+                };
+                if matches!(&outcome, Outcome::Reload(reload) if reload.generation.is_some())
+                    && self.supervisor.held().is_none()
+                {
+                    let mut workers = self.supervisor.generations().iter().flat_map(|generation| &generation.workers);
+                    assert!(!workers.any(is_late), "told of the end while a worker is held back: {:#?}", self.log);
+                }
+                self.answers.push((ask, outcome));
+            }
             Action::Note(note) => {
                 self.log.push(note.to_string());
                 self.notes.push(note);
