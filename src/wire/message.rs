@@ -481,6 +481,7 @@ pub struct Spawn {
     pub probe: bool,
     /// More workers are to follow, and there must be room for them: `Ready` says what memory this one takes. Others do not
     /// measure it before they serve, since the kernel takes 0.4 ms and more for it.
+    #[serde(default)]
     pub weigh: bool,
     /// Send `RequestsServed` after so many requests (jitter included); None: never.
     pub max_requests: Option<u64>,
