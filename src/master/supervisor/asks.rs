@@ -456,11 +456,18 @@ impl Supervisor {
         }
     }
 
-    /// A worker serves, and the master was not told to stop.
+    /// A worker serves or was told to, and the master was not told to stop.
     pub fn is_ready(&self) -> bool {
-        self.phase == Phase::Running
-            && self.serving().is_some()
-            && self.generations.iter().any(|generation| generation.serving() > 0)
+        let mut workers = self.generations.iter().flat_map(|generation| &generation.workers);
+        let serves =
+            |worker: &Worker| matches!(worker.state, WorkerState::Serving { .. } | WorkerState::Opening { .. });
+        self.phase == Phase::Running && self.serving().is_some() && (workers.any(serves) || self.changes_hands())
+    }
+
+    /// The old workers stop accepting, and the new ones begin when that is done. Connections wait in the backlog
+    /// meanwhile, for some milliseconds as a rule, and nobody is refused. The step has a deadline.
+    fn changes_hands(&self) -> bool {
+        (0..self.generations.len()).any(|at| self.is_taking_over(at))
     }
 
     /// The word for the whole service.

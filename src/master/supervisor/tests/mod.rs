@@ -130,6 +130,8 @@ struct World {
     /// The fewest workers that accepted at any moment since it was set.
     fewest_accepting: usize,
     most_present: usize,
+    /// Somebody who asked at some moment since it was set heard that the service is not ready.
+    unready: bool,
     verdicts: Vec<(GenerationId, End)>,
     concluded: Vec<Reload>,
     /// What the old generation and the canary have counted.
@@ -223,6 +225,7 @@ impl World {
             paused: BTreeSet::new(),
             fewest_accepting: usize::MAX,
             most_present: 0,
+            unready: false,
             verdicts: Vec::new(),
             concluded: Vec::new(),
             seen: (Counts::default(), Counts::default()),
@@ -265,6 +268,7 @@ impl World {
         world.run();
         assert_eq!(world.state(1), Some("serving"));
         world.fewest_accepting = world.accepting.len();
+        world.unready = false;
         world
     }
 
@@ -279,6 +283,7 @@ impl World {
     fn event(&mut self, event: Event) {
         let actions = self.supervisor.handle(event, self.now);
         self.todo.extend(actions);
+        self.unready |= !self.supervisor.is_ready();
         if let Some(what) = self.unbounded() {
             panic!("{what} waits without a deadline: {:#?}", self.log);
         }

@@ -57,6 +57,22 @@ fn in_one_step_no_old_worker_accepts_when_the_first_new_one_does() {
 }
 
 #[test]
+fn a_service_is_ready_at_each_moment_of_a_reload_good_or_bad() {
+    let short = |surge| Plan { surge, ..plan(2) };
+    for surge in [Surge::All, Surge::Auto, Surge::Workers(1)] {
+        for behaviour in [Behaviour::Healthy, Behaviour::WorkersFail, Behaviour::DiesServing, Behaviour::ServesMutely] {
+            let mut world = with_room(short(surge), 4096);
+            world.unready = false;
+            world.reload(short(surge), behaviour);
+            world.pass(MINUTE);
+            let committed = *world.last_verdict() == End::Committed;
+            assert_eq!(committed, behaviour == Behaviour::Healthy, "{surge:?} {behaviour:?}");
+            assert!(!world.unready, "{surge:?} {behaviour:?} {:#?}", world.log);
+        }
+    }
+}
+
+#[test]
 fn an_old_worker_that_does_not_confirm_is_not_waited_for() {
     let mut world = World::serving(all(2));
     world.behaviour.insert(GenerationId(1), Behaviour::DrainsMutely);
