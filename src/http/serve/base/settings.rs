@@ -159,8 +159,10 @@ pub const TURN_ACCEPTS_MAX: u32 = 16;
 pub const TURN_FOLLOWERS_MAX: u32 = 16;
 
 /// How many answers may wait for each other to be sent together, and for how long: a small part of what a client notices.
+/// The monitor looks as often while some do. At 500 us its looks took seven percent of a Flask application's throughput
+/// on two processors, and answers that went out in threes cost three percent more.
 pub const FLUSH_ANSWERS_MAX: usize = 16;
-pub const FLUSH_DELAY_MAX: Duration = Duration::from_micros(500);
+pub const FLUSH_DELAY_MAX: Duration = Duration::from_millis(2);
 
 /// An answer that is larger goes out at once: copying it costs, and so does its queue, which the connection keeps.
 pub const DEFERRED_ANSWER_BYTES_MAX: usize = 4 * 1024;

@@ -4,7 +4,7 @@
 //!
 //! | decision | from | a garbage collection, a noisy neighbour | a slower processor |
 //! |---|---|---|---|
-//! | answers may wait for each other | half of the requests take `CLIENT_SLEEPS` or more, and fewer than one in eight more than `LONG` | makes a single request long: nothing changes | requests near the bound become long: answers go out at once, as if there were no batches |
+//! | answers may wait for each other | half of the requests take `CLIENT_SLEEPS` or more, and fewer than one in eight more than `LONG` | makes a single request long: what waits is sent before the next one for its path | requests near the bound become long: answers go out at once, as if there were no batches |
 //! | the clock is read around sends | one in eight takes `bound` or more by the clock | nothing changes | a fifth of a microsecond a request of that length more |
 //! | requests are measured | one in eight still does, without what sending takes | nothing changes | four system calls a request of that length more |
 //! | the application waits | half of the measured ones *waited* so long | a thread that computes, or wants to, does not wait: nothing changes | nothing: computing is not waiting |
@@ -17,16 +17,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::serve::base::settings::FLUSH_DELAY_MAX;
 use crate::serve::base::share::Share;
 
+use super::long_paths::LongPaths;
+
 /// From this on a client on the same machine has dealt with an answer and sleeps before the next one is there.
-/// Clients of shorter requests often sleep, too. But while answers wait for others the monitor looks two thousand times a
+/// Clients of shorter requests often sleep, too. But while answers wait for others the monitor looks five hundred times a
 /// second, and at ten microseconds a request that costs more than batches save (`bench/run --slices` shows it).
 const CLIENT_SLEEPS: Duration = Duration::from_micros(30);
 
-/// A request that takes longer keeps the answers of others waiting for longer than they may.
-const LONG: Duration = FLUSH_DELAY_MAX;
+/// A request that takes longer gains too little from company: what waking a client costs is a thirtieth of it at the most.
+/// And it would keep the answers of others waiting.
+const LONG: Duration = Duration::from_micros(500);
 
 /// A wait that is worth two switches of threads: ten to twenty microseconds on an idle machine, fifty on a busy one.
 const WAIT_TOGETHER: Duration = Duration::from_micros(200);
@@ -69,6 +71,7 @@ pub struct AppTimes {
     bound: Duration,
     sleeps: Share,
     long: Share,
+    long_paths: LongPaths,
     slow: Share,
     suspect: Share,
     judge: Mutex<Judge>,
@@ -81,6 +84,7 @@ impl AppTimes {
             bound: if threads == 1 { WAIT_ALONE } else { WAIT_TOGETHER },
             sleeps: Share::default(),
             long: Share::default(),
+            long_paths: LongPaths::default(),
             slow: Share::default(),
             suspect: Share::default(),
             judge: Mutex::default(),
@@ -106,6 +110,16 @@ impl AppTimes {
     /// Whether an answer may wait for others.
     pub fn may_defer(&self) -> bool {
         self.sleeps.is_at_least_one_in(2) && !self.long.is_at_least_one_in(OFTEN) && !self.waits()
+    }
+
+    /// Whether a request for this path will probably take long: answers that wait are sent before it begins.
+    pub fn is_long(&self, path: &[u8]) -> bool {
+        self.long_paths.has(path)
+    }
+
+    /// A request for this path has ended.
+    pub fn note(&self, path: &[u8], took: Duration) {
+        self.long_paths.note(path, took > LONG);
     }
 
     /// A request has ended.

@@ -531,6 +531,7 @@ impl Exchange {
         if !self.from_loop {
             shared.run_queue.learn(request.path(), took);
         }
+        self.leader.times().note(request.path(), took);
         match self.lease.take().and_then(|lease| self.leader.exit_app(lease)) {
             Some(mut guard) => {
                 // Only now: what measuring costs must not keep the leader in the application for longer.

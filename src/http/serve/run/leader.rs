@@ -22,6 +22,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use crate::serve::base::sync::{AtomicBool, AtomicU64, Thread, ThreadMark};
+use crate::serve::event_loop::fair_line::Alike;
 use crate::serve::event_loop::interface::{Doors, Loop};
 
 use super::app_times::AppTimes;
@@ -331,9 +332,12 @@ impl<'a, L: Loop> LeaderGuard<'a, L> {
         Some(self.give_lease(self.word.next(Owner::App)))
     }
 
-    /// As `enter_app`, with a request from the loop, whose answer may wait for others.
+    /// As `enter_app`, with a request from the loop, whose answer may wait for others. Nothing waits for one that will
+    /// probably take long.
     pub fn enter_app_with(mut self, request: &mut L::Request) -> Option<Lease> {
-        if self.leader.times.may_defer() && self.event_loop().may_defer(request) {
+        if self.leader.times.is_long(request.likeness()) {
+            self.event_loop().flush();
+        } else if self.leader.times.may_defer() && self.event_loop().may_defer(request) {
             self.event_loop().defer_answer(request);
             self.leader.note_deferral();
         }

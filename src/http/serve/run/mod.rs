@@ -7,4 +7,5 @@ pub mod exchange;
 pub mod follower;
 pub mod leader;
 pub mod live_input;
+pub mod long_paths;
 pub mod monitor;

@@ -1,9 +1,9 @@
 //! Who leads, with a loop that does nothing: the steps of two threads are made in each order that matters, one by one.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::serve::base::names::Blocking;
 use crate::serve::event_loop::fair_line::Alike;
@@ -43,7 +43,7 @@ impl Doors<()> for ToyDoors {
 
 type During = Rc<RefCell<Box<dyn FnMut()>>>;
 
-/// Runs something while answers are sent early, as the app thread would at that moment.
+/// Runs something while answers are sent, early or not, as the app thread would at that moment.
 struct ToyLoop(During);
 
 impl Loop for ToyLoop {
@@ -66,7 +66,9 @@ impl Loop for ToyLoop {
     fn holds_answers(&self) -> bool {
         true
     }
-    fn flush(&mut self) {}
+    fn flush(&mut self) {
+        (self.0.borrow_mut())();
+    }
     fn flush_early(&mut self) {
         (self.0.borrow_mut())();
     }
@@ -91,6 +93,21 @@ fn answers_are_sent_early_and_the_lease_stays_good() {
     // What is left for others from now on is seen again.
     assert!(leader.keeps_answer(lease) && leader.is_holding());
     assert!(leader.exit_app(lease).is_some());
+}
+
+#[test]
+fn answers_that_wait_are_sent_before_a_request_that_was_long() {
+    let (leader, lease, during) = entered();
+    let sent = Rc::new(Cell::new(0));
+    let count = Rc::clone(&sent);
+    *during.borrow_mut() = Box::new(move || count.set(count.get() + 1));
+    let mut guard = leader.exit_app(lease).expect("nobody has taken over");
+    for (took, expected) in [(100, 0), (5000, 1), (5000, 2), (100, 2)] {
+        leader.times().note(b"", Duration::from_micros(took));
+        let lease = guard.enter_app_with(&mut ()).expect("nothing waits");
+        assert_eq!(sent.get(), expected, "after one of {took} us");
+        guard = leader.exit_app(lease).expect("nobody has taken over");
+    }
 }
 
 #[test]
