@@ -286,8 +286,7 @@ impl Master {
             match who {
                 Some(Who::Worker(worker)) => service.worker_ended(worker, exit, shared, &mut events),
                 Some(Who::Template(generation)) => {
-                    service.name_template_death(generation, &exit, shared.clock.now());
-                    service.forget_template(generation, shared);
+                    let exit = service.template_ended(generation, exit, shared);
                     events.push_back(Event::Template { generation, event: TemplateEvent::Exited(exit) });
                 }
                 Some(Who::Hook(hook)) => service.hook_ended(hook, &exit, shared.clock.now()),

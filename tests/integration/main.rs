@@ -8,6 +8,8 @@ mod agents;
 mod alive;
 // A bad release cannot take the service down.
 mod broken;
+// Programs whose exec hangs.
+mod held_execs;
 // What teams bring along from Gunicorn.
 mod brought_along;
 // The first workers of a release beside the old ones.

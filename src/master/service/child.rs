@@ -1,29 +1,23 @@
-//! What happens in a child of the master between fork and exec: who it becomes, where it is, what it keeps. And how a
-//! command is started without waiting for its exec, which a file server may hold up. System calls only, each of them
-//! async-signal-safe (signal-safety(7)).
+//! What happens in a child of the master between fork and exec: who it becomes, where it is, what it keeps. System calls
+//! only, each of them async-signal-safe (signal-safety(7)).
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CString, OsStr};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
-
-use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
+use std::path::Path;
 
 use crate::config::settings::Identity;
-
-/// As shells have it: there is no such program, and one that cannot be executed.
-pub const NOT_FOUND: i32 = 127;
-pub const NOT_EXECUTED: i32 = 126;
 
 /// Bits of a set of them in the kernel.
 const CAPABILITIES_MAX: libc::c_ulong = 64;
 
 /// All that the child needs between fork and exec, made before the fork: allocating is not allowed after it.
 pub struct Entering {
-    /// What it keeps besides its standard streams.
+    /// What its program gets besides its standard streams.
     fds: Vec<RawFd>,
+    /// The same, and what it needs itself until then. Ascending.
+    kept: Vec<RawFd>,
     directory: CString,
     /// Where it goes if that is gone.
     otherwise: Option<CString>,
@@ -45,6 +39,7 @@ impl Entering {
     ) -> io::Result<Entering> {
         Ok(Entering {
             fds: fds.to_vec(),
+            kept: Vec::new(),
             directory: c_string(directory)?,
             otherwise: None,
             groups: identity.map(|identity| identity.groups.clone()),
@@ -63,6 +58,17 @@ impl Entering {
         Entering { no_new_privileges, ..self }
     }
 
+    /// It goes to `/` where its directory is gone.
+    pub fn or_root(self) -> Entering {
+        Entering { otherwise: Some(CString::from(c"/")), ..self }
+    }
+
+    /// These stay open until its program has begun, besides what that gets.
+    pub fn spare(&mut self, fds: &[RawFd]) {
+        self.kept = [&self.fds, fds].concat();
+        self.kept.sort_unstable();
+    }
+
     /// Runs in the child between fork and exec. Identity and umask change here and not in Python, because `site`
     /// runs `.pth` files and `sitecustomize` from a directory that the deploy user owns: no byte of a release is
     /// read as root.
@@ -71,6 +77,9 @@ impl Entering {
         // A session of its own: Ctrl-C in a terminal reaches the master only.
         // SAFETY: no memory is involved; it fails only for a process group leader, which a new child is not.
         check(unsafe { libc::setsid() })?;
+        // Before anything that may take long, the directory and the program itself: a copy of the lifeline, of a channel or of a
+        // client's connection keeps the other side from noticing its end.
+        self.close_others();
         if let Some(umask) = self.umask {
             // SAFETY: cannot fail.
             unsafe { libc::umask(umask) };
@@ -97,13 +106,6 @@ impl Entering {
             // SAFETY: no memory is involved.
             check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
         }
-        // SAFETY: a NUL-terminated string that lives.
-        let entered = check(unsafe { libc::chdir(self.directory.as_ptr()) });
-        match &self.otherwise {
-            // SAFETY: as above.
-            Some(otherwise) if entered.is_err() => check(unsafe { libc::chdir(otherwise.as_ptr()) })?,
-            Some(_) | None => entered?,
-        }
         // After uid and capabilities have changed, which clears it (prctl(2)).
         // SAFETY: no memory is involved.
         check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
@@ -113,16 +115,37 @@ impl Entering {
             // SAFETY: ends the process without running anything of the master's.
             unsafe { libc::_exit(1) };
         }
-        // What the master was started with (a shell's redirections, a supervisor's descriptors) is not for the release.
-        // Kernels before 5.11 refuse, and there it stays as it is.
-        // SAFETY: no memory is involved.
-        unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        // SAFETY: a NUL-terminated string that lives.
+        let entered = check(unsafe { libc::chdir(self.directory.as_ptr()) });
+        match &self.otherwise {
+            // SAFETY: as above.
+            Some(otherwise) if entered.is_err() => check(unsafe { libc::chdir(otherwise.as_ptr()) })?,
+            Some(_) | None => entered?,
+        }
         for fd in &self.fds {
             // SAFETY: changes a flag of a descriptor that is open.
             check(unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) })?;
         }
         Ok(())
     }
+
+    /// What the master has, and what it was started with (a shell's redirections, a supervisor's descriptors), is not for a
+    /// child. Kernels before 5.9 refuse: the master's own close on exec then, and the others stay.
+    fn close_others(&self) {
+        let mut from = 3;
+        for fd in self.kept.iter().map(|fd| *fd as libc::c_uint) {
+            if fd > from {
+                close_range(from, fd - 1);
+            }
+            from = from.max(fd + 1);
+        }
+        close_range(from, libc::c_uint::MAX);
+    }
+}
+
+fn close_range(first: libc::c_uint, last: libc::c_uint) {
+    // SAFETY: no memory is involved, and nothing in this process uses these descriptors any more.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
 }
 
 /// Dispositions of ignored signals and the mask survive exec: whatever the master was started with (nohup ignores
@@ -174,85 +197,6 @@ fn check(result: libc::c_int) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
-}
-
-/// A program, its arguments and its environment, as execve(2) takes them.
-pub struct CommandLine {
-    /// Where the program may be; the first that is there is executed.
-    candidates: Vec<CString>,
-    arguments: Vec<CString>,
-    environment: Vec<CString>,
-    null: OwnedFd,
-    entering: Entering,
-}
-
-impl CommandLine {
-    /// `words`: the program and its arguments. A program with a slash lies below the directory, others on PATH. It runs in
-    /// `/` where the directory is gone.
-    pub fn new(
-        words: &[String],
-        environment: &[(OsString, OsString)],
-        identity: Option<&Identity>,
-        umask: Option<u32>,
-        directory: &Path,
-    ) -> io::Result<CommandLine> {
-        let program = words.first().map(Path::new).ok_or(io::ErrorKind::InvalidInput)?;
-        let candidates: Vec<PathBuf> = match program.components().count() > 1 || program.is_absolute() {
-            true => vec![directory.join(program)],
-            false => {
-                let path = environment.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path.clone());
-                let directories: Vec<PathBuf> = std::env::split_paths(&path.unwrap_or_default()).collect();
-                directories.iter().filter(|one| one.is_absolute()).map(|one| one.join(program)).collect()
-            }
-        };
-        let variable = |(name, value): &(OsString, OsString)| {
-            let bytes = [name.as_bytes(), b"=", value.as_bytes()].concat();
-            c_string(OsStr::from_bytes(&bytes))
-        };
-        Ok(CommandLine {
-            candidates: candidates.iter().map(c_string).collect::<io::Result<_>>()?,
-            arguments: words.iter().map(c_string).collect::<io::Result<_>>()?,
-            environment: environment.iter().map(variable).collect::<io::Result<_>>()?,
-            null: nix::fcntl::open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?,
-            entering: Entering {
-                otherwise: Some(CString::from(c"/")),
-                ..Entering::new(identity, umask, directory, &[])?
-            },
-        })
-    }
-
-    /// Forks and returns the pid; whether the exec succeeds shows in the exit status. Called from the master's main thread
-    /// only, as `python::template`.
-    pub fn start(&self) -> io::Result<i32> {
-        let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
-            strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
-        };
-        let (arguments, environment) = (pointers(&self.arguments), pointers(&self.environment));
-        // SAFETY: the child makes async-signal-safe calls only and ends with an exec or `_exit`.
-        match unsafe { libc::fork() } {
-            -1 => Err(io::Error::last_os_error()),
-            0 => self.become_it(&arguments, &environment),
-            pid => Ok(pid),
-        }
-    }
-
-    fn become_it(&self, arguments: &[*const libc::c_char], environment: &[*const libc::c_char]) -> ! {
-        // SAFETY: both descriptors are open.
-        let nothing_to_read = unsafe { libc::dup2(self.null.as_raw_fd(), 0) } == 0;
-        let mut code = NOT_EXECUTED;
-        if nothing_to_read && self.entering.enter().is_ok() {
-            code = NOT_FOUND;
-            for candidate in &self.candidates {
-                // SAFETY: NUL-terminated strings, and arrays of such with a null pointer at their end, all of which live.
-                unsafe { libc::execve(candidate.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
-                if io::Error::last_os_error().raw_os_error() != Some(libc::ENOENT) {
-                    code = NOT_EXECUTED;
-                }
-            }
-        }
-        // SAFETY: ends the process without running anything of the master's.
-        unsafe { libc::_exit(code) }
-    }
 }
 
 fn c_string(text: impl AsRef<OsStr>) -> io::Result<CString> {

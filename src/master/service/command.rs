@@ -4,7 +4,7 @@
 use mio::Token;
 
 use super::output::{Output, Pass};
-use super::program::{self, Given};
+use super::program::{self, Given, Start};
 use super::Service;
 use crate::children::{Proof, Who};
 use crate::facts::outcome::Refusal;
@@ -18,6 +18,7 @@ use forkmaster_wire::message::GenerationId;
 pub struct CommandProcess {
     output: Output,
     token: Token,
+    start: Start,
 }
 
 impl Service {
@@ -29,7 +30,6 @@ impl Service {
     }
 
     fn try_command(&mut self, generation: GenerationId, shared: &mut Shared) -> Result<(), Refusal> {
-        let failure = |reason: String| Refusal::new(format!("the command could not be run: {reason}"));
         let forgotten = || failure("its generation is gone".to_owned());
         let processes = self.generations.get_mut(&generation).ok_or_else(forgotten)?;
         let started = program::start(&processes.pause_command, &processes.settings, &Given::default());
@@ -42,7 +42,7 @@ impl Service {
             shared.children.kill(who);
             failure(format!("its output cannot be watched: {error}"))
         })?;
-        processes.command = Some(CommandProcess { output, token });
+        processes.command = Some(CommandProcess { output, token, start: started.start });
         log::info!("command gen={generation} pid={} started: {}", started.pid, processes.pause_command.join(" "));
         Ok(())
     }
@@ -69,6 +69,8 @@ impl Service {
     /// It has been reaped.
     pub fn command_ended(&mut self, generation: GenerationId, exit: Exit, shared: &mut Shared) -> Event {
         let command = self.generations.get_mut(&generation).and_then(|processes| processes.command.take());
+        let failed = command.as_ref().and_then(|command| command.start.failure());
+        let exit = failed.map_or(exit, |not_started| Exit::NeverBorn(failure(not_started.to_string())));
         let output = command.map_or_else(String::new, |command| {
             shared.sources.remove(command.token, &command.output);
             command.output.finish(|line| log::info!("command gen={generation}: {line}"))
@@ -81,4 +83,8 @@ impl Service {
         }
         Event::CommandEnded { generation, exit, output }
     }
+}
+
+fn failure(reason: String) -> Refusal {
+    Refusal::new(format!("the command could not be run: {reason}"))
 }

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::GenerationId;
 
-use super::child::{CommandLine, NOT_EXECUTED, NOT_FOUND};
+use super::birth::{Program, NOT_EXECUTED, NOT_FOUND};
+use super::child::Entering;
 use super::Service;
 use crate::children::{HookId, Proof, Who};
 use crate::config::settings::{Commands, Identity, Settings};
@@ -227,9 +228,10 @@ impl Hooks {
         environment.retain(|(name, _)| told.iter().all(|(ours, _)| name != ours));
         environment.extend(told.map(|(name, value)| (name.into(), value)));
         let words = setting.command(moment.hook);
-        let command =
-            CommandLine::new(words, &environment, setting.identity.as_ref(), setting.umask, &setting.release)?;
-        let pid = command.start()?;
+        let entering = Entering::new(setting.identity.as_ref(), setting.umask, &setting.release, &[])?.or_root();
+        let environment = environment.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()));
+        // What went wrong shows in its exit code.
+        let pid = Program::new(words, environment, &setting.release, entering)?.without_input()?.start()?.pid;
         self.last += 1;
         let (id, began) = (HookId(self.last), shared.clock.now());
         shared

@@ -1,6 +1,7 @@
 //! The hands of one application: its processes and what is known of them. It decides nothing: the supervisor's actions
 //! come in, and what happens goes out as events.
 
+pub mod birth;
 pub mod canary;
 pub mod child;
 pub mod command;

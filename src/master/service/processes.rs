@@ -13,6 +13,7 @@ use forkmaster_wire::rehearsal::Remember;
 use forkmaster_wire::scoreboard::Scoreboard;
 use mio::Token;
 
+use super::birth::Failure;
 use super::command::CommandProcess;
 use crate::config::settings::{RehearsalSettings, Settings, Surge};
 use crate::config::Effective;
@@ -81,6 +82,8 @@ pub struct TemplateProcess {
     pub pid: i32,
     pub channel: Channel,
     pub token: Token,
+    /// None: it has run for long.
+    pub failure: Option<Failure>,
 }
 
 pub struct WorkerProcess {

@@ -4,16 +4,15 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
 use forkmaster_wire::channel::Channel;
 use forkmaster_wire::inherit::{Inherited, BOOTSTRAP};
 
+use super::birth::{Birth, Failure, Program};
 use super::child::Entering;
 use super::not_started::NotStarted;
-use crate::config::settings::Identity;
+use crate::config::settings::{Identity, Settings};
 
 /// What a template is started with.
 pub struct Start<'a> {
@@ -30,29 +29,44 @@ pub struct Start<'a> {
     pub lifeline: BorrowedFd<'a>,
 }
 
-/// Forks and executes; returns when the exec has succeeded or failed. Called from the master's main thread only: the
-/// parent-death signal is sent when the *thread* ends that forked (prctl(2)).
-pub fn template(start: Start<'_>) -> Result<i32, NotStarted> {
+/// Forks, and does not wait for the exec. Called from the master's main thread only, as `Program::start`.
+pub fn template(start: Start<'_>) -> Result<Birth, NotStarted> {
+    let (executable, identity) = (start.executable.clone(), start.identity.clone());
+    born(start).map_err(|error| NotStarted::of(error, executable, identity.as_ref()))
+}
+
+fn born(start: Start<'_>) -> io::Result<Birth> {
     let inherited = Inherited {
         channel: start.channel.as_raw_fd(),
         library: start.library.as_raw_fd(),
         lifeline: start.lifeline.as_raw_fd(),
     };
-    let (release, executable, identity) = (start.directory.clone(), start.executable.clone(), start.identity.clone());
-    let failed = |error: io::Error| NotStarted::of(error, executable.clone(), identity.as_ref());
-    let mut command = Command::new(&start.executable);
-    command.arg("-c").arg(BOOTSTRAP).arg(inherited.to_string());
-    command.env_clear().envs(start.environment);
-    command.stdin(if start.with_stdin { Stdio::inherit() } else { Stdio::null() });
-    let child = Entering::new(start.identity.as_ref(), start.umask, &start.directory, &inherited.all())
-        .map_err(failed)?
+    let entering = Entering::new(start.identity.as_ref(), start.umask, &start.directory, &inherited.all())?
         .with_no_new_privileges(start.no_new_privileges);
-    // SAFETY: `enter` makes system calls only, each of them async-signal-safe (signal-safety(7)), and allocates
-    // nothing.
-    unsafe { command.pre_exec(move || child.enter()) };
-    // The standard library's Child does not kill on drop; the pid is reaped in `reap`.
-    let child: Child = command.spawn().map_err(|error| failed(without_release(error, &release)))?;
-    Ok(child.id() as i32)
+    let told = inherited.to_string();
+    let words = [start.executable.as_os_str(), "-c".as_ref(), BOOTSTRAP.as_ref(), told.as_ref()];
+    let environment = start.environment.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()));
+    let program = Program::new(&words, environment, &start.directory, entering)?;
+    match start.with_stdin {
+        true => program.start(),
+        false => program.without_input()?.start(),
+    }
+}
+
+/// Why it never became Python, for whoever asks when it has ended.
+pub fn failure(failure: &Failure, settings: &Settings) -> Option<NotStarted> {
+    Some(explain(failure.read()?, settings))
+}
+
+/// The same, for those who have nothing else to do: waits until that is known.
+pub fn wait_for_exec(failure: &Failure, settings: &Settings) -> Result<(), NotStarted> {
+    failure.wait().map_or(Ok(()), |error| Err(explain(error, settings)))
+}
+
+fn explain(error: io::Error, settings: &Settings) -> NotStarted {
+    let error = without_release(error, &settings.app.release);
+    let executable = settings.app.interpreter.executable.clone();
+    NotStarted::of(error, executable, settings.server.identity.as_ref())
 }
 
 /// "No such file or directory" is said of the interpreter and of the working directory alike.

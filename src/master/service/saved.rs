@@ -212,7 +212,7 @@ impl GenerationProcesses {
             let channel = Channel::from(claims.claim("template")?);
             take_over(shared, Who::Template(id), pid)?;
             let token = shared.sources.add(&channel, Source::Template(id))?;
-            processes.template = Some(TemplateProcess { pid, channel, token });
+            processes.template = Some(TemplateProcess { pid, channel, token, failure: None });
         }
         processes.access = saved.access.map(|access| AccessLog::restore(access, claims)).transpose()?;
         // A template that is started again brings the library of this binary.
@@ -284,7 +284,7 @@ impl ServiceProcess {
         let output = Output::new(claims.claim(&output_of(id))?).after(unfinished);
         take_over(shared, Who::Service(id), pid)?;
         let token = shared.sources.add(&output, Source::Service(id))?;
-        Ok(ServiceProcess { generation, name, stop_signal, output, token })
+        Ok(ServiceProcess { generation, name, stop_signal, output, token, start: None })
     }
 }
 

@@ -4,7 +4,7 @@
 use mio::Token;
 
 use super::output::{Output, Pass};
-use super::program::{self, Given};
+use super::program::{self, Given, Start};
 use super::readiness::Readiness;
 use super::{EventQueue, Service};
 use crate::children::{Proof, Who};
@@ -23,6 +23,8 @@ pub struct ServiceProcess {
     pub(super) stop_signal: i32,
     pub(super) output: Output,
     pub(super) token: Token,
+    /// None: it has run for long.
+    pub(super) start: Option<Start>,
 }
 
 impl Service {
@@ -76,7 +78,8 @@ impl Service {
             Refusal::new(format!("its output cannot be watched: {error}"))
         })?;
         let (name, stop_signal) = (of.name.clone(), of.stop_signal);
-        self.services.insert(service, ServiceProcess { generation, name, stop_signal, output, token });
+        let start = Some(started.start);
+        self.services.insert(service, ServiceProcess { generation, name, stop_signal, output, token, start });
         Ok(started.pid)
     }
 
@@ -118,7 +121,10 @@ impl Service {
 
     /// It has been reaped.
     pub fn service_ended(&mut self, service: ServiceId, exit: Exit, shared: &mut Shared) -> Event {
+        let start = self.services.get(&service).and_then(|process| process.start.as_ref());
+        let failure = start.and_then(Start::failure).map(|not_started| Refusal::new(not_started.to_string()));
         self.forget_service(service, shared);
+        let exit = failure.map_or(exit, Exit::NeverBorn);
         Event::Service { service, event: ServiceEvent::Exited(exit) }
     }
 

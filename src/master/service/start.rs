@@ -7,12 +7,15 @@ use forkmaster_wire::channel::Channel;
 use forkmaster_wire::message::{GenerationId, SlotIndex, Spawn, ToTemplate, WorkerId};
 use nix::fcntl::OFlag;
 
+use super::birth::Birth;
+use super::not_started::NotStarted;
 use super::processes::{TemplateProcess, WorkerProcess};
 use super::{python, Service};
 use crate::children::{Proof, Who};
 use crate::facts::outcome::Refusal;
 use crate::shared::Shared;
 use crate::sources::Source;
+use crate::supervisor::worker::Exit;
 
 /// Which worker a template is to fork.
 pub struct SpawnOrder {
@@ -50,10 +53,7 @@ impl Service {
             library: shared.library.as_fd(),
             lifeline: shared.lifeline.0.as_fd(),
         });
-        let pid = started.map_err(|not_started| Refusal {
-            exit_code: not_started.exit_code(),
-            ..failure(not_started.to_string())
-        })?;
+        let Birth { pid, failure: why } = started.map_err(refusal)?;
         let who = Who::Template(generation);
         if let Err(claim) = shared.children.claim(who, Proof::OwnChild { pid }) {
             return Err(failure(format!("the books are wrong: {claim}")));
@@ -62,8 +62,18 @@ impl Service {
             shared.children.kill(who);
             failure(format!("its channel cannot be watched: {error}"))
         })?;
-        processes.template = Some(TemplateProcess { pid, channel: ours, token });
+        processes.template = Some(TemplateProcess { pid, channel: ours, token, failure: Some(why) });
         Ok(())
+    }
+
+    /// It has been reaped: how it ended.
+    pub fn template_ended(&mut self, generation: GenerationId, exit: Exit, shared: &mut Shared) -> Exit {
+        let processes = self.generations.get(&generation);
+        let failure = processes
+            .and_then(|processes| python::failure(processes.template.as_ref()?.failure.as_ref()?, &processes.settings));
+        self.name_template_death(generation, &exit, shared.clock.now());
+        self.forget_template(generation, shared);
+        failure.map_or(exit, |not_started| Exit::NeverBorn(refusal(not_started)))
     }
 
     /// The template of one generation is another's from now on, with what is known of it and that one's logs.
@@ -157,4 +167,8 @@ impl Service {
         self.workers.insert(id, worker);
         Ok(())
     }
+}
+
+fn refusal(not_started: NotStarted) -> Refusal {
+    Refusal { exit_code: not_started.exit_code(), ..Refusal::new(not_started.to_string()) }
 }

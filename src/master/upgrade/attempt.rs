@@ -1,21 +1,20 @@
 //! The look that a new binary takes at a copy of the state, in a process of its own, before anything is given up: can it be
 //! executed, does it read the configuration, does it understand the state. The master goes on meanwhile. What the other side does is `verbs::look`.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Stdio;
 
 use forkmaster_wire::json;
 use mio::Token;
-use nix::fcntl::{fcntl, FcntlArg, OFlag};
 use serde::{Deserialize, Serialize};
 
 use super::state::State;
 use crate::children::{Proof, Who};
 use crate::config::process_context::ProcessContext;
 use crate::facts::outcome::Refusal;
+use crate::service::birth::{Birth, Failure, Program};
 use crate::service::child::Entering;
 use crate::service::output::{Output, Pass};
 use crate::shared::Shared;
@@ -40,30 +39,29 @@ pub struct Verdict {
 pub struct Attempt {
     output: Output,
     token: Token,
+    failure: Failure,
 }
 
 impl Attempt {
-    /// Executes it. `spawn` returns when the exec has succeeded or failed; what holds that up (a file server) would hold up the
-    /// step itself as well.
+    /// Executes it, and does not wait for the exec.
     pub fn start(state: &State, shared: &mut Shared) -> Result<Attempt, Refusal> {
         let failed = |what: &str, error: io::Error| Refusal::new(format!("{what}: {error}"));
         let executable = executable(&shared.context)?;
         let state = state.seal().map_err(|error| failed("the state cannot be written", error))?;
-        let (output, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| failed("no pipe", error.into()))?;
-        fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|error| failed("no pipe", error.into()))?;
-        let both = theirs.try_clone().map_err(|error| failed("no pipe", error))?;
         let mut arguments = std::env::args_os();
-        let mut command = std::process::Command::new(executable);
-        command.arg0(arguments.next().unwrap_or_default()).arg(LOOK).args(arguments);
-        command.env(STATE, state.as_raw_fd().to_string());
-        command.stdin(Stdio::null()).stdout(Stdio::from(theirs)).stderr(Stdio::from(both));
-        let entering = Entering::new(None, None, Path::new("."), &[state.as_raw_fd()]);
-        let entering = entering.map_err(|error| failed("no process", error))?;
-        // SAFETY: `enter` makes system calls only, each of them async-signal-safe (signal-safety(7)), and allocates nothing.
-        unsafe { command.pre_exec(move || entering.enter()) };
-        let what = format!("{} cannot be executed", executable.display());
-        let child = command.spawn().map_err(|error| failed(&what, error))?;
-        let claimed = shared.children.claim(Who::NewBinary, Proof::OwnChild { pid: child.id() as i32 });
+        let name = arguments.next().unwrap_or_default();
+        let words: Vec<OsString> = [name, LOOK.into()].into_iter().chain(arguments).collect();
+        let number = OsString::from(state.as_raw_fd().to_string());
+        let environment: Vec<(OsString, OsString)> =
+            std::env::vars_os().filter(|(name, _)| name != STATE).chain([(STATE.into(), number)]).collect();
+        let environment = environment.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()));
+        let here = Path::new(".");
+        let born = Entering::new(None, None, here, &[state.as_raw_fd()])
+            .and_then(|entering| Program::new(&words, environment, here, entering))
+            .and_then(|program| program.executing(executable)?.without_input()?.with_output())
+            .and_then(|(program, output)| Ok((program.start()?, output)));
+        let (Birth { pid, failure }, output) = born.map_err(|error| failed("no process", error))?;
+        let claimed = shared.children.claim(Who::NewBinary, Proof::OwnChild { pid });
         claimed.map_err(|claim| Refusal::new(format!("the books are wrong: {claim}")))?;
         let output = Output::new(output);
         let token = shared.sources.add(&output, Source::NewBinary).map_err(|error| {
@@ -71,7 +69,7 @@ impl Attempt {
             shared.children.give_up(Who::NewBinary);
             failed("its output cannot be watched", error)
         })?;
-        Ok(Attempt { output, token })
+        Ok(Attempt { output, token, failure })
     }
 
     pub fn read(&mut self, shared: &mut Shared) {
@@ -88,6 +86,10 @@ impl Attempt {
     pub fn ended(self, exit: &Exit, shared: &mut Shared) -> Result<(), Refusal> {
         shared.sources.remove(self.token, &self.output);
         let said = self.output.finish(|line| log::debug!("new binary: {line}"));
+        if let Some(error) = self.failure.read() {
+            let executable = executable(&shared.context)?;
+            return Err(Refusal::new(format!("{} cannot be executed: {error}", executable.display())));
+        }
         let last = said.lines().next_back().unwrap_or("");
         let verdict = json::read(last.as_bytes()).ok();
         match (exit, verdict) {

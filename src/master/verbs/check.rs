@@ -23,6 +23,7 @@ use crate::exit_code::ExitCode;
 use crate::files;
 use crate::library::Library;
 use crate::listeners::{self, ListenError};
+use crate::service::birth::Birth;
 use crate::service::not_started::NotStarted;
 use crate::service::processes::GenerationProcesses;
 use crate::service::python;
@@ -180,7 +181,7 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
     ours.prove_senders()?;
     ours.send(&ToTemplate::Boot(Box::new(processes.boot(GENERATION))), &[io::stderr().as_fd()])?;
     let app = &settings.app;
-    let template = python::template(python::Start {
+    let Birth { pid: template, failure } = python::template(python::Start {
         with_stdin: false,
         executable: app.interpreter.executable.clone(),
         directory: app.release.clone(),
@@ -193,6 +194,7 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
         lifeline: lifeline.as_fd(),
     })?;
     children.claim(Who::Template(GENERATION), Proof::OwnChild { pid: template }).map_err(not_believed)?;
+    python::wait_for_exec(&failure, settings)?;
     drop(theirs);
     let mut python = String::new();
     let too_late = |stacks| Refused::TooLate { limit: settings.server.boot_timeout, stacks };
