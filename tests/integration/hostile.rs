@@ -580,3 +580,57 @@ fn passed_rights_can_be_refused() -> bool {
     let mut numbers = release.split(|byte: char| !byte.is_ascii_digit()).filter_map(|part| part.parse::<u32>().ok());
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 16)
 }
+
+/// The log and the master's time are not the application's: what makes no sense is told once, and whoever said it is replaced.
+#[test]
+fn an_application_that_never_stops_talking_to_the_master_fills_no_log() {
+    let app = r#"
+import time
+
+FLOODS = {
+    # In the name of the worker, by a process that is none.
+    "/hello": b'{"Hello":{"pid":1}}',
+    "/drained": b'{"Drained":{"threads":["none"]}}',
+    "/nonsense": b"{",
+}
+
+def application(environ, start_response):
+    flood = FLOODS.get(environ["PATH_INFO"])
+    # Copies, since a child of a worker closes what it has of the master's. The handoff queue is among them.
+    copies = channels() if flood else []
+    if flood and os.fork() == 0:
+        end = time.monotonic() + 60
+        for _ in range(2000):
+            for copy in list(copies):
+                try:
+                    copy.send(flood, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    time.sleep(0.001)
+                except OSError:
+                    copies.remove(copy)
+            if time.monotonic() > end:
+                break
+        report("over")
+        os._exit(0)
+    return answer(start_response, "")
+"#;
+    let who = As::Unprivileged;
+    let site = who.site("talks", app);
+    site.set("server.graceful_timeout", "'1s'").set("server.workers", "1");
+    let master = site.launch(who.launch(&site));
+    for (flood, line) in [("/hello", "not believed"), ("/drained", "no daemons: none"), ("/nonsense", "its channel: ")]
+    {
+        let pid = master.get("/").pid();
+        site.write("report", "");
+        master.get(flood);
+        wait_for("the flood's end", || {
+            let report = fs::read_to_string(site.path().join("report")).expect("it is there");
+            report.contains("over").then_some(())
+        });
+        assert!(master.cli(&["status"]).ok());
+        wait_for("another worker", || (master.get("/").pid() != pid).then_some(()));
+        let lines = master.log().lines().filter(|logged| logged.contains(line)).count();
+        assert_eq!(lines, 1, "{flood}: {}", master.log());
+    }
+    master.stop();
+}

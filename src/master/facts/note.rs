@@ -1,6 +1,9 @@
 //! What happened, as data. `Display` is the line of the log, word for word an interface; `Serialize` is the same for
 //! programs. A note decides nothing and writes nothing.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -161,6 +164,11 @@ pub enum Note {
         cause: String,
         age_s: f64,
         expected: bool,
+    },
+    /// It has drained and does not end.
+    WaitsForThreads {
+        worker: WorkerName,
+        threads: Vec<String>,
     },
     WorkerLeaves {
         worker: WorkerName,
@@ -376,6 +384,7 @@ impl Note {
             | Note::PauseRefused { .. }
             | Note::ServiceKilled { .. }
             | Note::ServiceLate { .. }
+            | Note::WaitsForThreads { .. }
             | Note::ServiceSkipped { .. }
             | Note::Waiting { .. }
             | Note::LeftoversCut { .. }
@@ -523,6 +532,10 @@ impl fmt::Display for Note {
             Note::WorkerGone { worker, from, cause, age_s, .. } => {
                 write!(f, "{worker} {from} -> gone cause=\"{cause}\" age={age_s:.3}s")
             }
+            Note::WaitsForThreads { worker, threads } => {
+                let threads = threads.join(", ");
+                write!(f, "{worker} drained; its interpreter waits for threads that are no daemons: {threads}")
+            }
             Note::WorkerLeaves { worker, reason } => write!(f, "{worker} leaves: {reason}"),
             Note::BootFailed { worker, count, max, refusal } => {
                 write!(f, "{worker} failed to boot ({count} of {max}): {}{}", refusal.reason, refusal.details_below())
@@ -649,50 +662,4 @@ impl fmt::Display for Size {
 /// thread 'a', thread 'b'
 fn quoted(threads: &[String]) -> String {
     threads.iter().map(|name| format!("thread '{name}'")).collect::<Vec<_>>().join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_note_is_a_line_for_people_and_an_object_for_programs() {
-        let worker = WorkerName { generation: GenerationId(3), slot: SlotIndex(1), pid: Some(77) };
-        let note = Note::Worker { worker, from: Some("starting"), to: "ready", after_ms: 12 };
-        assert_eq!(note.to_string(), "worker gen=3 slot=1 pid=77 starting -> ready after=12ms");
-        let json = serde_json::to_value(&note).unwrap();
-        assert_eq!(
-            (&json["event"], &json["worker"]["pid"], &json["to"]),
-            (&"worker".into(), &77.into(), &"ready".into())
-        );
-    }
-
-    #[test]
-    fn a_roll_says_what_was_decided_and_why() {
-        const MIB: u64 = 1024 * 1024;
-        let roll = |at_once, boots, free| Note::Rolling {
-            generation: GenerationId(7),
-            at_once,
-            of: 8,
-            boots,
-            bytes_each: 62 * MIB,
-            bytes_free: Some(free),
-        };
-        assert_eq!(
-            roll(8, 8, 3174 * MIB).to_string(),
-            "generation gen=7 rolling: 8 at once (62 MiB each, 3.1 GiB free)"
-        );
-        assert_eq!(
-            roll(2, 2, 150 * MIB).to_string(),
-            "generation gen=7 rolling: 2 at once (62 MiB each, 150 MiB free): not all 8 fit beside the old ones"
-        );
-        assert!(roll(8, 2, 3174 * MIB).to_string().ends_with(", 2 boot at a time"));
-    }
-
-    #[test]
-    fn whoever_held_a_process_is_named() {
-        let worker = WorkerName { generation: GenerationId(3), slot: SlotIndex(1), pid: Some(77) };
-        let line = Note::Held { worker, threads: vec!["bg".to_owned()], limit_s: 25.0 }.to_string();
-        assert!(line.contains("thread 'bg' is not a daemon"), "{line}");
-    }
 }

@@ -1,5 +1,6 @@
 //! Messages of templates and workers, and what they mean to the supervisor. Nothing else reads their channels.
 
+use std::fmt;
 use std::time::Duration;
 
 use forkmaster_wire::channel::{Received, Sender};
@@ -8,6 +9,7 @@ use forkmaster_wire::WIRE_HASH;
 use mio::Token;
 
 use super::dumps::log_last_stacks;
+use super::processes::{Said, WorkerProcess};
 use super::{history, name, EventQueue, Service};
 use crate::children::{Proof, Who};
 use crate::chores::gauges::Gauges;
@@ -94,6 +96,17 @@ impl Service {
         events: &mut EventQueue,
     ) -> Option<TemplateEvent> {
         let processes = self.generations.get_mut(&generation)?;
+        let said = processes.template.as_mut().map(|template| &mut template.said)?;
+        let says = match message {
+            FromTemplate::Hello(_) => Said::Hello,
+            FromTemplate::Loaded(_) => Said::Loaded,
+            FromTemplate::Failed(_) | FromTemplate::SpawnFailed { .. } | FromTemplate::Pong { .. } => *said,
+        };
+        let repeats = matches!(message, FromTemplate::Hello(_) | FromTemplate::Loaded(_)) && says <= *said;
+        if repeats {
+            return Some(TemplateEvent::Broken { reason: "it introduces itself twice".to_owned() });
+        }
+        *said = says;
         match message {
             FromTemplate::Hello(hello) => {
                 if hello.wire_hash != WIRE_HASH {
@@ -146,11 +159,11 @@ impl Service {
             }
             FromTemplate::Failed(failure) => Some(TemplateEvent::Failed(failure.into())),
             FromTemplate::SpawnFailed { worker, reason } => {
-                log::error!("template gen={generation} could not fork a worker: {reason}");
                 // It may have been forked all the same, and then its own end is awaited.
                 self.read_worker(worker, shared, events);
                 let unborn = self.workers.get(&worker).filter(|worker| worker.pid.is_none());
                 if unborn.is_some_and(|worker| worker.generation == generation) {
+                    log::error!("template gen={generation} could not fork a worker: {reason}");
                     let refusal = Refusal::new(format!("the worker could not be forked: {reason}"));
                     self.worker_ended(worker, Exit::NeverBorn(refusal), shared, events);
                 }
@@ -177,7 +190,7 @@ impl Service {
                 Ok((Received::Empty, _)) => return,
                 Ok((Received::Eof, _)) => return self.on_channel_lost(id, WorkerEvent::ChannelLost, shared, events),
                 Err(error) => {
-                    log::error!("{}: its channel: {error}", name(worker));
+                    doubt(worker, format_args!("its channel: {error}"));
                     // The worker's introduction, which proves its pid, may be next.
                     if worker.pid.is_none() {
                         continue;
@@ -224,8 +237,9 @@ impl Service {
                         WorkerEvent::Forked { pid }
                     }
                     Err(claim) => {
-                        log::error!("{}: {claim}: not believed", name(worker));
-                        return None;
+                        doubt(worker, format_args!("{claim}: not believed"));
+                        // Another process speaks for one that is known.
+                        return worker.pid.map(|_| WorkerEvent::Garbled);
                     }
                 }
             }
@@ -248,16 +262,7 @@ impl Service {
                 WorkerEvent::Rehearsed(Rehearsed { number, status, details })
             }
             FromWorker::Probed { failure } => WorkerEvent::Probed(failure.map(Refusal::from)),
-            FromWorker::Drained { threads } => {
-                if !threads.is_empty() {
-                    log::warn!(
-                        "{} drained; its interpreter waits for threads that are no daemons: {}",
-                        name(worker),
-                        threads.join(", ")
-                    );
-                }
-                WorkerEvent::Drained { threads }
-            }
+            FromWorker::Drained { threads } => WorkerEvent::Drained { threads },
             FromWorker::RequestsServed => WorkerEvent::RequestsServed,
             FromWorker::Leaving { reason } => WorkerEvent::Leaving { reason },
             FromWorker::Stacks { id: _, text } => return self.on_stacks(id, &text, shared),
@@ -313,5 +318,12 @@ impl Service {
         if let Some(gauges) = Gauges::of(&app.environment, &app.release, rights) {
             shared.chores.give(Chore::RemoveGauges { gauges, pid }, shared.clock.now());
         }
+    }
+}
+
+/// What makes no sense may come without end: the log has one line of it a worker.
+fn doubt(worker: &mut WorkerProcess, why: fmt::Arguments<'_>) {
+    if !std::mem::replace(&mut worker.doubted, true) {
+        log::error!("{}: {why}", name(worker));
     }
 }

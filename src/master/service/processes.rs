@@ -84,6 +84,15 @@ pub struct TemplateProcess {
     pub token: Token,
     /// None: it has run for long.
     pub failure: Option<Failure>,
+    pub said: Said,
+}
+
+/// How far a template has come, by its own words: each comes once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Said {
+    Nothing,
+    Hello,
+    Loaded,
 }
 
 pub struct WorkerProcess {
@@ -104,6 +113,8 @@ pub struct WorkerProcess {
     pub stacks_logged: bool,
     /// SIGKILL was sent by the master, which has named the requests that it cut.
     pub killed: bool,
+    /// It, or somebody with its channel, has said what makes no sense.
+    pub doubted: bool,
     /// What was seen of its memory.
     pub growth: Option<Growth>,
     pub listeners: Vec<ListenerId>,

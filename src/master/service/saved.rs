@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::earlier::Earlier;
 use super::measures::Counted;
 use super::output::Output;
-use super::processes::{GenerationProcesses, TemplateProcess, WorkerProcess};
+use super::processes::{GenerationProcesses, Said, TemplateProcess, WorkerProcess};
 use super::readiness::Readiness;
 use super::services::ServiceProcess;
 use super::Service;
@@ -212,7 +212,7 @@ impl GenerationProcesses {
             let channel = Channel::from(claims.claim("template")?);
             take_over(shared, Who::Template(id), pid)?;
             let token = shared.sources.add(&channel, Source::Template(id))?;
-            processes.template = Some(TemplateProcess { pid, channel, token, failure: None });
+            processes.template = Some(TemplateProcess { pid, channel, token, failure: None, said: Said::Loaded });
         }
         processes.access = saved.access.map(|access| AccessLog::restore(access, claims)).transpose()?;
         // A template that is started again brings the library of this binary.
@@ -261,6 +261,7 @@ impl WorkerProcess {
             stacks_asked: false,
             stacks_logged: false,
             killed: false,
+            doubted: false,
             growth,
             listeners,
         })

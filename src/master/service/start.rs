@@ -9,7 +9,7 @@ use nix::fcntl::OFlag;
 
 use super::birth::Birth;
 use super::not_started::NotStarted;
-use super::processes::{TemplateProcess, WorkerProcess};
+use super::processes::{Said, TemplateProcess, WorkerProcess};
 use super::{python, Service};
 use crate::children::{Proof, Who};
 use crate::facts::outcome::Refusal;
@@ -62,7 +62,8 @@ impl Service {
             shared.children.kill(who);
             failure(format!("its channel cannot be watched: {error}"))
         })?;
-        processes.template = Some(TemplateProcess { pid, channel: ours, token, failure: Some(why) });
+        processes.template =
+            Some(TemplateProcess { pid, channel: ours, token, failure: Some(why), said: Said::Nothing });
         Ok(())
     }
 
@@ -161,6 +162,7 @@ impl Service {
             stacks_asked: false,
             stacks_logged: false,
             killed: false,
+            doubted: false,
             growth: None,
             listeners,
         };

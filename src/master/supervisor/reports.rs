@@ -25,7 +25,6 @@ impl Supervisor {
         };
         let may_terminate = self.may_terminate(at);
         let generation = &mut self.generations[at];
-        let graceful = generation.plan.graceful_timeout;
         let Some(worker) = generation.worker_mut(id) else { return };
         let (state, before) = (worker.state.clone(), worker.clone());
         let name = generation.name(&before);
@@ -69,7 +68,7 @@ impl Supervisor {
             (S::Closing { deadline, .. }, Event::Draining) => self.change(at, id, S::Draining { deadline }, now),
 
             (S::Closing { .. } | S::Draining { .. } | S::Terminating { .. }, Event::Drained { threads }) => {
-                self.change(at, id, S::Finishing { kill_at: now + graceful, threads }, now);
+                self.drained(at, id, threads, now);
             }
             // It was told to serve again, too late for it.
             (
@@ -77,7 +76,7 @@ impl Supervisor {
                 Event::Drained { threads },
             ) => {
                 self.slot_lost(at, &before, now);
-                self.change(at, id, S::Finishing { kill_at: now + graceful, threads }, now);
+                self.drained(at, id, threads, now);
             }
 
             (
@@ -187,9 +186,7 @@ impl Supervisor {
             // It is out of service, and may stand still in a debugger: neither silence nor its requests are a reason.
             (S::Kept { until, .. }, Event::Paused) => self.change(at, id, S::Kept { until, quiet: true }, now),
             (S::Kept { .. }, Event::Leaving { .. }) => self.end_kept(at, id, now),
-            (S::Kept { .. }, Event::Drained { threads }) => {
-                self.change(at, id, S::Finishing { kill_at: now + graceful, threads }, now);
-            }
+            (S::Kept { .. }, Event::Drained { threads }) => self.drained(at, id, threads, now),
             (S::Kept { .. }, Event::ChannelLost) => {
                 self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN, said_why: true }, now);
             }
@@ -350,6 +347,16 @@ impl Supervisor {
                 Event::Paused,
             ) => {}
         }
+    }
+
+    /// It serves nothing any more.
+    fn drained(&mut self, at: usize, id: WorkerId, threads: Vec<String>, now: Instant) {
+        let generation = &self.generations[at];
+        let kill_at = now + generation.plan.graceful_timeout;
+        if let Some(worker) = generation.worker(id).filter(|_| !threads.is_empty()) {
+            self.note(Note::WaitsForThreads { worker: generation.name(worker), threads: threads.clone() });
+        }
+        self.change(at, id, WorkerState::Finishing { kill_at, threads }, now);
     }
 
     /// Its pid is known: it is a process from here on.
