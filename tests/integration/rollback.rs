@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::harness::for_each_preload;
 use crate::harness::load::Load;
-use crate::harness::master::Master;
+use crate::harness::master::{Master, Worker};
 use crate::harness::site::Site;
 
 /// Goes back, and says which generation serves now.
@@ -117,4 +117,92 @@ fn a_rollback_that_cannot_be_is_refused_with_the_reason() {
     let missing = format!("{}: it is gone, and the release cannot run without it", gone.display());
     assert!(output.stderr.contains(&missing), "{}", output.stderr);
     assert_eq!(master.get("/").text(), "2", "a refused rollback changes nothing");
+}
+
+/// Each import leaves a line; where a file asks for it, it goes on only when so many are under way, or when it must fail.
+const IMPORTS: &str = r#"
+import os
+import time
+
+RELEASE = os.path.basename(os.getcwd())
+SITE = os.path.join(os.getcwd(), "..", "..")
+
+
+def lines(name):
+    try:
+        with open(os.path.join(SITE, name)) as file:
+            return file.read().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+with open(os.path.join(SITE, "imports"), "a") as imports:
+    imports.write(RELEASE + "\n")
+for wanted in lines("together"):
+    for _ in range(2000):
+        if len(lines("imports")) >= int(wanted):
+            break
+        time.sleep(0.01)
+    else:
+        raise RuntimeError("nobody else imports")
+if RELEASE in lines("broken"):
+    import missing
+
+
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Length", "1")])
+    return [RELEASE.encode()]
+"#;
+
+/// Release 2 serves with two workers; release 1 has served before.
+fn imports(name: &str) -> (Site, Master) {
+    let site = Site::new(name);
+    for release in ["1", "2"] {
+        site.build(release).file("app.py", IMPORTS).make();
+    }
+    site.flip("1");
+    site.set("server.workers", "2");
+    let master = site.start();
+    site.flip("2");
+    master.reload();
+    site.write("imports", "");
+    (site, master)
+}
+
+#[test]
+fn a_rollback_pays_for_the_import_once() {
+    let (site, master) = imports("rollback_once");
+    // Nobody is ready before both import.
+    site.write("together", "2");
+    let load = Load::on(&master.address()).closing(2).keeping(2).target("/").start();
+    load.wait_answers(20);
+    assert_eq!(roll_back(&master, &[]), "3");
+    assert_eq!(master.get("/").text(), "1");
+    load.wait_answers(20);
+    load.stop().assert_no_failures();
+    assert_eq!(fs::read_to_string(site.path().join("imports")).expect("it is there"), "1\n1\n");
+    master.wait_log("generation gen=3 has served before: its workers boot without a candidate");
+    assert!(master.log_lines("generation gen=3 proved *").is_empty());
+    master.stop_clean();
+}
+
+#[test]
+fn one_that_does_not_boot_any_more_is_refused_and_touches_nothing() {
+    let (site, master) = imports("rollback_broken");
+    site.write("broken", "1\n");
+    let before = master.wait_serving();
+    let load = Load::on(&master.address()).closing(2).keeping(2).target("/").start();
+    load.wait_answers(20);
+    let output = master.cli(&["rollback"]);
+    assert_eq!(output.code, Some(1), "{output}");
+    assert!(output.stderr.contains("No module named 'missing'"), "{output}");
+    load.wait_answers(20);
+    load.stop().assert_no_failures();
+    let pids = |workers: &[Worker]| workers.iter().map(|worker| worker.pid).collect::<Vec<_>>();
+    assert_eq!(pids(&master.wait_serving()), pids(&before), "the workers are the same");
+    assert_eq!(fs::read_to_string(site.path().join("imports")).expect("it is there"), "1\n1\n", "each has tried once");
+    fs::remove_file(site.path().join("broken")).expect("it is there");
+    assert_eq!(roll_back(&master, &[]), "4");
+    assert_eq!(master.get("/").text(), "1");
+    master.stop();
 }

@@ -43,6 +43,10 @@ pub enum Note {
         from: Option<&'static str>,
         to: &'static str,
     },
+    /// It has served before.
+    NoCandidate {
+        generation: GenerationId,
+    },
     /// The candidate is ready.
     Proved {
         generation: GenerationId,
@@ -349,6 +353,7 @@ impl Note {
             }
             Note::Rehearsal(rehearsal) => rehearsal.level(),
             Note::Generation { .. }
+            | Note::NoCandidate { .. }
             | Note::Proved { .. }
             | Note::Superseded { .. }
             | Note::Template { .. }
@@ -435,6 +440,9 @@ impl fmt::Display for Note {
             Note::Generation { generation, from: None, to } => write!(f, "generation gen={generation} -> {to}"),
             Note::Generation { generation, from: Some(from), to } => {
                 write!(f, "generation gen={generation} {from} -> {to}")
+            }
+            Note::NoCandidate { generation } => {
+                write!(f, "generation gen={generation} has served before: its workers boot without a candidate")
             }
             Note::Proved { generation, after_ms } => {
                 write!(f, "generation gen={generation} proved after={after_ms}ms")

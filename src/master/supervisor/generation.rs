@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | - | configured | Proving | starts the template, then one candidate |
 //! | Proving | the candidate is ready, and its rehearsal over | Rolling | opens new listeners, asks the predecessor's template whether it could take back |
+//! | Proving | it has served before, and its template is ready | Rolling | the same, without a candidate |
 //! | Proving | failed, died, deadline, answers that differ | Abandoned | the predecessor is untouched; at first start the master exits |
 //! | Rolling | every slot serves, nobody else accepts | Serving | commit: the predecessor drains, listeners without use are closed |
 //! | Rolling | too many failed boots, no progress, no room | Abandoned | the predecessor takes its slots back |
@@ -275,6 +276,7 @@ impl Generation {
             return Some(format!("room for a worker, behind {leaving} processes that leave"));
         }
         match self.state {
+            State::Proving if self.plan.origin.is_some() && self.workers.is_empty() => Some("its template".to_owned()),
             State::Proving => Some(self.rehearsal.waiting().unwrap_or_else(|| "the candidate".to_owned())),
             State::Rolling { step, .. } => Some(step.word().to_owned()),
             State::Serving | State::Draining | State::Kept | State::Abandoned => None,

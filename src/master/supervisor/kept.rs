@@ -8,7 +8,7 @@
 //! | No | a successor commits | Until | the template is not stopped; one that was kept before is |
 //! | Until | its time is over, memory is short, another commit | No | the template is told to stop |
 //! | Until | its template dies | No | forgotten |
-//! | Until | a rollback | Lent | the template moves to the new generation, which rolls at once |
+//! | Until | a rollback | Lent | the template moves to the new generation |
 //! | Lent | the rollback is refused, superseded | Until, or No | the template moves back, if it still lives and its time is not over |
 //! | Lent | the rollback commits | No | it is that generation's |
 //!
@@ -97,8 +97,7 @@ impl Supervisor {
         }
     }
 
-    /// The new generation goes back to one whose template is kept: that becomes its own, and it rolls at once. False: there
-    /// is none.
+    /// The new generation goes back to one whose template is kept: that becomes its own, and is ready. False: there is none.
     pub(super) fn fork_from_kept(&mut self, at: usize, now: Instant) -> bool {
         let origin = self.generations[at].origin;
         let is_it = |lender: &usize| {
@@ -110,9 +109,7 @@ impl Supervisor {
         let Keep::Until(until) = self.generations[lender].keep else { return false };
         self.generations[lender].keep = Keep::Lent { until };
         self.generations[at].lender = Some(self.generations[lender].id);
-        self.generations[at].candidate = self.generations[lender].candidate;
         self.move_template(lender, at, now);
-        self.open(at, now);
         true
     }
 

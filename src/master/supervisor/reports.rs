@@ -381,9 +381,9 @@ impl Supervisor {
                 self.refuse(generation, refusal, now);
             }
             State::Rolling { failed_boots, .. } => {
-                let count = failed_boots + 1;
+                let (count, max) = (failed_boots + 1, self.failed_boots_max(at));
                 let failed = refusal.clone();
-                self.note(Note::BootFailed { worker, count, max: FAILED_BOOTS_MAX, refusal: failed });
+                self.note(Note::BootFailed { worker, count, max, refusal: failed });
                 self.count_failed_boot(at, refusal, now);
             }
             State::Serving => {
@@ -393,11 +393,24 @@ impl Supervisor {
         }
     }
 
+    /// So many failures end a generation that rolls.
+    fn failed_boots_max(&self, at: usize) -> u32 {
+        let is_proved = self.generations[at].slots.iter().any(|slot| slot.proved);
+        if self.is_taking_over(at) {
+            // Nobody else serves: the old workers come back at once.
+            1
+        } else if is_proved {
+            FAILED_BOOTS_MAX
+        } else {
+            // One that had no candidate: where each of its workers has failed, there is nothing to wait for.
+            FAILED_BOOTS_MAX.min(self.wanted(at)).max(1)
+        }
+    }
+
     /// A generation that rolls may not fail too often.
     pub(super) fn count_failed_boot(&mut self, at: usize, refusal: Refusal, now: Instant) {
         let id = self.generations[at].id;
-        // Where it takes over in one step nobody else serves: the old workers come back at once.
-        let most = if self.is_taking_over(at) { 1 } else { FAILED_BOOTS_MAX };
+        let most = self.failed_boots_max(at);
         let generation = &mut self.generations[at];
         if let State::Rolling { failed_boots, step, .. } = &mut generation.state {
             *failed_boots += 1;

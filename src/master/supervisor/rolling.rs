@@ -1,5 +1,5 @@
 //! How a proved generation takes the old one's places: in one step where all new workers fit beside the old ones, else
-//! a few at a time.
+//! a few at a time. What has served before waits for no batch: whatever has booted of it serves.
 //!
 //! | Step | Event | Next | What is done |
 //! |---|---|---|---|
@@ -52,6 +52,7 @@ impl Supervisor {
         let Some(id) = self.in_transaction().map(|generation| generation.id) else { return };
         let Some(at) = self.index(id) else { return };
         match self.generations[at].state {
+            State::Proving if self.needs_no_candidate(at) => self.open_unproved(at, now),
             State::Proving => self.open_when_proved(at, now),
             State::Rolling { step: Step::Opening { .. } | Step::Asking { .. } | Step::Measuring { .. }, .. } => {}
             State::Rolling { step: Step::Placing { .. }, .. } => self.place_canary(at, now),
@@ -80,6 +81,28 @@ impl Supervisor {
             return;
         }
         self.note(Note::Proved { generation: id, after_ms: after.as_millis() as u64 });
+        self.open(at, now);
+    }
+
+    /// It has served before, and its template can fork: all its workers boot at once and prove themselves, rather than one
+    /// first, since an import would be paid for twice. One that is alone is its own candidate, where nobody is wanted nobody
+    /// else would prove it, and where none may boot beside the old ones one of these would have to go for it.
+    fn needs_no_candidate(&self, at: usize) -> bool {
+        let generation = &self.generations[at];
+        let can_fork = generation.template.ready_since().is_some() && generation.workers.is_empty();
+        let has_others = self.wanted(at) > 1 && generation.plan.surge != Surge::Workers(0);
+        generation.plan.origin.is_some() && can_fork && has_others
+    }
+
+    /// What a boot takes is known from those that have booted.
+    fn open_unproved(&mut self, at: usize, now: Instant) {
+        let origin = self.generations[at].origin;
+        let others = || self.generations.iter().enumerate().filter(|(other, _)| *other != at).map(|(_, other)| other);
+        let known = others().find(|other| other.origin == origin).or_else(|| self.serving());
+        if let Some(boot) = known.map(|known| known.candidate) {
+            self.generations[at].candidate = boot;
+        }
+        self.note(Note::NoCandidate { generation: self.generations[at].id });
         self.open(at, now);
     }
 
@@ -173,8 +196,12 @@ impl Supervisor {
             missing: wanted.saturating_sub(generation.present() as u32),
             processes: self.processes() as u32,
         };
-        let decided = self.pace_or_give_up(at, measured, now);
+        let mut decided = self.pace_or_give_up(at, measured, now);
         let generation = &self.generations[at];
+        if generation.plan.origin.is_some() && generation.plan.pause.is_none() && decided.boots < measured.missing {
+            // Whoever goes back is in a hurry: what has booted serves, while others boot after it.
+            decided.one_step = false;
+        }
         let waves = decided.processes.map(|processes| processes.saturating_sub(measured.processes));
         let at_once = match (generation.plan.surge, waves) {
             (Surge::Workers(surge), None | Some(_)) => surge.min(wanted),

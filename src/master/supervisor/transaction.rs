@@ -11,6 +11,7 @@
 //! | refused | `max_processes` leaves no room for a candidate, or for a worker while it rolls | `leftovers` |
 //! | refused | a new listener cannot be opened, or not in time | `rolling::on_listeners_refused`, `expire_step` |
 //! | refused | three boots or new workers fail while it rolls, or one as it takes over | `reports::count_failed_boot` |
+//! | refused | it had no candidate, and each of its workers has failed | `reports::count_failed_boot` |
 //! | refused | requests do not end, the command fails or is late, or the release does not answer after it (`--pause`) | `pause` |
 //! | refused | the canary is worse, one of it dies, an operator abandons it, or there can be none | `canary` |
 //! | refused | no worker changed places within a step's time | `rolling::expire_step` |

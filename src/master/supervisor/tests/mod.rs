@@ -10,6 +10,7 @@ mod pause;
 mod phases;
 mod random;
 mod rehearsal;
+mod rollback;
 mod rolling;
 mod services;
 mod stopping;
