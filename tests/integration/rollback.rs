@@ -3,10 +3,11 @@
 
 use std::fs;
 use std::process::Command;
+use std::thread;
 
 use crate::harness::for_each_preload;
 use crate::harness::load::Load;
-use crate::harness::master::{Master, Worker};
+use crate::harness::master::{run, Master, Worker};
 use crate::harness::site::Site;
 
 /// Goes back, and says which generation serves now.
@@ -204,5 +205,25 @@ fn one_that_does_not_boot_any_more_is_refused_and_touches_nothing() {
     fs::remove_file(site.path().join("broken")).expect("it is there");
     assert_eq!(roll_back(&master, &[]), "4");
     assert_eq!(master.get("/").text(), "1");
+    master.stop();
+}
+
+#[test]
+fn while_a_release_is_on_its_way_nobody_goes_back_too_far_by_mistake() {
+    let (site, master) = imports("rollback_early");
+    // Another deploy of release 2, which imports for as long as the test likes.
+    site.write("together", "9");
+    let directory = site.path().to_path_buf();
+    let asks = thread::spawn(move || run(&directory, &["reload", "-c", "app.toml"]));
+    master.wait_log("worker gen=3 slot=0 pid=* -> starting");
+    let why = "generation 3: it does not serve yet, and generation 2 does; `forkmaster abandon` gives up a canary, and `--to` \
+               names the generation to go back to";
+    refused(&master, &["rollback"], why);
+    assert_eq!(master.get("/").text(), "2");
+    site.write("together", "");
+    assert_eq!(roll_back(&master, &["--to", "1"]), "4");
+    assert_eq!(master.get("/").text(), "1");
+    let output = asks.join().expect("the client does not panic");
+    assert!(output.stderr.contains("superseded"), "{output}");
     master.stop();
 }

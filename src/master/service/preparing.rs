@@ -11,7 +11,7 @@ use forkmaster_wire::message::GenerationId;
 use super::prepare::refusal;
 use super::{history, Service};
 use crate::chores::{Chore, ChoreId, Done, NotDone, Reading, Reopened};
-use crate::config::problem::Problems;
+use crate::config::problem::{Problem, Problems};
 use crate::config::settings::LogTarget;
 use crate::config::Loaded;
 use crate::exit_code::ExitCode;
@@ -226,7 +226,7 @@ impl Service {
                 }))
             }
             Deploy::Back { to } => {
-                let found = self.earlier.find(*to).map_err(Problems::from);
+                let found = self.under_way(*to).map_or_else(|| self.earlier.find(*to), Err).map_err(Problems::from);
                 self.preparing.back = found.as_ref().ok().map(|(generation, _)| *generation);
                 Chore::FindAgain(Box::new(found.map(|(_, loaded)| loaded)))
             }
@@ -234,6 +234,17 @@ impl Service {
         self.preparing.chore = Some(shared.chores.give(chore, began));
         (self.preparing.step, self.preparing.askers) = (Step::Reading { began }, askers);
         self.preparing.deploy = deploy;
+    }
+
+    /// Whoever goes back while a release is on its way means the one that still serves, and the one before that would come.
+    fn under_way(&self, to: Option<GenerationId>) -> Option<Problem> {
+        let coming = self.supervisor.in_transaction().filter(|coming| to.is_none() && coming.plan.origin.is_none())?;
+        let serving = self.supervisor.serving()?.id;
+        let text = format!(
+            "it does not serve yet, and generation {serving} does; `forkmaster abandon` gives up a canary, and `--to` names the \
+             generation to go back to"
+        );
+        Some(Problem::new(format_args!("generation {}", coming.id), text))
     }
 
     fn open_logs(&mut self, loaded: Loaded, shared: &mut Shared) {
