@@ -25,8 +25,9 @@ const TICK_ALONE: Duration = Duration::from_millis(4);
 /// leaves one after that has to wake it.
 const CLOSE_LOOKS: u32 = 4;
 
-/// After so many ticks without a request the monitor sleeps until it is woken.
-const IDLE_TICKS: u32 = 20;
+/// After so many ticks without a request the monitor sleeps until it is woken. Waking it costs about as much as two ticks,
+/// so that more of them would cost a worker with a request now and then more than they spare.
+const IDLE_TICKS: u32 = 4;
 
 /// How long the leader may be in the application.
 #[derive(Clone, Copy, Debug)]
