@@ -1,12 +1,12 @@
 //! The documentation is held to the program: no link leads nowhere, no verb, signal or exit code is missing, every TOML that
-//! is shown is read, and every command that is shown is one. The examples of proxies run in front of forkmaster.
+//! is shown is read, and every command that is shown is one. The configurations of proxies run in front of forkmaster.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::client::Address;
+use crate::harness::client::{Address, Connection};
 use crate::harness::machine::Machine;
 use crate::harness::master::{run, run_with, Launch};
 use crate::harness::site::Site;
@@ -237,5 +237,43 @@ fn haproxy_of_the_examples_serves_what_is_behind_it() {
     proxies::ask_often("HAProxy of the examples", &addresses[0]);
     let environ = proxies::environ(&addresses[0], &[("X-Forwarded-For", "203.0.113.9")]);
     assert_eq!(environ["REMOTE_ADDR"], "127.0.0.1", "what a client says of itself got through");
+    proxies::assert_no_complaints(&master, &site);
+}
+
+/// The block stands in a page and not in a file of its own: everything that it needs is five lines.
+#[test]
+fn caddy_of_the_page_serves_what_is_behind_it_and_static_files() {
+    let site = Site::with_app("docs_caddy", "wsgi_forms.py");
+    site.set("server.bind", "['127.0.0.1:0', 'unix:app.sock']");
+    let master = site.start();
+    site.write("static/style.css", "body {}");
+    let page = read(&root().join("docs/behind-a-proxy.md"));
+    let (_line, block) = blocks(&page, "caddy").into_iter().next().expect("the page has it");
+    let place = site.path().display();
+    let mine = |text: &str, ours: &str, theirs: &str| {
+        assert!(text.contains(ours), "{ours} is not in {text}");
+        text.replace(ours, theirs)
+    };
+    let (_caddy, addresses) = proxies::start(&site, 1, |ports| {
+        // By its name Caddy would ask for a certificate.
+        let text = mine(&block.join("\n"), "shop.example {", &format!("http://localhost:{} {{", ports[0].port()));
+        let text = mine(&text, "unix//run/shop/http.sock", &format!("unix/{place}/app.sock"));
+        let text = mine(&text, "/srv/shop/current/static", &format!("{place}/static"));
+        // Its door for administrators would be one port for all, and it would listen on every interface.
+        let file = site.write(
+            "Caddyfile",
+            &format!("{{\n\tadmin off\n\tpersist_config off\n\tdefault_bind 127.0.0.1\n}}\n{text}\n"),
+        );
+        let mut command = Command::new(Machine::get().program("caddy"));
+        command.args(["run", "--adapter", "caddyfile", "--config"]).arg(file);
+        command.env("XDG_DATA_HOME", site.path()).env("XDG_CONFIG_HOME", site.path());
+        command
+    });
+    proxies::ask_often("Caddy of the page", &addresses[0]);
+    let environ = proxies::environ(&addresses[0], &[("X-Forwarded-For", "203.0.113.9")]);
+    assert_eq!(environ["REMOTE_ADDR"], "127.0.0.1", "what a client says of itself got through");
+    assert_eq!(environ["wsgi.url_scheme"], "http");
+    let style = Connection::to(&addresses[0]).get("/static/style.css").expect("it is answered");
+    assert_eq!((style.status, style.text().as_str()), (200, "body {}"));
     proxies::assert_no_complaints(&master, &site);
 }
