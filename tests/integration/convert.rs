@@ -1,4 +1,4 @@
-//! `convert` with configurations as they are in use: eleven of Gunicorn's and ten of uWSGI's, with settings that public ones
+//! `convert` with configurations as they are in use: twelve of Gunicorn's and twelve of uWSGI's, with settings that public ones
 //! have. Each becomes the file beside it in tests/convert, which `check` calls good, or is refused with the words there.
 //! Run with FORKMASTER_BLESS=1, the test writes what is expected anew.
 
@@ -89,7 +89,7 @@ fn convert(example: &Path) -> String {
 #[test]
 fn what_others_have_becomes_a_good_configuration_or_is_refused_with_the_way_out() {
     let examples = examples();
-    assert_eq!(examples.len(), 21);
+    assert_eq!(examples.len(), 24);
     let mut wrong = Vec::new();
     for example in examples {
         let made = convert(&example);

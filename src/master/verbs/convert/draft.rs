@@ -97,6 +97,11 @@ impl Draft {
         }
     }
 
+    /// What was said of settings that were found wrong.
+    pub fn dropped(&self) -> impl Iterator<Item = &String> {
+        self.loud.iter().filter(|loud| loud.starts_with(DROPPED))
+    }
+
     /// The setting in this line of the text was found wrong: it becomes a remark.
     pub fn drop_line(&mut self, number: usize, head: &str, why: &str) -> bool {
         let Some(at) = self.numbers(head).iter().position(|line| *line == number) else { return false };

@@ -10,6 +10,7 @@ import sys
 path, cpus, above = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 out, sys.stdout = sys.stdout, sys.stderr
 reads = {}
+goes_through = False
 
 
 class Environ(collections.abc.MutableMapping):
@@ -39,6 +40,8 @@ class Environ(collections.abc.MutableMapping):
         del self.variables[name]
 
     def __iter__(self):
+        global goes_through
+        goes_through = True
         return iter(self.variables)
 
     def __len__(self):
@@ -60,8 +63,10 @@ sys.argv = ["gunicorn"]
 
 with open(path, encoding="utf-8") as file:
     source = file.read()
+goes_through = False
 names = {"__file__": path, "__name__": "gunicorn.conf"}
 exec(compile(source, path, "exec"), names)
+went_through = goes_through
 
 
 def is_logging(statement):
@@ -154,4 +159,4 @@ for name, value in names.items():
         settings[name] = f"{value.__module__}.{value.__qualname__}"
     else:
         settings[name] = plain(value)
-json.dump({"settings": settings, "hooks": hooks, "reads": reads, "sources": sources}, out)
+json.dump({"settings": settings, "hooks": hooks, "reads": reads, "sources": sources, "went_through": went_through}, out)

@@ -30,6 +30,8 @@ struct Run {
     reads: BTreeMap<String, Option<String>>,
     /// The expressions of assignments.
     sources: BTreeMap<String, String>,
+    /// It went through the variables, whatever they are called.
+    went_through: bool,
 }
 
 /// What a function of the file comes to, where it is simple.
@@ -72,6 +74,8 @@ pub enum MadeOf {
 pub struct Evaluated {
     pub settings: BTreeMap<String, Meant>,
     pub hooks: BTreeMap<String, Hook>,
+    /// Variables that are not set here may set more.
+    pub went_through: bool,
 }
 
 /// Runs the file by this Python. The error is what Python says.
@@ -96,7 +100,8 @@ pub fn evaluate(python: &Path, file: &Path) -> Result<Evaluated, String> {
         let (value, made_of) = judge(plain, is_fixed, &with(&marked), &marks, &reads);
         (name.clone(), Meant { value, plain: plain.clone(), made_of, source })
     });
-    Ok(Evaluated { settings: settings.collect(), hooks: as_it_is.hooks.clone() })
+    let settings = settings.collect();
+    Ok(Evaluated { settings, hooks: as_it_is.hooks, went_through: as_it_is.went_through })
 }
 
 fn judge(
@@ -108,10 +113,26 @@ fn judge(
 ) -> (Value, MadeOf) {
     if marked != value {
         let (named, complete) = name_marks(marked, marks, reads);
+        let named = if is_fixed { or_else(named, value) } else { or_else(named, &Value::from("auto")) };
         return if complete { (named, MadeOf::Variables) } else { (value.clone(), MadeOf::Code) };
     }
     let made_of = if is_fixed { MadeOf::Constant } else { MadeOf::Cpus };
     (value.clone(), made_of)
+}
+
+/// A variable alone, for which the file says no default, has one all the same where it is not set here: the value without it.
+fn or_else(named: Value, without: &Value) -> Value {
+    let name = named.as_str().and_then(|text| text.strip_prefix("${")?.strip_suffix('}'));
+    let Some(name) = name.filter(|name| !name.contains([':', '$'])) else { return named };
+    let default = match without {
+        Value::String(text) if !text.is_empty() && !text.contains(['$', '}']) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        _no_text => return named,
+    };
+    match std::env::var_os(name) {
+        Some(_) => named,
+        None => Value::String(format!("${{{name}:-{default}}}")),
+    }
 }
 
 /// Puts variables in the place of their marks. False: there was none in it.

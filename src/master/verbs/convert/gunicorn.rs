@@ -37,6 +37,12 @@ pub fn convert(file: &Evaluated, flags: &BTreeMap<String, Meant>, draft: &mut Dr
     for (name, hook) in &file.hooks {
         take_hook(name, hook, draft);
     }
+    if file.went_through {
+        draft.warn(
+            "The file goes through all variables of the environment. What those set that are not set here is missing: convert it \
+             where they are, or write it here.",
+        );
+    }
     Ok(())
 }
 
@@ -78,6 +84,8 @@ fn take_hook(name: &str, hook: &Hook, draft: &mut Draft) {
 /// Only what waits in threads can be taken: the others have thousands of requests at once, or another interface.
 fn worker_class(class: Option<&Meant>) -> Result<(), Refused> {
     let Some(class) = class.map(|class| text(&class.plain)) else { return Ok(()) };
+    // The entry point of one of its own: `egg:gunicorn#sync`.
+    let class = class.strip_prefix("egg:gunicorn#").unwrap_or(&class).to_owned();
     let word = class.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
     match class.as_str() {
         "" | "sync" | "gthread" => return Ok(()),
@@ -113,6 +121,8 @@ fn take(name: &str, meant: &Meant, draft: &mut Draft) {
     match name {
         // Judged before.
         "worker_class" => {}
+        // Variables of the file's own: Gunicorn has no settings of these names, but others have.
+        "host" | "port" | "name" => {}
         "bind" => bind(meant, draft),
         "wsgi_app" => draft.set_text("app", "module", &colon(&meant.text())),
         "chdir" => set_text(("app", "release"), meant, draft),
@@ -120,6 +130,10 @@ fn take(name: &str, meant: &Meant, draft: &mut Draft) {
             let paths = meant.text();
             let paths: Vec<String> = paths.split(',').map(|path| config::quoted(path.trim())).collect();
             draft.set("app", "pythonpath", format!("[{}]", paths.join(", ")));
+        }
+        // Gunicorn takes these words as text, too.
+        "preload_app" if matches!(value.as_str(), Some("True" | "true" | "False" | "false")) => {
+            draft.set("app", "preload", meant.text().to_ascii_lowercase());
         }
         "preload_app" => set_bare(("app", "preload"), meant, draft),
         "raw_env" => {
@@ -229,7 +243,7 @@ fn take(name: &str, meant: &Meant, draft: &mut Draft) {
         }
         _other => match config::elsewhere(config::Server::Gunicorn, name) {
             Some(Elsewhere::Sentence(sentence)) => {
-                if is_tls(name) && !is_nothing(value) {
+                if is_tls(name) && !is_nothing(&meant.plain) {
                     draft.warn("Gunicorn spoke TLS here. forkmaster does not: put nginx, HAProxy or Caddy in front.");
                 }
                 // What is switched off need not be told.

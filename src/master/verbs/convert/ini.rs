@@ -11,6 +11,8 @@ pub struct Entry {
     pub value: String,
     /// It cannot be known without running uWSGI.
     pub computed: bool,
+    /// Other values are filled from it, as `%(name)`.
+    pub is_named: bool,
 }
 
 /// Placeholders in placeholders: uWSGI gives up at some point, and so does this.
@@ -22,6 +24,9 @@ const DEPTH_MAX: usize = 5;
 pub fn read(text: &str, path: &Path) -> Vec<Entry> {
     let mut reading = Reading { text, path, names: BTreeMap::new(), entries: Vec::new() };
     reading.section("uwsgi", 0);
+    for entry in &mut reading.entries {
+        entry.is_named = text.contains(&format!("%({})", entry.key));
+    }
     reading.entries
 }
 
@@ -60,8 +65,13 @@ impl Reading<'_> {
         if let Some(section) = value.strip_prefix(':').filter(|_| key == "ini" && depth < DEPTH_MAX) {
             return self.section(section, depth + 1);
         }
-        let is_logic = key.starts_with("if-") || key == "for" || key == "endif" || key == "endfor";
-        let computed = value.contains("@(") || value.contains("%(") || is_logic;
+        // Of a number uWSGI reads what are digits, so that a comment may stand behind it in this form as well.
+        let number = value.split('#').next().unwrap_or_default().trim_end();
+        let value =
+            if number.is_empty() || number.contains(|c: char| !c.is_ascii_digit()) { value } else { number.to_owned() };
+        // A format has names of its own in the same parentheses.
+        let is_format = matches!(key.as_str(), "log-format" | "logformat" | "log-encoder" | "log-req-encoder");
+        let computed = (value.contains("@(") || value.contains("%(")) && !is_format;
         match key.as_str() {
             "set" | "set-placeholder" | "set-ph" => {
                 if let Some((name, value)) = value.split_once('=') {
@@ -70,10 +80,19 @@ impl Reading<'_> {
             }
             _setting => {
                 self.names.insert(key.clone(), value.clone());
-                self.entries.push(Entry { key, value, computed });
+                self.entries.push(Entry { key, value, computed, is_named: false });
             }
         }
     }
+}
+
+/// What the lines below it depend on, or are repeated for.
+pub fn is_condition(key: &str) -> bool {
+    key.starts_with("if-") || matches!(key, "for" | "for-glob" | "for-times" | "for-readline")
+}
+
+pub fn ends_condition(key: &str) -> bool {
+    matches!(key, "endif" | "end-if" | "endfor" | "end-for")
 }
 
 /// `%(name)`, `$(VARIABLE)` and `%d`, `%p`, `%n`: the directory, the path and the name of the file. A dollar sign of its own
@@ -122,7 +141,7 @@ mod tests {
 
     #[test]
     fn placeholders_variables_and_the_file_itself() {
-        let text = "[other]\nprocesses = 9\n[base]\nthreads = 2 ; two\n[uwsgi]\nini = :base\n; a comment\n# another\nproject = shop\nbase = /srv/%(project)\n\
+        let text = "[other]\nprocesses = 9\n[base]\nthreads = 2 ; two\nlisten = 64  # many\n[uwsgi]\nini = :base\n; a comment\n# another\nproject = shop\nbase = /srv/%(project)\n\
                     chdir = %(base)/src\nmaster\nhttp = :$(PORT)\nlogto = %dlogs/%n.log\nenv = KEY=a$b\n\
                     processes = %(cores)\nstats = @(exec://hostname)\n";
         let entries = read(text, Path::new("/etc/uwsgi/site.ini"));
@@ -134,6 +153,7 @@ mod tests {
             shown,
             [
                 "threads=2",
+                "listen=64",
                 "project=shop",
                 "base=/srv/shop",
                 "chdir=/srv/shop/src",

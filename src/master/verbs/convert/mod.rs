@@ -94,6 +94,12 @@ fn convert(order: &Order, context: &ProcessContext) -> Result<String, String> {
         }
     }
     find_application(&mut draft, &here, from.as_ref())?;
+    if !draft.has("http", "max_body") {
+        draft.set_text("http", "max_body", "100MiB");
+        let comment =
+            "There was no limit. Here a larger body is answered with 413: write more where uploads are larger.";
+        draft.comment("http", "max_body", comment);
+    }
     let what = from.as_ref().map_or("Gunicorn's command line", |from| from.shown.as_str());
     let head = format!(
         "Converted from {what} by forkmaster {}. `forkmaster check -c {}` reads it as a start would.",
@@ -139,7 +145,8 @@ fn evaluate_as_caller(
     };
     evaluate::evaluate(&python, &from.path).map_err(|said| {
         format!(
-            "{} cannot be executed by {}; --python names another one. It says:\n{said}",
+            "{} cannot be executed by {}. It needs what it has where Gunicorn runs: its variables, and its Python, which --python \
+             names. It says:\n{said}",
             from.shown,
             python.display()
         )
@@ -202,7 +209,9 @@ fn write(order: &Order, context: &ProcessContext, draft: &mut Draft, head: &str)
             dropped |= draft.drop_line(number, head, &reason);
         }
         if !dropped {
-            return Err(format!("the configuration would not be good: {problems}"));
+            // What is missing may be what was taken out.
+            let dropped: String = draft.dropped().map(|loud| format!("\n{loud}")).collect();
+            return Err(format!("the configuration would not be good: {problems}{dropped}"));
         }
     }
     Err("the configuration would not be good".to_owned())

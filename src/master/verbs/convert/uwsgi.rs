@@ -4,7 +4,7 @@
 use super::cron::Cron;
 use super::draft::Draft;
 use super::gunicorn::Refused;
-use super::ini::Entry;
+use super::ini::{self, Entry};
 use crate::config::{self, Elsewhere};
 
 const NO_SHELL: &str = "no shell reads a [[service]]: put it into a script, and write command = [\"./script\"]";
@@ -48,13 +48,13 @@ const SILENT: &[&str] = &[
     "log-date",
     "log-x-forwarded-for",
     "http-keepalive",
-    "add-header",
     "wsgi-disable-file-wrapper",
     "buffer-size",
     "limit-post",
     "disable-logging",
     "log-master",
     "protocol",
+    "socket-protocol",
 ];
 
 pub fn convert(entries: &[Entry], draft: &mut Draft) -> Result<(), Refused> {
@@ -66,9 +66,15 @@ pub fn convert(entries: &[Entry], draft: &mut Draft) -> Result<(), Refused> {
         }
     }
     for entry in entries {
-        match entry.computed {
-            true => draft.leave_out(shown(entry), "uWSGI computes it when it starts; write its value"),
-            false => take(entry, draft),
+        if ini::is_condition(&entry.key) {
+            let below =
+                "uWSGI decides it when it starts. The lines below it are taken as if it held: keep those that do";
+            draft.leave_out(shown(entry), below);
+            draft.warn(format!("{}: {below}.", shown(entry)));
+        } else if entry.computed {
+            draft.leave_out(shown(entry), "uWSGI computes it when it starts; write its value");
+        } else if !ini::ends_condition(&entry.key) {
+            take(entry, draft);
         }
     }
     application(entries, draft);
@@ -233,11 +239,22 @@ fn take(entry: &Entry, draft: &mut Draft) {
         }
         "module" | "wsgi" | "wsgi-file" | "file" | "mount" => {}
         "socket" | "s" | "uwsgi-socket" | "http" | "http-socket" | "http11-socket" | "shared-socket" => {}
+        "ini" | "include" | "inherit" | "yaml" | "yml" | "json" | "xml" | "config" => {
+            draft.leave_out(shown(entry), "put the lines of that file in the place of this one, and convert again");
+            draft.warn(format!(
+                "{}: that file is not read. Put its lines in the place of this one, and convert again.",
+                shown(entry)
+            ));
+        }
+        "add-header" | "rem-header" | "response-headers" | "collect-header" => {
+            draft.leave_out(shown(entry), "fields of responses are for the application, or for the proxy in front");
+        }
         _silent if SILENT.contains(&key.as_str()) => {}
+        // Others were filled from it, and uWSGI has no such option.
+        _name if entry.is_named && config::elsewhere(config::Server::Uwsgi, &key).is_none() => {}
         _other => match config::elsewhere(config::Server::Uwsgi, &key) {
             Some(Elsewhere::Sentence(sentence)) => draft.leave_out(shown(entry), sentence),
             Some(Elsewhere::Setting(spec)) => draft.leave_out(shown(entry), format!("see {spec}")),
-            // A name that others were filled from, or what has no counterpart.
             None => draft.leave_out(shown(entry), "nothing here is like it"),
         },
     }
@@ -321,14 +338,20 @@ fn dotted(file: &str, draft: &mut Draft) -> String {
 }
 
 fn addresses(entries: &[Entry], draft: &mut Draft) {
-    let speaks_http = entries.iter().any(|entry| is(&entry.key, "protocol") && entry.value == "http");
+    let says_http =
+        |entry: &Entry| entry.value == "http" && (is(&entry.key, "protocol") || is(&entry.key, "socket-protocol"));
+    let speaks_http = entries.iter().any(says_http);
+    let shared: Vec<&str> =
+        entries.iter().filter(|entry| is(&entry.key, "shared-socket")).map(|entry| entry.value.as_str()).collect();
     let mut bind: Vec<String> = Vec::new();
     let mut uwsgi = Vec::new();
     for entry in entries.iter().filter(|entry| !entry.computed) {
         let key = entry.key.replace('_', "-");
         let speaks_uwsgi = matches!(key.as_str(), "socket" | "s" | "uwsgi-socket");
         if speaks_uwsgi || matches!(key.as_str(), "http" | "http-socket" | "http11-socket") {
-            let address = address(&entry.value);
+            // `=0` is the first `shared-socket`.
+            let place = entry.value.strip_prefix('=').and_then(|number| shared.get(number.parse::<usize>().ok()?));
+            let address = address(place.copied().unwrap_or(&entry.value));
             if speaks_uwsgi && !speaks_http {
                 uwsgi.push(address.clone());
             }
@@ -338,6 +361,12 @@ fn addresses(entries: &[Entry], draft: &mut Draft) {
         }
     }
     if bind.is_empty() {
+        for address in shared {
+            draft.leave_out(
+                format!("shared-socket = {address}"),
+                "nothing that forkmaster speaks is on it; see [server] bind",
+            );
+        }
         return;
     }
     let quoted: Vec<String> = bind.iter().map(|address| config::quoted(address)).collect();
