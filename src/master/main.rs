@@ -166,10 +166,11 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
     let mut pidfile = None;
     if let Some(path) = settings.server.pidfile.clone() {
         let application = settings.server.identity.as_ref().map(Identity::rights);
-        let write = move || PidFile::write(&path, application.as_ref());
+        let file = path.clone();
+        let write = move || PidFile::write(&file, application.as_ref());
         pidfile = match AtStart::begin("writing [server] pidfile", OPEN_WITHIN, write).wait(&mut signals) {
             Ok(Ok(pidfile)) => Some(pidfile),
-            Ok(Err(error)) => return fail("[server] pidfile cannot be written", &error),
+            Ok(Err(error)) => return fail(&format!("[server] pidfile {} cannot be written", path.display()), &error),
             Err(not_started) => return give_up(not_started),
         };
     }

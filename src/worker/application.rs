@@ -34,7 +34,18 @@ pub fn load<'py>(py: Python<'py>, boot: &Boot) -> Result<Bound<'py, PyAny>, Fail
     let Some(literals) = &application.call else { return wsgi(found, &path, &path) };
     let factory = callable(found, &path)?;
     let (positional, named) = arguments(py, literals).map_err(|error| raised(&error))?;
-    let made = factory.call(positional, Some(&named)).map_err(|error| raised(&error))?;
+    let made = factory.call(positional, Some(&named)).map_err(|error| {
+        let mut failure = raised(&error);
+        // Raised by the call itself: what takes an environ and a function is an application, and no factory.
+        if literals.is_empty()
+            && error.traceback(py).is_none()
+            && failure.reason.contains("missing 2 required positional")
+        {
+            failure.details.clear();
+            failure.reason = format!("{}; if it is the application itself, write \"{path}\"", failure.reason);
+        }
+        failure
+    })?;
     wsgi(made, &format!("the result of {path}({literals})"), &path)
 }
 

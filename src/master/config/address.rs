@@ -133,6 +133,9 @@ fn parse_inet(text: &str) -> Result<SocketAddr, String> {
         "" | "*" => {
             Err(format!("an address is missing; for every interface write \"0.0.0.0:{port}\" and \"[::]:{port}\""))
         }
+        _ if host.split_once(':').is_some_and(|(_host, port)| is_port(port)) => {
+            Err(format!("an address has one port; write \"{host}\""))
+        }
         _ if host.contains(':') => Err(format!("an IPv6 address stands in brackets; write \"[{host}]:{port}\"")),
         _ => Err(format!("`{host}` is not an IP address, and names are not looked up; write \"127.0.0.1:{port}\"")),
     }

@@ -9,6 +9,9 @@ const CALLABLE_DEFAULT: &str = "application";
 
 pub fn parse_application(text: &str) -> Result<Application, String> {
     let text = text.trim();
+    if let Some((_scheme, address)) = text.split_once("://") {
+        return Err(format!("an address, not an application; write --bind {}", address.trim_end_matches('/')));
+    }
     let (module, rest) = match text.split_once(':') {
         Some((module, rest)) => (module, Some(rest)),
         None => (text, None),
@@ -45,12 +48,20 @@ pub fn check_module(module: &str) -> Result<(), String> {
     if module.is_empty() {
         return Err("a module is missing; write \"shop.wsgi:application\"".to_owned());
     }
+    if let Some(directory) = module.strip_suffix('/') {
+        let package = directory.trim_start_matches("./").replace('/', ".");
+        return Err(format!("a directory, not a module; write the name of a file in it, as \"{package}.wsgi\""));
+    }
     if module.contains('/') || module.ends_with(".py") {
         let dotted = module.trim_end_matches(".py").trim_start_matches("./").replace('/', ".");
         return Err(format!("a file, not a module; write \"{dotted}\""));
     }
     match module.split('.').find(|name| !is_identifier(name)) {
         Some("") => Err(format!("`{module}` has an empty part; write a dotted name as \"shop.wsgi\"")),
+        Some(bad) if bad.contains('-') && is_identifier(&bad.replace('-', "_")) => Err(format!(
+            "`{bad}` has a hyphen, so that Python cannot import it; rename the file, and write \"{}\"",
+            module.replace('-', "_")
+        )),
         Some(bad) => Err(format!("`{bad}` is not a Python name; write a dotted name as \"shop.wsgi\"")),
         None => Ok(()),
     }

@@ -125,12 +125,21 @@ fn text(path: &Path, opened: io::Result<(std::fs::File, PathBuf)>) -> Result<(St
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(format!("{} is larger than 1 MiB", path.display()));
     }
-    let text = String::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8", path.display()))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + good.iter().filter(|byte| **byte == b'\n').count();
+        format!("line {line} of {} is not UTF-8; save the file as UTF-8", path.display())
+    })?;
     Ok((text, real))
 }
 
 /// Other servers' configurations are another language, of which no line makes sense as TOML.
 pub fn foreign(shown: &str) -> Option<String> {
+    if Path::new(shown).extension()? == "json" {
+        return Some(
+            "JSON, and forkmaster reads TOML: write a line `[app]`, and below it `module = \"shop.wsgi\"`".to_owned(),
+        );
+    }
     let (of, what) = match Path::new(shown).extension()?.to_str()? {
         "py" => ("Gunicorn", "a program"),
         "ini" | "xml" | "yaml" | "yml" => ("uWSGI or another server", "not TOML"),

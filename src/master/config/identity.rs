@@ -17,7 +17,12 @@ pub fn find_user(text: &str) -> Result<(u32, Option<User>), String> {
     }
     match CString::new(text).map_err(|_| "a NUL byte in a name".to_owned()).map(|_| User::from_name(text))? {
         Ok(Some(user)) => Ok((user.uid.as_raw(), Some(user))),
-        Ok(None) => Err("there is no such user; create it, or write a number".to_owned()),
+        Ok(None) => match text.split_once(':') {
+            Some((user, group)) => {
+                Err(format!("user and group are two settings; write user = \"{user}\" and group = \"{group}\""))
+            }
+            None => Err("there is no such user; create it, or write a number".to_owned()),
+        },
         Err(error) => Err(error.desc().to_owned()),
     }
 }

@@ -118,14 +118,21 @@ fn version_of(venv: &Path) -> Option<String> {
 pub fn real_directory(path: &Path, what: &str) -> Result<PathBuf, String> {
     let real = path.canonicalize().map_err(|error| missing(path, what, &error))?;
     if real.is_dir() {
-        Ok(real)
-    } else {
-        Err(format!("{} is not a directory", path.display()))
+        return Ok(real);
     }
+    let is_python = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("python"));
+    if what == "venv" && is_python {
+        return Err(format!("{0} is a Python, not a venv; write python = \"{0}\"", path.display()));
+    }
+    Err(format!("{} is a file, not a directory", path.display()))
 }
 
 /// Why a path cannot be followed: it is not there, or one of the links on the way leads nowhere.
 pub fn missing(path: &Path, what: &str, error: &io::Error) -> String {
+    if error.raw_os_error() == Some(libc::EACCES) {
+        let us = nix::unistd::geteuid();
+        return format!("{}: {}; uid {us}, which starts it, must be able to read it", path.display(), reason(error));
+    }
     if error.kind() != io::ErrorKind::NotFound {
         return format!("{}: {}", path.display(), reason(error));
     }
@@ -133,7 +140,13 @@ pub fn missing(path: &Path, what: &str, error: &io::Error) -> String {
         let target = part.read_link().ok()?;
         (!part.exists()).then(|| format!("{} is a dangling symlink (to {})", part.display(), target.display()))
     });
-    dangling.unwrap_or_else(|| format!("there is no {what} {}", path.display()))
+    // A shell replaces it, and nobody else.
+    let hint = if path.components().any(|part| part.as_os_str() == "~") {
+        "; `~` is for shells: write the whole path"
+    } else {
+        ""
+    };
+    dangling.unwrap_or_else(|| format!("there is no {what} {}{hint}", path.display()))
 }
 
 /// `No such file or directory`, without the number that `io::Error` appends.
@@ -144,10 +157,10 @@ pub fn reason(error: &io::Error) -> String {
 pub fn check_executable(path: &Path) -> Result<(), String> {
     let meta = path.metadata().map_err(|error| missing(path, "file", &error))?;
     if !meta.is_file() {
-        return Err(format!("{} is not a file", path.display()));
+        return Err(format!("{} is a directory, not a program", path.display()));
     }
     if meta.permissions().mode() & 0o111 == 0 {
-        return Err(format!("{} is not executable", path.display()));
+        return Err(format!("{0} is not executable; `chmod +x {0}`, or write another path", path.display()));
     }
     Ok(())
 }

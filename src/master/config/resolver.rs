@@ -175,8 +175,15 @@ impl<'a> Resolver<'a> {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 items.map(|item| Written { line: 0, value: Value::Text(item.to_owned()) }).collect()
             }
-            Value::Text(_) => {
-                self.problem(at, &value, &origin, &format!("a list is needed; write [{}]", value.shown()));
+            Value::Text(text) => {
+                // What the text was to be several of.
+                let items: Vec<&str> = match at {
+                    ("app", "pythonpath") => text.split(':').collect(),
+                    ("hooks", _command) => text.split_whitespace().collect(),
+                    _item => vec![text],
+                };
+                let items: Vec<String> = items.into_iter().map(file::quoted).collect();
+                self.problem(at, &value, &origin, &format!("a list is needed; write [{}]", items.join(", ")));
                 return Vec::new();
             }
             other => {

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -254,10 +254,28 @@ pub enum LogTarget {
     File(PathBuf),
 }
 
+impl LogTarget {
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            LogTarget::Stderr => None,
+            LogTarget::File(path) => Some(path),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AccessTarget {
     Stdout,
     File(PathBuf),
+}
+
+impl AccessTarget {
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            AccessTarget::Stdout => None,
+            AccessTarget::File(path) => Some(path),
+        }
+    }
 }
 
 /// The master's own address for probes and scrapers.

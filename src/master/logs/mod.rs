@@ -10,6 +10,7 @@ mod writer;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -87,7 +88,8 @@ impl Opened {
 
 /// A log that cannot be opened: the one rule for both is that there is no such generation.
 pub struct NotOpened {
-    key: &'static str,
+    /// As the settings call it.
+    log: String,
     error: io::Error,
 }
 
@@ -99,7 +101,7 @@ impl NotOpened {
 
 impl fmt::Display for NotOpened {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "[log] {} cannot be opened: {}", self.key, self.error)
+        write!(f, "{} cannot be opened: {}", self.log, self.error)
     }
 }
 
@@ -112,8 +114,15 @@ pub fn names(settings: &Settings) -> (Named<LogTarget>, Option<Named<AccessTarge
 
 /// Opens the logs of a new generation.
 pub fn open(error: &Named<LogTarget>, access: Option<&Named<AccessTarget>>) -> Result<Opened, NotOpened> {
-    let error = ErrorLog::open(error).map_err(|error| NotOpened { key: "error", error })?;
-    let access = access.map(AccessLog::open).transpose().map_err(|error| NotOpened { key: "access", error })?;
+    let not_opened = |key: &str, path: Option<&Path>, error| {
+        let path = path.map(|path| format!(" {}", path.display())).unwrap_or_default();
+        NotOpened { log: format!("[log] {key}{path}"), error }
+    };
+    let error = ErrorLog::open(error).map_err(|failed| not_opened("error", error.target.path(), failed))?;
+    let open = |access: &Named<AccessTarget>| {
+        AccessLog::open(access).map_err(|failed| not_opened("access", access.target.path(), failed))
+    };
+    let access = access.map(open).transpose()?;
     Ok(Opened { error: Some(error), access })
 }
 

@@ -143,7 +143,8 @@ fn by_name(name: &str, places: &[ControlPlace], believed: &Believed) -> Result<F
             Err(NotFound { reason, exit_code: ExitCode::Refused })
         }
         (None, _) => {
-            let reason = format!("no running master found; tried\n  {}", tried.join("\n  "));
+            let tried = tried.join("\n  ");
+            let reason = format!("no running master found; tried\n  {tried}\n`forkmaster list` shows those that run");
             Err(NotFound { reason, exit_code: not_ours.unwrap_or(ExitCode::NotRunning) })
         }
     }
@@ -279,7 +280,7 @@ mod tests {
         assert_eq!(not_found.exit_code, ExitCode::NotRunning);
         let tried =
             "no running master found; tried\n  /nonexistent/a.sock: No such file or directory\n  /proc/b.sock: \
-                     No such file or directory";
+                     No such file or directory\n`forkmaster list` shows those that run";
         assert_eq!(not_found.reason, tried);
     }
 
