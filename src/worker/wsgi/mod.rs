@@ -6,6 +6,7 @@ pub mod environ;
 pub mod errors;
 pub mod file;
 pub mod forwarded;
+mod held;
 pub mod input;
 mod live;
 mod names;

@@ -9,7 +9,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use forkmaster_http::serve::{BadResponse, EarlyHints, Exchange, Piece, Written};
+use forkmaster_http::serve::{BadResponse, EarlyHints, Exchange, Written};
 use pyo3::exceptions::{PyException, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::intern;
@@ -18,6 +18,7 @@ use pyo3::types::{PyBool, PyBytes, PyDict, PyList, PyString, PyTuple, PyType};
 
 use super::capi::{self, references, Capi, Method};
 use super::file::FileWrapper;
+use super::held::{Held, Latest};
 use super::progress::Progress;
 
 /// What `start_response` drives: a client's exchange, or the probe's record.
@@ -166,32 +167,6 @@ impl ResponseSlot {
     }
 }
 
-/// A `bytes` object that is being sent, and lives until that has been done.
-#[derive(Debug)]
-struct PyBytesRef {
-    /// Let go of without the interpreter's lock it is noted, and freed by the next who has the lock (PyO3 does so).
-    _object: Py<PyBytes>,
-    start: *const u8,
-    length: usize,
-}
-
-// SAFETY: the bytes never change and stay where they are while there is a reference to their object.
-unsafe impl Send for PyBytesRef {}
-
-impl PyBytesRef {
-    fn new(object: &Bound<'_, PyBytes>) -> PyBytesRef {
-        let bytes = object.as_bytes();
-        PyBytesRef { _object: object.clone().unbind(), start: bytes.as_ptr(), length: bytes.len() }
-    }
-}
-
-impl Piece for PyBytesRef {
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: see above; the reference lives as long as `self`.
-        unsafe { std::slice::from_raw_parts(self.start, self.length) }
-    }
-}
-
 impl Response {
     fn slot(&mut self) -> &mut Option<Exchange> {
         // A poisoned mutex means a panic in the http crate: the exchange is then as dead as the request.
@@ -223,12 +198,18 @@ impl Response {
     /// The whole body in one piece: its length goes into the head, if nothing was sent before. One that is larger
     /// than the buffers is sent as they have room, so that a client that does not read costs no more than them.
     /// `last`: nothing of the application runs any more in this request.
-    fn send_whole(&mut self, py: Python<'_>, body: &Bound<'_, PyBytes>, last: bool) -> PyResult<bool> {
+    fn send_whole<'py>(
+        &mut self,
+        py: Python<'py>,
+        body: &Bound<'py, PyBytes>,
+        latest: &Latest<'py>,
+        last: bool,
+    ) -> PyResult<bool> {
         let bytes = body.as_bytes();
         let whole = bytes.len() <= self.facts.response_buffer;
         let exchange = self.live()?;
         if whole && !exchange.head_sent() && exchange.has_room_for(bytes.len()) {
-            self.latest = exchange.write_all_held(bytes, &|| Box::new(PyBytesRef::new(body)), last);
+            self.latest = exchange.write_all_held(bytes, &|| Box::new(latest.hold(body)), last);
             return Ok(self.latest != Written::Gone);
         }
         if whole && !exchange.head_sent() && !bytes.is_empty() {
@@ -471,18 +452,24 @@ pub fn answer(
         Err(error) => return Answered::Raised(error),
     };
     let response = slot.response.bind(py);
+    let mut latest = Latest::default();
     if let Some(only) = only_piece(&result) {
         // Lists and tuples have no `close`.
-        return match send_only(py, &only, response) {
+        let sent = send_only(py, &only, response, &mut latest);
+        drop((only, result));
+        let_go(response, latest.end());
+        return match sent {
             Ok(()) => Answered::Completely,
             Err(error) => Answered::Raised(error),
         };
     }
-    let sent = send_result(py, &result, response, sized);
+    let sent = send_result(py, &result, response, &mut latest, sized);
     if let Ok(response) = response.try_borrow() {
         response.facts.progress.enter();
     }
     let closed = close(&result);
+    drop(result);
+    let_go(response, latest.end());
     match (sent, closed) {
         (Ok(()), Ok(())) => Answered::Completely,
         (Err(error), Ok(())) | (Ok(()), Err(error)) => Answered::Raised(error),
@@ -493,18 +480,35 @@ pub fn answer(
     }
 }
 
-fn send_only(py: Python<'_>, only: &Bound<'_, PyAny>, response: &Bound<'_, Response>) -> PyResult<()> {
+/// Frees what nobody sends any more.
+fn let_go(response: &Bound<'_, Response>, spent: Option<Held>) {
+    let Some(spent) = spent else { return };
+    if let Ok(mut response) = response.try_borrow_mut() {
+        if let Some(exchange) = response.slot() {
+            exchange.let_go(Box::new(spent));
+        }
+    }
+}
+
+fn send_only<'py>(
+    py: Python<'py>,
+    only: &Bound<'py, PyAny>,
+    response: &Bound<'py, Response>,
+    latest: &mut Latest<'py>,
+) -> PyResult<()> {
     let body = piece(only)?;
+    latest.next(body);
     let mut response = response.try_borrow_mut()?;
     require_started(&response)?;
-    response.send_whole(py, body, true)?;
+    response.send_whole(py, body, latest, true)?;
     Ok(())
 }
 
-fn send_result(
-    py: Python<'_>,
-    result: &Bound<'_, PyAny>,
-    response: &Bound<'_, Response>,
+fn send_result<'py>(
+    py: Python<'py>,
+    result: &Bound<'py, PyAny>,
+    response: &Bound<'py, Response>,
+    latest: &mut Latest<'py>,
     sized: &mut Sized,
 ) -> PyResult<()> {
     if let Ok(wrapper) = result.cast_exact::<FileWrapper>() {
@@ -519,10 +523,12 @@ fn send_result(
         if body.as_bytes().is_empty() {
             continue;
         }
+        let_go(response, latest.next(body));
         let mut response = response.try_borrow_mut()?;
         require_started(&response)?;
         let whole = std::mem::take(&mut whole);
-        let sent = if whole { response.send_whole(py, body, false) } else { response.send(py, body.as_bytes()) };
+        let sent =
+            if whole { response.send_whole(py, body, latest, false) } else { response.send(py, body.as_bytes()) };
         if !sent? {
             return Ok(());
         }

@@ -4,20 +4,26 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
-/// So much must have come and gone: less is no more than a fifth of what may be used.
-const TRIMMED_BYTES_MIN: u64 = 8 * 1024 * 1024;
+use super::piece::{Disposal, Piece, Spent};
+
+/// The C library frees a smaller piece as it likes: to have its pages given back costs more than it brings.
+const SPENT_BYTES_MIN: usize = 1024 * 1024;
 
 #[derive(Debug)]
 pub struct Budget {
     used: AtomicU64,
     bytes_max: u64,
-    /// Bytes of large pieces that have come and gone since the C library was last asked to give memory back.
-    gone: AtomicU64,
+    /// None: what is let go of is just freed.
+    disposal: Option<Box<dyn Disposal>>,
 }
 
 impl Budget {
     pub fn new(bytes_max: u64) -> Arc<Budget> {
-        Arc::new(Budget { used: AtomicU64::new(0), bytes_max, gone: AtomicU64::new(0) })
+        Arc::new(Budget { used: AtomicU64::new(0), bytes_max, disposal: None })
+    }
+
+    pub fn with_disposal(bytes_max: u64, disposal: Box<dyn Disposal>) -> Arc<Budget> {
+        Arc::new(Budget { used: AtomicU64::new(0), bytes_max, disposal: Some(disposal) })
     }
 
     pub fn left(&self) -> u64 {
@@ -32,15 +38,19 @@ impl Budget {
         Charge { budget: Arc::clone(self), bytes: 0 }
     }
 
-    /// A large piece is freed before long, whether or not it was counted here.
-    pub fn note_gone(&self, bytes: u64) {
-        self.gone.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Whether memory that was freed matters: much of it was, and much is in use besides. True once for each time.
-    pub fn is_to_trim(&self) -> bool {
-        let matters = self.used() >= self.bytes_max / 2 && self.gone.load(Ordering::Relaxed) >= TRIMMED_BYTES_MIN;
-        matters && self.gone.swap(0, Ordering::Relaxed) > 0
+    /// Frees a piece that nobody sends any more, and what `charge` counts for it. The C library knows nothing of our bounds
+    /// and keeps the pages of what is freed, up to twice the largest piece that ever was (M_TRIM_THRESHOLD, mallopt(3)), and
+    /// all that lies below something else. So where much is in use, those of a large piece go back to the kernel first.
+    pub fn let_go(&self, piece: Box<dyn Piece>, charge: Charge) {
+        let is_tight = self.used() >= self.bytes_max / 2;
+        let is_spent = is_tight && piece.bytes().len() >= SPENT_BYTES_MIN && piece.is_ours();
+        match self.disposal.as_ref().filter(|_| is_spent) {
+            Some(disposal) => disposal.dispose(Spent { piece, charge }),
+            None => {
+                drop(piece);
+                drop(charge);
+            }
+        }
     }
 
     fn take(&self, bytes: u64) -> bool {
@@ -65,8 +75,12 @@ impl Charge {
         self.budget.left()
     }
 
-    pub fn note_gone(&self, bytes: u64) {
-        self.budget.note_gone(bytes);
+    /// Frees a piece that counts here with so many bytes.
+    pub fn let_go(&mut self, piece: Box<dyn Piece>, bytes: u64) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        let charge = Charge { budget: Arc::clone(&self.budget), bytes };
+        self.budget.let_go(piece, charge);
     }
 
     /// Takes more; false if the sum would exceed the budget.
@@ -106,19 +120,54 @@ impl Drop for Charge {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{mpsc, Mutex};
+
     use super::*;
 
     #[test]
-    fn freed_memory_matters_where_much_is_in_use() {
-        let budget = Budget::new(64 << 20);
+    fn the_pages_of_a_large_piece_that_is_ours_go_back_where_much_is_in_use() {
+        let (spent, disposed) = mpsc::channel();
+        let budget = Budget::with_disposal(8 << 20, Box::new(Noting(Mutex::new(spent))));
         let mut charge = budget.charge();
-        budget.note_gone(TRIMMED_BYTES_MIN);
-        assert!(!budget.is_to_trim(), "there is room enough");
-        assert!(charge.grow(40 << 20) && budget.is_to_trim() && !budget.is_to_trim());
-        charge.note_gone(TRIMMED_BYTES_MIN - 1);
-        assert!(!budget.is_to_trim());
-        charge.note_gone(1);
-        assert!(budget.is_to_trim());
+        let mut let_go = |bytes: usize, is_ours: bool| {
+            assert!(charge.grow(bytes as u64));
+            let before = budget.used();
+            charge.let_go(Box::new(Bytes { bytes: vec![b'x'; bytes], is_ours }), bytes as u64);
+            let spent = disposed.try_recv().ok();
+            assert_eq!(budget.used() == before, spent.is_some(), "it counts as long as it is there");
+            spent.is_some()
+        };
+        assert!(!let_go(SPENT_BYTES_MIN, true), "there is room enough");
+        let mut others = budget.charge();
+        assert!(others.grow(4 << 20));
+        assert!(let_go(SPENT_BYTES_MIN, true));
+        assert!(!let_go(SPENT_BYTES_MIN - 1, true), "it is small");
+        assert!(!let_go(SPENT_BYTES_MIN, false), "others have it, too");
+        assert_eq!(budget.used(), 4 << 20);
+    }
+
+    #[derive(Debug)]
+    struct Bytes {
+        bytes: Vec<u8>,
+        is_ours: bool,
+    }
+
+    impl Piece for Bytes {
+        fn bytes(&self) -> &[u8] {
+            &self.bytes
+        }
+        fn is_ours(&self) -> bool {
+            self.is_ours
+        }
+    }
+
+    #[derive(Debug)]
+    struct Noting(Mutex<mpsc::Sender<Spent>>);
+
+    impl Disposal for Noting {
+        fn dispose(&self, spent: Spent) {
+            self.0.lock().unwrap().send(spent).unwrap();
+        }
     }
 
     #[test]

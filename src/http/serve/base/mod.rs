@@ -7,6 +7,7 @@ pub mod handoff;
 pub mod names;
 pub mod observers;
 pub mod pace;
+pub mod piece;
 pub mod refused;
 pub mod settings;
 pub mod share;

@@ -6,6 +6,7 @@ use crate::proto::head::Limits;
 use crate::serve::base::budget::Budget;
 use crate::serve::base::buffers::Buffers;
 use crate::serve::base::settings::{Settings, MEMORY_BYTES_MAX};
+use crate::serve::io::file_threads::FileThreads;
 use crate::serve::io::spool::TempFiles;
 
 /// What reading needs to know and may use.
@@ -40,8 +41,8 @@ impl Hops {
 }
 
 impl Rules {
-    pub fn new(mut settings: Settings) -> Rules {
-        let memory = Budget::new(MEMORY_BYTES_MAX);
+    pub fn new(mut settings: Settings, files: &FileThreads) -> Rules {
+        let memory = Budget::with_disposal(MEMORY_BYTES_MAX, Box::new(files.clone()));
         let mut bodies = Arc::clone(&memory);
         if settings.temp_dir.is_none() {
             settings.body_memory = settings.body_memory_alone;

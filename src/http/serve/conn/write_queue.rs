@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::serve::base::budget::Charge;
+use crate::serve::base::piece::Piece;
 use crate::serve::base::settings::{
     DEFERRED_ANSWER_BYTES_MAX, FLUSH_ANSWERS_MAX, RESPONSE_MEMORY_BYTES_MAX, SEGMENT_BYTES, SHARE_BYTES_MAX,
 };
@@ -54,11 +55,6 @@ impl AsFd for FileRef {
 
 /// What is read ahead of a file at a time: more than a turn sends, so that a client seldom waits for it.
 const READ_AHEAD_BYTES: u64 = 1024 * 1024;
-
-/// Bytes that stay where they are for as long as this lives.
-pub trait Piece: Send + std::fmt::Debug {
-    fn bytes(&self) -> &[u8];
-}
 
 /// An object of which less than one part in so many is left is copied and let go of.
 const HELD_PART: usize = 4;
@@ -171,7 +167,9 @@ impl WriteQueue {
 
     pub fn clear(&mut self) {
         self.lost += self.unsent();
-        self.segments.clear();
+        while !self.segments.is_empty() {
+            self.pop();
+        }
         self.memory.clear();
         self.spool = None;
         self.in_memory_until = 0;
@@ -191,8 +189,8 @@ impl WriteQueue {
                 bytes.clear();
                 keep_spare(bytes);
             }
-            Some(Segment::Memory { .. } | Segment::Held { .. } | Segment::Spooled { .. } | Segment::File { .. })
-            | None => {}
+            Some(Segment::Held { piece, end, .. }) => self.memory.let_go(piece, end as u64),
+            Some(Segment::Memory { .. } | Segment::Spooled { .. } | Segment::File { .. }) | None => {}
         }
     }
 
@@ -278,8 +276,6 @@ impl WriteQueue {
         let has_room = (end - at) >= end / HELD_PART && self.memory.grow(end as u64);
         if has_room {
             self.segments.push_back(Segment::Held { piece: hold(), at, end });
-        } else {
-            self.memory.note_gone(end as u64);
         }
         has_room
     }
@@ -380,14 +376,7 @@ impl WriteQueue {
                     self.memory.release(sent as u64);
                     *at == bytes.len()
                 }
-                Segment::Held { at, end, .. } => {
-                    let ended = at == end;
-                    if ended {
-                        self.memory.release(*end as u64);
-                        self.memory.note_gone(*end as u64);
-                    }
-                    ended
-                }
+                Segment::Held { at, end, .. } => at == end,
                 Segment::Spooled { left, .. } => {
                     self.spooled -= sent as u64;
                     *left == 0

@@ -9,7 +9,7 @@ use crate::serve::base::pace::Window;
 use crate::serve::conn::body::Batch;
 use crate::serve::conn::request::Request;
 use crate::serve::io::epoll::Interest;
-use crate::serve::io::{file_threads, memory};
+use crate::serve::io::file_threads;
 
 use super::mailbox::Notice;
 use super::table::SlotState;
@@ -46,13 +46,6 @@ impl EventLoop {
             | SlotState::Leaving(_)
             | SlotState::Lingering(..)
             | SlotState::Free(_)) => slot.state = state,
-        }
-    }
-
-    /// Has memory given back that was freed, where what waits for clients takes much besides.
-    pub(super) fn trim(&self) {
-        if self.shared.rules.memory.is_to_trim() {
-            self.shared.files.give(Box::new(memory::trim));
         }
     }
 

@@ -45,13 +45,14 @@ pub struct Shared {
 
 impl Shared {
     pub fn new(settings: Settings, fds: &[RawFd]) -> io::Result<Shared> {
+        let files = FileThreads::new();
         Ok(Shared {
             run_queue: RunQueue::new(settings.threads, settings.connections)?,
             mailbox: Mailbox::new(settings.connections)?,
             copies: Copies::new(settings.connections, fds),
-            files: FileThreads::new(),
             streams: Mutex::new(Streams::new(settings.live_bytes_per_s_min)),
-            rules: Rules::new(settings),
+            rules: Rules::new(settings, &files),
+            files,
             behind: AtomicBool::new(false),
             lined_up: AtomicBool::new(false),
             closing: AtomicBool::new(false),

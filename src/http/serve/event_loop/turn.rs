@@ -157,7 +157,6 @@ impl EventLoop {
         if self.now >= self.look_at {
             self.look_at = self.now + HEARTBEAT;
             self.look_at_doors();
-            self.trim();
         }
         // Who does not sleep is not woken, and the kernel has told the next one too.
         self.phase = if slept { TurnPhase::Called } else { TurnPhase::Events };

@@ -1,5 +1,5 @@
 //! The threads that may wait for a disk, so that whoever leads the loop never does: they write bodies to their files, and read
-//! what will be sent of a file and does not lie in memory. There are a few of them, started when there is something to do;
+//! what will be sent of a file and does not lie in memory. They also give much memory back. There are a few of them, started when there is something to do;
 //! none knows what its work is for.
 
 use std::collections::VecDeque;
@@ -9,6 +9,10 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
+
+use crate::serve::base::piece::{Disposal, Spent};
+
+use super::memory;
 
 /// A disk seldom gains from more at a time, and one that hangs holds no more than these.
 const THREADS_MAX: usize = 4;
@@ -21,7 +25,7 @@ const READ_BYTES: usize = 64 * 1024;
 
 pub type Work = Box<dyn FnOnce() + Send>;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct FileThreads {
     shared: Arc<Line>,
 }
@@ -108,6 +112,12 @@ impl FileThreads {
     pub fn count(&self) -> (usize, usize) {
         let state = self.shared.lock();
         (state.threads, state.work.len())
+    }
+}
+
+impl Disposal for FileThreads {
+    fn dispose(&self, spent: Spent) {
+        self.give(Box::new(move || memory::give_back(spent)));
     }
 }
 

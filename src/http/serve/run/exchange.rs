@@ -12,6 +12,7 @@ use crate::proto::Version;
 use crate::serve::base::address::{Local, Peer};
 use crate::serve::base::budget::Charge;
 use crate::serve::base::names::Token;
+use crate::serve::base::piece::Piece;
 use crate::serve::base::settings::{BUFFER_KEPT_BYTES, SEGMENT_BYTES};
 use crate::serve::conn::answering::{Delivery, End, Fault, Part};
 use crate::serve::conn::live_body::Failure;
@@ -61,7 +62,9 @@ const IN_HAND_BYTES_MIN: usize = 1024 * 1024;
 
 /// A large piece in the hand of a thread (`Exchange::in_hand`).
 #[derive(Debug)]
-pub struct InHand(Charge);
+pub struct InHand {
+    _charge: Charge,
+}
 
 /// One complete request (its body was read to the end) and the means to answer it. Dropped without `finish`:
 /// 500 and close if no byte of an answer went out, else the connection is cut so that the client can tell.
@@ -314,8 +317,19 @@ impl Exchange {
         (length >= IN_HAND_BYTES_MIN).then(|| {
             let mut charge = self.shared().rules.memory.charge();
             charge.force(length as u64);
-            InHand(charge)
+            InHand { _charge: charge }
         })
+    }
+
+    /// Frees a piece of the answer that nobody has any more, and that waits in no queue.
+    pub fn let_go(&self, piece: Box<dyn Piece>) {
+        // A child that the application forked has no thread for it.
+        if !self.shared().is_forgotten() {
+            let memory = &self.shared().rules.memory;
+            let mut charge = memory.charge();
+            charge.force(piece.bytes().len() as u64);
+            memory.let_go(piece, charge);
+        }
     }
 
     /// As `write_all`, before anything was sent, for a body that somebody else owns: what the socket does not take is not
@@ -557,12 +571,6 @@ impl Exchange {
         let waited = look.and_then(|look| look.waited(now));
         let (begun, from_loop) = (self.begun, self.from_loop);
         self.leader.times().record(Times { begun, ended: now, took, inside, waited, from_loop });
-    }
-}
-
-impl Drop for InHand {
-    fn drop(&mut self) {
-        self.0.note_gone(self.0.bytes());
     }
 }
 

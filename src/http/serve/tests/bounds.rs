@@ -3,10 +3,12 @@
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::sync::mpsc::{channel, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::fixture::{app, settings, Client, Fixture, PATIENCE};
+use crate::serve::base::budget::Budget;
 use crate::serve::base::names::Blocking;
 use crate::serve::base::settings::{
     BUFFER_IDLE_BYTES, MEMORY_BYTES_MAX, SEGMENT_BYTES, SHARE_BYTES_MAX, TURN_BYTES_MAX,
@@ -302,6 +304,76 @@ fn an_answer_waits_where_neither_memory_nor_files_have_room() {
     let answer = client.answer();
     assert_eq!((answer.status, answer.body.len()), (200, BODY));
     fixture.expect_app("had to wait");
+    fixture.stop();
+}
+
+/// As found: the C library kept the memory of objects that had been sent, and a request waited while it gave that back.
+#[test]
+fn the_pages_of_what_nobody_reads_go_back_before_it_is_freed() {
+    const BODY: usize = 40 * 1024 * 1024;
+    /// What of it is there when it is freed.
+    #[derive(Debug)]
+    struct Bytes(Vec<u8>, bool, Mutex<Sender<(usize, u64)>>, Arc<Budget>);
+    impl crate::serve::Piece for Bytes {
+        fn bytes(&self) -> &[u8] {
+            &self.0
+        }
+        fn is_ours(&self) -> bool {
+            self.1
+        }
+    }
+    impl Drop for Bytes {
+        fn drop(&mut self) {
+            let left = self.0.iter().filter(|byte| **byte == b'x').count();
+            self.2.lock().expect("nothing panics").send((left, self.3.used())).expect("the test waits");
+        }
+    }
+    let (sender, freed) = channel();
+    let make: Arc<Mutex<Option<Arc<Budget>>>> = Arc::default();
+    let budget = Arc::clone(&make);
+    let fixture = Fixture::new(settings(), move |mut exchange: Exchange, _gate, voice| {
+        let is_ours = exchange.path() != b"/shared";
+        let budget = budget.lock().expect("nothing panics").clone().expect("it is there");
+        let piece = Bytes(vec![b'x'; BODY], is_ours, Mutex::new(sender.clone()), budget);
+        exchange.start(b"200 OK", &[]).expect("valid");
+        let piece = Mutex::new(Some(piece));
+        let body = vec![b'x'; BODY];
+        let hold = || -> Box<dyn crate::serve::Piece> {
+            Box::new(piece.lock().expect("nothing panics").take().expect("it is held once"))
+        };
+        exchange.write_all_held(&body, &hold, true);
+        exchange.finish().expect("valid");
+        voice.say("answered");
+    });
+    let shared = &fixture.handle.shared;
+    *make.lock().expect("nothing panics") = Some(Arc::clone(&shared.rules.memory));
+    for (path, leaves) in [("/shared", false), ("/ours", false), ("/ours", true)] {
+        shared.files.set_stuck(true);
+        let mut client = fixture.client();
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n"));
+        fixture.expect_app("answered");
+        if leaves {
+            client.exactly(1000);
+            drop(client);
+        } else {
+            assert_eq!(client.answer().body.len(), BODY);
+        }
+        if path == "/shared" {
+            // By whoever sent the last byte of it.
+            assert_eq!(freed.recv_timeout(PATIENCE), Ok((BODY, BODY as u64)));
+            continue;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while shared.files.count().1 == 0 {
+            assert!(Instant::now() < deadline, "no thread was asked");
+            std::thread::yield_now();
+        }
+        assert_eq!(shared.rules.memory.used(), BODY as u64, "it is there, so it counts");
+        shared.files.set_stuck(false);
+        let (left, used) = freed.recv_timeout(PATIENCE).expect("it is freed");
+        assert!(left < 2 * 64 * 1024, "{left} bytes are left: more than two pages");
+        assert_eq!(used, BODY as u64);
+    }
     fixture.stop();
 }
 
