@@ -10,6 +10,8 @@ use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 
 use crate::harness::client::{head, Address, Connection};
+use crate::harness::freezer::Freezer;
+use crate::harness::machine::not_tested;
 use crate::harness::master::Master;
 use crate::harness::process;
 use crate::harness::site::Site;
@@ -300,19 +302,45 @@ fn silent_readers_without_temporary_space_cost_no_more_than_queues_may() {
 /// answered.
 #[test]
 fn requests_that_wait_for_a_stopped_worker_are_answered() {
-    let site = forms("ending_frozen");
-    site.set("http.keepalive_timeout", "'2s'").set("http.header_timeout", "'2s'");
+    let site = impatient("ending_stopped");
     let master = site.start();
+    let worker = Pid::from_raw(master.wait_serving()[0].pid);
+    requests_that_wait_are_answered(
+        &master,
+        || kill(worker, Signal::SIGSTOP).expect("it runs"),
+        |()| kill(worker, Signal::SIGCONT).expect("it is stopped"),
+    );
+}
+
+/// The same for all of the service, as `docker pause` has it.
+#[test]
+fn requests_that_wait_for_a_frozen_service_are_answered() {
+    let site = impatient("ending_frozen");
+    let Some(freezer) = Freezer::new(&site) else {
+        return not_tested("it needs a cgroup that can be made and frozen");
+    };
+    let master = site.launch(freezer.launch());
+    let worker = master.wait_serving()[0].pid;
+    requests_that_wait_are_answered(&master, || freezer.freeze(), drop);
+    assert_eq!(master.wait_serving()[0].pid, worker, "time that it was frozen counted");
+}
+
+fn impatient(name: &str) -> Site {
+    let site = forms(name);
+    site.set("http.keepalive_timeout", "'2s'").set("http.header_timeout", "'2s'");
+    site
+}
+
+fn requests_that_wait_are_answered<T>(master: &Master, stop: impl FnOnce() -> T, go_on: impl FnOnce(T)) {
     let mut connections: Vec<Connection> = (0..300).map(|_| master.connect()).collect();
     for connection in &mut connections {
         assert_eq!(connection.get_ok("/one").text(), "one");
     }
-    let worker = Pid::from_raw(master.wait_serving()[0].pid);
-    kill(worker, Signal::SIGSTOP).expect("it runs");
+    let stopped = stop();
     connections.iter_mut().for_each(|connection| connection.must_send(head("GET", "/one", &[])));
     // What is waited for is the time itself.
     std::thread::sleep(Duration::from_secs(3));
-    kill(worker, Signal::SIGCONT).expect("it is stopped");
+    go_on(stopped);
     for connection in &mut connections {
         assert_eq!(connection.expect_answer().text(), "one");
     }

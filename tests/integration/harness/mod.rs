@@ -15,11 +15,13 @@
 
 pub mod cgroup;
 pub mod client;
+pub mod freezer;
 mod journal;
 pub mod load;
 pub mod machine;
 pub mod master;
 pub mod process;
+pub mod random;
 pub mod site;
 
 use std::sync::{Condvar, Mutex, MutexGuard};
