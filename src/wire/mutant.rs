@@ -9,6 +9,8 @@ pub enum Mutant {
     DrainClosesIdle,
     /// A connection now and then that is given to another worker does not arrive.
     QueueLoses,
+    /// What was read of a connection that is given to another worker travels with the next one.
+    QueueMixes,
     /// A connection that is given away stays in the epoll set of its old worker.
     GivenIsWatched,
     /// An upgrade does not carry the descriptor whose end tells workers that the master is gone.
@@ -25,6 +27,7 @@ pub fn is(mutant: Mutant) -> bool {
         Mutant::KillOldFirst => "kill-old-first",
         Mutant::DrainClosesIdle => "drain-closes-idle",
         Mutant::QueueLoses => "queue-loses",
+        Mutant::QueueMixes => "queue-mixes",
         Mutant::GivenIsWatched => "given-is-watched",
         Mutant::UpgradeLosesLifeline => "upgrade-loses-lifeline",
         Mutant::UpgradeRefusesState => "upgrade-refuses-state",

@@ -17,6 +17,8 @@ pub struct Handoff {
     packet: Vec<u8>,
     /// For `Mutant::QueueLoses` only.
     given: u32,
+    /// For `Mutant::QueueMixes` only: what was read of the one before.
+    mixed: Vec<u8>,
 }
 
 /// One connection of so many is lost: a worker seldom gives away more than some dozens.
@@ -24,7 +26,7 @@ const LOSES_EACH: u32 = 10;
 
 impl Handoff {
     pub fn new(queue: Queue) -> Handoff {
-        Handoff { queue, packet: Vec::new(), given: 0 }
+        Handoff { queue, packet: Vec::new(), given: 0, mixed: Vec::new() }
     }
 }
 
@@ -38,11 +40,11 @@ impl HandoffQueue for Handoff {
         if self.given % LOSES_EACH == 0 && mutant::is(Mutant::QueueLoses) {
             return Given::Sent;
         }
-        match self.queue.send(socket, &header(luggage), bytes) {
-            Sending::Sent => Given::Sent,
-            Sending::Full => Given::Full,
-            Sending::Broken => Given::Broken,
+        if mutant::is(Mutant::QueueMixes) {
+            let before = std::mem::replace(&mut self.mixed, bytes.concat());
+            return sent(self.queue.send(socket, &header(luggage), [&before, &[], &[]]));
         }
+        sent(self.queue.send(socket, &header(luggage), bytes))
     }
 
     fn take(&mut self, bytes: &mut Vec<u8>) -> Taken {
@@ -68,6 +70,14 @@ impl HandoffQueue for Handoff {
 
     fn leaves_epoll_first(&self) -> bool {
         !mutant::is(Mutant::GivenIsWatched)
+    }
+}
+
+fn sent(sending: Sending) -> Given {
+    match sending {
+        Sending::Sent => Given::Sent,
+        Sending::Full => Given::Full,
+        Sending::Broken => Given::Broken,
     }
 }
 

@@ -38,6 +38,8 @@ mod documented;
 mod deploys;
 // Every way in which a request can end: its client, its line, the counts.
 mod ends;
+// Every answer is its own request's, whatever clients, the application and deploys do.
+mod stress;
 // How answers end, what their clients see, and what the access log says.
 mod endings;
 // The way back while it imports nothing.

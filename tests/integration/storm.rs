@@ -7,13 +7,14 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::harness::client::{head, Address, Connection, Failure, Response};
 use crate::harness::master::Master;
 use crate::harness::process::{self, fd_count};
+use crate::harness::random::{number, Random};
 use crate::harness::site::Site;
 use crate::harness::{for_each_preload, wait_for, wait_within};
 
@@ -36,19 +37,6 @@ def application(environ, start_response):
     return pieces()
 "#;
 
-/// xorshift64*: what is chosen can be chosen again.
-#[derive(Clone)]
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % limit
-    }
-}
-
 struct Killed {
     pid: i32,
     /// Before the signal, and when the process was seen to have ended: it may take a connection in between.
@@ -64,18 +52,10 @@ struct Lost {
     pid: Option<i32>,
 }
 
-fn number(name: &str, default: u64) -> u64 {
-    match std::env::var(name) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")),
-        Err(_) => default,
-    }
-}
-
 #[test]
 fn only_requests_inside_a_killed_worker_fail() {
     let hups = number("FORKMASTER_STORM_HUPS", 60);
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |since| since.as_nanos() as u64);
-    let seed = number("FORKMASTER_STORM_SEED", now) | 1;
+    let seed = Random::seed("FORKMASTER_STORM_SEED");
     for_each_preload(|preload| {
         println!("FORKMASTER_STORM_SEED={seed} FORKMASTER_STORM_HUPS={hups}, preload = {preload}");
         let site = Site::alone("storm");
@@ -87,7 +67,7 @@ fn only_requests_inside_a_killed_worker_fail() {
         let master = site.start();
         master.wait_settled();
         let descriptors = fd_count(master.pid());
-        storm(&site, &master, hups, Random(seed));
+        storm(&site, &master, hups, Random::new(seed));
         assert_nothing_is_left(&site, &master, descriptors);
         master.stop();
     });

@@ -171,6 +171,14 @@ impl Connection {
         Ok(())
     }
 
+    /// Ends it with a reset.
+    pub fn reset(self) {
+        if let Stream::Tcp(stream) = self.stream {
+            // Where the other end was quicker there is nothing to reset.
+            let _ = socket2::Socket::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+
     /// Opens a connection that must be accepted.
     #[track_caller]
     pub fn to(address: &Address) -> Connection {
