@@ -219,6 +219,12 @@ def file_as_it_is(environ, start_response):
 
 
 @form
+def file_without_size(environ, start_response):
+    start_response("200 OK", list(PLAIN))
+    return environ["wsgi.file_wrapper"](open("/proc/sys/kernel/ostype", "rb"))
+
+
+@form
 def file_that_counts(environ, start_response):
     class Stream(io.BytesIO):
         def close(self):
@@ -248,6 +254,29 @@ def too_short(environ, start_response):
 def too_long(environ, start_response):
     start_response("200 OK", PLAIN + [("Content-Length", "3")])
     return Closing("too_long", [b"12", b"3456", b"78"])
+
+
+@form
+def endless_beyond_length(environ, start_response):
+    def generate():
+        while True:
+            yield b"123"
+
+    start_response("200 OK", PLAIN + [("Content-Length", "3")])
+    return Closing("endless_beyond_length", generate())
+
+
+@form
+def written_beyond_length(environ, start_response):
+    write = start_response("200 OK", PLAIN + [("Content-Length", "3")])
+    while True:
+        write(b"123")
+
+
+@form
+def reset_content(environ, start_response):
+    start_response("205 Reset Content", list(PLAIN))
+    return [b"none of it"]
 
 
 @form

@@ -101,6 +101,7 @@ fn good_forms() -> Vec<Case> {
         good("odd_status", Length, "odd").status(299),
         good("file_from_the_middle", Length, "5678901234").status(206),
         good("file_that_is_none", Chunked, "0123456789"),
+        good("file_without_size", Chunked, "Linux\n"),
         good("file_that_counts", Chunked, "0123456789").closed(),
         good("started_again_before", Length, "second").status(503),
         good("started_with_no_exc_info", Length, "fine"),
@@ -123,6 +124,12 @@ fn bad_forms() -> Vec<Case> {
         ),
         // The client gets what was declared.
         good("too_long", Length, "123").closed().keeps(false).logs("bad response to GET /too_long: the body is longer"),
+        good("endless_beyond_length", Length, "123")
+            .closed()
+            .keeps(false)
+            .logs("bad response to GET /endless_beyond_length: the body is longer"),
+        good("written_beyond_length", Length, "123").keeps(false).logs("ValueError: write() of more bytes than"),
+        good("reset_content", Length, "").status(205),
         good("too_long_in_one", Length, "123").keeps(false).logs("GET /too_long_in_one: the body is longer"),
         good("len_that_lies", Length, "123").keeps(false).logs("GET /len_that_lies: the body is longer"),
         failed("started_twice", "RuntimeError: start_response was called again without exc_info"),

@@ -195,7 +195,7 @@ impl Head {
     /// Decides the framing and adds the server's fields and the empty line. `whole` is the body's length where
     /// all of it is there already. Returns whether the connection stays.
     pub fn complete(&mut self, asked: Asked, whole: Option<u64>, date: &[u8; date::LENGTH]) -> (Framing, bool) {
-        let bodiless = matches!(self.status, 204 | 304);
+        let bodiless = matches!(self.status, 204 | 205 | 304);
         let framing = match (bodiless || asked.head, self.length.or(whole), asked.version) {
             (true, _, _) => Framing::None,
             (false, Some(length), _) => Framing::Length(length),
@@ -206,6 +206,8 @@ impl Head {
         let length = match (self.status, asked.head) {
             // RFC 9110 section 8.6: never in 204.
             (204, _) => None,
+            // RFC 9110 section 15.3.6: there is no content. Framing, unlike for 204, does not tell that (RFC 9112 section 6.3).
+            (205, _) => Some(0),
             // In 304 and in answers to HEAD it is the length that GET would have had: only the application
             // knows it, and an empty body does not tell.
             (304, _) => self.length,
@@ -398,6 +400,11 @@ mod tests {
             assert!(!text.contains("Content-Length") && !text.contains("Transfer-Encoding"), "{text}");
         }
         assert!(!framed("204 No Content", length, ASKED, None).2.contains("Content-Length"));
+        for (fields, whole) in [(length, None), (&[][..], Some(7)), (&[][..], None)] {
+            let (framing, keep, text) = framed("205 Reset Content", fields, ASKED, whole);
+            assert_eq!((framing, keep), (Framing::None, true));
+            assert!(text.contains("\r\nContent-Length: 0\r\n") && !text.contains("chunked"), "{text}");
+        }
     }
 
     #[test]

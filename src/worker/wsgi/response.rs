@@ -222,6 +222,14 @@ impl Response {
         self.send(py, bytes)
     }
 
+    /// PEP 3333 has `write()` raise "if the application tries to write() past that point": as many bytes as were declared.
+    fn check_length(&mut self, sent: bool) -> PyResult<bool> {
+        if !sent && self.slot().as_ref().is_some_and(Exchange::is_beyond_length) {
+            return Err(PyValueError::new_err("write() of more bytes than the declared Content-Length"));
+        }
+        Ok(sent)
+    }
+
     /// Waits where the buffers are full. It is always the next piece that waits, not the one that filled them:
     /// behind the last piece nobody has to. That is without the interpreter's lock, and not the application's
     /// time. False: the client is gone.
@@ -279,8 +287,11 @@ unsafe extern "C" fn write(
             };
             let data = piece(&data)?;
             let mut response = this.try_borrow_mut()?;
-            let sent = response.send(this.py(), data.as_bytes());
-            response.facts.progress.enter();
+            let sent = response.send(this.py(), data.as_bytes()).and_then(|sent| response.check_length(sent));
+            // Where nothing goes out, a loop that never ends must not pass for progress.
+            if sent.as_ref().is_ok_and(|sent| *sent) {
+                response.facts.progress.enter();
+            }
             // The lock is held from here to the borrow's end, so the other thread cannot leave in between.
             let left = response.left_behind.load(Ordering::Relaxed);
             let ended = left.then(|| (response.slot().take(), response.write.take()));

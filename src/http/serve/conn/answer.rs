@@ -88,10 +88,11 @@ impl Answer {
         }
     }
 
-    /// The head is out, and it is the whole answer (RFC 9110 section 9.3.2 and 15.3.5).
-    pub fn has_no_content(&self) -> bool {
+    /// The head is out, and it is the whole answer (RFC 9110 section 9.3.2 and 15.3.5); or more was given than it declares.
+    pub fn takes_no_more(&self) -> bool {
         match self.framing {
             Some(Framing::None) => true,
+            Some(Framing::Length(_)) if self.excess => true,
             Some(Framing::Length(_) | Framing::Chunked | Framing::UntilClose) | None => false,
         }
     }

@@ -258,6 +258,8 @@ impl Exchange {
 
     /// Sends a piece of the body, with the head before it if that has not gone out. The framing is decided here.
     /// An empty piece sends nothing. Bytes beyond the declared Content-Length are cut and reported by `finish`.
+    /// After such bytes the answer is said to be gone: an application that never ends would go on for ever (PEP 3333:
+    /// "should stop iterating over the response when enough data has been sent").
     /// All of the piece is taken, even if it is larger than every buffer; see `write_some`.
     pub fn write(&mut self, piece: &[u8]) -> Written {
         if piece.is_empty() {
@@ -367,7 +369,7 @@ impl Exchange {
             }
             Delivery::Deferred(sent) | Delivery::Sent(sent) => match written(shared, request.token, sent) {
                 // Or an application that never ends would go on for ever, and nothing that is sent could meet a reset.
-                Written::Done | Written::Full if request.answer.has_no_content() => Written::Gone,
+                Written::Done | Written::Full if request.answer.takes_no_more() => Written::Gone,
                 written => written,
             },
         }
@@ -413,6 +415,11 @@ impl Exchange {
         } else {
             Written::Done
         }
+    }
+
+    /// The body has as many bytes as were declared, and more were given.
+    pub fn is_beyond_length(&self) -> bool {
+        self.request().answer.excess
     }
 
     /// The client has left (as far as we know).
@@ -603,11 +610,13 @@ fn written(shared: &Shared, token: Token, sent: Sent) -> Written {
     }
 }
 
-/// A descriptor of our own, and the bytes from the offset to the end; None: not a regular file.
+/// A descriptor of our own, and the bytes from the offset to the end; None: not a regular file, or none whose length says
+/// how much can be read (files of proc(5) have length 0).
 fn regular_file(file: BorrowedFd<'_>, offset: u64) -> io::Result<Option<(OwnedFd, u64)>> {
     let file = File::from(file.try_clone_to_owned()?);
     let metadata = file.metadata()?;
-    Ok(metadata.is_file().then(|| (file.into(), metadata.len().saturating_sub(offset))))
+    let left = metadata.len().saturating_sub(offset);
+    Ok((metadata.is_file() && left > 0).then(|| (file.into(), left)))
 }
 
 /// sendfile has no MSG_NOSIGNAL: SIGPIPE is blocked for this thread, and taken back if it came (it is sent to
