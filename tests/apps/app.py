@@ -102,6 +102,22 @@ def until(environ, start_response, query):
     return answer(start_response, release.NAME)
 
 
+def parts(environ, start_response, query):
+    """A part at once, and the rest when a file is there; or an exception in its place."""
+
+    def generate():
+        yield b"x" * 100000
+        if "raise" in query:
+            raise RuntimeError("in the middle")
+        while not os.path.exists(query["file"]):
+            time.sleep(0.005)
+        for _ in range(30):
+            yield b"x" * 1000000
+
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return generate()
+
+
 def fifo(environ, start_response, query):
     """Runs until somebody opens the other end of a FIFO, and wakes up for nothing until then."""
     with open(query["file"], "rb"):
@@ -235,6 +251,7 @@ ROUTES = {
     "/wsgi": wsgi,
     "/sleep": sleep,
     "/until": until,
+    "/parts": parts,
     "/fifo": fifo,
     "/spin": spin,
     "/hold": hold,

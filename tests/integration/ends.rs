@@ -26,8 +26,12 @@ enum Way {
     LeftDuring,
     /// The same when a part of the answer is there.
     LeftAfter,
+    /// The application raises when a part of the answer is there.
+    RaisedAfter,
     /// Its worker is killed from outside.
     Killed,
+    /// The same when a part of the answer is there.
+    KilledAfter,
     /// It waits for a thread, and cannot move to another worker, when its own is given up for what runs there.
     Retired,
     /// It waits for a thread for longer than it may.
@@ -61,14 +65,16 @@ const TIMED_OUT: Counts = Counts { requests: 1, timed_out: 1, lost: 0 };
 const LOST: Counts = Counts { requests: 0, timed_out: 0, lost: 1 };
 const NOTHING: Counts = Counts { requests: 0, timed_out: 0, lost: 0 };
 
-const ROWS: [Row; 11] = [
+const ROWS: [Row; 13] = [
     row("answered", Way::Asked, "/", ["200 whole"; 2], Some(("200", "complete")), ANSWERED),
     row("raised", Way::Asked, "/fail", ["500 whole"; 2], Some(("500", "complete")), ANSWERED),
+    row("raised after", Way::RaisedAfter, "/parts?raise=1", ["200 cut"; 2], Some(("200", "cut")), ANSWERED),
     row("refused", Way::Asked, "/large-body", ["413 whole"; 2], Some(("413", "refused")), NOTHING),
     row("timed out", Way::Asked, "/sleep?s=60", ["504 whole"; 2], Some(("504", "request-timeout")), TIMED_OUT),
     row("timed out in C", Way::Asked, "/hold?s=60", ["504 whole"; 2], Some(("504", "request-timeout")), TIMED_OUT),
     row("crashed", Way::Asked, "/crash", ["nothing", "502 whole"], Some(("-", "worker-died")), LOST),
     row("killed", Way::Killed, "/until", ["nothing", "502 whole"], Some(("-", "worker-died")), LOST),
+    row("killed after", Way::KilledAfter, "/parts", ["200 cut"; 2], Some(("-", "worker-died")), LOST),
     row("retired", Way::Retired, "/body", ["503 whole", ""], Some(("503", "refused")), NOTHING),
     row("client gone before", Way::LeftBefore, "/big", ["", ""], None, NOTHING),
     row("client gone during", Way::LeftDuring, "/until", ["", ""], Some(("200", "client-left")), ANSWERED),
@@ -96,6 +102,22 @@ const fn row(
     counted: Counts,
 ) -> Row {
     Row { name, way, target, direct, nginx, line, counted }
+}
+
+impl Row {
+    /// There is no part of an answer without content.
+    fn can_be(&self, method: &str) -> bool {
+        match self.way {
+            Way::LeftAfter | Way::RaisedAfter | Way::KilledAfter => method != "HEAD",
+            Way::Asked
+            | Way::LeftBefore
+            | Way::LeftDuring
+            | Way::Killed
+            | Way::Retired
+            | Way::Shed
+            | Way::ShedAndLeft => true,
+        }
+    }
 }
 
 struct Table {
@@ -186,7 +208,7 @@ impl Table {
         });
         let waits = match row.way {
             Way::LeftBefore | Way::Retired | Way::Shed | Way::ShedAndLeft => true,
-            Way::Asked | Way::LeftDuring | Way::LeftAfter | Way::Killed => false,
+            Way::Asked | Way::LeftDuring | Way::LeftAfter | Way::RaisedAfter | Way::Killed | Way::KilledAfter => false,
         };
         let waiting = waits.then(|| self.kept(address));
         let before = self.counts();
@@ -202,10 +224,14 @@ impl Table {
             (waiting, busy)
         });
         let target = match row.way {
-            Way::Killed | Way::LeftDuring => format!("{path}?file={}", file.display()),
-            Way::Asked | Way::LeftBefore | Way::LeftAfter | Way::Retired | Way::Shed | Way::ShedAndLeft => {
-                row.target.to_owned()
-            }
+            Way::Killed | Way::KilledAfter | Way::LeftDuring => format!("{path}?file={}", file.display()),
+            Way::Asked
+            | Way::LeftBefore
+            | Way::LeftAfter
+            | Way::RaisedAfter
+            | Way::Retired
+            | Way::Shed
+            | Way::ShedAndLeft => row.target.to_owned(),
         };
         let mut others = 0;
         let seen = match (row.way, busy) {
@@ -255,13 +281,17 @@ impl Table {
                 reset(client);
                 String::new()
             }
-            (Way::Killed, _) => {
+            (Way::Killed | Way::KilledAfter, _) => {
                 let mut client = ask(connect(address), method, &target, version);
                 self.wait_busy();
+                if row.way == Way::KilledAfter {
+                    // What was seen of it is seen below, too.
+                    client.peek(&mut [0]).expect("a part");
+                }
                 kill(Pid::from_raw(worker), Signal::SIGKILL).expect("it runs");
                 see(&mut client, method)
             }
-            (Way::Asked | Way::LeftBefore | Way::Retired | Way::Shed | Way::ShedAndLeft, _) => {
+            (Way::Asked | Way::RaisedAfter | Way::LeftBefore | Way::Retired | Way::Shed | Way::ShedAndLeft, _) => {
                 see(&mut ask(connect(address), method, &target, version), method)
             }
         };
@@ -347,8 +377,7 @@ fn every_end_is_seen_told_and_counted() {
     let Address::Tcp(address) = table.master.address() else { panic!("not TCP") };
     for row in &ROWS {
         for (method, version) in KINDS {
-            // There is no part of an answer without content.
-            if !(row.way == Way::LeftAfter && method == "HEAD") {
+            if row.can_be(method) {
                 table.check(row, method, version, address, row.direct, version);
             }
         }
@@ -378,15 +407,14 @@ fn who_waits_too_long_is_refused_told_and_counted() {
     assert_eq!(table.master.status().expect("it answers").0["shed"], 2 * KINDS.len());
 }
 
-/// nginx asks by HTTP/1.0 unless told otherwise. That its client has left it tells by closing its connection, which half-closed
-/// clients do too, so such a request is run.
+/// nginx asks by HTTP/1.0 unless told otherwise.
 #[test]
 fn every_end_is_seen_told_and_counted_behind_nginx() {
     let mut table = Table::new(site("ends_nginx"));
     let Address::Tcp(upstream) = table.master.address() else { panic!("not TCP") };
     let (_nginx, address) = proxies::nginx(&table.site, upstream);
-    for row in ROWS.iter().filter(|row| row.way == Way::Asked || row.way == Way::Killed) {
-        for (method, version) in KINDS {
+    for row in ROWS.iter().filter(|row| !row.nginx.is_empty()) {
+        for (method, version) in KINDS.iter().filter(|(method, _)| row.can_be(method)) {
             table.check(row, method, version, address, row.nginx, "1.0");
         }
     }
@@ -398,13 +426,80 @@ fn every_end_is_seen_told_and_counted_behind_nginx() {
     }
 }
 
+/// nginx tells by closing its connection that its client has left, and half-closed clients do that too: so such a request is run.
+/// Who does not take the answer is known to have gone.
+#[test]
+fn clients_that_leave_nginx_are_told_of_where_that_can_be_known() {
+    let mut table = Table::new(site("ends_nginx_left"));
+    let Address::Tcp(upstream) = table.master.address() else { panic!("not TCP") };
+    let (_nginx, address) = proxies::nginx(&table.site, upstream);
+    for (method, version) in KINDS {
+        for (moment, path, end) in
+            [("before", "/", "complete"), ("during", "/until", "complete"), ("after", "/parts", "client-left")]
+        {
+            if moment == "after" && method == "HEAD" {
+                continue;
+            }
+            let (before, file) = (table.counts(), table.file());
+            let query = format!("?file={}", file.display());
+            let busy = (moment == "before").then(|| {
+                let busy = ask(connect(upstream), "GET", &format!("/until{query}"), "1.1");
+                table.wait_busy();
+                busy
+            });
+            let mut client = ask(connect(address), method, &format!("{path}{query}"), version);
+            match moment {
+                // It lies in the kernel's queue.
+                "before" => wait_upstream(upstream, ESTABLISHED, 2),
+                _ => table.wait_busy(),
+            }
+            if moment == "after" {
+                client.read_exact(&mut [0; 10_000]).expect("a part");
+            }
+            reset(client);
+            wait_upstream(upstream, CLOSE_WAIT, 1);
+            std::fs::write(&file, "").expect("it can be made");
+            let mut lines = vec![format!("{method} {path} HTTP/1.0 200 {end}")];
+            if let Some(mut busy) = busy {
+                assert_eq!(see(&mut busy, "GET"), "200 whole");
+                lines.insert(0, "GET /until HTTP/1.1 200 complete".to_owned());
+            }
+            let wanted = Counts { requests: before.requests + lines.len() as u64, ..before };
+            assert_eq!(table.new_lines(lines.len()), lines, "{moment}, {method} by HTTP/{version}");
+            wait_for("the counts", || (table.counts() == wanted).then_some(()));
+        }
+    }
+}
+
+/// States of a connection in proc_net_tcp(5).
+const ESTABLISHED: &str = "01";
+const CLOSE_WAIT: &str = "08";
+
+/// Waits for so many connections to the service that are in this state, seen from there.
+fn wait_upstream(upstream: SocketAddr, state: &str, count: usize) {
+    let ours = format!("0100007F:{:04X}", upstream.port());
+    wait_for(&format!("{count} connections in state {state}"), || {
+        let sockets = std::fs::read_to_string("/proc/net/tcp").ok()?;
+        let is_one = |line: &&str| {
+            let fields: Vec<&str> = line.split_whitespace().take(4).collect();
+            matches!(fields[..], [_, local, _, found] if local == ours && found == state)
+        };
+        (sockets.lines().filter(is_one).count() >= count).then_some(())
+    });
+}
+
 /// The service stops: what ends in time is answered, the rest is cut and told of by the master.
 #[test]
 fn a_stop_ends_requests_and_tells_so() {
     for (way, in_time) in [("in time", true), ("too late", false)] {
-        for (method, version) in KINDS {
+        for (method, version, behind_nginx) in
+            [("GET", "1.1", false), ("GET", "1.0", false), ("HEAD", "1.1", false), ("GET", "1.1", true)]
+        {
             let mut table = Table::new(site("ends_stop"));
-            let Address::Tcp(address) = table.master.address() else { panic!("not TCP") };
+            let Address::Tcp(upstream) = table.master.address() else { panic!("not TCP") };
+            let nginx = behind_nginx.then(|| proxies::nginx(&table.site, upstream));
+            let address = nginx.as_ref().map_or(upstream, |(_, address)| *address);
+            let (version_seen, cut) = if behind_nginx { ("1.0", "502 whole") } else { (version, "nothing") };
             let file = table.file();
             let mut client = ask(connect(address), method, &format!("/until?file={}", file.display()), version);
             table.wait_busy();
@@ -412,10 +507,10 @@ fn a_stop_ends_requests_and_tells_so() {
             if in_time {
                 std::fs::write(&file, "").expect("it can be made");
             }
-            assert_eq!(see(&mut client, method), if in_time { "200 whole" } else { "nothing" }, "{way}");
+            assert_eq!(see(&mut client, method), if in_time { "200 whole" } else { cut }, "{way}");
             table.master.wait_exit();
             let end = if in_time { "200 complete" } else { "- worker-died" };
-            assert_eq!(table.new_lines(1), [format!("{method} /until HTTP/{version} {end}")], "{way}");
+            assert_eq!(table.new_lines(1), [format!("{method} /until HTTP/{version_seen} {end}")], "{way}");
         }
     }
 }
