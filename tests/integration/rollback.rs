@@ -117,6 +117,16 @@ fn a_rollback_that_cannot_be_is_refused_with_the_reason() {
     assert_eq!(output.code, Some(1));
     let missing = format!("{}: it is gone, and the release cannot run without it", gone.display());
     assert!(output.stderr.contains(&missing), "{}", output.stderr);
+    // A release of the same name that was made anew.
+    let status = Command::new("cp").arg("-a").args([&release("2"), &gone]).status().expect("cp runs");
+    assert!(status.success());
+    let output = master.cli(&["rollback"]);
+    assert_eq!(output.code, Some(1));
+    let another = format!(
+        "{}: another directory has this name by now, and the code that served is gone; deploy it with `forkmaster reload`",
+        gone.display()
+    );
+    assert!(output.stderr.contains(&another), "{}", output.stderr);
     assert_eq!(master.get("/").text(), "2", "a refused rollback changes nothing");
 }
 

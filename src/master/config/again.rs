@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use forkmaster_wire::message::GenerationId;
 use serde::{Deserialize, Serialize};
 
+use super::directory::DirectoryId;
 use super::problem::{Problem, Problems};
 use super::settings::App;
 use super::Loaded;
@@ -21,7 +22,7 @@ pub struct Barred {
     pub serves: PathBuf,
 }
 
-/// Refuses a release whose directories are gone.
+/// Refuses a release whose directories are gone, or of whose name there is another one by now.
 pub fn still_there(loaded: Loaded) -> Result<Loaded, Problems> {
     let app = &loaded.settings.app;
     let directories = std::iter::once(&app.release).chain(&app.pythonpath);
@@ -29,6 +30,10 @@ pub fn still_there(loaded: Loaded) -> Result<Loaded, Problems> {
     let python = Some(&app.interpreter.executable).filter(|executable| !executable.is_file());
     let problem = |path: &PathBuf| Problem::new(path.display(), "it is gone, and the release cannot run without it");
     Problems::check(gone.chain(python).map(problem).collect())?;
+    if app.release_id.is_some() && app.release_id != DirectoryId::of(&app.release) {
+        let text = "another directory has this name by now, and the code that served is gone; deploy it with `forkmaster reload`";
+        return Err(Problem::new(app.release.display(), text).into());
+    }
     Ok(loaded)
 }
 

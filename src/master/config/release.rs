@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use forkmaster_wire::message::Application;
 
 use super::callable::{check_module, parse_application, show_application};
+use super::directory::DirectoryId;
 use super::discovery;
 use super::environment::{self, BadLine, Environment, MISLEAD_THE_INTERPRETER};
 use super::file::{self, quoted, Value, Written};
@@ -125,6 +126,7 @@ impl Resolver<'_> {
             interpreter.unwrap_or(Interpreter { executable: PathBuf::new(), venv: None, chosen_by: "default" });
         App {
             revision: revision::of(&release),
+            release_id: DirectoryId::of(&release),
             application,
             script_name,
             release,

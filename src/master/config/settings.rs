@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::directory::DirectoryId;
 use crate::files::Rights;
 use crate::saved::{constant, Constant};
 use forkmaster_wire::log_line::LineForm;
@@ -59,6 +60,9 @@ pub struct App {
     pub release: PathBuf,
     /// As it was written, made absolute: often a symlink, which deploys change.
     pub release_named: PathBuf,
+    /// Which directory that was when this was read.
+    #[serde(default)]
+    pub release_id: Option<DirectoryId>,
     /// Which state of its source the release says it is.
     pub revision: Option<String>,
     pub interpreter: Interpreter,
