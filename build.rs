@@ -6,12 +6,8 @@
 //! `FORKMASTER_WORKER_LIB=/path/to/lib_forkmaster.so` takes a library that was built before.
 
 use std::env;
-use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-use lzma_rust2::{LzipOptions, LzipWriter};
 
 fn main() {
     // epoll, pidfd, memfd and subreapers have no counterpart elsewhere.
@@ -34,28 +30,10 @@ fn main() {
         }
         None => build(),
     };
-    match embeddable(&library) {
-        Ok(embedded) => println!("cargo:rustc-env=EMBEDDED_WORKER_LIBRARY={}", embedded.display()),
-        Err(error) => panic!("the worker library {} cannot be embedded: {error}", library.display()),
+    match library.canonicalize() {
+        Ok(library) => println!("cargo:rustc-env=EMBEDDED_WORKER_LIBRARY={}", library.display()),
+        Err(error) => panic!("the worker library {} cannot be read: {error}", library.display()),
     }
-}
-
-/// A release carries the library packed by LZMA in lzip's format (Internet-Draft draft-diaz-lzip). A wheel is packed as well, but by deflate, which
-/// makes the library a fifth larger: more than a twentieth of the wheel. The debug build's is twenty times as long, and each
-/// start of each test would unpack it.
-fn embeddable(library: &Path) -> io::Result<PathBuf> {
-    if set_by_cargo("PROFILE") != "release" {
-        return library.canonicalize();
-    }
-    let mut options = LzipOptions::with_preset(9);
-    // More than the library has. Whoever unpacks it needs so much memory.
-    options.lzma_options.dict_size = 2 << 20;
-    options.lzma_options.nice_len = 273;
-    let mut packed = LzipWriter::new(Vec::new(), options);
-    packed.write_all(&fs::read(library)?)?;
-    let path = PathBuf::from(set_by_cargo("OUT_DIR")).join("lib_forkmaster.so.lz");
-    fs::write(&path, packed.finish()?)?;
-    Ok(path)
 }
 
 fn build() -> PathBuf {

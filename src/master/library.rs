@@ -6,18 +6,13 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use forkmaster_wire::memfd;
-use lzma_rust2::LzipReader;
 use nix::errno::Errno;
 use nix::fcntl::{fcntl, FcntlArg, SealFlag};
 use nix::sys::memfd::MFdFlags;
 
 use crate::footprint;
 
-/// Packed in a release, as it is in a debug build (build.rs).
 static BYTES: &[u8] = include_bytes!(env!("EMBEDDED_WORKER_LIBRARY"));
-
-/// What a packed library begins with. One that is not begins with ELF's own magic bytes.
-const PACKED: &[u8] = b"LZIP";
 
 pub struct Library(OwnedFd);
 
@@ -32,22 +27,13 @@ impl Library {
             made => made,
         };
         let mut file = File::from(fd.map_err(forbidden)?);
-        unpack(BYTES, &mut file)?;
+        file.write_all(BYTES)?;
         // They are read once, and would count as the master's memory for the rest of its life.
         footprint::let_go(BYTES);
         let fd = OwnedFd::from(file);
         let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(io::Error::from)?;
         Ok(Library(fd))
-    }
-}
-
-fn unpack(embedded: &[u8], file: &mut File) -> io::Result<()> {
-    if embedded.starts_with(PACKED) {
-        io::copy(&mut LzipReader::new(embedded), file)?;
-        Ok(())
-    } else {
-        file.write_all(embedded)
     }
 }
 
@@ -87,41 +73,12 @@ mod tests {
         // Reading what stands beside them brings some neighbours in.
         let pages = pages_present(BYTES);
         assert!(pages < 64, "{pages} pages are mapped");
-        assert!(content(&File::from(library.0)) == unpacked(BYTES).unwrap(), "the library is not what was embedded");
+        let file = File::from(library.0);
+        assert_eq!(file.metadata().unwrap().len(), BYTES.len() as u64);
+        let mut copy = vec![0; BYTES.len()];
+        file.read_exact_at(&mut copy, 0).unwrap();
+        assert!(copy == BYTES, "the library is not what was embedded");
         // Without this the test would not see the pages either.
         assert!(pages_present(BYTES) > pages, "{pages} pages, before and after they were read");
-    }
-
-    fn content(file: &File) -> Vec<u8> {
-        let mut content = vec![0; file.metadata().unwrap().len() as usize];
-        file.read_exact_at(&mut content, 0).unwrap();
-        content
-    }
-
-    fn unpacked(embedded: &[u8]) -> io::Result<Vec<u8>> {
-        let mut file = tempfile::tempfile().unwrap();
-        unpack(embedded, &mut file)?;
-        Ok(content(&file))
-    }
-
-    /// `printf 'forkmaster forkmaster forkmaster\n' | lzip`
-    const WORDS: &[u8] = &[
-        76, 90, 73, 80, 1, 21, 0, 51, 27, 202, 171, 96, 24, 112, 202, 72, 77, 25, 138, 137, 218, 245, 228, 253, 215,
-        255, 255, 251, 6, 128, 0, 181, 69, 225, 238, 33, 0, 0, 0, 0, 0, 0, 0, 51, 0, 0, 0, 0, 0, 0, 0,
-    ];
-
-    #[test]
-    fn what_is_packed_comes_out_as_it_was_and_what_is_not_stays() {
-        assert_eq!(unpacked(WORDS).unwrap(), b"forkmaster forkmaster forkmaster\n");
-        assert_eq!(unpacked(b"\x7fELF").unwrap(), b"\x7fELF");
-    }
-
-    /// A download that broke off, or a disk with a wrong bit.
-    #[test]
-    fn a_damaged_binary_is_an_error() {
-        unpacked(&WORDS[..WORDS.len() - 9]).unwrap_err();
-        let mut wrong = WORDS.to_vec();
-        wrong[20] ^= 1;
-        unpacked(&wrong).unwrap_err();
     }
 }
