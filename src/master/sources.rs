@@ -53,10 +53,12 @@ pub struct Sources {
 
 impl Sources {
     pub fn new() -> io::Result<Sources> {
+        let mut watched = BTreeMap::new();
+        watched.extend([(SIGNALS, Source::Signals), (CONTROL, Source::Control), (CHORES, Source::Chores)]);
         Ok(Sources {
             poll: Poll::new()?,
             events: Events::with_capacity(EVENTS_MAX),
-            watched: BTreeMap::from([(SIGNALS, Source::Signals), (CONTROL, Source::Control), (CHORES, Source::Chores)]),
+            watched,
             unread: BTreeSet::new(),
             next_token: FIRST_FREE_TOKEN,
         })

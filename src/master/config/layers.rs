@@ -158,7 +158,8 @@ fn platform_variables(environment: &Environment) -> BTreeMap<Key, Entry> {
         let text = text.filter(|text| !text.is_empty())?;
         Some((key, Entry { value: Value::Loose(text), origin: Origin::Variable(name.to_owned()) }))
     };
-    let mut layer: BTreeMap<Key, Entry> = platform.into_iter().filter_map(entry).collect();
+    let mut layer: BTreeMap<Key, Entry> = BTreeMap::new();
+    layer.extend(platform.into_iter().filter_map(entry));
     // As Gunicorn does: a unit that has a socket means it.
     let passed = passed::sockets(environment, std::process::id());
     if !passed.is_empty() {

@@ -1,7 +1,6 @@
 //! All of the configuration in order: what each section means, and what must hold between settings. Paths of what
 //! outlives a generation (sockets, logs, pidfile) start at the configuration file's directory by name.
 
-use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -66,8 +65,10 @@ pub fn control(source: &Source, context: &ProcessContext) -> Result<ControlTarge
     // A user that cannot be found is a problem of the master's, not of who looks for it.
     let user = resolver.entry(("server", "user")).and_then(|entry| id_text(&entry.value).ok());
     let user = user.and_then(|text| find_user(&text).ok()).map(|(uid, _)| uid);
-    let uids: BTreeSet<u32> = owners.chain(user).collect();
-    Ok(ControlTarget { name, socket, uids: uids.into_iter().collect() })
+    let mut uids: Vec<u32> = owners.chain(user).collect();
+    uids.sort_unstable();
+    uids.dedup();
+    Ok(ControlTarget { name, socket, uids })
 }
 
 impl Resolver<'_> {
@@ -305,7 +306,7 @@ impl Resolver<'_> {
         if self.dev {
             limits.clear();
         }
-        limits.sort_by(|(one, _), (other, _)| other.len().cmp(&one.len()).then(one.cmp(other)));
+        limits.sort_unstable_by(|(one, _), (other, _)| other.len().cmp(&one.len()).then(one.cmp(other)));
         limits
     }
 

@@ -79,7 +79,7 @@ mod tests {
         let removed = remove(directory.path(), None, |name| name.as_bytes().ends_with(b".db")).unwrap();
         assert_eq!(removed, 2);
         let mut left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        left.sort();
+        left.sort_unstable();
         assert_eq!(left, ["a.txt", "d.db", "l.db"]);
         assert_eq!(remove(&path("gone"), None, |_| true).unwrap_err().kind(), io::ErrorKind::NotFound);
         assert!(remove(&path("a.txt"), None, |_| true).is_err());

@@ -157,7 +157,7 @@ impl Service {
         service.set_hooks(&generation.settings);
         service.supervisor = Supervisor::restore(saved.supervisor, generation.plan(), shared.clock.now());
         service.history.path.clone_from(&generation.settings.control.history);
-        service.generations = BTreeMap::from([(id, generation)]);
+        service.generations.insert(id, generation);
         service.last_generation = saved.last_generation;
         service.reloads = saved.reloads;
         (service.last_reload, service.last_refusal) = (saved.last_reload, saved.last_refusal);

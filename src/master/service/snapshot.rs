@@ -165,7 +165,7 @@ fn runs(rhythm: &Rhythm, now: Instant) -> Runs {
 
 fn running(board: &Scoreboard, cell: u32) -> Vec<Running> {
     let mut requests: Vec<_> = watch::running(board, cell).collect();
-    requests.sort_by_key(|running| running.started_ns);
+    requests.sort_unstable_by_key(|running| running.started_ns);
     let shown = requests.iter().map(|running| {
         let (method, path) = running.text.split_once(' ').unwrap_or((&running.text, ""));
         let client = running.client.map(|client| client.to_string());

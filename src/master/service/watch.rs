@@ -155,7 +155,7 @@ pub fn look(board: &Scoreboard, cell: u32, server: &Server, clock: &Clock) -> Lo
             Some(_) | None => look.others += 1,
         }
     }
-    look.stuck.sort_by_key(|(running, ..)| running.started_ns);
+    look.stuck.sort_unstable_by_key(|(running, ..)| running.started_ns);
     // 0: it has not begun to beat.
     let beat = board.cell(cell).heartbeat_ns.load(Ordering::Relaxed);
     look.silent = beat != 0 && since(beat) > SILENT_AFTER;

@@ -34,7 +34,7 @@ pub fn merge(told: Vec<Remembered>, requests: u32) -> Vec<Remembered> {
         }
     }
     let mut merged: Vec<Remembered> = latest.into_values().collect();
-    merged.sort_by_key(|request| request.age_us);
+    merged.sort_unstable_by_key(|request| request.age_us);
     merged.truncate(requests as usize);
     merged
 }

@@ -19,7 +19,7 @@
 //! Requests are asked one by one, so that the one is known in which a release hangs or dies. What workers say is believed within
 //! the bounds of `wire::rehearsal`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::WorkerId;
@@ -201,7 +201,8 @@ impl Supervisor {
             | WorkerState::Killed { .. } => false,
         };
         let asked = serving.workers.iter().filter(|worker| has_served(&worker.state));
-        let missing: BTreeMap<WorkerId, u32> = asked.map(|worker| (worker.id, 0)).collect();
+        let mut missing: BTreeMap<WorkerId, u32> = BTreeMap::new();
+        missing.extend(asked.map(|worker| (worker.id, 0)));
         let requests = plan.requests;
         self.actions.extend(missing.keys().map(|worker| Action::Recall { worker: *worker, requests, skip: 0 }));
         let (heard, answer_by) = (Heard { of: missing.len(), ..Heard::default() }, now + RECALLED_WITHIN);
@@ -210,7 +211,7 @@ impl Supervisor {
 
     fn stop_waiting_for_the_dead(&mut self, at: usize) {
         let workers = self.generations.iter().flat_map(|generation| &generation.workers);
-        let alive: BTreeSet<WorkerId> = workers.map(|worker| worker.id).collect();
+        let alive: Vec<WorkerId> = workers.map(|worker| worker.id).collect();
         if let Rehearsal::Recalling { missing, .. } = &mut self.generations[at].rehearsal {
             missing.retain(|worker, _| alive.contains(worker));
         }

@@ -2,7 +2,7 @@
 //! and nothing is under way, so of the states of its processes only these are left: a worker serves, or is kept for somebody
 //! who looks into it; a slot or a service rests or runs; the template can fork or is gone. `upgrade` makes sure of that before.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::{GenerationId, SlotIndex, WorkerId};
@@ -139,7 +139,7 @@ impl Supervisor {
     pub fn restore(saved: Saved, plan: Plan, now: Instant) -> Supervisor {
         let mut supervisor = Supervisor::new();
         let Saved { generation, began, template, template_backoff, slots, workers, services, target, .. } = saved;
-        supervisor.listeners = plan.listeners.iter().copied().collect::<BTreeSet<_>>();
+        supervisor.listeners.extend(&plan.listeners);
         supervisor.generations.push(Generation {
             id: generation,
             plan,

@@ -32,7 +32,7 @@ struct Row {
 
 pub fn list(json: bool) -> ExitCode {
     let mut rows: Vec<Row> = find::listed().into_iter().filter_map(|path| row(&path)).collect();
-    rows.sort_by(|one, other| (&one.name, &one.socket).cmp(&(&other.name, &other.socket)));
+    rows.sort_unstable_by(|one, other| (&one.name, &one.socket).cmp(&(&other.name, &other.socket)));
     // A listening socket is listed once more for each client that waits to be accepted.
     rows.dedup_by(|one, other| one.socket == other.socket);
     match json {

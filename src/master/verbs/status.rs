@@ -331,7 +331,7 @@ fn write_requests(text: &mut String, snapshot: &Snapshot) -> std::fmt::Result {
     if rows.is_empty() {
         return writeln!(text, "nothing runs");
     }
-    rows.sort_by(|one, other| other.0.total_cmp(&one.0));
+    rows.sort_unstable_by(|one, other| other.0.total_cmp(&one.0));
     let lines = columns(&HEAD, rows.into_iter().map(|(_, cells)| cells).collect());
     lines.iter().try_for_each(|line| writeln!(text, "{line}"))
 }

@@ -86,7 +86,7 @@ fn changed(tree: &mut Tree) -> io::Result<String> {
             began.get_or_insert_with(Instant::now);
         }
     }
-    names.sort();
+    names.sort_unstable();
     names.dedup();
     Ok(match names.as_slice() {
         [] => "files".to_owned(),

@@ -17,7 +17,7 @@ pub fn of_uwsgi(release: &Path) -> Vec<String> {
     while let Some((directory, depth)) = directories.pop() {
         let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
         let mut entries: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
-        entries.sort();
+        entries.sort_unstable();
         for path in entries {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let Ok(meta) = path.symlink_metadata() else { continue };
