@@ -2,6 +2,8 @@
 //! since nobody else may: `smaps_rollup` of another user's process is refused to a root without its capabilities, as in
 //! a container.
 
+use std::fs::File;
+use std::io::Read;
 use std::time::Duration;
 
 use nix::time::{clock_gettime, ClockId};
@@ -15,16 +17,33 @@ pub struct Used {
     pub pss: u64,
 }
 
+/// Both files that are read have less, or what is wanted before that.
+const FILE_BYTES_MAX: usize = 4096;
+
 /// The kernel walks all pages for it: some ten milliseconds a gigabyte.
 pub fn used() -> Used {
-    match std::fs::read_to_string("/proc/self/smaps_rollup") {
-        Ok(rollup) => Used { private: private_of(&rollup), pss: field_bytes(&rollup, "Pss:") },
+    let mut buffer = [0; FILE_BYTES_MAX];
+    match read("/proc/self/smaps_rollup", &mut buffer) {
+        Some(rollup) => Used { private: private_of(rollup), pss: field_bytes(rollup, "Pss:") },
         // Linux before 4.14, or a kernel without CONFIG_PROC_PAGE_MONITOR: what is resident and not of a file.
-        Err(_) => {
-            let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-            Used { private: field_bytes(&status, "RssAnon:"), pss: 0 }
+        None => {
+            let status = read("/proc/self/status", &mut buffer).unwrap_or_default();
+            Used { private: field_bytes(status, "RssAnon:"), pss: 0 }
         }
     }
+}
+
+/// Without an allocation, since a worker that is warm makes none: what is asked about memory should not change it.
+fn read<'a>(path: &str, buffer: &'a mut [u8; FILE_BYTES_MAX]) -> Option<&'a str> {
+    let mut file = File::open(path).ok()?;
+    let mut length = 0;
+    while let Some(rest) = buffer.get_mut(length..).filter(|rest| !rest.is_empty()) {
+        match file.read(rest).ok()? {
+            0 => break,
+            read => length += read,
+        }
+    }
+    std::str::from_utf8(&buffer[..length]).ok()
 }
 
 /// Time on processors since the fork (clock_gettime(2): the clock of a forked child begins at zero).
