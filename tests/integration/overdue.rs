@@ -109,7 +109,8 @@ fn an_answer_that_has_begun_is_cut_with_its_worker() {
     begun.must_send(head("GET", "/stream?pieces=2&pause=60", &[]));
     begun.read_past(" 0\n");
     assert!(begun.read().is_err());
-    assert!(!master.log().contains("504"), "{}", master.log());
+    // A thread's number may have these digits, too.
+    assert!(!master.log().contains(" 504"), "{}", master.log());
     assert_eq!(timed_out(&master), 0);
 }
 

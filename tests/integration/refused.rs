@@ -116,7 +116,8 @@ fn a_refused_reload_changes_nothing_that_can_be_seen() {
 
     other();
     site.set("log.access", "'app.sock'");
-    refused("the second log cannot be opened", "[log] access cannot be opened");
+    let why = format!("[log] access {} cannot be opened", site.path().join("app.sock").display());
+    refused("the second log cannot be opened", &why);
 
     other();
     site.flip("second_fails");

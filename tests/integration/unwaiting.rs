@@ -240,7 +240,8 @@ fn a_pid_file_that_is_a_fifo_or_holds_no_pid_is_refused() {
     let code = |master: &Master| wait_within(AT_ONCE, || master.exited()).and_then(|status| status.code());
     let master = site.spawn();
     assert_eq!(code(&master), Some(78), "{}", master.log());
-    assert!(master.log().contains("[server] pidfile cannot be written: it is not a regular file"), "{}", master.log());
+    let why = format!("[server] pidfile {} cannot be written: it is not a regular file", path.display());
+    assert!(master.log().contains(&why), "{}", master.log());
     fs::remove_file(&path).expect("it is ours");
     site.write("app.pid", "root:x:0:0\n");
     let master = site.spawn();
@@ -526,7 +527,9 @@ fn the_log_settings_of_a_refused_release_are_refused_with_it() {
     for key in ["log.error", "log.access"] {
         site.set(key, "'app.sock'");
         let refused = master.cli(&["reload"]);
-        let reason = format!("[log] {} cannot be opened: it is neither a file nor a FIFO nor a device", &key[4..]);
+        let path = site.path().join("app.sock");
+        let what = format!("[log] {} {}", &key[4..], path.display());
+        let reason = format!("{what} cannot be opened: it is neither a file nor a FIFO nor a device");
         assert!(!refused.ok() && refused.text().contains(&reason), "{refused}");
         site.set(key, "'b.log'");
     }
