@@ -7,11 +7,8 @@ use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
-/// A file system gives the number of a removed directory to the next one, often at once. When it was made tells the two
-/// apart, where the file system knows that (statx(2), STATX_BTIME).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct DirectoryId {
-    device: u64,
     inode: u64,
     made_ns: Option<u64>,
 }
@@ -22,7 +19,18 @@ impl DirectoryId {
         let found = path.metadata().ok()?;
         let made = found.created().ok().and_then(|made| made.duration_since(UNIX_EPOCH).ok());
         let made_ns = made.and_then(|made| u64::try_from(made.as_nanos()).ok());
-        Some(DirectoryId { device: found.dev(), inode: found.ino(), made_ns })
+        Some(DirectoryId { inode: found.ino(), made_ns })
+    }
+}
+
+/// When a directory was made says most (statx(2), STATX_BTIME): a file system gives the number of a removed one to the next,
+/// often at once, and an overlay may give another number to the same one. Where that is not known the number has to do.
+impl PartialEq for DirectoryId {
+    fn eq(&self, other: &DirectoryId) -> bool {
+        match (self.made_ns, other.made_ns) {
+            (Some(made), Some(other)) => made == other,
+            (None, _) | (_, None) => self.inode == other.inode,
+        }
     }
 }
 
@@ -42,5 +50,12 @@ mod tests {
         std::fs::rename(&path, parent.path().join("41")).unwrap();
         std::fs::create_dir(&path).unwrap();
         assert_ne!(DirectoryId::of(&path), before);
+    }
+
+    #[test]
+    fn the_number_counts_where_nobody_knows_when_it_was_made() {
+        let id = |inode, made_ns| DirectoryId { inode, made_ns };
+        assert!(id(1, Some(5)) == id(2, Some(5)) && id(1, Some(5)) != id(1, Some(6)));
+        assert!(id(1, None) == id(1, Some(5)) && id(1, None) != id(2, None));
     }
 }
