@@ -113,6 +113,13 @@ pub fn check_module_or_verb(word: &str) -> Result<(), clap::Error> {
             format!("there is no verb `{word}`; did you mean `{verb}`?\n\n{instead}"),
         ));
     }
+    // No module has a hyphen in its name.
+    if let Some(verb) = word.split_once('-').and_then(|(first, _)| VERBS.into_iter().find(|verb| *verb == first)) {
+        return Err(error(
+            ErrorKind::InvalidSubcommand,
+            format!("there is no verb `{word}`; `forkmaster {verb} --help` says what may follow `{verb}`"),
+        ));
+    }
     if word.ends_with(".toml") {
         return Err(error(
             ErrorKind::ValueValidation,
