@@ -1,6 +1,6 @@
 //! Whether anybody gets the interpreter's lock. A native thread of the application that keeps it lets no request be
-//! answered, while the event loop, which needs no lock, turns on. So a thread asks for it about once a second, unless
-//! requests are being answered; a worker in which it waits in vain is not alive, whatever its loop does.
+//! answered, while the event loop, which needs no lock, turns on. So a thread asks for it now and then, unless requests are
+//! being answered; a worker in which it waits in vain is not alive, whatever its loop does.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,11 +16,15 @@ use crate::memory;
 /// How often the lock is asked for.
 const EVERY: Duration = Duration::from_secs(1);
 
+/// How often in a worker that has had nothing to do for some seconds: there may be many of them, and each look wakes a
+/// thread.
+const EVERY_IDLE: Duration = Duration::from_secs(4);
+
 /// Whoever asks gets it within CPython's switch interval (5 ms) from other Python code.
 const MISSED_AFTER_NS: u64 = 2_000_000_000;
 
-/// Turns between two measurements of this process's memory, which the same thread takes; the first is at the first turn.
-const MEASURED_EVERY: u64 = 30;
+/// The time between two measurements of this process's memory, which the same thread takes; the first is at its first look.
+const MEASURED_EVERY: Duration = Duration::from_secs(30);
 
 pub struct LockWatch {
     /// CLOCK_MONOTONIC in nanoseconds: since when the lock is waited for; 0: it is not.
@@ -55,27 +59,31 @@ impl LockWatch {
 
     fn run(&self, cell: &Cell) {
         let mut answered = cell.requests.load(Ordering::Relaxed);
-        let mut measured = answered;
-        for turn in 1_u64.. {
+        let mut measured = None;
+        let (mut every, mut unmeasured) = (EVERY, MEASURED_EVERY);
+        loop {
             let ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
-            let waited = self.bell.wait_timeout_while(ending, EVERY, |ending| !*ending);
+            let waited = self.bell.wait_timeout_while(ending, every, |ending| !*ending);
             if *waited.unwrap_or_else(PoisonError::into_inner).0 {
                 return;
             }
             // Whoever answered a request has had the lock.
             let before = std::mem::replace(&mut answered, cell.requests.load(Ordering::Relaxed));
+            let is_idle = before == answered;
+            unmeasured += every;
             // Who does nothing grows little.
-            if turn == 1 || turn % MEASURED_EVERY == 0 && measured != answered {
-                measured = answered;
+            if unmeasured >= MEASURED_EVERY && measured != Some(answered) {
+                (measured, unmeasured) = (Some(answered), Duration::ZERO);
                 let used = memory::used();
                 cell.set_memory(used.private, used.pss);
             }
-            if before == answered {
+            if is_idle {
                 self.wanted_ns.store(monotonic_ns(), Ordering::Relaxed);
                 // None: the interpreter is ending.
                 let _ = Python::try_attach(|_| ());
                 self.wanted_ns.store(0, Ordering::Relaxed);
             }
+            every = if is_idle { (every * 2).min(EVERY_IDLE) } else { EVERY };
         }
     }
 }
