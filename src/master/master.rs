@@ -516,7 +516,7 @@ impl Master {
                     return Some(Event::Worker { worker, event: WorkerEvent::Exited(Exit::NeverBorn(refusal)) });
                 }
             }
-            Action::Serve { worker } => service.tell_worker(worker, &ToWorker::Serve),
+            Action::Serve { worker } => service.serve(worker),
             Action::Pause { worker } => service.tell_worker(worker, &ToWorker::Pause),
             Action::Maintenance { worker, page } => {
                 let page = page.map(|page| (*page).clone());

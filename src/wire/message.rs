@@ -130,6 +130,9 @@ pub enum ToWorker {
     /// Look whether connections wait: a worker that was woken for one may have died before it took it, and the kernel
     /// wakes no second one.
     Look,
+    /// Workers of this generation serve, too, for a while. Its scoreboard comes with the message, to be read only: a worker whose
+    /// threads are all busy looks there for others that are free. One that does not know the message looks at its own generation.
+    Beside { generation: GenerationId, cells: u32, threads: u32, layout: [u64; 2] },
     /// Answer with `Stacks`: the Python stacks of all threads.
     Stacks { id: u64 },
     /// In development: a release was refused, and the next page that a browser asks for shows why.

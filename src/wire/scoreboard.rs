@@ -8,7 +8,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{fence, AtomicU32, AtomicU64, AtomicU8, Ordering};
 
@@ -22,6 +22,9 @@ pub const REQUEST_TEXT_BYTES_MAX: usize = 256;
 
 /// Of a request's id: of those in use, the longest have some hundred.
 pub const ID_BYTES_MAX: usize = 128;
+
+/// A process that shows no sign of life for so long, which is more than a turn of a worker's loop takes, is not waited for.
+const HEARTBEAT_NS_MAX: u64 = 1_500_000_000;
 
 /// 1xx to 5xx.
 pub const STATUS_CLASSES: usize = 5;
@@ -185,24 +188,33 @@ impl Scoreboard {
         nix::unistd::ftruncate(&fd, bytes.get() as libc::off_t).map_err(io::Error::from)?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(io::Error::from)?;
-        Self::map(fd, cells, threads)
+        Self::map(fd, cells, threads, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
     }
 
     /// Maps a board that another process made, with the numbers it was made with.
     pub fn open(fd: OwnedFd, cells: u32, threads: u32) -> io::Result<Scoreboard> {
+        Self::open_for(fd, cells, threads, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+    }
+
+    fn open_for(fd: OwnedFd, cells: u32, threads: u32, protection: ProtFlags) -> io::Result<Scoreboard> {
         let size = nix::sys::stat::fstat(&fd).map_err(io::Error::from)?.st_size;
         if size as u64 != board_bytes(cells, threads).get() as u64 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the scoreboard has another size than announced"));
         }
-        Self::map(fd, cells, threads)
+        Self::map(fd, cells, threads, protection)
     }
 
-    fn map(fd: OwnedFd, cells: u32, threads: u32) -> io::Result<Scoreboard> {
+    fn map(fd: OwnedFd, cells: u32, threads: u32, protection: ProtFlags) -> io::Result<Scoreboard> {
         let bytes = board_bytes(cells, threads);
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a fresh shared mapping of a file of exactly this size, whose size is sealed.
         let memory = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, &fd, 0) }.map_err(io::Error::from)?;
         Ok(Scoreboard { memory: memory.cast(), bytes, cells, threads, fd })
+    }
+
+    /// A descriptor of the same memory through which nobody can write (memfd_create(2): it is a file like any other).
+    pub fn for_readers(&self) -> io::Result<OwnedFd> {
+        let file = std::fs::File::open(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))?;
+        Ok(file.into())
     }
 
     /// What another build must agree on to read it, in bytes.
@@ -288,7 +300,48 @@ impl Drop for Scoreboard {
     }
 }
 
+/// A scoreboard of other processes, to be read only.
+pub struct BoardView(Scoreboard);
+
+impl BoardView {
+    /// As `Scoreboard::open`.
+    pub fn open(fd: OwnedFd, cells: u32, threads: u32) -> io::Result<BoardView> {
+        Ok(BoardView(Scoreboard::open_for(fd, cells, threads, ProtFlags::PROT_READ)?))
+    }
+
+    /// Some worker of it takes connections.
+    pub fn serves(&self, now_ns: u64) -> bool {
+        self.servers(now_ns).next().is_some()
+    }
+
+    /// App threads that have nothing to do.
+    pub fn free_threads(&self, now_ns: u64) -> usize {
+        self.servers(now_ns).map(|cell| cell.free_threads(self.0.threads)).sum()
+    }
+
+    /// Whether a worker has fewer connections than these.
+    pub fn has_room(&self, connections_max: usize, now_ns: u64) -> bool {
+        self.servers(now_ns).any(|cell| (cell.connections.load(Ordering::Relaxed) as usize) < connections_max)
+    }
+
+    /// The cells of the workers that take connections and live.
+    fn servers(&self, now_ns: u64) -> impl Iterator<Item = &Cell> {
+        let cells = (0..self.0.cells).map(|index| self.0.cell(index));
+        cells.filter(move |cell| cell.accepting.load(Ordering::Relaxed) == 1 && cell.lives(now_ns))
+    }
+}
+
 impl Cell {
+    /// It has shown a sign of life of late.
+    pub fn lives(&self, now_ns: u64) -> bool {
+        now_ns.saturating_sub(self.heartbeat_ns.load(Ordering::Relaxed)) < HEARTBEAT_NS_MAX
+    }
+
+    /// Of so many app threads, those that have nothing to do.
+    pub fn free_threads(&self, threads: u32) -> usize {
+        threads.saturating_sub(self.busy.load(Ordering::Relaxed)) as usize
+    }
+
     /// What the process has in memory, in bytes: what no other shares, and that with its part of what several share.
     pub fn set_memory(&self, private: u64, pss: u64) {
         self.private_bytes.store(private, Ordering::Relaxed);

@@ -66,6 +66,9 @@ fn receive(master: &Arc<MasterChannel>, logs: Logs, dumping: &Arc<AtomicBool>) {
             Ok(Received::Message(ToWorker::Rehearse { number, request }, _)) => master.prompt.ask(number, request),
             Ok(Received::Message(ToWorker::Refused { text }, _)) => master.refusal.set(text),
             Ok(Received::Message(ToWorker::Logs, fds)) => logs.replace(&fds),
+            Ok(Received::Message(ToWorker::Beside { generation, cells, threads, layout }, fds)) => {
+                master.beside.hear(generation, cells, threads, layout, fds);
+            }
             Ok(Received::Message(command, _)) => master.obey(command),
             Ok(Received::Empty) => return,
             Ok(Received::Eof) => end(master, None),

@@ -7,6 +7,7 @@ mod access;
 #[cfg(debug_assertions)]
 mod allocations;
 mod application;
+mod beside;
 mod birth;
 mod control_thread;
 mod development;

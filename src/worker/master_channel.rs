@@ -12,6 +12,7 @@ use forkmaster_wire::channel::{Channel, Received};
 use forkmaster_wire::message::{Failure, FromWorker, ListenerId, ProofStep, ToWorker};
 use forkmaster_wire::mutant::{self, Mutant};
 
+use crate::beside::Beside;
 use crate::development::Refusal;
 use crate::failure::failure;
 use crate::recall::Recall;
@@ -36,6 +37,7 @@ pub struct MasterChannel {
     /// Sends the probe once more. Set once, before `Ready`.
     prober: OnceLock<Prober>,
     pub refusal: Refusal,
+    pub beside: Arc<Beside>,
     /// What it has answered of late. Set once; never where nobody will ask.
     recall: OnceLock<Arc<Recall>>,
     pub prompt: Prompt,
@@ -48,9 +50,21 @@ impl MasterChannel {
         let identity = sockets::identity(channel.as_raw_fd());
         let (waiting, handle, served) = (Mutex::default(), OnceLock::new(), AtomicBool::new(false));
         let (refusal, prober, recall) = (Refusal::default(), OnceLock::new(), OnceLock::new());
-        let prompt = Prompt::default();
-        let master =
-            MasterChannel { channel, title, who, waiting, handle, served, refusal, prober, recall, prompt, identity };
+        let (prompt, beside) = (Prompt::default(), Arc::default());
+        let master = MasterChannel {
+            channel,
+            title,
+            who,
+            waiting,
+            handle,
+            served,
+            refusal,
+            beside,
+            prober,
+            recall,
+            prompt,
+            identity,
+        };
         master.show("starting");
         master
     }
@@ -206,6 +220,7 @@ fn obey(handle: &Handle, command: ToWorker) {
         ToWorker::Look => handle.look(),
         // Dealt with by the control thread, with or without a server.
         ToWorker::Probe
+        | ToWorker::Beside { .. }
         | ToWorker::Recall { .. }
         | ToWorker::Rehearse { .. }
         | ToWorker::Stacks { .. }

@@ -15,14 +15,12 @@ use forkmaster_wire::scoreboard::{
 };
 
 use crate::access::{self, AccessLog, End, How};
+use crate::beside::Beside;
 use crate::lock_watch::LockWatch;
 use crate::refusal_recorder::RefusalRecorder;
 
 /// How many connections one may have taken more than a sibling.
 const AHEAD_MAX: u64 = 16;
-
-/// A sibling that shows no sign of life for so long, which is more than a turn of the loop takes, is not waited for.
-const HEARTBEAT_NS_MAX: u64 = 1_500_000_000;
 
 /// What a request that runs beyond its limit is answered with.
 pub const TIMED_OUT: u16 = 504;
@@ -41,6 +39,7 @@ pub struct CellMetrics {
     id_header: Option<String>,
     /// Its generation is to have several workers.
     of_several: bool,
+    beside: Arc<Beside>,
 }
 
 impl CellMetrics {
@@ -59,6 +58,7 @@ impl CellMetrics {
             refusals: None,
             id_header: None,
             of_several: false,
+            beside: Arc::default(),
         }
     }
 
@@ -72,6 +72,10 @@ impl CellMetrics {
 
     pub fn one_of(self, workers: u32) -> CellMetrics {
         CellMetrics { of_several: workers > 1, ..self }
+    }
+
+    pub fn beside(self, beside: Arc<Beside>) -> CellMetrics {
+        CellMetrics { beside, ..self }
     }
 
     /// Requests can be answered, or one that is being answered keeps the lock: then its own limit decides.
@@ -121,15 +125,16 @@ impl Metrics for CellMetrics {
 
     fn free_siblings(&self) -> usize {
         let now_ns = monotonic_ns();
-        let lives = |cell: &&Cell| now_ns.saturating_sub(cell.heartbeat_ns.load(Ordering::Relaxed)) < HEARTBEAT_NS_MAX;
-        let free = |cell: &Cell| self.board.threads().saturating_sub(cell.busy.load(Ordering::Relaxed)) as usize;
-        self.siblings().filter(lives).map(free).sum()
+        let threads = self.board.threads();
+        let here: usize =
+            self.siblings().filter(|cell| cell.lives(now_ns)).map(|cell| cell.free_threads(threads)).sum();
+        here + self.beside.free_threads(now_ns)
     }
 
     fn has_room_elsewhere(&self, connections_max: usize) -> bool {
         let now_ns = monotonic_ns();
-        let lives = |cell: &&Cell| now_ns.saturating_sub(cell.heartbeat_ns.load(Ordering::Relaxed)) < HEARTBEAT_NS_MAX;
-        self.siblings().filter(lives).any(|cell| (cell.connections.load(Ordering::Relaxed) as usize) < connections_max)
+        let has_room = |cell: &Cell| (cell.connections.load(Ordering::Relaxed) as usize) < connections_max;
+        self.siblings().filter(|cell| cell.lives(now_ns)).any(has_room) || self.beside.has_room(connections_max, now_ns)
     }
 
     fn handoff_refused(&self, why: HandoffRefusal) {
@@ -222,9 +227,7 @@ impl Metrics for CellMetrics {
             let connections = cell.connections.load(Ordering::Relaxed) as usize;
             connections < open || cell.taken.load(Ordering::Relaxed) + AHEAD_MAX < taken
         };
-        let lives =
-            |cell: &Cell| monotonic_ns().saturating_sub(cell.heartbeat_ns.load(Ordering::Relaxed)) < HEARTBEAT_NS_MAX;
-        self.siblings().filter(has_less).any(lives)
+        self.siblings().filter(has_less).any(|cell| cell.lives(monotonic_ns()))
     }
 }
 

@@ -362,7 +362,7 @@ fn make_server(
     let refusals = worker.access.clone().map(|log| RefusalRecorder::new(log, Arc::clone(common)));
     let metrics = CellMetrics::new(worker.board, worker.cell_index, &LOCK_WATCH, worker.access.clone());
     let metrics = metrics.with_request_ids(http.request_id_header.clone()).with_refusals(refusals);
-    let metrics = Arc::new(metrics.one_of(boot.workers));
+    let metrics = Arc::new(metrics.one_of(boot.workers).beside(Arc::clone(&worker.master.beside)));
     let reports: Arc<dyn Reports> = Arc::<MasterChannel>::clone(&worker.master);
     let queue = Box::new(Handoff::new(queue));
     Server::new(settings, listeners, Some(queue), metrics, reports).map_err(|error| os_failure("the server", &error))

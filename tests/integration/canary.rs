@@ -7,7 +7,7 @@ use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::harness::client::get;
+use crate::harness::client::{get, head, Connection};
 use crate::harness::load::{Load, Running};
 use crate::harness::master::{run, Master, Output};
 use crate::harness::site::Site;
@@ -19,12 +19,20 @@ fn app(fails_every: u32) -> String {
         r#"
 import itertools
 import os
+import time
 
 RELEASE = os.path.basename(os.getcwd())
 NUMBER = itertools.count(1)
 
 
 def application(environ, start_response):
+    if environ["PATH_INFO"] == "/until":
+        files = environ["QUERY_STRING"]
+        open(os.path.join(files, "running-%d" % os.getpid()), "w").close()
+        for _ in range(3000):
+            if os.path.exists(os.path.join(files, RELEASE)):
+                break
+            time.sleep(0.01)
     fails = {fails_every} and RELEASE == "2" and next(NUMBER) % {fails_every} == 0
     status = "500 Internal Server Error" if fails else "200 OK"
     start_response(status, [("Content-Length", "1"), ("X-Release", RELEASE), ("X-Pid", str(os.getpid()))])
@@ -206,6 +214,55 @@ fn an_operator_promotes_or_abandons_it() {
     assert!(output.ok() && output.stdout.contains("canary promoted: an operator"), "{output}");
     assert!(asking.join().expect("it ends").stdout.contains("generation 3 serves"));
     assert_eq!(master.get("/").text(), "2");
+}
+
+/// A keep-alive connection that is at the canary does not wait for it while an old worker has nothing to do, and the other
+/// way round.
+#[test]
+fn a_busy_worker_gives_its_line_to_whoever_is_free_in_either_generation() {
+    let (site, master) = site("canary_line", 0, "60s");
+    let asking = reload_to_canary(&site, &master);
+    let mut clients: Vec<Connection> = Vec::new();
+    let (mut at_canary, mut at_old) = (0, 0);
+    for _ in 0..300 {
+        let mut client = master.connect();
+        match client.get_ok("/").text() == "2" {
+            true => at_canary += 1,
+            false => at_old += 1,
+        }
+        clients.push(client);
+        if at_canary >= 4 && at_old >= 4 {
+            break;
+        }
+    }
+    assert!(at_canary >= 4 && at_old >= 4, "{at_canary} of {} are at the canary", clients.len());
+    // Each round has all five workers run a request that ends when there is a file for its release.
+    for (round, free) in ["1", "2"].into_iter().enumerate() {
+        let files = site.path().join(format!("round-{round}"));
+        std::fs::create_dir(&files).expect("it can be made");
+        let target = format!("/until?{}", files.display());
+        let mut held: Vec<Connection> = (0..5)
+            .map(|_| {
+                let mut client = master.connect();
+                client.must_send(head("GET", &target, &[]));
+                client
+            })
+            .collect();
+        wait_for("five running requests", || {
+            (std::fs::read_dir(&files).map_or(0, |found| found.count()) == 5).then_some(())
+        });
+        std::fs::write(files.join(free), "").expect("it can be written");
+        for client in &mut clients {
+            assert_eq!(client.get_ok("/").text(), free);
+        }
+        for release in ["1", "2"] {
+            std::fs::write(files.join(release), "").expect("it can be written");
+        }
+        let answers: Vec<String> = held.iter_mut().map(|client| client.expect_answer().text()).collect();
+        assert_eq!(answers.iter().filter(|answer| *answer == "2").count(), 1, "{answers:?}");
+    }
+    assert!(master.cli(&["abandon"]).ok());
+    assert_eq!(asking.join().expect("it ends").code, Some(1));
 }
 
 #[test]

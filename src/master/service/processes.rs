@@ -117,6 +117,8 @@ pub struct WorkerProcess {
     pub doubted: bool,
     /// What was seen of its memory.
     pub growth: Option<Growth>,
+    /// The generation beside its own whose scoreboard it was last given.
+    pub beside: Option<GenerationId>,
     pub listeners: Vec<ListenerId>,
 }
 

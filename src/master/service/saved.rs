@@ -263,6 +263,7 @@ impl WorkerProcess {
             killed: false,
             doubted: false,
             growth,
+            beside: None,
             listeners,
         })
     }

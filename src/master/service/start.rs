@@ -164,6 +164,7 @@ impl Service {
             killed: false,
             doubted: false,
             growth: None,
+            beside: None,
             listeners,
         };
         self.workers.insert(id, worker);

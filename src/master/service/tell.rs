@@ -1,8 +1,10 @@
 //! What the master says to its processes, and how it ends them.
 
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 use forkmaster_wire::message::{GenerationId, ToTemplate, ToWorker, WorkerId};
+use forkmaster_wire::scoreboard::Scoreboard;
 use forkmaster_wire::text::cut_text;
 
 use super::processes::WorkerProcess;
@@ -42,6 +44,52 @@ impl Service {
         }
     }
 
+    /// Tells a worker to serve. Where workers of another generation take connections at this moment, both sides are shown the
+    /// other's scoreboard.
+    pub fn serve(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        worker.tell(&ToWorker::Serve);
+        // It may have forgotten what it was told before it last stopped serving.
+        worker.beside = None;
+        let generation = worker.generation;
+        let others: Vec<(WorkerId, GenerationId)> = self
+            .workers
+            .iter()
+            .filter(|(_, other)| other.generation != generation && self.accepts(other))
+            .map(|(id, other)| (*id, other.generation))
+            .collect();
+        for (other, others_generation) in others {
+            self.show_board(other, generation);
+            self.show_board(id, others_generation);
+        }
+    }
+
+    /// A worker sees whether threads of another generation are free.
+    fn show_board(&mut self, id: WorkerId, generation: GenerationId) {
+        let (Some(worker), Some(processes)) = (self.workers.get_mut(&id), self.generations.get(&generation)) else {
+            return;
+        };
+        if worker.beside == Some(generation) {
+            return;
+        }
+        worker.beside = Some(generation);
+        let board = &processes.board;
+        match board.for_readers() {
+            Ok(fd) => {
+                let (cells, threads) = (board.cells(), board.threads());
+                let message = ToWorker::Beside { generation, cells, threads, layout: Scoreboard::layout() };
+                worker.tell_with(&message, &[fd.as_fd()]);
+            }
+            // It goes on as if it were alone.
+            Err(error) => log::debug!("{} is not shown generation {generation}: {error}", name(worker)),
+        }
+    }
+
+    fn accepts(&self, worker: &WorkerProcess) -> bool {
+        let processes = self.generations.get(&worker.generation);
+        processes.is_some_and(|processes| processes.board.cell(worker.cell).accepting.load(Ordering::Relaxed) == 1)
+    }
+
     /// Whoever works at the application may be looking at a browser and not at the log.
     pub fn show_refusal(&self, refusal: &Refusal) {
         let text = format!("{}\n\n{}", refusal.reason, refusal.details);
@@ -54,15 +102,11 @@ impl Service {
 
     /// A worker is dead, and the kernel may have woken it, and nobody else, for a connection that it had no time to take.
     pub fn have_others_look(&self, dead: WorkerId) {
-        let accepts = |worker: &WorkerProcess| {
-            let processes = self.generations.get(&worker.generation);
-            processes.is_some_and(|processes| processes.board.cell(worker.cell).accepting.load(Ordering::Relaxed) == 1)
-        };
-        if !self.workers.get(&dead).is_some_and(accepts) {
+        if !self.workers.get(&dead).is_some_and(|worker| self.accepts(worker)) {
             return;
         }
         for (id, worker) in &self.workers {
-            if *id != dead && accepts(worker) {
+            if *id != dead && self.accepts(worker) {
                 worker.tell(&ToWorker::Look);
             }
         }
