@@ -312,3 +312,71 @@ fn beside_fewer_than_four_workers_there_is_none() {
     assert!(output.code == Some(78) && output.text().contains("[reload] canary"), "{output}");
     assert_eq!(master.get("/").text(), "1");
 }
+
+/// An operator who tries one verb after the other hears of each what it does or why it cannot be, and no client notices.
+#[test]
+fn verbs_that_come_while_it_serves_are_done_or_refused_with_the_reason() {
+    let (site, master) = site("canary_any_order", 0, "60s");
+    let load = load(&master);
+    let asking = reload_to_canary(&site, &master);
+    let refused = |args: &[&str], words: &str| {
+        let output = master.cli(args);
+        assert!(output.code == Some(1) && output.stderr.contains(words), "{args:?}: {output}");
+    };
+    let state = || master.status().expect("it answers").0["state"].clone();
+    let waits = "generation 2 is rolling, and waits for the verdict on its canary";
+    refused(&["upgrade", "--timeout", "300ms"], waits);
+    refused(&["rollback"], "generation 2: it does not serve yet, and generation 1 does; `forkmaster abandon` gives up");
+    refused(&["rollback", "--to", "2"], "generation 1: it is the first that serves, so there is none to go back to");
+    assert!(master.cli(&["recycle", "0"]).ok());
+    // Told when they serve, and not when the canary has ended.
+    assert_eq!(master.cli(&["scale", "+1"]).stdout, "5 workers serve\n");
+    assert_eq!(state(), "reloading");
+    // Paused: nobody is asked, and that is what is told, though a reload is under way.
+    assert!(master.cli(&["pause"]).ok());
+    assert_eq!(state(), "paused");
+    let health = master.cli(&["health"]);
+    assert!(health.code == Some(1) && health.stderr.contains("paused, not ready"), "{health}");
+    refused(&["upgrade"], "the service is paused; `forkmaster resume` first");
+    refused(&["recycle", "0"], "the service is paused");
+    assert!(master.cli(&["resume"]).ok());
+    assert_eq!(state(), "reloading");
+    load.wait_answers(20);
+    assert!(master.cli(&["abandon"]).ok());
+    assert_eq!(asking.join().expect("it ends").code, Some(1));
+    for verb in ["promote", "abandon"] {
+        refused(&[verb], "there is no canary");
+    }
+    // A paused reload comes instead of one, and has none itself, whatever the settings say.
+    let mark = master.mark();
+    let directory = site.path().to_path_buf();
+    let asking = thread::spawn(move || run(&directory, &["reload", "-c", "app.toml"]));
+    master.wait_log_after(mark, "canary gen=3 serves: ");
+    let output = master.cli(&["reload", "--pause", "--", "true"]);
+    assert!(output.ok() && output.stdout.starts_with("generation 4 serves"), "{output}");
+    let output = asking.join().expect("it ends");
+    assert!(output.code == Some(1) && output.stderr.contains("superseded by a later reload"), "{output}");
+    assert!(master.log_lines("canary gen=4 *").is_empty());
+    // What a canary was tried in and did not serve is nothing to go back to; what was promoted is.
+    refused(&["rollback", "--to", "3"], "generation 3: it is not one that has served before; these are: 1");
+    let output = master.cli(&["rollback", "--to", "1"]);
+    assert!(output.ok() && output.stdout.contains("generation 5 serves"), "{output}");
+    load.wait_answers(20);
+    load.stop().assert_no_failures();
+    assert_eq!(master.get("/").text(), "1");
+    master.stop();
+}
+
+#[test]
+fn a_generation_that_was_a_canary_can_be_had_back() {
+    let (site, master) = site("canary_back", 0, "60s");
+    let asking = reload_to_canary(&site, &master);
+    assert!(master.cli(&["promote"]).ok() && asking.join().expect("it ends").ok());
+    assert!(master.cli(&["rollback"]).ok());
+    assert_eq!(master.get("/").text(), "1");
+    let output = master.cli(&["rollback", "--to", "2"]);
+    assert!(output.ok() && output.stdout.contains("generation 4 serves"), "{output}");
+    assert_eq!(master.get("/").text(), "2");
+    assert!(master.log_lines("canary gen=4 *").is_empty(), "a rollback has none");
+    master.stop_clean();
+}

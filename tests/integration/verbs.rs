@@ -27,6 +27,7 @@ fn scale_waits_until_the_workers_serve_and_survives_reloads() {
     site.flip("2");
     master.reload();
     assert_eq!(master.workers().len(), 3);
+    assert_eq!(ok(&master, &["scale", "-1"]), "2 workers serve\n");
     assert_eq!(ok(&master, &["scale", "1"]), "1 workers serve\n");
     assert_eq!(master.workers().len(), 1);
     load.wait_answers(20);

@@ -8,6 +8,7 @@ use forkmaster_wire::message::{GenerationId, SlotIndex, WorkerId};
 use super::dump::Dump;
 use super::generation::{Generation, Plan};
 use super::maintenance::MaintenancePlan;
+use super::pause::Pause;
 use super::services::ServiceId;
 use super::target::Target;
 use super::worker::{Due, State as WorkerState, Worker};
@@ -323,8 +324,11 @@ impl Supervisor {
             | WorkerState::Exiting { .. }
             | WorkerState::Killed { .. } => false,
         };
-        let accepting = self.generations.iter().flat_map(|generation| &generation.workers).filter(counts).count();
-        (accepting == workers as usize && self.in_transaction().is_none()).then_some(Outcome::Scaled { workers })
+        // A canary serves beside those that are wanted, and may do so for hours.
+        let beside = |generation: &&Generation| !generation.is_trying();
+        let accepting = self.generations.iter().filter(beside).flat_map(|of| &of.workers).filter(counts).count();
+        let is_over = self.in_transaction().is_none_or(Generation::is_trying);
+        (accepting == workers as usize && is_over).then_some(Outcome::Scaled { workers })
     }
 
     fn recycled(&self, slot: SlotIndex, old: WorkerId) -> Option<Outcome> {
@@ -478,12 +482,15 @@ impl Supervisor {
             Phase::Ending { .. } | Phase::Ended => "ending",
             Phase::Running => match (self.serving(), self.in_transaction()) {
                 (None, _) => "starting",
-                (Some(_), Some(_)) => "reloading",
-                (Some(_), None) if self.held().is_some_and(|held| held.quiet) => match self.turns_away() {
+                // What an operator has paused stays so, whatever a reload does meanwhile.
+                (Some(_), Some(_)) if self.pause == Pause::Off => "reloading",
+                (Some(_), _) if self.held().is_some_and(|held| held.quiet) => match self.turns_away() {
                     true => "maintenance",
                     false => "paused",
                 },
-                (Some(_), None) if self.held().is_some() => "pausing",
+                (Some(_), _) if self.held().is_some() => "pausing",
+                // The new workers take over just then.
+                (Some(_), Some(_)) => "reloading",
                 (Some(_), None) if self.target.is_off() => "off",
                 (Some(generation), None) if lacks(generation) || self.is_service_late() => "degraded",
                 (Some(_), None) => "running",

@@ -72,15 +72,17 @@ impl CanaryPlan {
     }
 }
 
+impl Generation {
+    /// A canary of it boots or serves.
+    pub(super) fn is_trying(&self) -> bool {
+        matches!(self.state, State::Rolling { step: Step::Placing { .. } | Step::Holding { .. }, .. })
+    }
+}
+
 impl Supervisor {
     /// The canary that is still to come before this generation takes over. A first start has nothing to compare with.
     pub(super) fn canary_to_come(&self, at: usize) -> Option<CanaryPlan> {
         self.generations[at].canary.filter(|_| self.serving().is_some())
-    }
-
-    /// A canary of it boots or serves.
-    fn is_trying(&self, at: usize) -> bool {
-        matches!(self.generations[at].state, State::Rolling { step: Step::Placing { .. } | Step::Holding { .. }, .. })
     }
 
     pub(super) fn begin_canary(&mut self, at: usize, plan: CanaryPlan, room: Room, now: Instant) {
@@ -287,7 +289,7 @@ impl Supervisor {
     }
 
     pub(super) fn on_promote(&mut self, asker: Option<AskId>, wait: bool, now: Instant) {
-        let Some(at) = (0..self.generations.len()).find(|at| self.is_trying(*at)) else {
+        let Some(at) = self.generations.iter().position(Generation::is_trying) else {
             return self.answer(asker, Outcome::Refused(no_canary()));
         };
         if matches!(self.generations[at].state, State::Rolling { step: Step::Placing { .. }, .. }) {
@@ -299,7 +301,7 @@ impl Supervisor {
     }
 
     pub(super) fn on_abandon(&mut self, asker: Option<AskId>, now: Instant) {
-        let Some(at) = (0..self.generations.len()).find(|at| self.is_trying(*at)) else {
+        let Some(at) = self.generations.iter().position(Generation::is_trying) else {
             return self.answer(asker, Outcome::Refused(no_canary()));
         };
         self.answer(asker, Outcome::Asked);

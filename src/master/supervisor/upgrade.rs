@@ -224,16 +224,19 @@ impl Supervisor {
         if self.pause != Pause::Off || self.held.is_some() {
             return Some("requests are held back".to_owned());
         }
-        if !self.waiting.is_empty() || !self.delayed.is_empty() {
-            return Some("something else was asked for and is being done".to_owned());
-        }
         if let Some(other) = self.generations.iter().find(|other| other.id != serving.id) {
             return Some(match other.state {
-                State::Proving | State::Rolling { .. } => format!("generation {} is {}", other.id, other.state.word()),
+                State::Proving | State::Rolling { .. } => {
+                    let waits = other.waiting().map_or_else(String::new, |waits| format!(", and waits for {waits}"));
+                    format!("generation {} is {}{waits}", other.id, other.state.word())
+                }
                 State::Serving | State::Draining | State::Kept | State::Abandoned => {
                     format!("generation {} is {} ({} workers)", other.id, other.state.word(), other.workers.len())
                 }
             });
+        }
+        if !self.waiting.is_empty() || !self.delayed.is_empty() {
+            return Some("something else was asked for and is being done".to_owned());
         }
         match serving.template {
             Template::Ready { .. } | Template::Backoff { .. } | Template::Gone => {}

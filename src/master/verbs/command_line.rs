@@ -446,7 +446,7 @@ enum Verb {
         #[arg(long, value_name = "N", conflicts_with = "pause")]
         canary: Option<u32>,
         /// For so long [default: as [reload.canary] says, 2m]
-        #[arg(long, value_name = "DURATION", value_parser = parse_hold, requires = "canary")]
+        #[arg(long, value_name = "DURATION", value_parser = parse_hold, requires = "canary", conflicts_with = "pause")]
         hold: Option<Duration>,
         #[command(flatten)]
         waiting: WaitOptions,
@@ -521,7 +521,8 @@ enum Verb {
     #[command(allow_missing_positional = true)]
     Scale {
         /// A [[service]]; without a name, the workers
-        #[arg(value_name = "SERVICE")]
+        // What begins with a minus is asked of the first argument, whichever it will be.
+        #[arg(value_name = "SERVICE", allow_negative_numbers = true)]
         service: Option<String>,
         /// So many, or with + or - so many more or fewer; such a step ends at one
         #[arg(value_name = "N|+N|-N", required = true, allow_negative_numbers = true, value_parser = parse_scale)]

@@ -299,12 +299,15 @@ fn meanwhile_the_old_generation_goes_on_as_ever() {
     world.event(Event::Ask { asker: Some(AskId(1)), ask: Ask::Recycle { slot: SlotIndex(1), keep: None, wait: true } });
     world.run();
     assert!(matches!(&world.answers[..], [(AskId(1), Outcome::Recycled { .. })]), "{:?}", world.answers);
-    world.ask(Ask::Scale { by: 1, wait: false });
+    world.event(Event::Ask { asker: Some(AskId(2)), ask: Ask::Scale { by: 1, wait: true } });
     world.run();
     assert_eq!((world.accepting(1), world.accepting(2)), (5, 1));
-    world.ask(Ask::Scale { by: -1, wait: false });
+    world.event(Event::Ask { asker: Some(AskId(3)), ask: Ask::ScaleTo { workers: 4, wait: true } });
     world.run();
     assert_eq!((world.accepting(1), world.accepting(2)), (4, 1), "the canary is none of the surplus");
+    // As found: who scales heard of it when the canary had ended.
+    let scaled = |ask, workers| (AskId(ask), Outcome::Scaled { workers });
+    assert_eq!(world.answers[1..], [scaled(2, 5), scaled(3, 4)]);
     world.pass(MINUTE);
     assert_eq!((world.last_verdict(), world.accepting(2), world.alive.len()), (&End::Committed, 4, 4));
 }
@@ -315,7 +318,13 @@ fn while_the_service_is_paused_the_canary_s_time_stands_still() {
     world.ask(Ask::Pause { timeout: MINUTE, maintenance: None });
     world.pass(MINUTE * 5);
     assert_eq!((world.accepting.len(), world.state(2)), (0, Some("rolling")));
+    assert_eq!(world.supervisor.word(), "paused", "which nobody should have to guess");
+    world.ask(Ask::Pause { timeout: MINUTE, maintenance: Some(maintenance(Duration::ZERO, None)) });
+    world.run();
+    assert_eq!(world.supervisor.word(), "maintenance");
     world.ask(Ask::Resume);
+    world.run();
+    assert_eq!(world.supervisor.word(), "reloading");
     world.pass(MINUTE / 2);
     assert_eq!((world.accepting(1), world.accepting(2)), (4, 1), "{:#?}", world.log);
     world.pass(MINUTE);

@@ -49,6 +49,33 @@ fn a_line_of_options_alone_means_what_the_whole_definition_makes_of_it() {
     }
 }
 
+/// As found: `scale -1` was taken for an option, since the optional word before it may not begin with a minus.
+#[test]
+fn fewer_is_written_with_a_minus() {
+    for (text, name, by) in [
+        ("scale -1 -c a.toml", None, -1),
+        ("scale -c a.toml -2", None, -2),
+        ("scale +1 -c a.toml", None, 1),
+        ("scale celery -1 -c a.toml", Some("celery"), -1),
+        ("scale -c a.toml celery -3", Some("celery"), -3),
+        ("scale celery +3 -c a.toml", Some("celery"), 3),
+    ] {
+        let Ok(Command::Scale { service, to, .. }) = line(text) else { panic!("{text}") };
+        assert_eq!((service.as_deref(), to), (name, Scale::By(by)), "{text}");
+    }
+    for text in ["scale -x -c a.toml", "scale celery -c a.toml", "scale -1 -1 2 -c a.toml"] {
+        assert!(line(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_paused_reload_has_no_canary() {
+    for option in ["--canary 1", "--canary 1 --hold 5s", "--hold 5s"] {
+        let refused = line(&format!("reload --pause {option} -c a.toml")).expect_err(option).to_string();
+        assert!(refused.contains("--pause"), "{refused}");
+    }
+}
+
 #[test]
 fn serving_in_all_its_forms() {
     let plain = || source(Some("app.toml"), Overrides::default());
