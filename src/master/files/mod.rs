@@ -35,7 +35,7 @@ mod removing;
 mod tests;
 
 pub use made::{Made, Node};
-pub use removing::{may_make, remove};
+pub use removing::{may_make, remove, rename};
 
 /// As the kernel has it (path_resolution(7)).
 const LINKS_MAX: u32 = 40;

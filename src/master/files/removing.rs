@@ -1,18 +1,18 @@
-//! Removing files of a directory in which somebody else may have a hand, by the rule of opening: with the rights of whoever
-//! owns the directory, never through a stranger's link, and regular files only.
+//! Removing and renaming files of a directory in which somebody else may have a hand, by the rule of opening: with the rights
+//! of whoever owns the directory, never through a stranger's link, and regular files only.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::dir::Dir;
-use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{fstatat, Mode, SFlag};
+use nix::fcntl::{renameat, AtFlags, OFlag};
+use nix::sys::stat::{fstat, fstatat, Mode, SFlag};
 use nix::unistd::{geteuid, unlinkat, UnlinkatFlags};
 
-use super::{kind, with_rights, Purpose, Rights};
+use super::{kind, node, with_rights, Purpose, Rights};
 use crate::progress;
 
 /// Removes what is chosen by its name, and says how many files that were. It may wait for a disk.
@@ -44,6 +44,21 @@ pub fn remove(
     })
 }
 
+/// Gives a file another name in its directory, and takes that from whichever file has it. Where another file has its name by
+/// now, nothing is done.
+pub fn rename(path: &Path, file: impl AsFd, to: impl FnOnce(OsString) -> OsString + Send) -> io::Result<()> {
+    progress::note(format!("renaming {}", path.display()));
+    let wanted = node(&fstat(file)?);
+    with_rights(None, |walk| {
+        let found = walk.open(path, Purpose::Append)?;
+        if node(&fstat(&found.file)?) == wanted {
+            let to = to(found.name.clone());
+            renameat(&found.directory, found.name.as_os_str(), &found.directory, to.as_os_str())?;
+        }
+        Ok(())
+    })
+}
+
 /// Whether files can be made in a directory. It makes none that has a name, and where the file system cannot do that it
 /// says yes.
 pub fn may_make(directory: &Path, application: Option<&Rights>) -> bool {
@@ -66,6 +81,28 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn a_file_gets_another_name_as_long_as_its_name_is_still_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("a"), "first").unwrap();
+        std::fs::write(path("a.1"), "older").unwrap();
+        let file = std::fs::File::open(path("a")).unwrap();
+        let second = |mut name: OsString| {
+            name.push(".1");
+            name
+        };
+        rename(&path("a"), &file, second).unwrap();
+        assert!(!path("a").exists() && std::fs::read(path("a.1")).unwrap() == b"first");
+        // Somebody has made another one.
+        std::fs::write(path("a"), "second").unwrap();
+        rename(&path("a"), &file, second).unwrap();
+        assert_eq!(
+            (std::fs::read(path("a")).unwrap(), std::fs::read(path("a.1")).unwrap()),
+            (b"second".into(), b"first".into())
+        );
+    }
 
     #[test]
     fn only_regular_files_that_are_chosen_go() {

@@ -34,9 +34,11 @@ pub struct History {
     pub(super) path: Option<PathBuf>,
     /// Oldest first.
     pub(super) entries: VecDeque<Entry>,
-    /// Lines on their way to the file, and those that wait for the next chore.
+    /// Lines that are not in the file yet; the first `writing` of them are on their way to it. Where the way was closed (a
+    /// full disk) they go with the next deploy's. One that gets there twice counts once.
+    pub(super) unwritten: VecDeque<String>,
     chore: Option<ChoreId>,
-    pub(super) unwritten: Vec<String>,
+    writing: usize,
     /// The latest write failed, and that was told.
     failed: bool,
     /// Who asks for deploys, in words.
@@ -86,20 +88,28 @@ impl Service {
             return false;
         }
         self.history.chore = None;
+        let written = std::mem::take(&mut self.history.writing);
         match kept {
-            Ok(()) => self.history.failed = false,
+            Ok(()) => {
+                self.history.failed = false;
+                self.history.unwritten.drain(..written);
+                self.write_history(shared);
+            }
             Err(reason) if !std::mem::replace(&mut self.history.failed, true) => {
                 log::warn!("the history is not written: {reason}; nothing else is affected, and this is said once");
             }
             Err(_) => {}
         }
-        self.write_history(shared);
         true
     }
 
     fn remember(&mut self, entry: Entry, shared: &mut Shared) {
-        if self.history.path.is_some() && self.history.unwritten.len() < ENTRIES_MAX {
-            self.history.unwritten.push(entry.to_line() + "\n");
+        if self.history.path.is_some() {
+            self.history.unwritten.push_back(entry.to_line() + "\n");
+            if self.history.unwritten.len() > ENTRIES_MAX {
+                self.history.unwritten.pop_front();
+                self.history.writing = self.history.writing.saturating_sub(1);
+            }
         }
         self.history.entries.push_back(entry);
         if self.history.entries.len() > ENTRIES_MAX {
@@ -111,8 +121,9 @@ impl Service {
     /// One chore at a time, so that lines stay in their order.
     fn write_history(&mut self, shared: &mut Shared) {
         let Some(path) = self.history.path.clone().filter(|_| self.history.chore.is_none()) else { return };
-        let lines = std::mem::take(&mut self.history.unwritten);
+        let lines = Vec::from_iter(self.history.unwritten.iter().cloned());
         if !lines.is_empty() {
+            self.history.writing = lines.len();
             self.history.chore = Some(shared.chores.give(Chore::KeepHistory { path, lines }, shared.clock.now()));
         }
     }

@@ -49,7 +49,7 @@ pub struct Saved {
     began: Moment,
     history: VecDeque<Entry>,
     /// Lines that could not be written to its file yet.
-    unwritten: Vec<String>,
+    unwritten: VecDeque<String>,
     last_hook: u64,
     was_ready: bool,
     last_stacks: u64,
