@@ -50,6 +50,8 @@ fn what_served_before_serves_again_and_no_request_is_lost() {
             assert_eq!(master.wait_settled().workers.len(), workers, "its settings are back, too");
         }
         load.stop().assert_no_failures();
+        // It is what serves already, by another number.
+        refused(&master, &["rollback", "--to", "1"], "generation 1: it serves already, as generation 5");
         assert_eq!(roll_back(&master, &["--to", "2"]), "6");
         assert_eq!(master.get("/info").json()["dep"], "2");
     });

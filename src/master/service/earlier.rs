@@ -79,6 +79,10 @@ impl Earlier {
                 problem(to, format!("it is not one that has served before; these are: {}", numbers.join(", ")))
             })?,
         };
+        if found.origin == serving.origin {
+            let text = format!("it serves already, as generation {}", serving.generation);
+            return Err(problem(found.generation, text));
+        }
         if in_place(&found.loaded.settings.app, &serving.loaded.settings.app) {
             let text = format!(
                 "it had the same directory as generation {}, which serves ({}): the deploy was in place, and the code before \
