@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::harness::machine::{can_mount, not_tested};
-use crate::harness::master::{run, Master};
+use crate::harness::master::{binary, run, Launch, Master};
 use crate::harness::site::Site;
 use crate::harness::wait_for;
 
@@ -148,4 +148,82 @@ fn a_release_whose_python_hangs_in_its_exec_holds_nobody_up() {
     master.reload();
     answers(&master, "2");
     master.stop_clean();
+}
+
+/// A program of its own inode, whose exec is held.
+fn held_tool(site: &Site, of: &str) -> Option<(PathBuf, Held)> {
+    let tool = site.path().join("tool");
+    fs::copy(of, &tool).expect("a program can be copied");
+    let held = Held::file(&tool)?;
+    Some((tool, held))
+}
+
+#[test]
+fn a_hook_whose_exec_hangs_holds_nobody_up_and_is_killed_when_its_time_is_over() {
+    let site = Site::with_releases("held_hook", 2);
+    let Some((tool, mut held)) = held_tool(&site, "/bin/true") else { return };
+    for hook in ["on_ready", "on_reload", "on_exit"] {
+        site.set(&format!("hooks.{hook}"), &format!("[{:?}]", tool.display().to_string()));
+    }
+    site.set("hooks.command_timeout", "'2s'");
+    let master = site.start();
+    let first = held.wait();
+    answers(&master, "1");
+    assert_ne!(executable_of(first), tool);
+    // Each waits for the one before, and no deploy waits for any of them.
+    site.flip("2");
+    master.reload();
+    answers(&master, "2");
+    master.wait_log("hook on_ready gen=1 result=ready pid=* has not ended within command_timeout (2.0s): killed");
+    master.wait_log("hook on_reload gen=2 result=committed pid=* has not ended within command_timeout (2.0s): killed");
+    wait_for("the end of what is held", || is_gone(first));
+    answers(&master, "2");
+    // Nor does the end, beyond its time.
+    let began = Instant::now();
+    master.term();
+    assert_eq!(master.wait_exit().code(), Some(0));
+    assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+    master.wait_log("hook on_exit * has not ended within command_timeout (2.0s): killed");
+    master.assert_nothing_left();
+    held.let_go();
+}
+
+#[test]
+fn a_new_binary_whose_exec_hangs_is_not_waited_for_beyond_its_time() {
+    let site = Site::with_releases("held_upgrade", 1);
+    let (binaries, current) = (site.path().join("bin"), site.path().join("bin/forkmaster"));
+    fs::create_dir(&binaries).expect("a directory can be made");
+    std::os::unix::fs::symlink(binary(), &current).expect("a link can be made");
+    let master = site.launch(Launch { binary: Some(current.clone()), ..Launch::default() });
+    master.wait_serving();
+    let Some((tool, mut held)) = held_tool(&site, &binary().to_string_lossy()) else { return };
+    fs::remove_file(&current).expect("it is ours");
+    std::os::unix::fs::symlink(&tool, &current).expect("a link can be made");
+    let refused = |reason: &str, options: &[&str]| {
+        let output = master.cli(&[&["upgrade"], options].concat());
+        assert!(output.code == Some(1) && output.stderr.contains(reason), "{reason}: {output}");
+    };
+    let trial = thread::scope(|scope| {
+        let asks = scope.spawn(|| refused("the new binary has not said within 3.0s", &["--timeout", "3s"]));
+        let trial = held.wait();
+        answers(&master, "1");
+        refused("an upgrade is under way already", &[]);
+        asks.join().expect("it is refused");
+        trial
+    });
+    wait_for("the end of what is held", || is_gone(trial));
+    answers(&master, "1");
+    // A stop does not wait for it either.
+    let second = thread::scope(|scope| {
+        let asks = scope.spawn(|| refused("told to stop", &[]));
+        let second = held.wait();
+        assert_ne!(second, trial);
+        master.term();
+        asks.join().expect("it is refused");
+        second
+    });
+    assert_eq!(master.wait_exit().code(), Some(0));
+    wait_for("the end of what is held", || is_gone(second));
+    master.assert_nothing_left();
+    held.let_go();
 }

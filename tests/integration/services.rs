@@ -2,6 +2,7 @@
 //! one, and never hurt what serves.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -92,6 +93,78 @@ fn they_run_the_release_that_serves_and_change_with_it() {
     let commit = at("generation gen=3 rolling -> serving");
     assert!(at("service tasks gen=3 number=0") > commit && log.rfind("gen=1: works in 1") < Some(commit));
     assert!(master.cli(&["status"]).stdout.contains("service tasks 1 pid "));
+    master.stop();
+    master.assert_nothing_left();
+}
+
+/// Each process of a service began while its generation served: not before its commit, and not after the next one.
+#[track_caller]
+fn each_began_while_its_generation_served(master: &Master) -> usize {
+    let (mut serves, mut begun) = (0, 0);
+    for line in master.log().lines() {
+        let generation = || line.split("gen=").nth(1)?.split([' ', ':']).next()?.parse::<u32>().ok();
+        if line.contains(" generation gen=") && line.contains(" -> serving") {
+            serves = generation().expect("a number");
+        }
+        if line.contains(" service ")
+            && (line.ends_with(" -> running") || line.contains(" pid=") && line.contains(" -> starting"))
+        {
+            begun += 1;
+            assert_eq!(generation(), Some(serves), "{line}\n{}", master.log());
+        }
+    }
+    begun
+}
+
+#[test]
+fn those_that_die_around_a_commit_never_begin_for_a_release_that_does_not_serve() {
+    let site = site("services_commits", 2, "");
+    // What is set writes the configuration anew.
+    site.set("server.workers", "4").set("app.preload", "true").set("reload.rollback_window", "'10m'");
+    add(&site, "[[service]]\nname = 'tasks'\ncommand = ['python', 'tasks.py']\ncount = 2\n");
+    add(&site, "[[service]]\nname = 'often'\ncommand = ['python', '-c', 'pass']\nevery = '1s'\n");
+    add(&site, "[[service]]\nname = 'loop'\ncommand = ['python', '-c', 'import sys; sys.exit(3)']\n");
+    let master = site.start();
+    master.wait_log("service tasks gen=1 number=1 pid=* -> running");
+    let load = Load::on(&master.address()).closing(2).keeping(4).start();
+    let (over, mut told) = (AtomicBool::new(false), Vec::new());
+    let killed = std::thread::scope(|scope| {
+        // Whichever process of `tasks` there is dies again and again.
+        let kills = scope.spawn(|| {
+            let mut killed = 0;
+            while !over.load(Ordering::Relaxed) {
+                for service in services(&master).iter().filter(|of| of["name"] == "tasks") {
+                    if let Some(pid) = service["pid"].as_i64() {
+                        Process::of(pid as i32).into_iter().for_each(|process| process.signal(Signal::SIGKILL));
+                        killed += 1;
+                    }
+                }
+            }
+            killed
+        });
+        let mut release = 1;
+        for turn in 0..12 {
+            release = 3 - release;
+            let deploy: &[&str] = match turn % 4 {
+                0 => &["reload", "--force"],
+                1 => &["rollback"],
+                2 => &["reload", "--force", "--canary", "1", "--hold", "300ms"],
+                _ => &["reload", "--force", "--pause", "--", "sh", "-c", "sleep 0.2"],
+            };
+            site.flip(&release.to_string());
+            told.push((release.to_string(), master.cli(deploy), master.get("/").text()));
+        }
+        over.store(true, Ordering::Relaxed);
+        kills.join().expect("it does not panic")
+    });
+    for (release, output, answer) in told {
+        assert!(output.ok() && answer == release, "{answer}: {output}");
+    }
+    load.wait_answers(20);
+    load.stop().assert_no_failures();
+    assert!(killed >= 12, "{killed}");
+    let begun = each_began_while_its_generation_served(&master);
+    assert!(begun > 12, "{begun}");
     master.stop();
     master.assert_nothing_left();
 }
@@ -218,6 +291,7 @@ fn processes_are_scaled_and_recycled_by_the_name_of_their_service() {
         (running(&master, 3)[0]["number"] == 0 && !master.log_lines("service tasks gen=1 number=2 * gone *").is_empty())
             .then_some(())
     });
+    assert_eq!(said(&["scale", "tasks", "-1"]), "tasks: 2 processes run\n");
     assert_eq!(said(&["scale", "tasks", "1"]), "tasks: 1 processes run\n");
     assert_eq!(said(&["scale", "tasks", "0", "--no-wait"]), "tasks: 0 processes are wanted\n");
     wait_for("nobody", || services(&master).is_empty().then_some(()));

@@ -295,15 +295,19 @@ mod tests {
     const BOUNDS: Bounds = Bounds { min_requests: 100, max_errors: 1.0, max_latency: 1.5 };
 
     /// A release in numbers: requests, the share that fails, and a latency that is spread as those of real services are
-    /// (log-normal: a few take many times what most take).
+    /// (log-normal: a few take many times what most take). Some may be for a page that is slow.
     #[derive(Clone, Copy)]
     struct Release {
         requests: u32,
         failing: f64,
         median_ms: f64,
+        spread: f64,
+        slow: f64,
+        slow_ms: f64,
     }
 
-    const OLD: Release = Release { requests: 1000, failing: 0.002, median_ms: 12.0 };
+    const OLD: Release =
+        Release { requests: 1000, failing: 0.002, median_ms: 12.0, spread: 0.6, slow: 0.0, slow_ms: 400.0 };
 
     /// xorshift64*: the same numbers in every run.
     struct Dice(u64);
@@ -332,7 +336,9 @@ mod tests {
             let mut counts = Counts { answered: requests, compared: requests, ..Counts::default() };
             for _ in 0..release.requests {
                 counts.failed += u64::from(self.roll() < release.failing);
-                let micros = (release.median_ms * 1000.0 * (0.6 * self.normal()).exp()) as u64;
+                let is_slow = release.slow > 0.0 && self.roll() < release.slow;
+                let median_ms = if is_slow { release.slow_ms } else { release.median_ms };
+                let micros = (median_ms * 1000.0 * (release.spread * self.normal()).exp()) as u64;
                 let bucket = (0..BUCKETS).find(|at| upper_micros(*at).is_none_or(|upper| micros < upper)).unwrap();
                 counts.latency.buckets[bucket] += 1;
             }
@@ -381,6 +387,45 @@ mod tests {
         let is_right = |verdict: &Verdict| matches!(verdict, Verdict::Worse(why) if why.contains("took up to"));
         all(OLD, Release { median_ms: 36.0, ..OLD }, is_right);
         all(OLD, Release { median_ms: 36.0, requests: 250, ..OLD }, is_right);
+    }
+
+    /// What is alike in both is no verdict, whatever it looks like: two kinds of requests, with the edge between them just
+    /// where the comparison lies; a long tail; many failures; a share that is far from half.
+    #[test]
+    fn what_is_no_worse_is_good_however_it_is_spread() {
+        let shares = [(1000, 1000), (100, 900), (900, 100), (100, 10_000), (10_000, 100), (1000, 20_000), (250, 1000)];
+        let (mut wrong, mut of) = (0, 0);
+        for (new, old) in shares {
+            for slow in [0.0, 0.01, 0.1, 0.15, 0.5] {
+                for (spread, failing) in [(0.6, 0.0), (0.6, 0.3), (1.5, 0.01), (0.05, 0.9)] {
+                    let old = Release { requests: old, slow, spread, failing, ..OLD };
+                    let verdicts = runs(old, Release { requests: new, ..old });
+                    let found = verdicts.iter().filter(|verdict| **verdict != Verdict::Good).count();
+                    // Where so many fail that a point more is nothing, once in a hundred.
+                    assert!(found == 0 || failing > 0.1, "{new} beside {}: {verdicts:?}", old.requests);
+                    (wrong, of) = (wrong + found, of + verdicts.len());
+                }
+            }
+        }
+        assert!(wrong * 100 < of, "{wrong} of {of}");
+        // Better than before.
+        all(Release { failing: 0.3, median_ms: 36.0, ..OLD }, OLD, |verdict| *verdict == Verdict::Good);
+    }
+
+    #[test]
+    fn one_page_that_became_slow_or_fails_is_found_among_the_others() {
+        let slower = |verdict: &Verdict| matches!(verdict, Verdict::Worse(why) if why.contains("99 of 100 requests"));
+        // One request of twenty is for it.
+        all(OLD, Release { slow: 0.05, ..OLD }, slower);
+        let both = Release { slow: 0.05, ..OLD };
+        all(both, Release { slow_ms: 2400.0, ..both }, slower);
+        all(Release { requests: 10_000, ..OLD }, Release { slow: 0.05, ..OLD }, slower);
+        // One of five, where the canary has few requests.
+        let slower = |verdict: &Verdict| matches!(verdict, Verdict::Worse(why) if why.contains("90 of 100 requests"));
+        all(OLD, Release { slow: 0.3, requests: 250, ..OLD }, slower);
+        let fails = |verdict: &Verdict| matches!(verdict, Verdict::Worse(why) if why.contains("failed"));
+        all(Release { requests: 10_000, ..OLD }, Release { failing: 0.05, ..OLD }, fails);
+        all(Release { failing: 0.02, ..OLD }, Release { failing: 0.08, ..OLD }, fails);
     }
 
     #[test]

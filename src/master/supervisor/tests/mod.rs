@@ -283,10 +283,20 @@ impl World {
 
     fn event(&mut self, event: Event) {
         let actions = self.supervisor.handle(event, self.now);
+        self.services_are_of_what_serves(&actions);
         self.todo.extend(actions);
         self.unready |= !self.supervisor.is_ready();
         if let Some(what) = self.unbounded() {
             panic!("{what} waits without a deadline: {:#?}", self.log);
+        }
+    }
+
+    /// None of an old release begins after the commit, and none of a new one before it.
+    fn services_are_of_what_serves(&self, actions: &[Action]) {
+        for action in actions {
+            if let Action::StartService { generation, .. } = action {
+                assert!(self.supervisor.is_serving(*generation), "a service of {generation} begins: {:#?}", self.log);
+            }
         }
     }
 
