@@ -110,9 +110,9 @@ impl Master {
     /// The first generation.
     pub fn start(&mut self, loaded: Loaded, access: Option<AccessLog>) -> Result<(), Refusal> {
         let began = self.shared.clock.now();
-        let history = loaded.settings.control.history.clone();
+        let (history, app) = (loaded.settings.control.history.clone(), loaded.settings.app.clone());
         let prepared = self.service.prepare(loaded, Opened { error: None, access }, &mut self.shared)?;
-        self.service.open_history(history, &mut self.shared);
+        self.service.open_history(history, app, &mut self.shared);
         self.tell(Event::Configured { askers: Vec::new(), began, result: Ok(prepared) });
         Ok(())
     }

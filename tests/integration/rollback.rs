@@ -91,6 +91,43 @@ fn a_reload_does_not_bring_back_what_was_rolled_back_from() {
     assert_eq!(master.get("/").text(), "3", "a new release needs no force");
 }
 
+/// The link still leads there, and the machine has been started anew.
+#[test]
+fn a_start_from_what_was_rolled_back_from_says_so() {
+    let site = Site::with_releases("rollback_start", 2);
+    site.set("control.history", "'history.jsonl'");
+    let master = second_release_serves(&site);
+    roll_back(&master, &[]);
+    let (real, current) = (|name: &str| site.release_path(name).canonicalize().unwrap(), site.path().join("current"));
+    let again = format!("{} serves again, which was rolled back from at ", real("2").display());
+    let mend = format!(
+        ": rollback); if that is a mistake, point `release` back with `ln -sfn {} {}`, or at a new release, and reload",
+        real("1").display(),
+        current.display()
+    );
+    let restarted = |master: Master| {
+        master.stop();
+        drop(master);
+        let master = site.start();
+        master.cli(&["history"]);
+        master
+    };
+    let mut master = restarted(master);
+    for _ in 0..2 {
+        let line = master.wait_log(&format!("{again}*{mend}"));
+        assert!(line.contains(" WARN "), "{line}");
+        assert_eq!(master.get("/info").json()["dep"], "2", "it serves all the same");
+        master = restarted(master);
+    }
+    // Somebody wants it.
+    master.wait_log(&again);
+    assert!(master.cli(&["reload", "--force"]).ok());
+    master = restarted(master);
+    let read = |master: &Master| master.cli(&["history"]).stdout.contains("by start");
+    crate::harness::wait_for("the history to be read", || read(&master).then_some(()));
+    assert!(master.log_lines(&again).is_empty(), "{}", master.log());
+}
+
 #[test]
 fn a_rollback_that_cannot_be_is_refused_with_the_reason() {
     let site = Site::with_releases("rollback_refused", 3);

@@ -19,7 +19,7 @@ use crate::config::again::{self, Barred};
 use crate::config::change::Fixed;
 use crate::config::problem::Problems;
 use crate::config::process_context::ProcessContext;
-use crate::config::settings::{AccessTarget, LogTarget};
+use crate::config::settings::{AccessTarget, App, LogTarget};
 use crate::config::{self, Loaded, Source};
 use crate::facts::history::Entry;
 use crate::files::Made;
@@ -53,8 +53,11 @@ pub enum Chore {
     },
     /// What a reload that was refused has made.
     Remove(Vec<Made>),
-    /// What earlier masters remember of deploys.
-    ReadHistory(PathBuf),
+    /// What earlier masters remember of deploys, also of the release that is started.
+    ReadHistory {
+        path: PathBuf,
+        app: Box<App>,
+    },
     /// Lines for them.
     KeepHistory {
         path: PathBuf,
@@ -83,7 +86,7 @@ pub enum Done {
     Logs(Result<Opened, NotOpened>),
     Reopened(Reopened),
     Removed,
-    HistoryRead(Vec<Entry>),
+    HistoryRead { entries: Vec<Entry>, warning: Option<String> },
     HistoryKept(io::Result<()>),
     Page(Result<Page, String>),
 }
@@ -110,7 +113,7 @@ impl Chores {
             Chore::OpenLogs { .. } => ("opening the logs", OPEN_WITHIN),
             Chore::ReopenLogs { .. } => ("opening the logs again", OPEN_WITHIN),
             Chore::Remove(_) => ("removing new logs", OPEN_WITHIN),
-            Chore::ReadHistory(_) => ("reading the history", OPEN_WITHIN),
+            Chore::ReadHistory { .. } => ("reading the history", OPEN_WITHIN),
             Chore::KeepHistory { .. } => ("writing the history", OPEN_WITHIN),
             Chore::ReadPage(_) => ("reading the page", OPEN_WITHIN),
             Chore::RemoveGauges { .. } => ("removing live gauges", OPEN_WITHIN),
@@ -124,7 +127,7 @@ impl Chores {
             | Chore::FindAgain(_)
             | Chore::OpenLogs { .. }
             | Chore::ReopenLogs { .. }
-            | Chore::ReadHistory(_)
+            | Chore::ReadHistory { .. }
             | Chore::KeepHistory { .. }
             | Chore::ReadPage(_)
             | Chore::RemoveGauges { .. } => chore,
@@ -180,7 +183,11 @@ impl Chore {
                 removals.carry_out();
                 Done::Removed
             }
-            Chore::ReadHistory(path) => Done::HistoryRead(history::read(&path)),
+            Chore::ReadHistory { path, app } => {
+                let entries = history::read(&path);
+                let warning = again::rolled_back_before(&app, &entries);
+                Done::HistoryRead { entries, warning }
+            }
             Chore::KeepHistory { path, lines } => Done::HistoryKept(history::keep(&path, &lines)),
             Chore::ReadPage(path) => Done::Page(page::read(&path)),
             Chore::RemoveGauges { gauges, pid } => {

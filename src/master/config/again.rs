@@ -10,6 +10,7 @@ use super::directory::DirectoryId;
 use super::problem::{Problem, Problems};
 use super::settings::App;
 use super::Loaded;
+use crate::facts::history::{rolled_back_from, Entry};
 
 /// What was rolled back from: a reload must not bring it back by itself. HUP comes from logrotate and certbot, too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +55,18 @@ pub fn check_barred(loaded: Loaded, barred: Option<&Barred>) -> Result<Loaded, P
             Err(Problem::new(app.release.display(), text).into())
         }
     }
+}
+
+/// What to say of a start from a release that was rolled back from, as far as that is remembered.
+pub fn rolled_back_before(app: &App, remembered: &[Entry]) -> Option<String> {
+    let rollback = rolled_back_from(remembered, &app.release)?;
+    let serves = rollback.release.display();
+    let mend = link(&app.release_named, &app.release, &rollback.release).map_or_else(
+        || format!("set `release` to {serves} or to a new one"),
+        |line| format!("point `release` back with `{line}`, or at a new release"),
+    );
+    let (release, at, asked) = (app.release.display(), &rollback.at, &rollback.asked);
+    Some(format!("{release} serves again, which was rolled back from at {at} ({asked}); if that is a mistake, {mend}, and reload"))
 }
 
 /// The command that makes the link that leads to `from` lead to `to`. None: there is no such link, or what lies behind it

@@ -3,7 +3,7 @@
 //! skips what it does not know. Nothing here reads or writes.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use forkmaster_wire::histogram::{upper_micros, Counted};
 use forkmaster_wire::json;
@@ -86,6 +86,25 @@ pub struct Served {
     pub restarts: BTreeMap<String, u64>,
     /// How much a worker's memory grew in 1,000 requests, on the average; none where too few were answered to tell.
     pub growth_bytes_per_1000: Option<i64>,
+}
+
+/// The rollback by which somebody got rid of a release, if nobody has deployed it again since. A start is no decision.
+pub fn rolled_back_from<'a>(entries: &'a [Entry], release: &Path) -> Option<&'a Deploy> {
+    let mut serves: BTreeMap<u32, &Path> = BTreeMap::new();
+    let mut rollback = None;
+    for entry in entries {
+        let Entry::Deploy(deploy) = entry else { continue };
+        if deploy.result != "committed" {
+            continue;
+        }
+        let before = serves.insert(deploy.master, &deploy.release);
+        if deploy.back.is_some() && before == Some(release) && deploy.release != release {
+            rollback = Some(&**deploy);
+        } else if deploy.release == release && deploy.asked != "start" {
+            rollback = None;
+        }
+    }
+    rollback
 }
 
 impl Served {
@@ -189,6 +208,42 @@ mod tests {
         // Of another version.
         assert!(Entry::from_line(r#"{"what":"deploy","result":"refused","who_knows":1}"#).is_some());
         assert_eq!(Entry::from_line(r#"{"what":"canary"}"#), None);
+    }
+
+    #[test]
+    fn a_release_that_was_rolled_back_from_is_known_until_it_is_deployed_again() {
+        let deploy = |master, release: &str, asked: &str, back: Option<u32>, result: &str| {
+            let (release, asked, result) = (release.into(), asked.to_owned(), result.to_owned());
+            let deploy = Deploy { master, release, asked, back: back.map(GenerationId), result, ..Deploy::default() };
+            Entry::Deploy(Box::new(deploy))
+        };
+        let committed = |master, release: &str, asked: &str, back| deploy(master, release, asked, back, "committed");
+        let from = |entries: &[Entry], release: &str| {
+            rolled_back_from(entries, Path::new(release)).map(|deploy| deploy.release.display().to_string())
+        };
+        let mut entries = vec![
+            committed(7, "/1", "start", None),
+            committed(7, "/2", "uid=0 pid=1: reload", None),
+            // Of a service that shares the file.
+            committed(8, "/other", "start", None),
+            deploy(7, "/1", "uid=0 pid=2: rollback", Some(1), "refused"),
+        ];
+        assert_eq!(from(&entries, "/2"), None);
+        entries.push(committed(7, "/1", "uid=0 pid=3: rollback", Some(1)));
+        assert_eq!(
+            (from(&entries, "/2"), from(&entries, "/1"), from(&entries, "/other")),
+            (Some("/1".into()), None, None)
+        );
+        // A start from it, and other deploys, change nothing.
+        entries.push(committed(9, "/2", "start", None));
+        entries.push(committed(9, "/3", "uid=0 pid=4: reload", None));
+        assert_eq!(from(&entries, "/2"), Some("/1".into()));
+        // Back to it, or by force.
+        let mut back = entries.clone();
+        back.push(committed(9, "/2", "uid=0 pid=5: rollback --to 2", Some(2)));
+        assert_eq!((from(&back, "/2"), from(&back, "/3")), (None, Some("/2".into())));
+        entries.push(committed(9, "/2", "uid=0 pid=5: reload --force", None));
+        assert_eq!(from(&entries, "/2"), None);
     }
 
     #[test]

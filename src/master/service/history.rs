@@ -13,6 +13,7 @@ use super::measures::of_cell;
 use super::watch::resident_bytes;
 use super::Service;
 use crate::chores::{Chore, ChoreId};
+use crate::config::settings::App;
 use crate::facts::history::{Deploy, Entry, Grown, Growth, Served};
 use crate::facts::note::Note;
 use crate::facts::outcome::{End, Reload};
@@ -70,13 +71,16 @@ impl History {
 
 impl Service {
     /// Reads what earlier masters have left.
-    pub fn open_history(&mut self, path: Option<PathBuf>, shared: &mut Shared) {
+    pub fn open_history(&mut self, path: Option<PathBuf>, app: App, shared: &mut Shared) {
         let Some(path) = path else { return };
-        shared.chores.give(Chore::ReadHistory(path.clone()), shared.clock.now());
+        shared.chores.give(Chore::ReadHistory { path: path.clone(), app: Box::new(app) }, shared.clock.now());
         self.history.path = Some(path);
     }
 
-    pub fn on_history_read(&mut self, earlier: Vec<Entry>) {
+    pub fn on_history_read(&mut self, earlier: Vec<Entry>, warning: Option<String>) {
+        if let Some(warning) = warning {
+            log::warn!("{warning}");
+        }
         for entry in earlier.into_iter().rev().take(ENTRIES_MAX) {
             self.history.entries.push_front(entry);
         }

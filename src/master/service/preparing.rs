@@ -179,8 +179,8 @@ impl Service {
             },
             Ok(Done::Logs(opened)) => self.on_logs(opened, shared),
             Ok(Done::Removed) => None,
-            Ok(Done::HistoryRead(entries)) => {
-                self.on_history_read(entries);
+            Ok(Done::HistoryRead { entries, warning }) => {
+                self.on_history_read(entries, warning);
                 None
             }
             Ok(Done::HistoryKept(result)) => {
