@@ -314,7 +314,7 @@ fn what_is_wrong_with_a_service_is_told_at_once_and_all_of_it() {
         &site,
         "[[service]]\nname = '7'\ncommand = 'celery worker'\ncount = 0\nstop_signal = 'KILL'\nwhen = '5m'\nready_timeout = '3s'\nbind = ['127.0.0.1:x']\n[[service]]\n[[service]]\nname = 'a b'\n\
           command = ['x']\n[[service]]\nname = 'c'\ncommand = ['x']\nevery = '0s'\n[[service]]\nname = 'd'\n\
-          command = ['x']\nevery = '5m'\ncount = 2\n",
+          command = ['x']\nevery = '5m'\ncount = 2\n[[service]]\nname = '-1'\n",
     );
     let output = master_check(&site);
     for words in [
@@ -327,6 +327,7 @@ fn what_is_wrong_with_a_service_is_told_at_once_and_all_of_it() {
         "[[service]] bind: `x` is not a port",
         "[[service]] name: it stands in the log",
         "[[service]] name: write up to 40 letters",
+        "[[service]] name: it must begin with a letter, a digit or `_`",
         "[[service]] every: it must be more than zero",
         "[[service]] count: it is for a program that runs all the time",
     ] {

@@ -44,7 +44,7 @@ pub struct ServiceKey {
 pub const KEYS: [ServiceKey; 9] = [
     ServiceKey {
         key: "name",
-        kind: "Up to 40 letters, digits, `-`, `_` or `.`",
+        kind: "Up to 40 letters, digits, `-`, `_` or `.`, the first a letter, a digit or `_`",
         default: "none: it must be set",
         doc: "It stands in the log, in `status`, in metrics and as the name of its sockets, and no two have the same.",
     },
@@ -283,6 +283,8 @@ fn parse_name(text: &str) -> Result<String, String> {
         true if text.bytes().all(|byte| byte.is_ascii_digit()) => {
             Err("a number is no name: verbs take it for a slot".to_owned())
         }
+        // Verbs would take it for an option, or for a step of `scale`.
+        true if text.starts_with(['-', '.']) => Err("it must begin with a letter, a digit or `_`".to_owned()),
         true => Ok(text.to_owned()),
         false => Err("write up to 40 letters, digits, `-`, `_` or `.`".to_owned()),
     }
