@@ -380,3 +380,55 @@ fn a_generation_that_was_a_canary_can_be_had_back() {
     assert!(master.log_lines("canary gen=4 *").is_empty(), "a rollback has none");
     master.stop_clean();
 }
+
+/// One that ends, however, ends as it does at any other time: whoever runs and whoever waits is answered, by one of both.
+#[test]
+fn at_a_stop_or_the_masters_death_nobody_is_lost_while_it_serves() {
+    let waits = r#"
+import os
+import time
+
+RELEASE = os.path.basename(os.getcwd())
+
+
+def application(environ, start_response):
+    while environ["PATH_INFO"] == "/runs" and not os.path.exists("../../go"):
+        time.sleep(0.01)
+    start_response("200 OK", [("Content-Length", "1")])
+    return [RELEASE.encode()]
+"#;
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let (site, master) = site(&format!("canary_{signal}"), 0, "60s");
+        for release in ["a", "b"] {
+            site.build(release).file("app.py", waits).make();
+        }
+        site.set("reload.canary", "{ hold = '60s' }");
+        site.flip("a");
+        master.reload();
+        site.flip("b");
+        let directory = site.path().to_path_buf();
+        let asking = thread::spawn(move || run(&directory, &["reload", "--canary", "2", "-c", "app.toml"]));
+        master.wait_log("canary gen=3 serves: 2 workers beside the old ones");
+        let mut clients: Vec<Connection> = (0..16).map(|_| master.connect()).collect();
+        for client in &mut clients {
+            client.get_ok("/");
+        }
+        for client in &mut clients {
+            client.must_send(head("GET", "/runs", &[]));
+        }
+        wait_for("requests in both generations", || {
+            let status = master.status()?.0;
+            let busy = |of: &Value| of["workers"].as_array().is_some_and(|of| of.iter().any(|one| one["busy"] == 1));
+            (status["generations"].as_array()?.iter().filter(|of| busy(of)).count() == 2).then_some(())
+        });
+        master.signal(signal);
+        assert_eq!(asking.join().expect("it ends").code, Some(1));
+        site.write("go", "");
+        for mut client in clients {
+            let answer = client.expect_answer();
+            assert!(answer.status == 200 && ["a", "b"].contains(&answer.text().as_str()), "{signal}: {answer:?}");
+        }
+        master.wait_exit();
+        master.assert_nothing_left();
+    }
+}

@@ -324,6 +324,64 @@ fn an_operator_pauses_and_resumes_and_nobody_is_refused() {
     master.stop();
 }
 
+/// Deploys, ways back and other numbers, one after the other, and nobody who waits notices.
+#[test]
+fn whatever_an_operator_does_in_a_pause_whoever_waits_is_answered_by_what_serves_then() {
+    for_each_preload(|preload| {
+        let site = Site::with_releases(&format!("pause_any_order_{preload}"), 3);
+        site.set("app.preload", preload).set("reload.rollback_window", "'10m'");
+        let master = site.start();
+        site.flip("2");
+        master.reload();
+        let idle = idle_clients(&master);
+        let load = Load::on(&master.address()).closing(3).keeping(3).start();
+        load.wait_answers(20);
+        assert!(master.cli(&["pause"]).ok());
+        let clients = held_clients(&master, idle);
+        let serves = |args: &[&str], generation: u32| {
+            let output = master.cli(args);
+            assert!(output.stdout.starts_with(&format!("generation {generation} serves")), "{args:?}: {output}");
+        };
+        serves(&["rollback"], 3);
+        serves(&["rollback"], 4);
+        serves(&["rollback", "--to", "1"], 5);
+        assert!(master.cli(&["scale", "-1"]).ok() && master.cli(&["scale", "3"]).ok());
+        site.flip("3");
+        serves(&["reload"], 6);
+        serves(&["reload", "--pause", "--", "true"], 7);
+        for (args, words) in [
+            (&["upgrade"][..], "the service is paused; `forkmaster resume` first"),
+            (&["promote"], "there is no canary"),
+            (&["reload", "--canary", "1"], "the service is paused"),
+            (&["recycle", "0"], "the service is paused"),
+        ] {
+            if args[0] == "reload" {
+                assert!(master.cli(&["scale", "4"]).ok());
+            }
+            let output = master.cli(args);
+            assert!(output.code == Some(1) && output.stderr.contains(words), "{args:?}: {output}");
+        }
+        // A worker and a template that die meanwhile come again.
+        let killed: Vec<_> = site.processes().into_iter().filter(|process| process.title.contains(" gen=7")).collect();
+        killed.iter().for_each(|process| process.signal(Signal::SIGKILL));
+        let killed: Vec<i32> = killed.into_iter().map(|process| process.pid).collect();
+        wait_for("other workers", || {
+            let workers = master.status()?.serving()?.workers;
+            let ready = workers.iter().filter(|worker| worker.state == "ready" && !killed.contains(&worker.pid));
+            (ready.count() == 4).then_some(())
+        });
+        assert!(master.cli(&["pause"]).ok() && master.status().expect("it answers").0["state"] == "paused");
+        assert!(master.cli(&["resume"]).ok());
+        for mut client in clients {
+            assert_eq!(client.expect_answer().text(), "3");
+        }
+        load.wait_answers(20);
+        load.stop().assert_no_failures();
+        master.stop();
+        master.assert_nothing_left();
+    });
+}
+
 #[test]
 fn what_is_asked_wrongly_is_told_before_anything_happens() {
     let site = Site::with_releases("pause_arguments", 1);

@@ -38,6 +38,9 @@ def application(environ, start_response):
     status = "200 OK"
     if path == "/missing":
         status = "404 Not Found"
+    if what in ("301", "302"):
+        start_response(what + " Moved", [("Location", "/login"), ("Content-Length", "0")])
+        return []
     if path == "/private" and "HTTP_COOKIE" not in environ and "HTTP_AUTHORIZATION" not in environ:
         status = "401 Unauthorized"
     if path == "/stream" and SEEN:
@@ -146,6 +149,33 @@ fn a_release_that_answers_otherwise_is_refused_or_told() {
     assert_eq!(master.get("/").text(), "2");
     let line = master.wait_log("rehearsal gen=3 after=");
     assert!(line.contains("WARN") && line.ends_with("1 of 2 as before; /reports?... 200 -> 500"), "{line}");
+    master.stop();
+}
+
+#[test]
+fn a_page_that_became_a_redirect_is_a_difference_and_another_redirect_is_none() {
+    let site = Site::new("rehearsal_redirects");
+    release(&site, "1", "{'/old': '302'}");
+    release(&site, "2", "{'/old': '301'}");
+    release(&site, "3", "{'/old': '301', '/account': '302'}");
+    site.flip("1");
+    site.set("server.workers", "1").set("reload.rehearse", "20");
+    let master = site.start();
+    for (target, status) in [("/old", 302), ("/account?tab=orders&page=2", 200)] {
+        assert_eq!(get_with(&master, target, &[]), status);
+    }
+    site.flip("2");
+    let output = master.cli(&["reload"]);
+    assert!(output.ok() && output.stdout.starts_with("rehearsal: 2 of 2 as before\n"), "{output}");
+    for (target, status) in [("/old", 301), ("/account?tab=orders&page=2", 200)] {
+        assert_eq!(get_with(&master, target, &[]), status);
+    }
+    site.flip("3");
+    let output = master.cli(&["reload"]);
+    let words = "rehearsal: 1 of 2 as before; /account?... 200 -> 302";
+    assert!(output.code == Some(1) && output.stderr.contains(words), "{output}");
+    assert!(!output.stderr.contains("orders") && !master.log().contains("orders"), "a query may be a secret");
+    assert_eq!(master.wait_settled().number, 2);
     master.stop();
 }
 

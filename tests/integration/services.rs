@@ -209,10 +209,16 @@ fn one_that_does_not_stop_is_killed_and_a_killed_master_leaves_none() {
     );
     let master = site.start();
     master.wait_log("service deaf gen=1: deaf");
+    let before = running(&master, 2);
+    // Nor do old and new run side by side for longer.
+    master.reload();
+    master.wait_log("service deaf gen=1 number=0 * did not stop within stop_timeout: killed");
+    wait_for("the end of the old ones", || before.iter().all(|old| Process::of(pid(old)).is_none()).then_some(()));
+    master.wait_log("service deaf gen=2: deaf");
     running(&master, 2);
     master.term();
     assert_eq!(master.wait_exit().code(), Some(0));
-    master.wait_log("service deaf * did not stop within stop_timeout: killed");
+    master.wait_log("service deaf gen=2 * did not stop within stop_timeout: killed");
     master.assert_nothing_left();
     let master = site.start();
     running(&master, 2);
