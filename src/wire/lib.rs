@@ -4,6 +4,7 @@
 //! build; `WIRE_HASH` makes sure of it.
 
 pub mod access;
+pub mod alias;
 pub mod channel;
 pub mod handoff;
 pub mod histogram;
@@ -28,6 +29,7 @@ pub mod timestamp;
 pub const WIRE_HASH: u64 = fnv1a(
     concat!(
         include_str!("lib.rs"),
+        include_str!("alias.rs"),
         include_str!("channel.rs"),
         include_str!("handoff/message.rs"),
         include_str!("inherit.rs"),

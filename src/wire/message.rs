@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::alias::Alias;
 use crate::log_line::LineForm;
 use crate::millis;
 use crate::peer::TrustedPeer;
@@ -227,6 +228,9 @@ pub struct Boot {
     pub release: PathBuf,
     /// Further entries of `sys.path`, after the release.
     pub pythonpath: Vec<PathBuf>,
+    /// What else leads to the release, the longest first: entries of `sys.path` that go through a link are pinned as well.
+    #[serde(default)]
+    pub aliases: Vec<Alias>,
     pub application: Application,
     /// SCRIPT_NAME of every request: where the application is mounted. Empty, or with a slash at its beginning and none
     /// at its end.

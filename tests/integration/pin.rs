@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use crate::harness::for_each_preload;
 use crate::harness::machine::Machine;
-use crate::harness::master::{Master, Worker};
+use crate::harness::master::{Launch, Master, Worker};
 use crate::harness::site::{make_venv, Site};
 
 /// Kills every worker and waits for as many new ones.
@@ -142,6 +142,44 @@ fn a_module_imported_later_is_of_the_same_release() {
 }
 
 #[test]
+fn modules_on_a_path_through_the_link_are_of_the_same_release() {
+    for_each_preload(|preload| {
+        let site = Site::new(&format!("path_through_link_preload_{preload}"));
+        let link = site.path().join("current");
+        let link = link.to_str().expect("plain characters");
+        let app = format!(
+            "import sys\nsys.path.insert(0, '{link}/inserted')\nimport release\n\
+             def application(environ, start_response):\n    import by_variable, by_pth, by_insertion\n    \
+             start_response('200 OK', [])\n    \
+             return [' '.join([release.NAME, by_variable.NAME, by_pth.NAME, by_insertion.NAME]).encode()]\n"
+        );
+        for release in ["1", "2"] {
+            let name = format!("NAME = '{release}'\n");
+            site.build(release)
+                .file("app.py", &app)
+                .file("variable/by_variable.py", &name)
+                .file("written/by_pth.py", &name)
+                .file("inserted/by_insertion.py", &name)
+                .file("site-packages/project.pth", &format!("{link}/written\n"))
+                .make();
+        }
+        site.flip("1");
+        site.set("app.preload", preload);
+        let master = site.launch(Launch::default().env("PYTHONPATH", &format!("/nowhere:{link}/variable")));
+        master.wait_serving();
+        site.flip("2");
+        // These import nothing before the flip, and the new ones start after it.
+        assert_eq!(master.get("/").text(), "1 1 1 1", "preload = {preload}");
+        replace_all_workers(&master);
+        for _ in 0..5 {
+            assert_eq!(master.get("/").text(), "1 1 1 1", "preload = {preload}");
+        }
+        master.reload();
+        assert_eq!(master.get("/").text(), "2 2 2 2", "preload = {preload}");
+    });
+}
+
+#[test]
 fn a_config_file_inside_current_follows_the_flip() {
     let site = Site::new("config_in_release");
     for release in ["1", "2"] {
@@ -154,7 +192,7 @@ fn a_config_file_inside_current_follows_the_flip() {
     }
     site.flip("1");
     let config = site.path().join("current/deploy.toml");
-    let launch = crate::harness::master::Launch::default().args(&["-c", config.to_str().expect("plain characters")]);
+    let launch = Launch::default().args(&["-c", config.to_str().expect("plain characters")]);
     let master = site.launch(launch);
     master.wait_log("worker gen=1 * -> serving");
     assert_eq!(master.get("/info").json()["environ"]["FROM_CONFIG"], "1");

@@ -170,6 +170,24 @@ fn those_that_die_around_a_commit_never_begin_for_a_release_that_does_not_serve(
 }
 
 #[test]
+fn a_command_that_is_written_through_the_link_stays_with_its_release() {
+    let site = site("services_link", 2, "");
+    let link = site.path().join("current").display().to_string();
+    let before = fs::read_to_string(site.config_path()).expect("it was written");
+    let command = format!("command = ['{link}/venv/bin/python', '{link}/tasks.py']");
+    site.config(&before.replace("command = ['python', 'tasks.py']", &command));
+    let master = site.start();
+    let service = running(&master, 1).remove(0);
+    site.flip("2");
+    let mark = master.mark();
+    Process::of(pid(&service)).expect("it lives").signal(Signal::SIGKILL);
+    let line = master.wait_log_after(mark, "service tasks gen=1: works in * with dep *");
+    assert!(line.ends_with("works in 1 with dep 1"), "{line}");
+    master.reload();
+    master.wait_log("service tasks gen=2: works in 2 with dep 2");
+}
+
+#[test]
 fn one_that_dies_begins_again_and_the_site_serves() {
     let site = site("services_death", 1, "");
     let master = site.start();

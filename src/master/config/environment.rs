@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use forkmaster_wire::alias::{self, Alias};
 
 pub type Environment = BTreeMap<OsString, OsString>;
 
@@ -56,6 +58,27 @@ pub fn activate(environment: &mut Environment, venv: Option<&Path>) {
             "PATH".into(),
             rest.iter().map(|entry| entry.as_os_str()).collect::<Vec<_>>().join(OsStr::new(":")),
         );
+    }
+}
+
+/// Directories in PYTHONPATH are followed once, as those of `[app] pythonpath` are: a flip must not lead the workers of a
+/// generation to modules of the next release. What is relative begins at the release, and an empty entry is the release.
+pub fn pin_python_path(environment: &mut Environment, aliases: &[Alias]) {
+    let Some(value) = environment.get_mut(OsStr::new("PYTHONPATH")) else {
+        return;
+    };
+    let pinned = |entry: PathBuf| match entry.is_absolute() {
+        true => {
+            let entry = alias::pinned(aliases, &entry).unwrap_or(entry);
+            entry.canonicalize().unwrap_or(entry)
+        }
+        false => entry,
+    };
+    let entries: Vec<_> = std::env::split_paths(value).map(pinned).map(PathBuf::into_os_string).collect();
+    let text = entries.join(OsStr::new(":"));
+    // A real name with a colon in it cannot be written here.
+    if !entries.iter().any(|entry| entry.as_bytes().contains(&b':')) {
+        *value = text;
     }
 }
 
@@ -276,6 +299,28 @@ mod tests {
         assert_eq!(empty, Environment::new());
         activate(&mut empty, Some(Path::new("/v")));
         assert_eq!(empty[OsStr::new("PATH")], "/v/bin:/usr/local/bin:/usr/bin:/bin");
+    }
+
+    #[test]
+    fn the_python_path_is_followed_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap();
+        for made in ["41/lib", "42/lib", "agents/2"] {
+            std::fs::create_dir_all(root.join(made)).unwrap();
+        }
+        // The link leads elsewhere by now.
+        std::os::unix::fs::symlink("42", root.join("current")).unwrap();
+        std::os::unix::fs::symlink("2", root.join("agents/current")).unwrap();
+        let aliases = [Alias { name: root.join("current"), real: root.join("41") }];
+        let root_text = root.to_str().unwrap();
+        let path = |entries: &str| entries.replace('~', root_text);
+        let mut variables = environment(&[("PYTHONPATH", &path("~/current/lib:~/agents/current::lib:/gone"))]);
+        pin_python_path(&mut variables, &aliases);
+        let expected = path("~/41/lib:~/agents/2::lib:/gone");
+        assert_eq!(variables, environment(&[("PYTHONPATH", &expected)]));
+        let mut none = Environment::new();
+        pin_python_path(&mut none, &aliases);
+        assert_eq!(none, Environment::new());
     }
 
     #[test]

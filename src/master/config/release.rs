@@ -4,6 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use forkmaster_wire::alias::Alias;
 use forkmaster_wire::message::Application;
 
 use super::callable::{check_module, parse_application, show_application};
@@ -118,7 +119,8 @@ impl Resolver<'_> {
         }
         let release = base;
         let release_named = release_named.unwrap_or_else(|| release.clone());
-        let environment = self.complete(environment, &release, interpreter.as_ref(), identity);
+        let aliases = aliases(&release_named, &release);
+        let environment = self.complete(environment, &release, &aliases, interpreter.as_ref(), identity);
         // Placeholders are only ever seen beside a problem, which keeps them from being returned.
         let application =
             application.unwrap_or(Application { module: String::new(), attributes: Vec::new(), call: None });
@@ -131,6 +133,7 @@ impl Resolver<'_> {
             script_name,
             release,
             release_named,
+            aliases,
             interpreter,
             preload,
             pythonpath,
@@ -226,6 +229,7 @@ impl Resolver<'_> {
         &mut self,
         mut environment: Environment,
         release: &Path,
+        aliases: &[Alias],
         interpreter: Option<&Interpreter>,
         identity: Option<&Identity>,
     ) -> Vec<(OsString, OsString)> {
@@ -237,6 +241,7 @@ impl Resolver<'_> {
             }
         }
         environment::activate(&mut environment, interpreter.and_then(|interpreter| interpreter.venv.as_deref()));
+        environment::pin_python_path(&mut environment, aliases);
         environment.insert("PWD".into(), release.into());
         environment.remove(OsStr::new("OLDPWD"));
         if let Some(Identity { name, home, .. }) = identity {
@@ -352,6 +357,16 @@ impl Resolver<'_> {
     }
 }
 
+/// What else leads to the release: its name, and what is left of it without its last parts, as long as it goes through a
+/// link.
+fn aliases(named: &Path, release: &Path) -> Vec<Alias> {
+    let pairs = named.ancestors().zip(release.ancestors());
+    let leads = |(named, real): &(&Path, &Path)| named.canonicalize().is_ok_and(|found| found == *real);
+    let linked = pairs.skip(1).take_while(leads).filter(|(named, real)| named != real);
+    let own = (named != release).then_some((named, release));
+    own.into_iter().chain(linked).map(|(named, real)| Alias { name: named.to_owned(), real: real.to_owned() }).collect()
+}
+
 /// A path that is missing in the release may have been meant from the configuration file: both places are named.
 fn elsewhere(text: &str, release: &Path, real: &Path) -> String {
     if Path::new(text).is_absolute() || release == real {
@@ -400,4 +415,33 @@ fn parse_preload(value: &Value) -> Result<bool, String> {
         return Err(format!("\"auto\" {LATER}; until then write true or false"));
     }
     boolean(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn each_name_of_a_release_that_goes_through_a_link_is_an_alias() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap();
+        std::fs::create_dir_all(root.join("data/42/app")).unwrap();
+        symlink("data/42", root.join("current")).unwrap();
+        symlink("data/42/app", root.join("app")).unwrap();
+        symlink(&root, root.join("srv")).unwrap();
+        let found = |name: &str| {
+            let named = root.join(name);
+            let real = named.canonicalize().unwrap();
+            let part = |path: PathBuf| path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+            aliases(&named, &real).into_iter().map(|alias| (part(alias.name), part(alias.real))).collect::<Vec<_>>()
+        };
+        let pair = |name: &str, real: &str| (name.to_owned(), real.to_owned());
+        assert_eq!(found("current/app"), [pair("current/app", "data/42/app"), pair("current", "data/42")]);
+        // A link that is called like what it leads to says nothing of where it lies.
+        assert_eq!(found("app"), [pair("app", "data/42/app")]);
+        assert_eq!(found("srv/data/42"), [pair("srv/data/42", "data/42"), pair("srv/data", "data"), pair("srv", "")]);
+        assert_eq!(found("data/42"), []);
+    }
 }

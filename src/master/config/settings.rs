@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::directory::DirectoryId;
 use crate::files::Rights;
 use crate::saved::{constant, Constant};
+use forkmaster_wire::alias::Alias;
 use forkmaster_wire::log_line::LineForm;
 pub use forkmaster_wire::message::Http;
 use forkmaster_wire::message::{AccessFormat, Application, LogLevel, Probe, ProxyProtocol};
@@ -60,6 +61,9 @@ pub struct App {
     pub release: PathBuf,
     /// As it was written, made absolute: often a symlink, which deploys change.
     pub release_named: PathBuf,
+    /// Its names that have a link in them, and where those led, the longest first.
+    #[serde(default)]
+    pub aliases: Vec<Alias>,
     /// Which directory that was when this was read.
     #[serde(default)]
     pub release_id: Option<DirectoryId>,

@@ -279,6 +279,7 @@ impl GenerationProcesses {
             name: name.clone(),
             release: app.release.clone(),
             pythonpath: app.pythonpath.clone(),
+            aliases: app.aliases.clone(),
             application: app.application.clone(),
             script_name: app.script_name.clone(),
             preload: app.preload,

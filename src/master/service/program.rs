@@ -5,7 +5,9 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use forkmaster_wire::alias::{self, Alias};
 
 use super::birth::{Birth, Failure, Program};
 use super::child::Entering;
@@ -44,12 +46,19 @@ pub struct Given<'a> {
 /// Forks, and does not wait for the exec. Called from the master's main thread only, as `Program::start`.
 pub fn start(words: &[String], settings: &Settings, given: &Given<'_>) -> Result<Started, NotStarted> {
     let identity = &settings.server.identity;
+    let words = pinned(words, &settings.app.aliases);
     let name = PathBuf::from(words.first().map_or("", String::as_str));
-    let born = born(words, settings, given);
+    let born = born(&words, settings, given);
     let (Birth { pid, failure }, output) =
         born.map_err(|error| NotStarted::of(error, name.clone(), identity.as_ref()))?;
     let start = Start { failure, name, release: settings.app.release.clone(), identity: identity.clone() };
     Ok(Started { pid, output, start })
+}
+
+/// A word that is a path through the release's link means what the link led to when the generation was made.
+fn pinned(words: &[String], aliases: &[Alias]) -> Vec<String> {
+    let pinned = |word: &String| alias::pinned(aliases, Path::new(word))?.into_os_string().into_string().ok();
+    words.iter().map(|word| pinned(word).unwrap_or_else(|| word.clone())).collect()
 }
 
 fn born(words: &[String], settings: &Settings, given: &Given<'_>) -> io::Result<(Birth, OwnedFd)> {

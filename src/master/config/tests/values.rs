@@ -165,6 +165,8 @@ bind = ["127.0.0.1:9090"]
     // What is shown is what is pinned: no link is left in it.
     assert_eq!((&again.settings.app.release_named, &settings.app.release_named), (&settings.app.release, &named));
     again.settings.app.release_named.clone_from(&settings.app.release_named);
+    assert_eq!(again.settings.app.aliases, []);
+    again.settings.app.aliases.clone_from(&settings.app.aliases);
     assert_eq!(again.settings, loaded.settings, "{}", loaded.show(false));
 }
 
