@@ -208,6 +208,56 @@ fn a_socket_file_that_is_not_ours_any_more_is_not_unlinked() {
     drop(other);
 }
 
+/// `unix:app.sock` in a configuration that lies in the release, or the name of the link itself.
+#[test]
+fn a_socket_behind_a_link_that_was_flipped_is_found_again_after_the_reload() {
+    let site = Site::with_releases("socket_in_release", 2);
+    site.set("server.bind", "['127.0.0.1:0', 'unix:current/app.sock']");
+    let master = site.start();
+    let (tcp, socket) = (master.address(), unix(&site, "current/app.sock"));
+    master.wait_log("WARN * bind */current/app.sock lies in the release: *until the reload; write a path *");
+    assert_eq!(client::get(&socket, "/").expect("it serves").text(), "1");
+    // A client that is there already, and one that asks elsewhere, notice nothing.
+    let load = Load::on(&tcp).closing(2).keeping(2).start();
+    let kept = Load::on(&socket).closing(0).keeping(2).start();
+    kept.wait_answers(10);
+    site.flip("2");
+    master.reload();
+    master.wait_log("WARN * unix:*/current/app.sock: no socket of this service was there any more *: it is made again");
+    assert_eq!(client::get(&socket, "/").expect("it serves again").text(), "2");
+    load.wait_answers(10);
+    load.stop().assert_no_failures();
+    kept.stop().assert_no_failures();
+    // The way back finds the file that was left there, of a socket that is closed.
+    site.flip("1");
+    master.reload();
+    assert_eq!(client::get(&socket, "/").expect("it serves again").text(), "1");
+    master.stop();
+    assert!(!site.path().join("current/app.sock").exists(), "it is left");
+}
+
+#[test]
+fn a_socket_file_that_was_removed_is_made_again_by_a_reload() {
+    let site = Site::with_releases("socket_removed", 2);
+    site.set("server.bind", "['unix:app.sock']");
+    let master = site.start();
+    let path = site.path().join("app.sock");
+    for release in ["2", "1"] {
+        fs::remove_file(&path).expect("it is our directory");
+        site.flip(release);
+        master.reload();
+        assert_eq!(master.get("/").text(), release);
+    }
+    // One that is refused makes none, and one that another server has is not taken from it.
+    fs::remove_file(&path).expect("it is our directory");
+    let other = UnixListener::bind(&path).expect("the name is free");
+    let output = master.cli(&["reload"]);
+    assert!(output.code == Some(1) && output.text().contains("another process listens there"), "{output}");
+    drop(other);
+    master.reload();
+    assert_eq!(master.get("/").text(), "1");
+}
+
 #[test]
 fn a_handed_over_socket_is_served_and_kept() {
     let site = Site::with_releases("fd", 1);

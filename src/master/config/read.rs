@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use forkmaster_wire::alias;
 use forkmaster_wire::log_line::LineForm;
 use forkmaster_wire::message::LogLevel;
 
@@ -26,7 +27,7 @@ use super::process_context::ProcessContext;
 use super::proxies;
 use super::resolver::Resolver;
 use super::settings::{
-    AccessTarget, Bind, Control, ControlSocket, ControlTarget, Http, Identity, Log, LogTarget, RehearsalSettings,
+    AccessTarget, App, Bind, Control, ControlSocket, ControlTarget, Http, Identity, Log, LogTarget, RehearsalSettings,
     Reload, Server, ServiceSettings, Settings, SocketFile, Status, Surge,
 };
 use super::stream_bodies;
@@ -100,6 +101,7 @@ impl Resolver<'_> {
         let services = self.services();
         self.check_service_binds(&services, &[("[server] bind", &server.bind), ("[status] bind", &status.bind)]);
         self.warn_of_unused_sockets(&server, &status, &services);
+        self.warn_of_files_in_the_release(&app, &server, &control, &services);
         Settings { name, app, server, reload, hooks, services, http, log, control, status, dev: self.dev }
     }
 
@@ -254,6 +256,40 @@ impl Resolver<'_> {
                 self.warnings.push(format!(
                     "systemd passed the socket {name} (descriptor {fd}), which [server] bind does not name; write \
                      \"systemd:{name}\", or take it out of the unit"
+                ));
+            }
+        }
+    }
+
+    /// What outlives a release and lies in one: whoever looks for it by its name looks in the next release after a flip. What
+    /// a link in the release leads out of it stays.
+    fn warn_of_files_in_the_release(
+        &mut self,
+        app: &App,
+        server: &Server,
+        control: &Control,
+        services: &[ServiceSettings],
+    ) {
+        let socket = |bind: &Bind| match bind {
+            Bind::Unix(path) => Some(path.clone()),
+            Bind::Inet(_) | Bind::Fd(_) | Bind::Systemd(_) => None,
+        };
+        let of_services = services.iter().flat_map(|service| &service.bind);
+        let control = match &control.socket {
+            ControlSocket::Path(path) => Some(path.clone()),
+            ControlSocket::Auto(_) | ControlSocket::Off => None,
+        };
+        let binds = server.bind.iter().chain(of_services).filter_map(socket).map(|path| ("bind", path, "the reload"));
+        let others = [("[server] pidfile", server.pidfile.clone()), ("[control] socket", control)];
+        let others = others.into_iter().filter_map(|(key, path)| Some((key, path?, "a restart")));
+        for (key, path, until) in binds.chain(others) {
+            let real = path.parent().and_then(|parent| parent.canonicalize().ok());
+            let within = real.is_some_and(|real| real.starts_with(&app.release));
+            if within && alias::pinned(&app.aliases, &path).is_some() {
+                self.warnings.push(format!(
+                    "{key} {} lies in the release: when the link is flipped nobody finds it until {until}; write a path that \
+                     no deploy changes, as in /run",
+                    path.display()
                 ));
             }
         }

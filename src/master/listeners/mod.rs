@@ -77,13 +77,15 @@ impl Listeners {
     }
 
     /// Binds what is new, keeps what is there already under the same address; the numbers come in the order of the
-    /// settings. Nothing listens yet, and if one address cannot be had, nothing has changed.
+    /// settings. Nothing listens yet, and if one address cannot be had, nothing has changed. A Unix socket whose file was
+    /// removed, or lies behind a link that was flipped, is bound anew: no client could find it.
     pub fn bind(&mut self, binds: &[Bind]) -> Result<Vec<ListenerId>, ListenError> {
         let mut ids = Vec::new();
         let mut new = Vec::new();
         for bind in binds {
             let of_this = self.listeners.iter().filter(|(_, listener)| listener.bind == *bind);
-            let known: Vec<ListenerId> = of_this.map(|(id, _)| *id).collect();
+            let known: Vec<ListenerId> =
+                of_this.filter(|(_, listener)| !listener.is_lost()).map(|(id, _)| *id).collect();
             if !known.is_empty() {
                 ids.extend(known);
                 continue;
@@ -111,12 +113,20 @@ impl Listeners {
     /// stay as they are until `adapt`: the generation may still be refused. Where this fails it must be abandoned, and
     /// `close` takes back what was opened for it. Returns warnings, a sentence each.
     pub fn open(&mut self, ids: &[ListenerId], access: &Access) -> Result<Vec<String>, ListenError> {
+        let mut warnings: Vec<String> = backlog_warning(access.backlog).into_iter().collect();
         for id in ids {
+            let Some(bound) = self.listeners.get(id).filter(|listener| !listener.listens()) else { continue };
+            let before =
+                |(of, other): (&ListenerId, &Listener)| of != id && other.bind == bound.bind && other.listens();
+            if self.listeners.iter().any(before) {
+                let what = "no socket of this service was there any more (a file that was removed, or a link that was flipped?)";
+                warnings.push(format!("{}: {what}: it is made again", bound.bind));
+            }
             if let Some(listener) = self.listeners.get_mut(id) {
                 listener.open(access)?;
             }
         }
-        Ok(backlog_warning(access.backlog).into_iter().collect())
+        Ok(warnings)
     }
 
     /// The generation has committed: its backlog, mode and owner reach the listeners that it has from its predecessor.
@@ -185,7 +195,8 @@ impl Listeners {
     /// systemd may pass several sockets under one name: they are one address.
     fn bind_one(&self, bind: &Bind, new: &[ListenerId]) -> Result<Vec<Listener>, ListenError> {
         let mut overlapping = self.listeners.iter().filter(|(_, listener)| listener.bind.overlaps(bind));
-        let counts = |(id, listener): &(&ListenerId, &Listener)| listener.listens() || new.contains(id);
+        let counts =
+            |(id, listener): &(&ListenerId, &Listener)| (listener.listens() && !listener.is_lost()) || new.contains(id);
         if let Some((id, own)) = overlapping.find(counts) {
             let (what, fix) = match new.contains(id) {
                 true => ("is another address of the same settings", "remove one of the two"),
@@ -215,6 +226,16 @@ impl Listener {
         match self.stage {
             ListenerState::Bound { .. } => false,
             ListenerState::Listening { .. } | ListenerState::Inherited => true,
+        }
+    }
+
+    /// It listens, and no client finds it.
+    fn is_lost(&self) -> bool {
+        match &self.stage {
+            ListenerState::Listening { file: Some(placed), .. } => placed.is_lost(),
+            ListenerState::Listening { file: None, .. } | ListenerState::Bound { .. } | ListenerState::Inherited => {
+                false
+            }
         }
     }
 

@@ -59,6 +59,16 @@ impl Temporary {
     }
 }
 
+impl Placed {
+    /// Nothing is in its place, or something else. What cannot be looked at is taken to be there.
+    pub(super) fn is_lost(&self) -> bool {
+        match node_of(&self.path) {
+            Ok(node) => node != self.node,
+            Err(error) => matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+        }
+    }
+}
+
 pub(super) fn bind(bind: &Bind, path: &Path) -> Result<Listener, ListenError> {
     let failed = |error: io::Error| explain(bind, &error);
     check_place(bind, path)?;
