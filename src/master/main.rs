@@ -185,6 +185,10 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
         }
     }
     log::info!("forkmaster {} name={} pid={}", env!("CARGO_PKG_VERSION"), settings.name, std::process::id());
+    if context.cwd_is_found() {
+        let cwd = context.cwd.display();
+        log::info!("the current directory is taken for {cwd}, which leads to it: reloads follow that link");
+    }
     let watched = settings.dev.then(|| dev::watched(settings, &source));
     let control = settings.control.clone();
     let made = library.and_then(|library| Master::new(source, context, log.clone(), signals, &control, library));

@@ -90,6 +90,25 @@ fn code_packages_and_paths_follow_current() {
     }
 }
 
+/// systemd's WorkingDirectory=, Circus and Supervisor enter `current` and leave PWD as it was, or unset.
+#[test]
+fn a_master_that_was_started_in_current_follows_it_without_pwd() {
+    for (name, pwd) in [("unset", None), ("another", Some("/"))] {
+        let site = Site::with_releases(&format!("entered_current_{name}"), 2);
+        let settings = ["--bind", "127.0.0.1:0", "app:application"];
+        let mut launch = Launch { directory: Some(site.path().join("current")), ..Launch::default() }.args(&settings);
+        launch.env.extend(pwd.map(|pwd| ("PWD".to_owned(), pwd.to_owned())));
+        let master = site.launch(launch);
+        master.wait_log("the current directory is taken for */current, which leads to it: reloads follow that link");
+        master.wait_log("worker gen=1 * -> serving");
+        site.flip("2");
+        master.hup();
+        let line = master.wait_log("generation gen=2 release=*");
+        assert!(line.contains("/releases/2 "), "PWD {name}: {line}");
+        master.wait_log("generation gen=2 rolling -> serving");
+    }
+}
+
 #[test]
 fn the_next_release_may_have_another_python() {
     let machine = Machine::get();

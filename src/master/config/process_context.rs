@@ -13,7 +13,7 @@ pub struct ProcessContext {
     /// The start environment, whole.
     pub environment: Environment,
     /// The current directory by name: `$PWD` where that is the same directory, so that a `current` symlink in it is
-    /// followed afresh later; else by getcwd(3).
+    /// followed afresh later; else by a link that deploy tools make; else by getcwd(3).
     pub cwd: PathBuf,
     /// This program by the name it was called by, absolute, its links not resolved. None where that cannot be told.
     pub executable: Option<PathBuf>,
@@ -25,6 +25,12 @@ pub struct ProcessContext {
     /// The number of the mount namespace: it tells one container from another. 0 where /proc does not say it.
     pub mount_namespace: u64,
 }
+
+/// What Capistrano, Deployer and their likes call the link to the release, beside the releases or above them.
+const LINK_NAME: &str = "current";
+
+/// How far above the current directory the release may begin, and how far above it the link may lie.
+const LEVELS_MAX: usize = 2;
 
 impl ProcessContext {
     pub fn gather() -> ProcessContext {
@@ -43,6 +49,12 @@ impl ProcessContext {
             cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(1024) as u32),
             mount_namespace: std::fs::metadata("/proc/self/ns/mnt").map_or(0, |namespace| namespace.ino()),
         }
+    }
+
+    /// Nobody has said by which name the current directory was entered, and a link that leads to it gave the name.
+    pub fn cwd_is_found(&self) -> bool {
+        let said = self.environment.get(OsStr::new("PWD")).is_some_and(|pwd| *pwd == *self.cwd.as_os_str());
+        !said && self.cwd.canonicalize().is_ok_and(|real| real != self.cwd)
     }
 
     /// Makes a path absolute by name: no symlink is resolved.
@@ -72,8 +84,26 @@ fn current_directory(pwd: Option<PathBuf>) -> PathBuf {
     match pwd.filter(|pwd| pwd.is_absolute()).filter(same) {
         Some(pwd) => pwd,
         // A current directory that was deleted: absolute paths still work, and a relative one is reported missing.
-        None => std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
+        None => {
+            let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+            by_link(&here).unwrap_or(here)
+        }
     }
+}
+
+/// systemd's WorkingDirectory=, Circus and Supervisor enter a directory and say nothing of its name: a release that was
+/// entered by `current` would be taken for its own, and no reload would leave it.
+fn by_link(here: &Path) -> Option<PathBuf> {
+    let releases = here.ancestors().take(LEVELS_MAX + 1);
+    let links = releases.flat_map(|release| {
+        let places = release.ancestors().skip(1).take(LEVELS_MAX);
+        places.map(move |place| (place.join(LINK_NAME), release))
+    });
+    let leads = |(link, release): &(PathBuf, &Path)| {
+        link.is_symlink() && link.canonicalize().is_ok_and(|found| found == **release)
+    };
+    let (link, release) = links.into_iter().find(leads)?;
+    Some(absolute(&link, here.strip_prefix(release).ok()?))
 }
 
 #[cfg(test)]
@@ -90,6 +120,23 @@ mod tests {
         assert_eq!(current_directory(Some(directory.path().to_owned())), here);
         assert_eq!(current_directory(Some(PathBuf::from("."))), here);
         assert_eq!(current_directory(None), here);
+    }
+
+    #[test]
+    fn a_directory_without_a_name_gets_that_of_the_link_that_leads_to_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap();
+        std::fs::create_dir_all(root.join("releases/41/src")).unwrap();
+        std::fs::create_dir_all(root.join("releases/42")).unwrap();
+        let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, root.join(name)).unwrap();
+        link("41", "releases/newest");
+        assert_eq!(by_link(&root.join("releases/41")), None);
+        link("releases/41", "current");
+        assert_eq!(by_link(&root.join("releases/41")), Some(root.join("current")));
+        assert_eq!(by_link(&root.join("releases/41/src")), Some(root.join("current/src")));
+        assert_eq!(by_link(&root.join("releases/42")), None);
+        assert_eq!(by_link(&root), None);
+        assert_eq!(by_link(Path::new("/")), None);
     }
 
     #[test]
