@@ -98,7 +98,7 @@ fn instead_of_asgi(path: &str) -> String {
 }
 
 /// Where the module itself is missing, it was looked for in the wrong place; where something that it needs is missing,
-/// by the wrong Python.
+/// by the wrong Python. Where the release itself is missing, neither is to blame.
 fn not_imported(py: Python<'_>, boot: &Boot, error: &PyErr) -> Failure {
     let mut failure = from_exception(py, ProofStep::Import, "while it was imported", error);
     if !error.is_instance_of::<PyModuleNotFoundError>(py) {
@@ -108,7 +108,11 @@ fn not_imported(py: Python<'_>, boot: &Boot, error: &PyErr) -> Failure {
     let module = boot.application.module.as_str();
     let is_ours = module == name || module.strip_prefix(&name).is_some_and(|rest| rest.starts_with('.'));
     let release = &boot.release;
-    let hint = if !is_ours {
+    let hint = if !release.is_dir() {
+        failure.details.clear();
+        let gone = release.display();
+        format!("the release {gone} is gone, since somebody removed it: keep it while it serves, or deploy another one")
+    } else if !is_ours {
         let executable = py.import("sys").and_then(|sys| sys.getattr("executable"));
         format!("not installed for {}", executable.map_or_else(|_| "this Python".to_owned(), |path| path.to_string()))
     } else if let Some(hint) = hint_at_an_attribute(py, module) {

@@ -120,7 +120,9 @@ fn without_preload_workers_of_a_deleted_release_live_on_and_a_reload_works() {
     let workers = master.workers();
     fs::remove_dir_all(site.release_path("1")).expect("a deploy tool prunes it");
     kill(Pid::from_raw(workers[0].pid), Signal::SIGKILL).expect("a serving worker is there");
-    master.wait_log("worker gen=1 slot=* failed to boot*ModuleNotFoundError");
+    master.wait_log(
+        "worker gen=1 slot=* failed to boot*ModuleNotFoundError*; the release */releases/1 is gone*deploy another one",
+    );
     assert_eq!(master.get("/").text(), "1", "the other worker still serves");
     site.flip("2");
     master.reload();
