@@ -184,6 +184,11 @@ pub fn live(py: Python<'_>, boot: &Boot, born: Born, preloaded: Option<Py<PyAny>
             Some(application) => application.into_bound(py),
             None => startup::import(py, boot)?,
         };
+        // The first app thread would keep all others, and this process would never be ready.
+        if boot.threads > 1 && threads::are_greenlets(py).map_err(broken)? {
+            let reason = "gevent has patched threading, so app threads cannot run beside each other: set threads = 1";
+            return Err(failure(ProofStep::Import, reason, ""));
+        }
         let at_exit = hooks::start(py, boot)?;
         let common = Arc::new(common(boot));
         prove(py, boot, &spawn, &worker, &application, &common)?;
@@ -398,11 +403,6 @@ fn serve(
         let access = worker.access.clone();
         let gateway = Gateway::new(py, application, Arc::clone(common), Arc::clone(&worker), progress, access, number)?;
         lives.push(AppLife { thread, gateway, worker, turn: Instant::now(), rehearses });
-    }
-    if lives.len() > 1 && threads::are_greenlets(py)? {
-        log::error!(
-            "{worker}: gevent has patched threading, so app threads cannot run beside each other: set threads = 1"
-        );
     }
     let mut lives = lives.into_iter();
     let mut main = lives.next();

@@ -99,6 +99,21 @@ fn an_import_that_hangs() {
     refused_with_each_preload("hanging_import", make, " within boot_timeout (2.0s)");
 }
 
+/// It was known at once, and told after `boot_timeout`. A module of this name says what gevent's own does.
+#[test]
+fn threads_that_gevent_has_patched() {
+    let make = |site: &Site| {
+        let patched = "def is_module_patched(name):\n    return name == 'threading'\n";
+        let app = format!("import gevent.monkey\n{}", app_source("app.py"));
+        site.build("2").file("gevent/__init__.py", "").file("gevent/monkey.py", patched).file("app.py", &app).make();
+        site.flip("2");
+    };
+    for_each_preload(|preload| {
+        let settings = [("app.preload", preload), ("server.threads", "2")];
+        refused(&format!("gevent_preload_{preload}"), &settings, make, "cannot run beside each other: set threads = 1");
+    });
+}
+
 #[test]
 fn sys_exit_at_import() {
     refused_with_each_preload("sys_exit", release_2_from("broken/sys_exit.py"), "SystemExit: ");
