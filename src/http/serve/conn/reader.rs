@@ -37,7 +37,7 @@ pub struct Reader {
     limits: Option<Limits>,
     /// The socket may hold bytes: an edge was seen, and no read came short since.
     may_hold: bool,
-    /// FIN, HUP or ERR was seen: only a read of nothing says that all was read.
+    /// FIN, HUP, ERR or an urgent byte was seen: only a read of nothing says that all was read.
     read_on: bool,
 }
 
@@ -194,10 +194,10 @@ impl Reader {
         }
     }
 
-    /// An event said that there is something to read.
-    pub fn wake(&mut self, half_closed: bool) {
+    /// An event said that there is something to read. `read_on`: a read that comes short does not say that it was all.
+    pub fn wake(&mut self, read_on: bool) {
         self.may_hold = true;
-        self.read_on |= half_closed;
+        self.read_on |= read_on;
     }
 
     /// Something lies unread here or, as far as is known, in the socket.

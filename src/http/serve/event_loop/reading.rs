@@ -8,7 +8,7 @@ use crate::serve::base::pace::{Pace, Window};
 use crate::serve::base::settings::{LINGER_SILENCE, READ_BODY_BYTES, TURN_FOLLOWERS_MAX};
 use crate::serve::conn::reader::{Received, Round};
 use crate::serve::conn::request::Request;
-use crate::serve::io::epoll::Interest;
+use crate::serve::io::epoll::{Event, Interest};
 
 use super::mode::Mode;
 use super::streams::{Candidate, Threads};
@@ -16,29 +16,31 @@ use super::table::SlotState;
 use super::EventLoop;
 
 impl EventLoop {
-    pub(super) fn readable(&mut self, token: Token, half_closed: bool) {
+    pub(super) fn readable(&mut self, event: Event) {
+        let token = event.token;
         // Draining may have closed it.
         let Some(slot) = self.table.current(token) else { return };
-        if half_closed {
+        if event.half_closed {
             slot.write_half.note_half_closed();
         }
+        let read_on = event.half_closed || event.urgent;
         match std::mem::replace(&mut slot.state, SlotState::Dispatched) {
             // Requests first, bulk last.
             SlotState::Waiting(request) if slot.reader.is_in_body() => {
-                slot.reader.wake(half_closed);
+                slot.reader.wake(read_on);
                 slot.state = SlotState::Waiting(request);
                 self.run_again(token);
             }
             SlotState::Waiting(request) => {
-                slot.reader.wake(half_closed);
+                slot.reader.wake(read_on);
                 self.receive(request);
             }
             SlotState::Dispatched => {
-                slot.reader.wake(half_closed);
+                slot.reader.wake(read_on);
                 self.drop_after_answer(token);
             }
             SlotState::Flushing(request) => {
-                slot.reader.wake(half_closed);
+                slot.reader.wake(read_on);
                 slot.state = SlotState::Flushing(request);
             }
             SlotState::Lingering(request, since) => self.discard(request, since),

@@ -265,7 +265,7 @@ impl EventLoop {
             self.drain(event.token);
         }
         if event.readable || event.half_closed {
-            self.readable(event.token, event.half_closed);
+            self.readable(event);
         }
     }
 

@@ -13,7 +13,7 @@ pub enum Interest {
     /// first worker in the line of those that watch it and sleep in epoll_wait(2), and passes over one that does something
     /// else. Such an interest cannot be modified: add and remove. Kernels before 4.5 do not know the flag and wake all.
     Door,
-    /// Edge-triggered, with RDHUP: a connection, or the eventfd.
+    /// Edge-triggered, with RDHUP and PRI: a connection, or the eventfd.
     Read,
     ReadWrite,
     /// Somebody else reads from the connection.
@@ -24,9 +24,9 @@ impl Interest {
     fn bits(self) -> u32 {
         let bits = match self {
             Interest::Door => libc::EPOLLIN | libc::EPOLLEXCLUSIVE,
-            Interest::Read => libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET,
+            Interest::Read => libc::EPOLLIN | libc::EPOLLPRI | libc::EPOLLRDHUP | libc::EPOLLET,
             Interest::HangUp => libc::EPOLLRDHUP | libc::EPOLLET,
-            Interest::ReadWrite => libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET,
+            Interest::ReadWrite => libc::EPOLLIN | libc::EPOLLPRI | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET,
         };
         bits as u32
     }
@@ -39,6 +39,8 @@ pub struct Event {
     pub writable: bool,
     /// The peer sends no more (FIN); it may still read.
     pub half_closed: bool,
+    /// A byte was sent as urgent (tcp(7)). A read stops before it, although more lies behind.
+    pub urgent: bool,
     /// The connection is gone.
     pub gone: bool,
 }
@@ -77,6 +79,7 @@ impl Epoll {
             readable: event.is_readable(),
             writable: event.is_writable(),
             half_closed: event.is_read_closed(),
+            urgent: event.is_priority(),
             gone: event.is_write_closed() || event.is_error(),
         }));
         Ok(false)

@@ -5,7 +5,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fixture::{app, body_of, settings, Client, Fixture, Told};
+use socket2::SockRef;
+
+use super::fixture::{app, body_of, settings, Client, Fixture, Told, PATIENCE};
 use crate::serve::{Listener, Local, Peer, Settings};
 
 #[test]
@@ -228,6 +230,23 @@ fn silence_has_its_limits() {
     let mut body = fixture.client();
     assert_eq!(body.send("POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\na").answer().status, 408);
     fixture.expect(&Told::Connections(0));
+    fixture.stop();
+}
+
+/// A read stops before the urgent byte, and the rest lies behind it.
+#[test]
+fn what_comes_behind_an_urgent_byte_is_read() {
+    let fixture = Fixture::new(Settings { header_timeout: PATIENCE * 2, ..settings() }, app);
+    let mut client = fixture.client();
+    assert_eq!(client.get("/hello").text(), "hello");
+    client.send("GET /gate HTTP/1.1\r\nHost: h\r\n\r\n");
+    fixture.expect_app("at the gate");
+    client.send("GET /hel");
+    SockRef::from(&client.stream).send_out_of_band(b"!").expect("it is connected");
+    client.send("lo HTTP/1.1\r\nHost: h\r\n\r\n");
+    fixture.gate.open();
+    assert_eq!(client.answer().status, 200);
+    assert_eq!(client.answer().text(), "hello");
     fixture.stop();
 }
 
