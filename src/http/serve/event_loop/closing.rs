@@ -180,7 +180,7 @@ impl EventLoop {
     }
 
     /// A live body for which no thread was found.
-    fn end_unread(&self, request: &mut Request) {
+    pub(super) fn end_unread(&self, request: &mut Request) {
         if let Some(ended) = request.body.end_live() {
             self.shared.streams().end(ended.waited, false, false, self.now);
         }
@@ -192,8 +192,13 @@ impl EventLoop {
         self.end_unread(&mut request);
         // Where the loop has answered, it has told so.
         if !request.write_half.is_answered() {
-            let dropped = request.write_half.is_dropped();
-            self.ended(&mut request, if dropped { How::WriteTimeout } else { How::ClientLeft });
+            let write_half = &request.write_half;
+            let how = match (write_half.is_dropped(), write_half.is_cut()) {
+                (true, _) => How::WriteTimeout,
+                (false, true) => How::Cut,
+                (false, false) => How::ClientLeft,
+            };
+            self.ended(&mut request, how);
         }
         request.record.clear();
         let slot = self.table.slot(index);

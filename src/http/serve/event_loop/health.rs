@@ -40,6 +40,8 @@ impl EventLoop {
         // What became of it `settle` sees as well.
         let _delivery = request.send(part, &self.shared.rules.no_files, self.shared.is_closing());
         request.decide_after(End::Complete);
+        // Its body may have been about to go live: nobody reads it.
+        self.end_unread(&mut request);
         self.settle(request);
     }
 }

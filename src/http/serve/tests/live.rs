@@ -207,6 +207,24 @@ fn half_of_the_threads_are_left() {
     fixture.stop();
 }
 
+/// What the loop answers itself takes no thread, and has no body that would.
+#[test]
+fn a_body_for_the_health_path_is_no_live_one_for_ever() {
+    let fixture = Fixture::new(Settings { threads: 2, health_path: Some(b"/healthz".to_vec()), ..live() }, reads);
+    for _ in 0..2 {
+        let mut client = fixture.client();
+        client.send(head("/healthz").replace("POST", "GET")).send(&body()[..FIRST]);
+        let answer = client.answer();
+        assert!(answer.closes() && answer.text() == "ok\n");
+    }
+    let mut client = fixture.client();
+    client.send(head("/")).send(&body()[..FIRST]);
+    fixture.expect_app("live");
+    client.send(&body()[FIRST..]);
+    assert_eq!(client.answer().text(), "right");
+    fixture.stop();
+}
+
 /// Faster than the least pace, and slower than a client may be while others wait for its thread.
 #[test]
 fn a_thread_that_others_wait_for_is_not_held_for_long() {
