@@ -362,16 +362,17 @@ impl Exchange {
         let request = request.as_mut().expect("an exchange has its request until it ends");
         // Only the thread with the lease may leave an answer for the loop to send.
         request.answer.may_defer &= lease.is_some();
-        match request.send(part, &shared.rules.temp, shared.is_closing()) {
-            Delivery::Unstarted => Written::Done,
+        let written = match request.send(part, &shared.rules.temp, shared.is_closing()) {
+            Delivery::Unstarted => return Written::Done,
             Delivery::Deferred(Sent::Queued { .. }) if lease.is_some_and(|lease| leader.keeps_answer(lease)) => {
                 Written::Done
             }
-            Delivery::Deferred(sent) | Delivery::Sent(sent) => match written(shared, request.token, sent) {
-                // Or an application that never ends would go on for ever, and nothing that is sent could meet a reset.
-                Written::Done | Written::Full if request.answer.takes_no_more() => Written::Gone,
-                written => written,
-            },
+            Delivery::Deferred(sent) | Delivery::Sent(sent) => written(shared, request.token, sent),
+        };
+        match written {
+            // Or an application that never ends would go on for ever, and nothing that is sent could meet a reset.
+            Written::Done | Written::Full if request.answer.takes_no_more() => Written::Gone,
+            Written::Done | Written::Full | Written::Gone => written,
         }
     }
 

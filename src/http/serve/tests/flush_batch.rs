@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::fixture::{settings, Client, PATIENCE};
-use crate::serve::{AppThread, Exchange, Handle, Listener, Metrics, Reports, Server, Settings, Wake};
+use crate::serve::{AppThread, Exchange, Handle, Listener, Metrics, Reports, Server, Settings, Wake, Written};
 
 struct Silent;
 
@@ -153,6 +153,33 @@ fn answers_of_a_batch_wait_for_each_other() {
     let first = stage.first_waits();
     stage.answer_all_but(first);
     stage.expect_answer(first);
+    stage.stop();
+}
+
+/// An answer that is its head alone ends the application's output, whether it went out or waits.
+#[test]
+fn an_answer_that_waits_is_no_less_whole() {
+    let mut stage = Stage::new(2);
+    let deadline = Instant::now() + PATIENCE;
+    let mut waited = false;
+    while !waited {
+        assert!(Instant::now() < deadline, "no answer ever waits for another");
+        for (index, client) in stage.clients.iter_mut().enumerate() {
+            client.send(format!("HEAD /{index} HTTP/1.1\r\nHost: h\r\n\r\n"));
+        }
+        for _ in 0..2 {
+            let mut exchange = stage.next();
+            let index = index_of(&exchange);
+            exchange.start(b"200 OK", &[]).expect("valid");
+            assert_eq!(exchange.write(b"piece"), Written::Gone);
+            waited |= !stage.has_answer(index);
+            exchange.finish_at(Instant::now(), TOOK).expect("valid");
+        }
+        assert!(stage.thread.poll().is_none());
+        for client in &mut stage.clients {
+            assert_eq!(client.head().status, 200);
+        }
+    }
     stage.stop();
 }
 
