@@ -34,7 +34,7 @@ pub enum How {
     ClientLeft,
     /// The client took too little for too long (`write_timeout`).
     WriteTimeout,
-    /// The application failed after the head had gone out, and the client can tell.
+    /// The application failed after the head had gone out, or a file that it gave could not be read; and the client can tell.
     Cut,
     /// It took too long, and the client was answered in place of the application.
     TimedOut,

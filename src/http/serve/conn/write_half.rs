@@ -33,6 +33,8 @@ impl Loss {
     const DROPPED: u8 = 2;
     /// It has its answer, which is not the app side's.
     const ANSWERED: u8 = 3;
+    /// A file of its answer could not be read to the end.
+    const CUT: u8 = 4;
 }
 
 /// Values of `WriteHalf::answerer`.
@@ -114,6 +116,11 @@ impl WriteHalf {
         self.answerer.store(Answerer::NOBODY, Ordering::Release);
     }
 
+    /// What there was to be sent is not there any more.
+    pub fn is_cut(&self) -> bool {
+        self.loss.load(Ordering::Relaxed) == Loss::CUT
+    }
+
     /// No two requests of a server have the same number. App side.
     pub fn set_number(&self, number: u64) {
         self.number.store(number, Ordering::Relaxed);
@@ -185,6 +192,16 @@ impl WriteHalf {
     /// The client takes too little: nothing more will be sent.
     pub fn drop_client(&self) {
         self.lose(Loss::DROPPED);
+    }
+
+    /// A file of the answer cannot be read, or is shorter than it was. The end of the connection tells the client. `error`: as
+    /// in errno(3); none: shorter.
+    #[cold]
+    pub fn cut(&self, error: Option<i32>) {
+        let why = error
+            .map_or_else(|| "shorter than it was".to_string(), |error| io::Error::from_raw_os_error(error).to_string());
+        log::error!("a file that is an answer cannot be sent to its end: {why}");
+        self.lose(Loss::CUT);
     }
 
     fn lose(&self, loss: u8) {
@@ -321,7 +338,10 @@ impl WriteHalf {
         match outcome {
             Some(Ok(())) if rest.is_empty() && left == 0 => return Sent::All,
             Some(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {
-                self.mark_gone();
+                match socket::is_at_fault(self.fd(), &error) {
+                    true => self.mark_gone(),
+                    false => self.cut(error.raw_os_error()),
+                }
                 return Sent::Gone;
             }
             // The queue goes before us, the socket is full, or the file is shorter than it was; draining tells.
@@ -431,6 +451,7 @@ impl WriteHalf {
             Progress::Again => Drained::Again,
             Progress::Cold => Drained::Cold,
             Progress::Broken => Drained::Broken,
+            Progress::Unreadable(error) => Drained::Unreadable(error),
         };
         (drained, sent)
     }
@@ -457,6 +478,8 @@ pub enum Drained {
     Again,
     /// What comes next does not lie in memory (`next_of_file`).
     Cold,
-    /// The client is gone, or a file is shorter than it was: the answer cannot be completed.
+    /// The client is gone.
     Broken,
+    /// A file cannot be read, or is shorter than it was: the answer cannot be completed (`WriteHalf::cut`).
+    Unreadable(Option<i32>),
 }

@@ -11,6 +11,7 @@ use crate::serve::base::piece::Piece;
 use crate::serve::base::settings::{
     DEFERRED_ANSWER_BYTES_MAX, FLUSH_ANSWERS_MAX, RESPONSE_MEMORY_BYTES_MAX, SEGMENT_BYTES, SHARE_BYTES_MAX,
 };
+use crate::serve::io::socket;
 use crate::serve::io::spool::{Failed, Spool, TempFiles};
 
 use super::sending::{send_parts, send_some};
@@ -24,6 +25,8 @@ pub enum Progress {
     /// The next part of a file does not lie in memory.
     Cold,
     Broken,
+    /// As in errno(3). None: a file is shorter than it was.
+    Unreadable(Option<i32>),
 }
 
 /// Whether a part of a file lies in memory, by its offset and length.
@@ -349,7 +352,7 @@ impl WriteQueue {
                     send_parts(fd, &[&rest[..rest.len().min(SHARE_BYTES_MAX)]], false).inspect(|sent| *at += sent)
                 }
                 Segment::Spooled { offset, left } => {
-                    let Some(spool) = &self.spool else { return Progress::Broken };
+                    let Some(spool) = &self.spool else { return Progress::Unreadable(None) };
                     let until = &mut self.in_memory_until;
                     let Some(share) = share_in_memory(spool.as_fd(), *offset, *left, share, until, in_memory) else {
                         return Progress::Cold;
@@ -367,7 +370,8 @@ impl WriteQueue {
             let sent = match outcome {
                 Ok(sent) => sent,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Blocked,
-                Err(_) => return Progress::Broken,
+                Err(error) if socket::is_at_fault(fd, &error) => return Progress::Broken,
+                Err(error) => return Progress::Unreadable(error.raw_os_error()),
             };
             self.drained += sent as u64;
             share = share.saturating_sub(sent);
@@ -390,7 +394,7 @@ impl WriteQueue {
                 }
             } else if sent == 0 {
                 // sendfile at the end of a file that promised more.
-                return Progress::Broken;
+                return Progress::Unreadable(None);
             }
         }
     }

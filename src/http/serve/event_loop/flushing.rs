@@ -67,6 +67,10 @@ impl EventLoop {
                 self.table.write_half(token.index).mark_gone();
                 self.flushed(token, true);
             }
+            Drained::Unreadable(error) => {
+                self.table.write_half(token.index).cut(error);
+                self.flushed(token, true);
+            }
             Drained::Blocked { .. } | Drained::Again | Drained::Cold => self.watch_queue(token),
         }
         true
@@ -152,6 +156,11 @@ impl EventLoop {
             Drained::Broken => {
                 self.timers.clear(index);
                 self.table.write_half(index).mark_gone();
+                self.flushed(token, true);
+            }
+            Drained::Unreadable(error) => {
+                self.timers.clear(index);
+                self.table.write_half(index).cut(error);
                 self.flushed(token, true);
             }
         }

@@ -253,6 +253,12 @@ pub fn hang_up(socket: RawFd) -> HangUp {
     }
 }
 
+/// Whether what sendfile(2) failed of is the socket, whose peer has gone, and not the file.
+#[cold]
+pub fn is_at_fault(socket: RawFd, error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) || hang_up(socket) == HangUp::Full
+}
+
 pub fn set_nodelay(socket: RawFd) -> io::Result<()> {
     let value: libc::c_int = 1;
     set_tcp_option(socket, libc::TCP_NODELAY, &value.to_ne_bytes())

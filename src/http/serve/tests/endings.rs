@@ -1,6 +1,7 @@
 //! How answers end, what their clients see of it, and what is told: with all bytes, without, or with nobody who wants them.
 
 use std::io::{ErrorKind, Read};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,18 @@ fn app(mut exchange: Exchange, gate: &Gate, voice: &Voice) {
         "/gate" => {
             gate.pass();
             exchange.write_all(b"passed");
+        }
+        "/file" | "/unreadable" => {
+            let mut options = std::fs::File::options();
+            options.write(true).create(true).truncate(true).read(path == "/file");
+            let name = std::env::temp_dir().join(format!("forkmaster-endings-{}", std::process::id()));
+            let file = options.open(&name).expect("file");
+            std::fs::remove_file(&name).expect("unlink");
+            file.set_len(4 * LARGE as u64).expect("truncate");
+            let written = exchange.send_file(file.as_raw_fd(), 0).expect("an answer");
+            assert_eq!(written, Some(if path == "/file" { Written::Done } else { Written::Gone }));
+            voice.say("sent");
+            file.set_len(LARGE as u64).expect("truncate");
         }
         "/asks" => {
             let deadline = Instant::now() + PATIENCE;
@@ -91,6 +104,23 @@ fn complete_answers_end_cleanly_and_are_told() {
     let buffered = client.buffered();
     assert_eq!(read_to_the_end(&mut client), (LARGE - buffered, false));
     assert_eq!(fixture.expect_end("/stream"), (How::Complete, LARGE as u64));
+    fixture.stop();
+}
+
+/// As found: it was told that the client had left.
+#[test]
+fn a_file_that_cannot_be_read_to_its_end_is_a_cut_answer() {
+    let fixture = Fixture::new(settings(), app);
+    for path in ["/file", "/unreadable"] {
+        let mut client = fixture.client();
+        ask(&mut client, path, "1.1");
+        fixture.expect_app("sent");
+        let length = client.head().field("content-length").map(str::to_string);
+        assert_eq!(length, Some((4 * LARGE).to_string()));
+        let bytes = client.buffered() + read_to_the_end(&mut client).0;
+        assert!(bytes < 4 * LARGE, "{bytes}");
+        assert_eq!(fixture.expect_end(path).0, How::Cut, "{path}");
+    }
     fixture.stop();
 }
 
