@@ -329,6 +329,7 @@ impl WriteHalf {
     /// SIGPIPE is blocked by the caller.
     pub fn send_file(&self, head: &[u8], file: OwnedFd, offset: u64, length: u64, temp: &TempFiles) -> Sent {
         if self.is_gone() {
+            self.lock().lost += length;
             return Sent::Gone;
         }
         let mut rest = head;
@@ -338,6 +339,7 @@ impl WriteHalf {
         match outcome {
             Some(Ok(())) if rest.is_empty() && left == 0 => return Sent::All,
             Some(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {
+                self.lock().lost += left;
                 match socket::is_at_fault(self.fd(), &error) {
                     true => self.mark_gone(),
                     false => self.cut(error.raw_os_error()),

@@ -31,15 +31,20 @@ fn app(mut exchange: Exchange, gate: &Gate, voice: &Voice) {
             gate.pass();
             exchange.write_all(b"passed");
         }
-        "/file" | "/unreadable" => {
+        "/file" | "/unreadable" | "/late-file" => {
             let mut options = std::fs::File::options();
-            options.write(true).create(true).truncate(true).read(path == "/file");
-            let name = std::env::temp_dir().join(format!("forkmaster-endings-{}", std::process::id()));
+            options.write(true).create(true).truncate(true).read(path != "/unreadable");
+            let name = std::env::temp_dir().join(format!("forkmaster-endings{}-{}", &path[1..], std::process::id()));
             let file = options.open(&name).expect("file");
             std::fs::remove_file(&name).expect("unlink");
             file.set_len(4 * LARGE as u64).expect("truncate");
+            let deadline = Instant::now() + PATIENCE;
+            while path == "/late-file" && !exchange.disconnected() {
+                assert!(Instant::now() < deadline, "nobody leaves");
+                std::thread::yield_now();
+            }
             let written = exchange.send_file(file.as_raw_fd(), 0).expect("an answer");
-            assert_eq!(written, Some(if path == "/file" { Written::Done } else { Written::Gone }));
+            assert_eq!(written, Some(if path == "/file" { Written::Done } else { Written::Gone }), "{path}");
             voice.say("sent");
             file.set_len(LARGE as u64).expect("truncate");
         }
@@ -119,8 +124,20 @@ fn a_file_that_cannot_be_read_to_its_end_is_a_cut_answer() {
         assert_eq!(length, Some((4 * LARGE).to_string()));
         let bytes = client.buffered() + read_to_the_end(&mut client).0;
         assert!(bytes < 4 * LARGE, "{bytes}");
-        assert_eq!(fixture.expect_end(path).0, How::Cut, "{path}");
+        assert_eq!(fixture.expect_end(path), (How::Cut, bytes as u64), "{path}");
     }
+    fixture.stop();
+}
+
+/// As found: all of it was told as sent.
+#[test]
+fn nothing_of_a_file_is_sent_to_a_client_that_has_left() {
+    let fixture = Fixture::new(settings(), app);
+    let mut client = fixture.client();
+    ask(&mut client, "/late-file", "1.1");
+    fixture.expect_app("/late-file");
+    reset(client);
+    assert_eq!(fixture.expect_end("/late-file"), (How::ClientLeft, 0));
     fixture.stop();
 }
 
