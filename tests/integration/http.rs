@@ -153,6 +153,19 @@ fn the_line_of_a_refusal_names_the_setting_that_would_allow_it() {
     }
 }
 
+/// As found: each of them joined all of them anew, for 20 s.
+#[test]
+fn thousands_of_fields_of_one_name_keep_no_thread() {
+    let site = Site::with_source("one_name", ECHO);
+    site.set("http.limit_request_fields", "'none'").set("http.limit_request_head", "'1MiB'");
+    site.set("server.request_timeout", "'5s'");
+    let master = site.start();
+    let many = vec![("X-A", "b"); 30_000];
+    let answer = Connection::to(&master.address()).ask(head("GET", "/", &many));
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.json()["HTTP_X_A"], vec!["b"; 30_000].join(","));
+}
+
 /// The header that HAProxy sends with `send-proxy-v2-ssl` for a client that came by TLS.
 fn proxy_v2() -> Vec<u8> {
     let addresses = [192, 0, 2, 7, 10, 0, 0, 1, 0xdc, 4, 1, 0xbb];

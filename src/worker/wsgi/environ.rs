@@ -18,6 +18,7 @@ use super::errors::Errors;
 use super::file::FileWrapper;
 use super::forwarded::{host_is_plausible, last_element, Believed, Client, Family, Trusted};
 use super::names::{Field, Meaning, Names};
+use super::repeated;
 use super::strings::Strings;
 
 /// What an environ is made from: a request of a client, or the probe.
@@ -317,6 +318,7 @@ impl Builder {
         request: &'a R,
         noted: &mut Noted<'a>,
     ) -> PyResult<()> {
+        let mut repeats = 0;
         for (name, value) in request.fields() {
             let Field { key, meaning, .. } = self.names.get(py, name, &self.common);
             let place = noted.place(*meaning);
@@ -332,10 +334,11 @@ impl Builder {
             let entries = environ.len();
             environ.set_item(key, self.strings.get(py, value)?)?;
             let mut value = Cow::Borrowed(value);
-            // Nothing was added: this name was there before. That is rare enough to go through all fields again.
-            if environ.len() == entries {
-                let separator: &[u8] = if *meaning == Meaning::Cookie { b"; " } else { b"," };
-                join(request, name, separator, &mut self.scratch);
+            // Nothing was added: this name was there before. That is rare enough to go through all fields again, a few times.
+            let is_repeated = environ.len() == entries;
+            repeats += u32::from(is_repeated);
+            if is_repeated && repeats <= repeated::FEW {
+                repeated::join(request, name, repeated::separator(*meaning), &mut self.scratch);
                 environ.set_item(key, self.strings.get(py, &self.scratch)?)?;
                 if place.is_some() {
                     value = Cow::Owned(self.scratch.clone());
@@ -345,8 +348,34 @@ impl Builder {
                 *place = Some(value);
             }
         }
+        if repeats > repeated::FEW {
+            self.set_repeated(py, environ, request, noted)?;
+        }
         if noted.underscored && self.common.trusts(request.peer()) {
             self.set_underscored(py, environ, request)?;
+        }
+        Ok(())
+    }
+
+    /// Joins the values of all names that are there more than once, however many there are.
+    #[cold]
+    fn set_repeated<'a, R: Request>(
+        &mut self,
+        py: Python<'_>,
+        environ: &Bound<'_, PyDict>,
+        request: &'a R,
+        noted: &mut Noted<'a>,
+    ) -> PyResult<()> {
+        for (name, values) in repeated::values(request) {
+            let Field { key, meaning, .. } = self.names.get(py, name, &self.common);
+            if matches!(meaning, Meaning::Dropped | Meaning::Underscored | Meaning::ScriptName) {
+                continue;
+            }
+            let joined = values.join(repeated::separator(*meaning));
+            environ.set_item(key, self.strings.get(py, &joined)?)?;
+            if let Some(place) = noted.place(*meaning) {
+                *place = Some(Cow::Owned(joined));
+            }
         }
         Ok(())
     }
@@ -610,19 +639,6 @@ impl Request for Exchange {
         } else {
             Scheme::Http
         }
-    }
-}
-
-/// All values of the fields of one name, in order (RFC 9110 section 5.3; RFC 6265 section 5.4 for cookies).
-#[cold]
-fn join<R: Request>(request: &R, name: &[u8], separator: &[u8], joined: &mut Vec<u8>) {
-    let values = request.fields().filter(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value);
-    joined.clear();
-    for (place, value) in values.enumerate() {
-        if place > 0 {
-            joined.extend_from_slice(separator);
-        }
-        joined.extend_from_slice(value);
     }
 }
 

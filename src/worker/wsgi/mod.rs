@@ -11,6 +11,7 @@ pub mod input;
 mod live;
 mod names;
 pub mod progress;
+mod repeated;
 mod request_id;
 pub mod response;
 mod strings;

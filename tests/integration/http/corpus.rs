@@ -392,6 +392,15 @@ fn fields(corpus: &mut Corpus) {
     ] {
         corpus.kept(&get(fields), seen("GET", "/f").with(&[(key, value)]));
     }
+    // However many are repeated.
+    let many = |lines: &str, count: usize| vec![lines; count].join("\r\n");
+    for (fields, key, value) in [
+        (many("X-A: 1\r\nx-b: 2\r\nX-a: 3", 20), "HTTP_X_A", vec!["1,3"; 20].join(",")),
+        (many("Cookie: a=1\r\nX-B: 2\r\ncookie: b=2", 20), "HTTP_COOKIE", vec!["a=1; b=2"; 20].join("; ")),
+        (many("X-A: 1\r\nX_A: forged\r\nProxy: http://evil", 20), "HTTP_X_A", vec!["1"; 20].join(",")),
+    ] {
+        corpus.kept(&get(&fields), seen("GET", "/f").with(&[(key, &value)]).without(&["HTTP_PROXY"]));
+    }
     // Dropped: a name with `_` would be the same key as the one with `-`, and `Proxy` becomes HTTP_PROXY.
     corpus.kept(&get("X_A: forged"), seen("GET", "/f").without(&["HTTP_X_A"]));
     corpus.kept(&get("X_A: forged\r\nX-A: real"), seen("GET", "/f").with(&[("HTTP_X_A", "real")]));
