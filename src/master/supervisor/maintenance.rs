@@ -67,7 +67,7 @@ impl Supervisor {
         if due == self.shown {
             return;
         }
-        self.shown = due;
+        let before = std::mem::replace(&mut self.shown, due);
         // Else they are about to serve.
         let Some(held) = self.held().filter(|_| is_held) else { return };
         match self.shown {
@@ -77,31 +77,37 @@ impl Supervisor {
             }
             None => self.note(Note::Pausing),
         }
-        let workers = self.generations.iter().flat_map(|generation| &generation.workers);
-        let paused = workers.filter(|worker| match worker.state {
-            WorkerState::Pausing { .. } | WorkerState::Paused { .. } => true,
-            WorkerState::Starting { .. }
-            | WorkerState::Ready
-            | WorkerState::Opening { .. }
-            | WorkerState::Serving { .. }
-            | WorkerState::Kept { .. }
-            | WorkerState::Closing { .. }
-            | WorkerState::Draining { .. }
-            | WorkerState::Terminating { .. }
-            | WorkerState::Finishing { .. }
-            | WorkerState::Exiting { .. }
-            | WorkerState::Killed { .. } => false,
-        });
-        let told: Vec<Action> = paused
-            .map(|worker| match &self.shown {
-                Some(Shown { page }) => Action::Maintenance { worker: worker.id, page: page.clone() },
-                None => Action::Pause { worker: worker.id },
-            })
-            .collect();
-        self.actions.extend(told);
+        for at in 0..self.generations.len() {
+            for worker in self.generations[at].workers.clone() {
+                match worker.state {
+                    // Whoever asks for other terms hears of them when nobody shows the former page any more.
+                    WorkerState::Paused { due } if before.is_some() => {
+                        self.actions.push(Action::Pause { worker: worker.id });
+                        self.show_by(worker.id);
+                        self.change(at, worker.id, WorkerState::Pausing { due }, now);
+                    }
+                    WorkerState::Pausing { .. } | WorkerState::Paused { .. } if self.shown.is_some() => {
+                        self.show_by(worker.id);
+                    }
+                    WorkerState::Pausing { .. } => self.actions.push(Action::Pause { worker: worker.id }),
+                    WorkerState::Starting { .. }
+                    | WorkerState::Ready
+                    | WorkerState::Opening { .. }
+                    | WorkerState::Serving { .. }
+                    | WorkerState::Paused { .. }
+                    | WorkerState::Kept { .. }
+                    | WorkerState::Closing { .. }
+                    | WorkerState::Draining { .. }
+                    | WorkerState::Terminating { .. }
+                    | WorkerState::Finishing { .. }
+                    | WorkerState::Exiting { .. }
+                    | WorkerState::Killed { .. } => {}
+                }
+            }
+        }
     }
 
-    /// The same for one that is told to pause just now.
+    /// The page, for one that is told to pause just now, or has been.
     pub(super) fn show_by(&mut self, worker: WorkerId) {
         if let Some(Shown { page }) = &self.shown {
             self.actions.push(Action::Maintenance { worker, page: page.clone() });

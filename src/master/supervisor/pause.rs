@@ -525,7 +525,8 @@ impl Supervisor {
     }
 
     pub(super) fn paused(&self) -> Option<Outcome> {
-        (self.pause == Pause::On).then_some(Outcome::Paused)
+        // Asked again for other terms, some may still show the page of the former ones.
+        (self.pause == Pause::On && self.is_quiet()).then_some(Outcome::Paused)
     }
 
     /// Every worker that was held back accepts again. One that dies meanwhile is no longer waited for.

@@ -14,6 +14,7 @@
 //! | Opening, Serving | the service is paused | Pausing | told to pause: it finishes what runs |
 //! | Ready | its service is paused, and clients are turned away | Pausing | told to pause, and to turn them away |
 //! | Pausing | no request is under way | Paused | |
+//! | Paused | clients are to be shown something else | Pausing | told to pause anew, and what to show |
 //! | Pausing, Paused | the pause is over | Opening | told to serve |
 //! | Serving | `max_*` reached | Serving, due | a successor first, then it drains |
 //! | Serving, Pausing, Paused | replaced, and to be kept | Kept | told to pause; it stays alive for gdb or py-spy |

@@ -325,7 +325,14 @@ fn whoever_pauses_again_asks_for_other_terms() {
     pause(&mut world, None);
     pause(&mut world, Some(maintenance(Duration::ZERO, Some("back soon"))));
     assert_eq!(shown(&world), Some(Some("back soon".to_owned())));
-    pause(&mut world, Some(maintenance(Duration::ZERO, Some("at noon"))));
+    // Whoever asks for another page is answered when no worker shows the former one.
+    world.event(Event::Ask {
+        asker: Some(AskId(7)),
+        ask: Ask::Pause { timeout: MINUTE, maintenance: Some(maintenance(Duration::ZERO, Some("at noon"))) },
+    });
+    assert_eq!(world.says(7), None);
+    world.run();
+    assert_eq!(world.says(7), Some(&Outcome::Paused));
     assert_eq!(shown(&world), Some(Some("at noon".to_owned())));
     pause(&mut world, None);
     assert_eq!((shown(&world), world.supervisor.word()), (None, "paused"));
