@@ -128,7 +128,12 @@ impl Supervisor {
         let (graceful, drain_timeout) = (plan.graceful_timeout, plan.drain_timeout);
         self.ask_stacks(at, id, now);
         self.actions.push(Action::Retire { worker: id });
-        let (check_at, deadline) = (now + graceful, now + drain_timeout.max(graceful));
+        let (check_at, mut deadline) = (now + graceful, now + drain_timeout.max(graceful));
+        // Who is on its way out already has no more time for it than before, however many requests get stuck.
+        let state = self.generations[at].worker(id).map(|worker| &worker.state);
+        if let Some(WorkerState::Closing { deadline: by, .. } | WorkerState::Draining { deadline: by }) = state {
+            deadline = deadline.min(*by);
+        }
         self.change(at, id, WorkerState::Terminating { stuck, check_at, deadline }, now);
     }
 }

@@ -328,3 +328,19 @@ fn a_serving_worker_that_ends_without_a_word_is_an_error_also_with_exit_code_0()
         assert!(actions.iter().any(error), "{actions:#?}");
     }
 }
+
+/// As found: a stuck request gave a worker that drains its whole time again, and the next one once more.
+#[test]
+fn a_stuck_request_gives_a_draining_worker_no_more_time() {
+    let mut world = World::serving(plan(1));
+    world.behaviour.insert(GenerationId(1), Behaviour::DrainsForEver);
+    let old = world.some_worker(1);
+    world.reload(plan(1), Behaviour::Healthy);
+    world.run();
+    // Of its 600 seconds.
+    world.pass(Duration::from_secs(590));
+    world.worker_event(old, WorkerEvent::Stuck(Stuck::Request(7)));
+    world.worker_event(old, WorkerEvent::Unstuck);
+    world.pass(Duration::from_secs(11));
+    assert_eq!(world.kills.get(&old), Some(&1), "{:#?}", world.log);
+}
