@@ -135,11 +135,12 @@ impl Supervisor {
             if !std::mem::take(&mut self.generations[at].slots[slot].yielded) {
                 continue;
             }
-            let back = self.generations[at].workers.iter().find(|worker| {
+            // The youngest: an older one that still drains had been replaced before.
+            let back = self.generations[at].workers.iter().filter(|worker| {
                 worker.slot.0 as usize == slot
                     && matches!(worker.state, WorkerState::Closing { .. } | WorkerState::Draining { .. })
             });
-            if let Some(worker) = back.map(|worker| worker.id) {
+            if let Some(worker) = back.map(|worker| worker.id).max() {
                 self.serve(at, worker, now);
             }
         }

@@ -344,3 +344,19 @@ fn a_stuck_request_gives_a_draining_worker_no_more_time() {
     world.pass(Duration::from_secs(11));
     assert_eq!(world.kills.get(&old), Some(&1), "{:#?}", world.log);
 }
+
+/// As found: a worker that had been recycled, and still drained, was called back in place of the one that served in its slot.
+#[test]
+fn a_refused_release_calls_back_who_served_and_nobody_who_had_left_before() {
+    let plan = Plan { surge: Surge::All, ..plan(1) };
+    let mut world = World::serving(plan.clone());
+    world.behaviour.insert(GenerationId(1), Behaviour::DrainsForEver);
+    let recycled = world.some_worker(1);
+    world.ask(Ask::Recycle { slot: SlotIndex(0), keep: None, wait: false });
+    world.run();
+    let served = world.some_worker(1);
+    assert_ne!(recycled, served);
+    world.reload(plan, Behaviour::DiesServing);
+    world.run();
+    assert_eq!(world.accepting, BTreeSet::from([served]), "{:#?}", world.log);
+}
