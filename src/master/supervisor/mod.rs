@@ -55,7 +55,7 @@ use pause::{Held, Pause};
 use rhythm::Book;
 use services::{Event as ServiceEvent, Service, ServiceId};
 use target::Target;
-use template::Event as TemplateEvent;
+use template::{Event as TemplateEvent, Template};
 use upgrade::{Event as UpgradeEvent, Upgrade};
 use verdict::Counts;
 use worker::{Event as WorkerEvent, Exit, Stuck, Worker};
@@ -619,11 +619,13 @@ impl Supervisor {
         for at in 0..self.generations.len() {
             let wanted = self.wanted(at);
             match self.generations[at].state {
-                State::Proving => {
-                    if self.generations[at].workers.is_empty() {
-                        self.spawn(at, SlotIndex(0), now);
-                    }
+                State::Proving if !self.generations[at].workers.is_empty() => {}
+                // It was lost, and the kernel did not let it die: nobody else forks a candidate.
+                State::Proving if self.generations[at].template == Template::Gone => {
+                    let reason = "the template closed its channel, and the kernel does not let it die";
+                    self.refuse(self.generations[at].id, Refusal::new(reason), now);
                 }
+                State::Proving => self.spawn(at, SlotIndex(0), now),
                 // Its workers must not begin to serve beside those who have just taken over.
                 State::Serving if taken_over => {}
                 State::Serving => {

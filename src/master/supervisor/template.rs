@@ -14,7 +14,7 @@
 //! | Starting, Ready, Forking, Dumping | says that it is broken | Killed | refused while proving; else it starts again |
 //! | Ready, Forking, Dumping | its channel is closed | Lost | |
 //! | Lost, Stopping | deadline | Killed | |
-//! | Killed | deadline | Backoff or Gone | given up: the kernel does not let it die |
+//! | Killed | deadline | Backoff or Gone | given up: the kernel does not let it die; refused while proving without a candidate |
 //! | any | exit | Backoff; Gone where no worker is wanted any more | |
 //! | Backoff | deadline | Starting | |
 
@@ -324,6 +324,14 @@ impl Supervisor {
                 let look_at = next_look(began, now, deadline);
                 self.change_template(at, Template::Starting { began, deadline, look_at }, None);
             }
+            Template::Starting { began, deadline, .. } if deadline != began + generation.plan.boot_timeout => {
+                let reason = "it closed its channel, and did not end".to_owned();
+                self.kill_template(at, now);
+                self.note(Note::TemplateBroken { generation: id, reason: reason.clone() });
+                if proving {
+                    self.refuse(id, Refusal::new(format!("the template is broken: {reason}")), now);
+                }
+            }
             Template::Starting { .. } => {
                 let limit_s = generation.plan.boot_timeout.as_secs_f64();
                 self.kill_template(at, now);
@@ -357,6 +365,7 @@ impl Supervisor {
                 self.change_template(at, Template::Gone, None);
                 match self.generations[at].state {
                     State::Rolling { .. } | State::Serving => self.start_template_again(at, &was, now),
+                    // `fill` refuses it where it has no candidate.
                     State::Proving | State::Draining | State::Kept | State::Abandoned => {}
                 }
             }

@@ -472,10 +472,16 @@ impl Supervisor {
                 let look_at = next_look(worker.born, now, deadline);
                 self.change(at, id, State::Starting { deadline, look_at }, now);
             }
-            State::Starting { .. } => {
+            State::Starting { deadline, .. } => {
                 let limit = boot_timeout.as_secs_f64();
                 self.kill(at, id, now);
-                let reason = format!("the worker was not ready within boot_timeout ({limit:.1}s)");
+                let reason = match deadline == worker.born + boot_timeout {
+                    true => format!("the worker was not ready within boot_timeout ({limit:.1}s)"),
+                    // Else it had no more time than this.
+                    false => {
+                        "the worker closed its channel or sent nonsense before it served, and did not end".to_owned()
+                    }
+                };
                 self.boot_failed(at, name, Refusal { details: worker.stacks, ..Refusal::new(reason) }, now);
             }
             State::Opening { .. } => {

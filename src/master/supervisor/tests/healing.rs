@@ -360,3 +360,23 @@ fn a_refused_release_calls_back_who_served_and_nobody_who_had_left_before() {
     world.run();
     assert_eq!(world.accepting, BTreeSet::from([served]), "{:#?}", world.log);
 }
+
+/// As found: what closed its channel and did not end was said to be late, long before it was.
+#[test]
+fn a_boot_that_lost_its_channel_is_not_said_to_be_late() {
+    let mut world = World::serving(plan(1));
+    world.reload(plan(1), Behaviour::WorkersHang);
+    world.run();
+    let candidate = *world.alive.keys().last().unwrap();
+    world.worker_event(candidate, WorkerEvent::ChannelLost);
+    world.pass(Duration::from_secs(6));
+    let refused = format!("{:?}", world.last_verdict());
+    assert!(refused.contains("closed its channel") && !refused.contains("boot_timeout"), "{refused}");
+
+    let template = world.reload(plan(1), Behaviour::TemplateHangs);
+    world.run();
+    world.template_event(template, TemplateEvent::ChannelLost);
+    world.pass(Duration::from_secs(6));
+    let refused = format!("{:?}", world.last_verdict());
+    assert!(refused.contains("closed its channel") && !refused.contains("boot_timeout"), "{refused}");
+}

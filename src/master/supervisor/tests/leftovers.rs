@@ -150,3 +150,21 @@ fn a_generation_that_serves_and_finds_no_room_for_a_worker_waits_on() {
     world.pass(MINUTE);
     assert_eq!((world.accepting(1), world.alive.len()), (2, 2), "{:#?}", world.log);
 }
+
+/// As found: a reload that waited for the room for its candidate waited for ever where its template was lost meanwhile, and
+/// the kernel did not let that die.
+#[test]
+fn a_template_that_is_given_up_before_there_is_a_candidate_refuses_the_reload() {
+    let plan = Plan { max_processes: Some(2), ..plan(1) };
+    let mut world = World::serving(plan.clone());
+    world.behaviour.insert(GenerationId(1), Behaviour::DrainsForEver);
+    world.reload(plan.clone(), Behaviour::Healthy);
+    world.run();
+    let waits = world.reload(plan, Behaviour::Healthy);
+    world.run();
+    assert!(world.supervisor.generation(waits).is_some_and(|generation| generation.workers.is_empty()));
+    world.nobody_dies = true;
+    world.template_event(waits, TemplateEvent::ChannelLost);
+    world.pass(MINUTE);
+    assert!(matches!(world.last_verdict(), End::Refused(_)), "{:#?}", world.log);
+}
