@@ -75,8 +75,8 @@ impl Supervisor {
                 S::Opening { .. } | S::Serving { .. } | S::Pausing { .. } | S::Paused { .. },
                 Event::Drained { threads },
             ) => {
-                self.slot_lost(at, &before, now);
                 self.drained(at, id, threads, now);
+                self.slot_lost(at, &before, now);
             }
 
             (
@@ -98,16 +98,16 @@ impl Supervisor {
             (S::Serving { due: Some(Due::Leaving), .. }, Event::Leaving { .. }) => {}
             (S::Serving { .. }, Event::Leaving { reason }) => {
                 self.note(Note::WorkerLeaves { worker: name, reason });
-                self.slot_lost(at, &before, now);
                 self.set_due(at, id, Due::Leaving);
+                self.slot_lost(at, &before, now);
             }
             (
                 S::Ready | S::Opening { .. } | S::Pausing { .. } | S::Paused { .. },
                 Event::Leaving { reason },
             ) => {
                 self.note(Note::WorkerLeaves { worker: name, reason });
-                self.slot_lost(at, &before, now);
                 self.drain(at, id, now);
+                self.slot_lost(at, &before, now);
             }
 
             // One that is to be kept is wanted as it is.
@@ -166,8 +166,8 @@ impl Supervisor {
                 S::Opening { .. } | S::Serving { .. } | S::Pausing { .. } | S::Paused { .. },
                 Event::ChannelLost,
             ) => {
-                self.slot_lost(at, &before, now);
                 self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN, said_why: false }, now);
+                self.slot_lost(at, &before, now);
             }
             // It goes on serving, and cannot be told to drain.
             (S::Opening { .. } | S::Serving { .. } | S::Pausing { .. } | S::Paused { .. }, Event::Garbled) => {

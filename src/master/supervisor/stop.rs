@@ -54,6 +54,8 @@ impl Supervisor {
     pub(super) fn stop_workers(&mut self, now: Instant, deadline: Instant) {
         self.phase = Phase::Stopping { deadline };
         self.actions.push(Action::CloseAllListeners);
+        // Whoever has asked since TERM: workers came and went until now.
+        self.answer_stopping();
         self.stop_services(now);
         let others_answer = self.serving().is_some_and(|serving| serving.workers.iter().any(answers));
         for at in 0..self.generations.len() {
@@ -149,6 +151,8 @@ impl Supervisor {
             return;
         }
         self.phase = Phase::Ending { code, give_up: now + ENDING_WITHIN };
+        // Nobody tends it from here on, and its deadlines would wake the master again and again.
+        self.end_pause();
         self.answer_stopping();
         let runs = |state: &State| matches!(state, State::Rolling { step: Step::Commanding { .. }, .. });
         if let Some(generation) = self.in_transaction().filter(|generation| runs(&generation.state)) {

@@ -3,6 +3,7 @@
 
 mod asks;
 mod canary;
+mod ending;
 mod healing;
 mod kept;
 mod leftovers;
@@ -519,7 +520,7 @@ impl World {
                 }
             }
         }
-        panic!("the supervisor's deadlines never pass");
+        panic!("the supervisor's deadlines never pass: {:#?}", self.log);
     }
 
     fn carry_out(&mut self, action: Action) {
@@ -749,6 +750,8 @@ impl World {
                 *self.kills.entry(worker).or_default() += 1;
                 assert!(self.alive.contains_key(&worker), "a reaped worker was signalled");
                 if self.nobody_dies {
+                    // It hangs in the kernel, and does nothing more.
+                    self.accepting.remove(&worker);
                     return;
                 }
                 self.soon(worker, WorkerEvent::Exited(killed()));

@@ -12,67 +12,7 @@ use super::*;
 fn whatever_comes_the_service_is_whole_in_the_end() {
     let mut seen = BTreeSet::new();
     for seed in 0..200u64 {
-        let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-        let surges = [Surge::Workers(1), Surge::Workers(2), Surge::Workers(0), Surge::All, Surge::Auto];
-        let any_maintenance = |dice: &mut Dice| {
-            let after = Duration::from_secs([0, 3, 20][dice.roll(3)]);
-            let body = ["back soon", "closed"][dice.roll(2)];
-            (dice.roll(3) > 0).then(|| maintenance(after, (dice.roll(2) == 0).then_some(body)))
-        };
-        let any_plan = |dice: &mut Dice| {
-            let surge = surges[dice.roll(5)];
-            let unavailable = if surge == Surge::Workers(0) { 1 } else { dice.roll(2) as u32 };
-            let workers = 1 + dice.roll(6) as u32;
-            let max_processes = (dice.roll(4) == 0).then(|| workers + 1 + dice.roll(4) as u32);
-            let listeners = vec![ListenerId(1), ListenerId(2 + dice.roll(3) as u32)];
-            let surge_of = |pause: &Option<PausePlan>| if pause.is_some() { Surge::Auto } else { surge };
-            let pause = (dice.roll(4) == 0).then(|| PausePlan {
-                timeout: Duration::from_secs(5 + dice.roll(30) as u64),
-                has_command: dice.roll(4) > 0,
-                has_probe: dice.roll(2) == 0,
-                maintenance: any_maintenance(dice).map(Box::new),
-            });
-            let canary = (dice.roll(2) == 0 && pause.is_none()).then(|| {
-                Box::new(CanaryPlan {
-                    workers: 1 + dice.roll(2) as u32,
-                    hold: Duration::from_secs(1 + dice.roll(6) as u64),
-                    bounds: super::canary::BOUNDS,
-                })
-            });
-            let rehearsal = (dice.roll(3) > 0).then(|| {
-                Box::new(RehearsalPlan {
-                    refuses: dice.roll(3) > 0,
-                    timeout: Duration::from_secs(1 + dice.roll(10) as u64),
-                    ..rehearsal::PLAN
-                })
-            });
-            let services = (0..dice.roll(3)).map(|number| {
-                let every = (dice.roll(3) == 0).then(|| Duration::from_secs(20 + dice.roll(3) as u64));
-                ServicePlan {
-                    name: format!("service{number}"),
-                    count: if every.is_some() { 1 } else { 1 + dice.roll(2) as u32 },
-                    stop_timeout: MINUTE,
-                    ready_within: (every.is_none() && dice.roll(2) == 0).then_some(MINUTE),
-                    every,
-                }
-            });
-            let services = services.collect();
-            let rollback_window = Duration::from_secs([0, 20, 60][dice.roll(3)]);
-            let origin = (dice.roll(3) > 0).then(|| GenerationId(1 + dice.roll(3) as u32));
-            Plan {
-                rollback_window,
-                origin,
-                surge: surge_of(&pause),
-                pause,
-                canary,
-                rehearsal,
-                services,
-                unavailable,
-                max_processes,
-                listeners,
-                ..plan(workers)
-            }
-        };
+        let mut dice = Dice::new(seed);
         let mut world = World::serving(Plan { pause: None, ..any_plan(&mut dice) });
         let mut asked = 0;
         for _ in 0..60 {
@@ -80,34 +20,8 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
             let free = [None, Some(0), Some(100), Some(1 << 40)];
             world.room.bytes = free[dice.roll(4)];
             world.boot.private_bytes = 40;
-            let behaviours = [
-                Behaviour::Healthy,
-                Behaviour::Healthy,
-                Behaviour::Healthy,
-                Behaviour::TemplateHangs,
-                Behaviour::TemplateFails,
-                Behaviour::TemplateDies,
-                Behaviour::WorkersFail,
-                Behaviour::WorkersDie,
-                Behaviour::WorkersHang,
-                Behaviour::OnlyCandidateBoots,
-                Behaviour::DrainsForEver,
-                Behaviour::ThreadRunsOn,
-                Behaviour::DrainsMutely,
-                Behaviour::ServesMutely,
-                Behaviour::DiesServing,
-                Behaviour::Streams,
-            ];
-            let commands = [
-                CommandBehaviour::EndsWell,
-                CommandBehaviour::EndsWell,
-                CommandBehaviour::Fails,
-                CommandBehaviour::Hangs,
-                CommandBehaviour::IgnoresTerm,
-                CommandBehaviour::CannotStart,
-            ];
             if world.commanding.is_none() {
-                world.command = commands[dice.roll(commands.len())];
+                world.command = COMMANDS[dice.roll(COMMANDS.len())];
             }
             // Good, too little, worse at the end, worse beyond doubt.
             let failed = [1, 0, 15, 200][dice.roll(4)];
@@ -115,17 +29,7 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                 Counts { answered: 300, compared: if failed == 0 { 10 } else { 300 }, failed, ..Counts::default() };
             world.seen = (Counts { answered: 900, compared: 900, failed: 1, ..Counts::default() }, new);
             world.probe_fails = dice.roll(4) == 0;
-            let rehearsals = [
-                RehearsalBehaviour::AsBefore,
-                RehearsalBehaviour::AsBefore,
-                RehearsalBehaviour::Differs,
-                RehearsalBehaviour::Hangs,
-                RehearsalBehaviour::Dies,
-                RehearsalBehaviour::IsLost,
-                RehearsalBehaviour::Leaves,
-                RehearsalBehaviour::Babbles,
-            ];
-            world.rehearses = rehearsals[dice.roll(rehearsals.len())];
+            world.rehearses = REHEARSALS[dice.roll(REHEARSALS.len())];
             world.remembered = rehearsal::requests(dice.roll(3));
             world.recall_is_lost = dice.roll(5) == 0;
             let someone = world.alive.keys().nth(dice.roll(world.alive.len().max(1))).copied();
@@ -143,7 +47,7 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
             match (dice.roll(15), someone, template) {
                 (0 | 1, _, _) => {
                     let plan = any_plan(&mut dice);
-                    world.reload(plan, behaviours[dice.roll(behaviours.len())]);
+                    world.reload(plan, BEHAVIOURS[dice.roll(BEHAVIOURS.len())]);
                 }
                 (2, Some(worker), _) => world.exit(worker, killed()),
                 (3, Some(worker), _) => match world.supervisor.worker(worker) {
@@ -216,7 +120,7 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                     0 => Err(Refusal::new("no")),
                     _ => Ok((generation, any_plan(&mut dice))),
                 };
-                world.behaviour.insert(generation, behaviours[dice.roll(behaviours.len())]);
+                world.behaviour.insert(generation, BEHAVIOURS[dice.roll(BEHAVIOURS.len())]);
                 world.event(Event::Configured { askers: asker.into_iter().collect(), began: world.now, result });
             }
             let busy = world.supervisor.generations().iter().filter(|generation| generation.state == State::Proving);
@@ -284,15 +188,120 @@ const RARE: [&[&str]; 9] = [
     &["is kept no longer, since memory is short"],
 ];
 
+pub const BEHAVIOURS: [Behaviour; 16] = [
+    Behaviour::Healthy,
+    Behaviour::Healthy,
+    Behaviour::Healthy,
+    Behaviour::TemplateHangs,
+    Behaviour::TemplateFails,
+    Behaviour::TemplateDies,
+    Behaviour::WorkersFail,
+    Behaviour::WorkersDie,
+    Behaviour::WorkersHang,
+    Behaviour::OnlyCandidateBoots,
+    Behaviour::DrainsForEver,
+    Behaviour::ThreadRunsOn,
+    Behaviour::DrainsMutely,
+    Behaviour::ServesMutely,
+    Behaviour::DiesServing,
+    Behaviour::Streams,
+];
+
+pub const COMMANDS: [CommandBehaviour; 6] = [
+    CommandBehaviour::EndsWell,
+    CommandBehaviour::EndsWell,
+    CommandBehaviour::Fails,
+    CommandBehaviour::Hangs,
+    CommandBehaviour::IgnoresTerm,
+    CommandBehaviour::CannotStart,
+];
+
+pub const REHEARSALS: [RehearsalBehaviour; 8] = [
+    RehearsalBehaviour::AsBefore,
+    RehearsalBehaviour::AsBefore,
+    RehearsalBehaviour::Differs,
+    RehearsalBehaviour::Hangs,
+    RehearsalBehaviour::Dies,
+    RehearsalBehaviour::IsLost,
+    RehearsalBehaviour::Leaves,
+    RehearsalBehaviour::Babbles,
+];
+
+pub fn any_maintenance(dice: &mut Dice) -> Option<MaintenancePlan> {
+    let after = Duration::from_secs([0, 3, 20][dice.roll(3)]);
+    let body = ["back soon", "closed"][dice.roll(2)];
+    (dice.roll(3) > 0).then(|| maintenance(after, (dice.roll(2) == 0).then_some(body)))
+}
+
+pub fn any_plan(dice: &mut Dice) -> Plan {
+    let surges = [Surge::Workers(1), Surge::Workers(2), Surge::Workers(0), Surge::All, Surge::Auto];
+    let surge = surges[dice.roll(5)];
+    let unavailable = if surge == Surge::Workers(0) { 1 } else { dice.roll(2) as u32 };
+    let workers = 1 + dice.roll(6) as u32;
+    let max_processes = (dice.roll(4) == 0).then(|| workers + 1 + dice.roll(4) as u32);
+    let listeners = vec![ListenerId(1), ListenerId(2 + dice.roll(3) as u32)];
+    let surge_of = |pause: &Option<PausePlan>| if pause.is_some() { Surge::Auto } else { surge };
+    let pause = (dice.roll(4) == 0).then(|| PausePlan {
+        timeout: Duration::from_secs(5 + dice.roll(30) as u64),
+        has_command: dice.roll(4) > 0,
+        has_probe: dice.roll(2) == 0,
+        maintenance: any_maintenance(dice).map(Box::new),
+    });
+    let canary = (dice.roll(2) == 0 && pause.is_none()).then(|| {
+        Box::new(CanaryPlan {
+            workers: 1 + dice.roll(2) as u32,
+            hold: Duration::from_secs(1 + dice.roll(6) as u64),
+            bounds: super::canary::BOUNDS,
+        })
+    });
+    let rehearsal = (dice.roll(3) > 0).then(|| {
+        Box::new(RehearsalPlan {
+            refuses: dice.roll(3) > 0,
+            timeout: Duration::from_secs(1 + dice.roll(10) as u64),
+            ..rehearsal::PLAN
+        })
+    });
+    let services = (0..dice.roll(3)).map(|number| {
+        let every = (dice.roll(3) == 0).then(|| Duration::from_secs(20 + dice.roll(3) as u64));
+        ServicePlan {
+            name: format!("service{number}"),
+            count: if every.is_some() { 1 } else { 1 + dice.roll(2) as u32 },
+            stop_timeout: MINUTE,
+            ready_within: (every.is_none() && dice.roll(2) == 0).then_some(MINUTE),
+            every,
+        }
+    });
+    let services = services.collect();
+    let rollback_window = Duration::from_secs([0, 20, 60][dice.roll(3)]);
+    let origin = (dice.roll(3) > 0).then(|| GenerationId(1 + dice.roll(3) as u32));
+    Plan {
+        rollback_window,
+        origin,
+        surge: surge_of(&pause),
+        pause,
+        canary,
+        rehearsal,
+        services,
+        unavailable,
+        max_processes,
+        listeners,
+        ..plan(workers)
+    }
+}
+
 fn serving_listeners(world: &World) -> Vec<ListenerId> {
     world.supervisor.serving().map_or_else(Vec::new, |generation| generation.plan.listeners.clone())
 }
 
 /// Marsaglia's xorshift: the same numbers in every run.
-struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
+    pub fn new(seed: u64) -> Dice {
+        Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub fn roll(&mut self, sides: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -184,3 +184,58 @@ fn the_end_of_the_graceful_time_says_what_is_cut_and_what_only_does_not_end() {
         assert_eq!((world.exit, world.alive.len()), (Some(0), 0));
     }
 }
+
+/// As found: the end of a first start killed the workers, and the one whose word had brought it about was told to drain after that.
+#[test]
+fn who_was_killed_at_the_end_of_a_first_start_is_told_nothing_more() {
+    let words = [
+        WorkerEvent::Leaving { reason: "TERM".to_owned() },
+        WorkerEvent::ChannelLost,
+        WorkerEvent::Drained { threads: Vec::new() },
+    ];
+    for word in words {
+        let mut world = World::new();
+        world.reload(plan(3), Behaviour::ServesMutely);
+        world.run();
+        for worker in world.alive.keys().copied().collect::<Vec<_>>() {
+            world.worker_event(worker, word.clone());
+        }
+        world.pass(MINUTE);
+        assert!(world.exit.is_some_and(|code| code != 0), "{word:?}");
+        assert!(world.kills.values().all(|kills| *kills == 1), "{word:?}: {:#?}", world.log);
+        let goes_on = |line: &String| line.contains(" killed -> ") && !line.contains(" killed -> gone ");
+        assert!(!world.log.iter().any(goes_on), "{word:?}: {:#?}", world.log);
+    }
+}
+
+/// As found: whoever asked while the shutdown was delayed, and waited, had no answer.
+#[test]
+fn who_asks_while_the_shutdown_is_delayed_hears_that_it_stops() {
+    let mut world = World::serving(Plan { shutdown_delay: Duration::from_secs(10), ..plan(2) });
+    world.behaviour.insert(GenerationId(1), Behaviour::WorkersHang);
+    world.ask(Ask::Stop);
+    let asks = [Ask::Scale { by: 1, wait: true }, Ask::Recycle { slot: SlotIndex(0), keep: None, wait: true }];
+    for (ask, number) in asks.into_iter().zip(1..) {
+        world.event(Event::Ask { asker: Some(AskId(number)), ask });
+    }
+    world.pass(MINUTE);
+    assert_eq!(world.exit, Some(0));
+    let refused = |outcome: &Outcome| *outcome == Outcome::Refused(Refusal::stopping());
+    assert_eq!(world.answers.len(), 2, "{:#?}", world.answers);
+    assert!(world.answers.iter().all(|(_, outcome)| refused(outcome)), "{:#?}", world.answers);
+}
+
+/// As found: the moment at which clients were to be turned away passed after the end, and the master never slept again.
+#[test]
+fn a_pause_has_no_deadlines_after_the_end() {
+    for state in [Duration::from_secs(5), MINUTE] {
+        let mut world = World::serving(plan(1));
+        world.behaviour.insert(GenerationId(1), Behaviour::Streams);
+        let maintenance = Some(maintenance(Duration::from_secs(20), None));
+        world.ask(Ask::Pause { timeout: state, maintenance });
+        world.run();
+        world.ask(Ask::StopNow);
+        world.pass(MINUTE * 2);
+        assert_eq!((world.exit, world.supervisor.next_deadline()), (Some(0), None));
+    }
+}
