@@ -170,14 +170,6 @@ impl Children {
         self.signal(who, libc::SIGKILL)
     }
 
-    /// SIGKILL to a process that leads a group, and to all in it. Until the leader is reaped the number is theirs.
-    pub fn kill_group(&self, who: Who) {
-        let Some(pid) = self.pid_of(who) else { return };
-        // SAFETY: no memory is involved. ESRCH: it has not made its group yet, and is alone.
-        unsafe { libc::kill(-pid, libc::SIGKILL) };
-        self.kill(who);
-    }
-
     /// Sends a signal to a process in the books. False: it is not there.
     pub fn signal(&self, who: Who, signal: i32) -> bool {
         let Some((pid, child)) = self.0.iter().find(|(_, child)| child.who == who) else { return false };
@@ -188,8 +180,11 @@ impl Children {
     /// The same to a process that leads a group, and to all in it. Its number stands for the group until it is reaped.
     pub fn signal_group(&self, who: Who, signal: i32) -> bool {
         let Some(pid) = self.pid_of(who) else { return false };
-        // SAFETY: no memory is involved. ESRCH: the whole group has ended.
-        unsafe { libc::kill(-pid, signal) };
+        // SAFETY: no memory is involved.
+        if unsafe { libc::kill(-pid, signal) } == -1 {
+            // ESRCH: it has not made its group yet, and is alone. Or the whole group has ended.
+            self.signal(who, signal);
+        }
         true
     }
 
@@ -410,6 +405,18 @@ mod tests {
         assert!(children.0.is_empty());
         // It was reaped here.
         assert!(process.wait().is_err());
+    }
+
+    /// As found: what was killed right after its fork had no group to be killed with, and lived on.
+    #[test]
+    fn who_has_not_made_its_group_yet_is_signalled_all_the_same() {
+        use std::os::unix::process::ExitStatusExt;
+        let mut process = std::process::Command::new("sleep").arg("5").spawn().unwrap();
+        let service = Who::Service(ServiceId(1));
+        let mut children = Children::default();
+        children.claim(service, Proof::OwnChild { pid: process.id() as i32 }).unwrap();
+        assert!(children.signal_group(service, libc::SIGKILL));
+        assert_eq!(process.wait().unwrap().signal(), Some(libc::SIGKILL));
     }
 
     /// The descriptor that marks a process as ours is one that its parent does not close at exec.

@@ -14,6 +14,7 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::stat::Mode;
 
 use super::child::Entering;
+use crate::signals::block_all;
 
 /// As shells have it: there is no such program, and one that cannot be executed.
 pub const NOT_FOUND: i32 = 127;
@@ -139,8 +140,11 @@ impl Program {
         let rest = arguments.iter().skip(1).filter(|pointer| !pointer.is_null()).copied();
         let mut script: Pointers = pointers([SHELL.as_ptr(), SHELL.as_ptr()].into_iter().chain(rest));
         let environment: Pointers = pointers(self.environment.iter().map(|variable| variable.as_ptr().cast()));
+        // What comes for the child waits until it has the default actions (`Entering::enter`). The master's handlers, which it has
+        // until then, would take it for nobody.
+        let mask = block_all()?;
         // SAFETY: the child makes async-signal-safe calls only and ends with an exec or `_exit`.
-        match unsafe { libc::fork() } {
+        let forked = match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
                 let error = self.become_it(&arguments, &mut script, &environment);
@@ -155,7 +159,11 @@ impl Program {
                 unsafe { libc::_exit(code) }
             }
             pid => Ok(Birth { pid, failure: Failure(failure) }),
+        };
+        if let Err(error) = mask.thread_set_mask() {
+            log::error!("signals stay blocked: {error}");
         }
+        forked
     }
 
     /// In the child. Returns errno.
@@ -317,6 +325,24 @@ mod tests {
         assert_eq!(run(program(&["tool"], &closed, &root)), (String::new(), Some(libc::EACCES)));
         assert_eq!(run(program(&["none"], &path, &root)), (String::new(), Some(libc::ENOENT)));
         assert_eq!(run(program(&["open/tool"], &path, &root.join("gone"))), (String::new(), Some(libc::ENOENT)));
+    }
+
+    /// As found: until the child had the default actions the master's handlers took what was sent to it, and a service that was
+    /// told to stop right after its start ran on until it was killed.
+    #[test]
+    fn a_signal_that_comes_right_after_the_fork_is_the_childs() {
+        let noticed = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let handler = signal_hook::flag::register(libc::SIGTERM, noticed).unwrap();
+        for _ in 0..20 {
+            let birth = program(&["sleep", "2"], Path::new(DEFAULT_PATH), Path::new("/")).start().unwrap();
+            let mut status = 0;
+            // SAFETY: it is our child, and not reaped.
+            assert_eq!(unsafe { libc::kill(birth.pid, libc::SIGTERM) }, 0);
+            // SAFETY: the pointer is to a living value.
+            assert_eq!(unsafe { libc::waitpid(birth.pid, &mut status, 0) }, birth.pid);
+            assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGTERM, "{status}");
+        }
+        signal_hook::low_level::unregister(handler);
     }
 
     #[test]

@@ -186,7 +186,7 @@ impl Service {
 
     fn kill_hook(&mut self, shared: &mut Shared) {
         if let State::Running { id, shown, .. } = std::mem::take(&mut self.hooks.state) {
-            shared.children.kill_group(Who::Hook(id));
+            shared.children.signal_group(Who::Hook(id), libc::SIGKILL);
             self.hooks.state = State::Killed { id, shown, by: shared.clock.now() + ENDS_WITHIN };
         }
     }
