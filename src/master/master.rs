@@ -380,7 +380,7 @@ impl Master {
             Request::Resume => self.ask(client, Ask::Resume),
             Request::Rollback { wait, to } => self.ask(client, Ask::Reload { deploy: Deploy::Back { to }, wait }),
             Request::History => {
-                let entries = self.service.history();
+                let entries = self.service.history(self.shared.clock.now());
                 self.answer(client, Reply::History(History { entries }));
             }
             Request::WaitReady => self.ask(client, Ask::Ready),
@@ -473,7 +473,7 @@ impl Master {
     /// For the log, and for whoever counts.
     fn note(&mut self, note: &Note) {
         self.service.counted.note(note);
-        self.service.note_proved(note);
+        self.service.note_proved(note, self.shared.clock.now());
         log::log!(note.level(), "{note}");
         self.doors.tell(note, self.shared.clock.now());
     }

@@ -327,3 +327,20 @@ fn whenever_the_master_is_killed_what_it_had_written_is_read_by_the_next() {
         known = generations(&text).len();
     }
 }
+
+/// As found: for how long the master had stood still before a deploy was told as time that the release took to prove itself.
+#[test]
+fn time_in_which_the_master_stood_still_is_no_releases() {
+    let site = Site::with_releases("history_stood_still", 2);
+    let master = site.start();
+    master.signal(Signal::SIGSTOP);
+    // It waits for a second at most, and this is two more than that: it stood still, and was not busy (`clock`).
+    thread::sleep(Duration::from_secs(4));
+    master.signal(Signal::SIGCONT);
+    master.wait_log("the master did not run for");
+    site.flip("2");
+    master.reload();
+    let deploy = deploys(&master).pop().expect("there was one");
+    let seconds = |key: &str| deploy[key].as_f64().unwrap_or(f64::MAX);
+    assert!(seconds("proved_s") <= seconds("took_s"), "{deploy}");
+}

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use forkmaster_wire::message::GenerationId;
 use forkmaster_wire::timestamp;
@@ -133,10 +134,10 @@ impl Service {
     }
 
     /// How long a release took to prove itself is part of its deploy.
-    pub fn note_proved(&mut self, note: &Note) {
+    pub fn note_proved(&mut self, note: &Note, now: Instant) {
         let Note::Proved { generation, .. } = note else { return };
         if let Some(processes) = self.generations.get_mut(generation) {
-            processes.proved_s = Some(processes.began.elapsed().as_secs_f64());
+            processes.proved_s = Some(now.saturating_duration_since(processes.began).as_secs_f64());
         }
     }
 
@@ -144,7 +145,7 @@ impl Service {
     pub fn remember_deploy(&mut self, reload: &Reload, shared: &mut Shared) {
         let shown = reload.shown();
         let mut deploy = Deploy {
-            at: now(),
+            at: timestamp_now(),
             master: std::process::id(),
             generation: reload.generation,
             result: match reload.end {
@@ -182,12 +183,14 @@ impl Service {
 
     /// The last process of a generation is gone.
     pub fn remember_served(&mut self, generation: GenerationId, shared: &mut Shared) {
-        if let Some(served) = self.served(generation).filter(|served| served.requests > 0) {
+        let served = self.served(generation, shared.clock.now());
+        if let Some(served) = served.filter(|served| served.requests > 0) {
             self.remember(Entry::Served(Box::new(served)), shared);
         }
     }
 
-    fn served(&self, generation: GenerationId) -> Option<Served> {
+    /// `now`: by the master's clock, as all that it keeps.
+    fn served(&self, generation: GenerationId, now: Instant) -> Option<Served> {
         let processes = self.generations.get(&generation)?;
         let mut totals = self.counted.gone_of(generation);
         let mut grown = processes.grown;
@@ -196,13 +199,13 @@ impl Service {
             worker.growth.into_iter().for_each(|growth| grown.add(growth));
         }
         let mut served = Served {
-            at: now(),
+            at: timestamp_now(),
             master: std::process::id(),
             generation: generation.0,
             revision: processes.settings.app.revision.clone(),
             release: processes.settings.app.release.clone(),
             serving: self.supervisor.serving().is_some_and(|serving| serving.id == generation),
-            age_s: processes.began.elapsed().as_secs_f64(),
+            age_s: now.saturating_duration_since(processes.began).as_secs_f64(),
             restarts: self.counted.restarts_of(generation),
             growth_bytes_per_1000: grown.bytes_per_1000(),
             ..Served::default()
@@ -212,8 +215,8 @@ impl Service {
     }
 
     /// All that is remembered, and what the generations do that still have processes.
-    pub fn history(&self) -> Vec<Entry> {
-        let live = self.generations.keys().filter_map(|generation| self.served(*generation));
+    pub fn history(&self, now: Instant) -> Vec<Entry> {
+        let live = self.generations.keys().filter_map(|generation| self.served(*generation, now));
         let live = live.map(|served| Entry::Served(Box::new(served)));
         self.history.entries.iter().cloned().chain(live).collect()
     }
@@ -251,7 +254,7 @@ pub fn kept(result: io::Result<()>) -> Result<(), String> {
     result.map_err(|error| error.to_string())
 }
 
-fn now() -> String {
+fn timestamp_now() -> String {
     let mut text = String::new();
     timestamp::push_now(&mut text);
     text
