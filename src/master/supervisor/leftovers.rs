@@ -28,10 +28,11 @@ impl Supervisor {
         self.in_transaction().or(self.serving())?.plan.max_processes
     }
 
-    /// There may be three times as many leftovers as there are workers.
+    /// There may be three times as many leftovers as there are workers, or would be were they not switched off: those who are
+    /// switched off have their whole time, and so have those before them.
     pub(super) fn bound_leftovers(&mut self, now: Instant) {
-        let Some(at) = self.serving_index() else { return };
-        let most = (self.wanted(at) * LEFTOVERS_A_WORKER) as usize;
+        let Some(serving) = self.serving() else { return };
+        let most = (self.wanted_when_on(serving) * LEFTOVERS_A_WORKER) as usize;
         let is_left_over = |generation: &Generation| matches!(generation.state, State::Draining | State::Abandoned);
         for generation in &mut self.generations {
             generation.condemned &= generation.leaving() > 0;

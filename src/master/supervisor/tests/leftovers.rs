@@ -168,3 +168,18 @@ fn a_template_that_is_given_up_before_there_is_a_candidate_refuses_the_reload() 
     world.pass(MINUTE);
     assert!(matches!(world.last_verdict(), End::Refused(_)), "{:#?}", world.log);
 }
+
+/// As found: where the workers were switched off, those of the release before were cut at once.
+#[test]
+fn switching_the_workers_off_takes_no_time_from_those_that_drain_already() {
+    let mut world = World::serving(plan(1));
+    world.behaviour.insert(GenerationId(1), Behaviour::DrainsForEver);
+    let old = world.some_worker(1);
+    world.reload(plan(1), Behaviour::Healthy);
+    world.run();
+    world.ask(Ask::ScaleTo { workers: 0, wait: false });
+    world.pass(Duration::from_secs(599));
+    assert!(world.kills.is_empty(), "{:#?}", world.log);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.kills.get(&old), Some(&1));
+}
