@@ -115,8 +115,9 @@ impl Metrics for CellMetrics {
     }
 
     fn given(&self, why: Giving) {
-        self.cell.given.fetch_add(1, Ordering::Relaxed);
+        // In this order: whoever reads that one was given reads that it was shared, too.
         self.cell.shared.fetch_add(u64::from(why == Giving::Shared), Ordering::Relaxed);
+        self.cell.given.fetch_add(1, Ordering::Release);
     }
 
     fn adopted(&self) {

@@ -86,7 +86,7 @@ pub fn text(measures: &Measures) -> String {
     let handoffs = totals.handoffs;
     let help = "Connections that workers gave to other workers, by the reason.";
     page.family("forkmaster_handoffs_given_total", "counter", help);
-    for (why, count) in [("leaving", handoffs.given.saturating_sub(handoffs.shared)), ("busy", handoffs.shared)] {
+    for (why, count) in [("leaving", handoffs.left()), ("busy", handoffs.shared)] {
         page.sample("forkmaster_handoffs_given_total", &[("reason", &why)], count);
     }
     let help = "Connections that workers took from other workers.";

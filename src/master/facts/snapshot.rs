@@ -229,9 +229,17 @@ impl Handoffs {
         self.join(other, u64::saturating_add);
     }
 
-    /// The larger of each.
+    /// Those that were given and not shared: their worker leaves.
+    pub fn left(&self) -> u64 {
+        self.given.saturating_sub(self.shared)
+    }
+
+    /// The larger of each, also of those that left: they are shown by themselves, and must not go back. A worker counts one
+    /// that it shares in two steps, and it may be read between the two.
     pub fn raise(&mut self, other: Handoffs) {
+        let left = self.left().max(other.left());
         self.join(other, u64::max);
+        self.given = left.saturating_add(self.shared);
     }
 
     fn join(&mut self, other: Handoffs, join: impl Fn(u64, u64) -> u64) {
@@ -287,5 +295,18 @@ mod tests {
         let older = r#"{"state":"running","ready":true}"#;
         let snapshot: Snapshot = serde_json::from_str(older).unwrap();
         assert!(snapshot.ready && snapshot.generations.is_empty() && snapshot.name.is_none());
+    }
+
+    /// As found: the counter of those whose worker leaves went back by one where it was read while one was shared.
+    #[test]
+    fn what_left_does_not_go_back_while_one_that_is_shared_is_counted() {
+        let read = |given, shared| Handoffs { given, shared, ..Handoffs::default() };
+        let mut shown = read(10, 5);
+        shown.raise(read(10, 6));
+        assert_eq!((shown.left(), shown.shared), (5, 6));
+        shown.raise(read(11, 6));
+        assert_eq!((shown.left(), shown.shared, shown.given), (5, 6, 11));
+        shown.raise(read(12, 6));
+        assert_eq!((shown.left(), shown.given), (6, 12));
     }
 }

@@ -178,7 +178,8 @@ pub fn of_cell(board: &Scoreboard, cell: u32) -> Totals {
         requests: cell.requests.load(Ordering::Relaxed),
         accepted: cell.accepted.load(Ordering::Relaxed),
         handoffs: Handoffs {
-            given: cell.given.load(Ordering::Relaxed),
+            // Before `shared`, which a worker counts first: what is read here as given is not read as left where it was shared.
+            given: cell.given.load(Ordering::Acquire),
             shared: cell.shared.load(Ordering::Relaxed),
             taken: cell.adopted.load(Ordering::Relaxed),
             queue_full: cell.queue_full.load(Ordering::Relaxed),
