@@ -352,6 +352,34 @@ def started_with_no_exc_info(environ, start_response):
     return [b"fine"]
 
 
+@form
+def started_by_names(environ, start_response):
+    start_response("200 OK", headers=list(PLAIN), exc_info=None)
+    try:
+        raise ValueError("changed my mind")
+    except ValueError:
+        start_response(exc_info=sys.exc_info(), response_headers=list(PLAIN), status="503 Service Unavailable")
+    return [b"second"]
+
+
+@form
+def started_by_wrong_names(environ, start_response):
+    said = []
+    for arguments, names in [
+        (["200 OK"], {"header": []}),
+        (["200 OK", []], {"status": "200 OK"}),
+        (["200 OK"], {"exc_info": None}),
+        (["200 OK", [], None], {"exc_info": None}),
+        ([], {"headers": []}),
+    ]:
+        try:
+            start_response(*arguments, **names)
+        except TypeError as error:
+            said.append(str(error))
+    start_response("200 OK", list(PLAIN))
+    return ["; ".join(said).encode()]
+
+
 # Exceptions.
 
 

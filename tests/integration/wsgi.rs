@@ -116,6 +116,13 @@ fn bad_forms() -> Vec<Case> {
     let header = |form, log| failed(form, log);
     vec![
         good("no_content_with_body", None, "").status(204).closed(),
+        good("started_by_names", Length, "second").status(503),
+        good(
+            "started_by_wrong_names",
+            Length,
+            "start_response() has no argument 'header'; start_response() has two values for 'status'; start_response() lacks \
+             'headers'; start_response() takes at most 3 arguments, 4 were given; start_response() lacks 'status'",
+        ),
         cut(
             "too_short",
             Length,

@@ -5,8 +5,9 @@
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::mem::transmute;
 
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyString};
+use pyo3::types::{PyBytes, PyString, PyTuple};
 use pyo3::{ffi, PyTypeInfo};
 
 type Vectorcall = unsafe extern "C" fn(
@@ -22,8 +23,18 @@ type AsUtf8 = unsafe extern "C" fn(*mut ffi::PyObject, *mut ffi::Py_ssize_t) -> 
 pub type Fast =
     unsafe extern "C" fn(*mut ffi::PyObject, *const *mut ffi::PyObject, ffi::Py_ssize_t) -> *mut ffi::PyObject;
 
+/// The same, where arguments may be given by name: their values follow the others, and the last pointer leads to a tuple of the
+/// names, or nowhere.
+pub type FastNamed = unsafe extern "C" fn(
+    *mut ffi::PyObject,
+    *const *mut ffi::PyObject,
+    ffi::Py_ssize_t,
+    *mut ffi::PyObject,
+) -> *mut ffi::PyObject;
+
 /// In the stable ABI since 3.10, and the same since 3.7 (methodobject.h).
 const METH_FASTCALL: c_int = 0x0080;
+const METH_KEYWORDS: c_int = 0x0002;
 
 /// `PY_VECTORCALL_ARGUMENTS_OFFSET`: the place before the arguments may be written to (a bound method needs it).
 const ARGUMENTS_OFFSET: usize = 1 << (usize::BITS - 1);
@@ -115,11 +126,20 @@ unsafe impl Sync for Method {}
 impl Method {
     pub const fn new(name: &'static CStr, function: Fast) -> Method {
         // SAFETY: CPython calls it by what the flags say, with the type that `Fast` has.
-        let function = unsafe { transmute::<Fast, ffi::PyCFunction>(function) };
+        Method::of(name, unsafe { transmute::<Fast, ffi::PyCFunction>(function) }, METH_FASTCALL)
+    }
+
+    pub const fn with_names(name: &'static CStr, function: FastNamed) -> Method {
+        // SAFETY: CPython calls it by what the flags say, with the type that `FastNamed` has.
+        let function = unsafe { transmute::<FastNamed, ffi::PyCFunction>(function) };
+        Method::of(name, function, METH_FASTCALL | METH_KEYWORDS)
+    }
+
+    const fn of(name: &'static CStr, function: ffi::PyCFunction, flags: c_int) -> Method {
         Method(ffi::PyMethodDef {
             ml_name: name.as_ptr(),
             ml_meth: ffi::PyMethodDefPointer { PyCFunction: function },
-            ml_flags: METH_FASTCALL,
+            ml_flags: flags,
             ml_doc: std::ptr::null(),
         })
     }
@@ -158,6 +178,51 @@ pub unsafe fn enter<T: PyTypeInfo>(
                 error.restore(py);
                 std::ptr::null_mut()
             }
+        }
+    })
+}
+
+/// The arguments of a call in which some were given by name, in their order, and how many there are. `places`: what the argument
+/// of each place may be called.
+///
+/// # Safety
+/// To be called from a `FastNamed` function of a `Method` only, with its arguments, of which `names` is a tuple.
+#[cold]
+pub unsafe fn in_order<const N: usize>(
+    callable: &str,
+    arguments: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+    names: *mut ffi::PyObject,
+    places: [&[&str]; N],
+) -> PyResult<([*mut ffi::PyObject; N], ffi::Py_ssize_t)> {
+    Python::attach(|py| {
+        // SAFETY: a living tuple of strings; the caller says so.
+        let names = unsafe { Bound::from_borrowed_ptr(py, names).cast_into_unchecked::<PyTuple>() };
+        let positional = usize::try_from(count).unwrap_or_default();
+        let wrong = |why: String| PyTypeError::new_err(format!("{callable}() {why}"));
+        if positional + names.len() > N {
+            return Err(wrong(format!("takes at most {N} arguments, {} were given", positional + names.len())));
+        }
+        // SAFETY: the values of the names follow the others.
+        let value = |index: usize| unsafe { *arguments.add(index) };
+        let mut ordered = [std::ptr::null_mut(); N];
+        for (index, place) in ordered.iter_mut().enumerate().take(positional) {
+            *place = value(index);
+        }
+        for (index, name) in names.iter().enumerate() {
+            let name: String = name.extract()?;
+            let Some(place) = places.iter().position(|place| place.contains(&name.as_str())) else {
+                return Err(wrong(format!("has no argument '{name}'")));
+            };
+            if !ordered[place].is_null() {
+                return Err(wrong(format!("has two values for '{name}'")));
+            }
+            ordered[place] = value(positional + index);
+        }
+        let given = ordered.iter().take_while(|value| !value.is_null()).count();
+        match places.get(given).filter(|_| given < positional + names.len()) {
+            Some(missing) => Err(wrong(format!("lacks '{}'", missing[0]))),
+            None => Ok((ordered, given as ffi::Py_ssize_t)),
         }
     })
 }

@@ -80,7 +80,7 @@ pub struct Response {
     facts: Facts,
 }
 
-static START_RESPONSE: Method = Method::new(c"start_response", start_response);
+static START_RESPONSE: Method = Method::with_names(c"start_response", start_response);
 static WRITE: Method = Method::new(c"write", write);
 static EARLY_HINTS: Method = Method::new(c"early_hints", early_hints);
 static DISCONNECTED: Method = Method::new(c"client_disconnected", client_disconnected);
@@ -250,8 +250,33 @@ impl Response {
     }
 }
 
-/// `start_response(status, headers, exc_info=None)`; its arguments are positional (PEP 3333).
+/// `start_response(status, headers, exc_info=None)`. Its arguments are positional (PEP 3333). But wsgiref, Gunicorn and others take
+/// them by these names, so there are applications that give them so.
 unsafe extern "C" fn start_response(
+    this: *mut ffi::PyObject,
+    arguments: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+    names: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    if names.is_null() {
+        // SAFETY: as here.
+        return unsafe { start_response_in_order(this, arguments, count) };
+    }
+    let places: [&[&str]; 3] = [&["status"], &["headers", "response_headers"], &["exc_info"]];
+    // SAFETY: the arguments of a `FastNamed` function.
+    match unsafe { capi::in_order("start_response", arguments, count, names, places) } {
+        // SAFETY: so many living objects, which the caller holds.
+        Ok((ordered, given)) => unsafe { start_response_in_order(this, ordered.as_ptr(), given) },
+        Err(error) => {
+            Python::attach(|py| error.restore(py));
+            std::ptr::null_mut()
+        }
+    }
+}
+
+/// # Safety
+/// As `capi::enter` with a response.
+unsafe fn start_response_in_order(
     this: *mut ffi::PyObject,
     arguments: *const *mut ffi::PyObject,
     count: ffi::Py_ssize_t,
