@@ -51,9 +51,11 @@ pub struct History {
 
 impl History {
     pub fn note_asker(&mut self, ask: AskId, who: String) {
-        if self.askers.len() < ASKERS_MAX {
-            self.askers.insert(ask, who);
+        // Later asks have higher numbers. One that came to nothing before it was a deploy is not asked for again.
+        if self.askers.len() >= ASKERS_MAX {
+            self.askers.pop_first();
         }
+        self.askers.insert(ask, who);
     }
 
     /// Who asked, in words, now that the deploy begins. Nobody in particular is a signal.
@@ -263,4 +265,18 @@ fn timestamp_now() -> String {
 /// The memory of a worker that is gone counts for its generation.
 pub fn fold(grown: &mut Grown, growth: Option<Growth>) {
     growth.into_iter().for_each(|growth| grown.add(growth));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As found: after a hundred asks that never became a deploy, each deploy was said to come from a signal.
+    #[test]
+    fn asks_that_came_to_nothing_hide_no_later_one() {
+        let mut history = History::default();
+        (1..=500).for_each(|ask| history.note_asker(AskId(ask), format!("pid={ask}")));
+        assert_eq!(history.take_askers(&[AskId(499), AskId(500)]), "pid=499, pid=500");
+        assert!(history.askers.len() < ASKERS_MAX);
+    }
 }
