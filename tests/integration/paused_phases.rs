@@ -120,7 +120,8 @@ impl Standing {
         let master = &self.master;
         let line = match self.phase {
             Phase::Boot => "generation gen=2 -> proving",
-            Phase::Pausing => "pausing: what runs is finished",
+            // The other worker has heard of it, and begins nothing any more.
+            Phase::Pausing => "worker gen=1 slot=* pid=* pausing -> paused",
             Phase::Command | Phase::Step => "command gen=2 pid=* started",
             Phase::Probe => "command gen=2 ended: exit code 0",
         };
