@@ -432,7 +432,8 @@ fn connections_are_shared_out_between_workers() {
     site.set("server.workers", "4");
     let master = site.start();
     master.wait_workers(4);
-    let connections: Vec<Connection> = (0..32)
+    // So many that they take far longer than a worker may have to wait for a processor, whose turn others have.
+    let connections: Vec<Connection> = (0..480)
         .map(|_| {
             let mut connection = master.connect();
             assert_eq!(connection.get("/").expect("an answer").status, 200);
@@ -440,7 +441,7 @@ fn connections_are_shared_out_between_workers() {
         })
         .collect();
     let shares = master.status().expect("a master that answers").connections();
-    // Eight each, where no worker has to wait for a processor.
-    assert!(shares.iter().sum::<u64>() == 32 && shares.iter().all(|share| (4..=16).contains(share)), "{shares:?}");
+    // 120 each, where no worker has to wait for a processor.
+    assert!(shares.iter().sum::<u64>() == 480 && shares.iter().all(|share| (60..=240).contains(share)), "{shares:?}");
     drop(connections);
 }
