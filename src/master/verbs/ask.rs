@@ -62,7 +62,10 @@ pub fn ask_and_look(
         let look_at = meanwhile.as_ref().map(|meanwhile| Instant::now() + meanwhile.every);
         let until = deadline.into_iter().chain(look_at).min();
         match read_until(stream, &mut bytes, until) {
-            Ok(0) => return Err(NoAnswer::Ended),
+            Ok(0) => {
+                stay(stream);
+                return Err(NoAnswer::Ended);
+            }
             Ok(read) => answer.extend_from_slice(&bytes[..read]),
             Err(error) => {
                 let late = deadline.is_some_and(|deadline| deadline <= Instant::now());
@@ -106,7 +109,10 @@ impl Lines<'_> {
             }
             let mut bytes = [0; 4096];
             match read_until(self.stream, &mut bytes, deadline)? {
-                0 => return Err(NoAnswer::Ended),
+                0 => {
+                    stay(self.stream);
+                    return Err(NoAnswer::Ended);
+                }
                 read => self.unread.extend_from_slice(&bytes[..read]),
             }
         }
@@ -122,10 +128,21 @@ pub fn wait_for_end(stream: &mut UnixStream, timeout: Option<Duration>) -> Resul
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     loop {
         match read_until(stream, &mut [0; 256], deadline).map_err(NoAnswer::from) {
-            Ok(0) | Err(NoAnswer::Ended) => return Ok(()),
+            Ok(0) | Err(NoAnswer::Ended) => {
+                stay(stream);
+                return Ok(());
+            }
             Ok(_) => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// The master ends. As pid 1 of a container it waits until its clients have left, and its end kills whoever is still there
+/// (pid_namespaces(7)). So the connection lasts as long as this process: the kernel closes it when the exit code is set.
+fn stay(stream: &UnixStream) {
+    if let Ok(connection) = stream.try_clone() {
+        std::mem::forget(connection);
     }
 }
 
@@ -180,5 +197,17 @@ mod tests {
         drop(theirs);
         assert_eq!(ask(&mut ours, &Request::Status, None), Err(NoAnswer::Ended));
         assert_eq!(wait_for_end(&mut ours, None), Ok(()));
+    }
+
+    /// As found: in a container `stop` closed its connection, and was killed by the master's end before it had exited.
+    #[test]
+    fn whoever_has_seen_the_end_stays_connected() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(wait_for_end(&mut ours, None), Ok(()));
+        drop(ours);
+        theirs.set_nonblocking(true).unwrap();
+        let read = theirs.read(&mut [0; 1]).map_err(|error| error.kind());
+        assert_eq!(read, Err(io::ErrorKind::WouldBlock), "the connection is closed before this process has ended");
     }
 }
