@@ -23,8 +23,8 @@ type AsUtf8 = unsafe extern "C" fn(*mut ffi::PyObject, *mut ffi::Py_ssize_t) -> 
 pub type Fast =
     unsafe extern "C" fn(*mut ffi::PyObject, *const *mut ffi::PyObject, ffi::Py_ssize_t) -> *mut ffi::PyObject;
 
-/// The same, where arguments may be given by name: their values follow the others, and the last pointer leads to a tuple of the
-/// names, or nowhere.
+/// The same, where arguments may be given by name. Their values follow the others. The last pointer is to a tuple of the names, or
+/// null.
 pub type FastNamed = unsafe extern "C" fn(
     *mut ffi::PyObject,
     *const *mut ffi::PyObject,

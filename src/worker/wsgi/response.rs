@@ -259,7 +259,7 @@ unsafe extern "C" fn start_response(
     names: *mut ffi::PyObject,
 ) -> *mut ffi::PyObject {
     if names.is_null() {
-        // SAFETY: as here.
+        // SAFETY: what this function was called with, and no argument has a name.
         return unsafe { start_response_in_order(this, arguments, count) };
     }
     let places: [&[&str]; 3] = [&["status"], &["headers", "response_headers"], &["exc_info"]];
