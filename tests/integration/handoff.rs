@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use crate::harness::client::{head, Address, Connection};
 use crate::harness::load::{Load, Report};
 use crate::harness::machine::Machine;
-use crate::harness::master::{Launch, Master, Worker};
+use crate::harness::master::{Launch, Master};
 use crate::harness::process;
 use crate::harness::site::{copy_binary_to, Site};
 use crate::harness::{wait_for, wait_within};
@@ -185,20 +185,27 @@ fn workers_that_are_replaced_close_no_connection() {
     let site = Site::with_releases("replaced", 1);
     site.set("server.max_requests", "300").set("server.max_requests_jitter", "100");
     let master = site.start();
-    let before = master.wait_serving();
+    master.wait_serving();
     let load = Load::on(&master.address()).closing(0).keeping(30).start();
-    for _ in 0..5 {
-        let worker = wait_for("a worker", || master.workers().pop());
+    let serves = |pid: i32| master.workers().iter().any(|worker| worker.pid == pid);
+    let mut signalled = BTreeSet::new();
+    for round in 0..6 {
+        let victim = wait_for("a worker", || master.workers().into_iter().find(|worker| worker.slot == round % 2)).pid;
         // It may have reached its limit at this moment.
-        let _ = kill(Pid::from_raw(worker.pid), Signal::SIGTERM);
+        let _ = kill(Pid::from_raw(victim), Signal::SIGTERM);
+        signalled.insert(victim);
+        wait_for("the end of its service", || (!serves(victim)).then_some(()));
         load.wait_answers(400);
     }
+    // Whoever has all connections serves no more than these before it is replaced.
+    let by_limit = wait_for("workers nobody signalled", || {
+        let all: Vec<i32> = master.workers().iter().map(|worker| worker.pid).collect();
+        (all.len() == 2 && !all.iter().any(|pid| signalled.contains(pid))).then_some(all)
+    });
+    wait_for("a worker that has reached its limit", || (!by_limit.iter().all(|pid| serves(*pid))).then_some(()));
     let report = load.stop();
     report.assert_no_failures();
     report.assert_no_connection_ended();
-    // One that has reached its limit at the end serves until its successor does.
-    let is_new = |worker: &Worker| before.iter().all(|old| old.pid != worker.pid);
-    wait_for("successors of both", || master.workers().iter().all(is_new).then_some(()));
 }
 
 /// One worker is all there is: its connections wait in the queue for its successor, as new ones wait in the backlog.
