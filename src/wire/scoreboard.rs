@@ -319,6 +319,11 @@ impl BoardView {
         self.servers(now_ns).map(|cell| cell.free_threads(self.0.threads)).sum()
     }
 
+    /// Workers that have nothing to do.
+    pub fn idle_workers(&self, now_ns: u64) -> usize {
+        self.servers(now_ns).filter(|cell| cell.is_idle()).count()
+    }
+
     /// Whether a worker has fewer connections than these.
     pub fn has_room(&self, connections_max: usize, now_ns: u64) -> bool {
         self.servers(now_ns).any(|cell| (cell.connections.load(Ordering::Relaxed) as usize) < connections_max)
@@ -340,6 +345,11 @@ impl Cell {
     /// Of so many app threads, those that have nothing to do.
     pub fn free_threads(&self, threads: u32) -> usize {
         threads.saturating_sub(self.busy.load(Ordering::Relaxed)) as usize
+    }
+
+    /// No request is with the application.
+    pub fn is_idle(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) == 0
     }
 
     /// What the process has in memory, in bytes: what no other shares, and that with its part of what several share.

@@ -50,6 +50,11 @@ impl Beside {
         self.sum(now_ns, |board| board.free_threads(now_ns))
     }
 
+    /// Their workers that have nothing to do.
+    pub fn idle_workers(&self, now_ns: u64) -> usize {
+        self.sum(now_ns, |board| board.idle_workers(now_ns))
+    }
+
     /// Whether one of their workers has fewer connections.
     pub fn has_room(&self, connections_max: usize, now_ns: u64) -> bool {
         self.sum(now_ns, |board| usize::from(board.has_room(connections_max, now_ns))) > 0
@@ -98,7 +103,7 @@ mod tests {
             board.cell(cell).connections.store(5, Ordering::Relaxed);
         }
         board.cell(2).busy.store(1, Ordering::Relaxed);
-        assert_eq!(beside.free_threads(now_ns), 3);
+        assert_eq!((beside.free_threads(now_ns), beside.idle_workers(now_ns)), (3, 1));
         assert!(beside.has_room(6, now_ns) && !beside.has_room(5, now_ns));
         // Heard of twice, it counts once.
         heard(&beside, 7, &board);

@@ -132,6 +132,12 @@ impl Metrics for CellMetrics {
         here + self.beside.free_threads(now_ns)
     }
 
+    fn idle_siblings(&self) -> usize {
+        let now_ns = monotonic_ns();
+        let here = self.siblings().filter(|cell| cell.is_idle() && cell.lives(now_ns)).count();
+        here + self.beside.idle_workers(now_ns)
+    }
+
     fn has_room_elsewhere(&self, connections_max: usize) -> bool {
         let now_ns = monotonic_ns();
         let has_room = |cell: &Cell| (cell.connections.load(Ordering::Relaxed) as usize) < connections_max;

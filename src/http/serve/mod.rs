@@ -85,6 +85,12 @@ impl Server {
         Handle { shared: Arc::clone(&self.shared) }
     }
 
+    /// For a test that runs the loop itself.
+    #[cfg(test)]
+    pub fn into_loop(self) -> EventLoop {
+        self.event_loop
+    }
+
     /// Starts whatever native threads the dispatch needs and returns one `AppThread` per configured thread; the
     /// first is for the process's main thread, which also is told of signals through `wakeup`: the read end of
     /// the pipe or socket given to `signal.set_wakeup_fd`.

@@ -66,6 +66,10 @@ pub trait Metrics: Send + Sync {
     fn free_siblings(&self) -> usize {
         usize::MAX
     }
+    /// Other processes none of whose app threads has anything to do.
+    fn idle_siblings(&self) -> usize {
+        self.free_siblings()
+    }
     /// Another process has a place for one more connection, where each has so many.
     fn has_room_elsewhere(&self, _connections_max: usize) -> bool {
         false

@@ -37,6 +37,10 @@ pub trait Loop {
     /// The time of the latest fetch, or of the latest answer.
     fn now(&self) -> Instant;
 
+    /// The leader enters the application with a request. Those behind it go to other workers, if they have waited for long and
+    /// somebody has nothing to do.
+    fn share_rest(&mut self);
+
     /// Whether the answer to this request may wait for others: more requests are there, so that it would not wait alone.
     fn may_defer(&self, request: &Self::Request) -> bool;
 
@@ -91,6 +95,10 @@ impl Loop for EventLoop {
 
     fn now(&self) -> Instant {
         EventLoop::now(self)
+    }
+
+    fn share_rest(&mut self) {
+        EventLoop::share_rest(self);
     }
 
     fn may_defer(&self, request: &Box<Request>) -> bool {

@@ -79,6 +79,8 @@ pub struct EventLoop {
     /// The whole service stops.
     stopping: bool,
     now: Instant,
+    /// When this turn's events were fetched.
+    fetched_at: Instant,
     phase: TurnPhase,
     /// Complete requests. Whoever steps gets them before anything else is done.
     ready: VecDeque<Box<Request>>,
@@ -141,6 +143,7 @@ impl EventLoop {
             stopping: false,
             report_paused: false,
             now,
+            fetched_at: now,
             phase: TurnPhase::Idle,
             ready: VecDeque::with_capacity(connections),
             later: VecDeque::with_capacity(connections),
@@ -171,6 +174,11 @@ impl EventLoop {
     #[cfg(test)]
     pub fn open_connections(&self) -> usize {
         self.table.open()
+    }
+
+    #[cfg(test)]
+    pub fn set_now(&mut self, now: Instant) {
+        self.now = now;
     }
 
     /// From all open connections.

@@ -37,6 +37,21 @@ impl EventLoop {
         !self.ready.is_empty() || (self.phase == TurnPhase::Events && self.epoll.peek().is_some())
     }
 
+    /// The next request of this turn. It may have to be read for that.
+    pub(super) fn next_fetched(&mut self) -> Option<Box<Request>> {
+        loop {
+            if let Some(request) = self.ready.pop_front() {
+                return Some(request);
+            }
+            let event = self.epoll.peek().filter(|_| self.phase == TurnPhase::Events)?;
+            if self.blocking == Blocking::Forbidden && self.table.is_heavy(event.token) {
+                return None;
+            }
+            self.epoll.advance();
+            self.event(event);
+        }
+    }
+
     /// Goes on with what was fetched until there is a request, or nothing more to do. Never waits.
     pub(super) fn step(&mut self, blocking: Blocking) -> Step<Box<Request>> {
         self.blocking = blocking;
@@ -149,6 +164,7 @@ impl EventLoop {
         };
         self.shared.mailbox.awake();
         self.now = Instant::now();
+        self.fetched_at = self.now;
         self.metrics.heartbeat();
         self.listeners.admission.begin_turn();
         self.followed = 0;

@@ -5,6 +5,7 @@
 //! | decision | from | a garbage collection, a noisy neighbour | a slower processor |
 //! |---|---|---|---|
 //! | answers may wait for each other | half of the requests take `CLIENT_SLEEPS` or more, and fewer than one in eight more than `LONG` | makes a single request long: what waits is sent before the next one for its path | requests near the bound become long: answers go out at once, as if there were no batches |
+//! | requests behind a leader may go to another worker | half of the requests take `CLIENT_SLEEPS` or more | nothing changes | a burst that lasts longer is shared sooner |
 //! | the clock is read around sends | one in eight takes `bound` or more by the clock | nothing changes | a fifth of a microsecond a request of that length more |
 //! | requests are measured | one in eight still does, without what sending takes | nothing changes | four system calls a request of that length more |
 //! | the application waits | half of the measured ones *waited* so long | a thread that computes, or wants to, does not wait: nothing changes | nothing: computing is not waiting |
@@ -109,7 +110,13 @@ impl AppTimes {
 
     /// Whether an answer may wait for others.
     pub fn may_defer(&self) -> bool {
-        self.sleeps.is_at_least_one_in(2) && !self.long.is_at_least_one_in(OFTEN) && !self.waits()
+        self.are_worth_moving() && !self.long.is_at_least_one_in(OFTEN) && !self.waits()
+    }
+
+    /// Whether a request takes so long that another worker may be had for it: moving its connection costs some ten
+    /// microseconds. Bursts of shorter ones last long only where the processor was busy with something else.
+    pub fn are_worth_moving(&self) -> bool {
+        self.sleeps.is_at_least_one_in(2)
     }
 
     /// Whether a request for this path will probably take long: answers that wait are sent before it begins.

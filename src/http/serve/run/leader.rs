@@ -335,6 +335,9 @@ impl<'a, L: Loop> LeaderGuard<'a, L> {
     /// As `enter_app`, with a request from the loop, whose answer may wait for others. Nothing waits for one that will
     /// probably take long.
     pub fn enter_app_with(mut self, request: &mut L::Request) -> Option<Lease> {
+        if self.leader.times.are_worth_moving() {
+            self.event_loop().share_rest();
+        }
         if self.leader.times.is_long(request.likeness()) {
             self.event_loop().flush();
         } else if self.leader.times.may_defer() && self.event_loop().may_defer(request) {

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use super::fixture::{settings, Client, PATIENCE};
 use crate::serve::{AppThread, Exchange, Handle, Listener, Metrics, Reports, Server, Settings, Wake, Written};
 
-struct Silent;
+/// Nobody is told of anything.
+pub struct Silent;
 
 impl Metrics for Silent {
     fn heartbeat(&self) {}

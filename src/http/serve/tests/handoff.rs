@@ -2,7 +2,7 @@
 //! that the test can fill and break.
 
 use std::collections::VecDeque;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -10,7 +10,12 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::fixture::{app, settings, Client, Fixture, Told, PATIENCE};
-use crate::serve::{Given, Handle, HandoffQueue, Listener, Luggage, Settings, Taken};
+use super::flush_batch::Silent;
+use crate::serve::base::names::Blocking;
+use crate::serve::event_loop::handoff::sharing::LOOK_AGAIN;
+use crate::serve::event_loop::interface::{Loop, Step};
+use crate::serve::event_loop::EventLoop;
+use crate::serve::{Given, Handle, HandoffQueue, Listener, Luggage, Server, Settings, Taken};
 
 #[derive(Clone)]
 struct Queue(Arc<(Mutex<State>, EventFd)>);
@@ -494,4 +499,53 @@ fn a_full_table_hands_its_longest_idle_connection_over() {
     drop((longest, idle, third));
     workers.old.stop();
     workers.new.stop();
+}
+
+/// A loop that the test steps itself, as an app thread that leads would, with the requests of so many clients fetched.
+fn fetched(clients: usize, settings: Settings, queue: &Queue) -> (EventLoop, Handle, Vec<Client>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.set_nonblocking(true).expect("fcntl");
+    let address = listener.local_addr().expect("its address");
+    let listeners = vec![Listener { id: 7, fd: listener.into(), proxy: None }];
+    let server = Server::new(settings, listeners, Some(Box::new(queue.clone())), Arc::new(Silent), Arc::new(Silent));
+    let server = server.expect("server");
+    let handle = server.handle();
+    handle.serve();
+    let mut event_loop = server.into_loop();
+    let mut clients: Vec<Client> =
+        (0..clients).map(|_| Client::new(TcpStream::connect(address).expect("connect"))).collect();
+    // They have begun, so that all of them are taken.
+    clients.iter_mut().for_each(|client| _ = client.send("GET /hello HTTP/1.1\r\n"));
+    loop {
+        assert!(matches!(event_loop.step(Blocking::Allowed), Step::Idle));
+        if event_loop.open_connections() == clients.len() {
+            break;
+        }
+        event_loop.fetch(false);
+    }
+    clients.iter_mut().for_each(|client| _ = client.send("Host: h\r\n\r\n"));
+    event_loop.fetch(false);
+    (event_loop, handle, clients)
+}
+
+/// As found: a thread that led gave nothing of its turn away, however long that lasted.
+#[test]
+fn the_rest_of_a_turn_that_lasts_goes_to_whoever_has_nothing_to_do() {
+    for (lying_max, lasts, given) in
+        [(8, LOOK_AGAIN, 3), (2, LOOK_AGAIN, 2), (8, LOOK_AGAIN - Duration::from_nanos(1), 0), (0, LOOK_AGAIN, 0)]
+    {
+        let queue = Queue::new();
+        let (mut event_loop, handle, _clients) =
+            fetched(4, Settings { shared_requests_max: lying_max, ..settings() }, &queue);
+        let Step::Request(_running) = event_loop.step(Blocking::Forbidden) else { panic!("four have asked") };
+        event_loop.set_now(event_loop.now() + lasts);
+        event_loop.share_rest();
+        assert_eq!(queue.lying(), given, "{lying_max} {lasts:?}");
+        for kept in 0..3 - given {
+            handle.shared.complete();
+            let step = event_loop.step(Blocking::Forbidden);
+            assert!(matches!(step, Step::Request(_)), "{lying_max} {lasts:?} {kept}");
+        }
+        assert!(matches!(event_loop.step(Blocking::Allowed), Step::Idle));
+    }
 }

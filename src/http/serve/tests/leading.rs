@@ -59,6 +59,7 @@ impl Loop for ToyLoop {
     fn now(&self) -> Instant {
         Instant::now()
     }
+    fn share_rest(&mut self) {}
     fn may_defer(&self, _request: &Self::Request) -> bool {
         true
     }
