@@ -73,18 +73,23 @@ impl FileThreads {
         state.threads += 1;
         drop(state);
         if let Err(error) = start(&self.shared) {
-            let mut state = self.shared.lock();
-            state.threads -= 1;
-            if state.threads > 0 {
-                self.shared.bell.notify_one();
-                return;
-            }
-            log::warn!("no thread for files: {error}");
-            let work = state.work.pop_back();
-            drop(state);
-            // Late is better than never.
-            work.into_iter().for_each(|work| work());
+            self.not_started(&error);
         }
+    }
+
+    /// A thread could not be started. Where it was the last one that others counted on, all work is done here: late is better
+    /// than never.
+    fn not_started(&self, error: &io::Error) {
+        let mut state = self.shared.lock();
+        state.threads -= 1;
+        if state.threads > 0 {
+            self.shared.bell.notify_one();
+            return;
+        }
+        log::warn!("no thread for files: {error}");
+        let work = std::mem::take(&mut state.work);
+        drop(state);
+        work.into_iter().for_each(|work| work());
     }
 
     /// Whether sending this part of a file waits for no disk.
@@ -237,6 +242,25 @@ mod tests {
         assert!(numbers.into_iter().eq(0..100));
         threads.give(Box::new(move || sender.send(100).expect("the test waits")));
         assert_eq!((done.recv(), threads.count().0), (Ok(100), THREADS_MAX));
+    }
+
+    /// As found: two threads gave work at once, neither's thread could be started, and only one's work was done.
+    #[test]
+    fn where_no_thread_can_be_started_all_work_is_done_all_the_same() {
+        let threads = FileThreads::new();
+        let (sender, done) = channel();
+        let mut state = threads.shared.lock();
+        for number in 0..2 {
+            let sender = sender.clone();
+            state.work.push_back(Box::new(move || sender.send(number).expect("the test waits")));
+            state.threads += 1;
+        }
+        drop(state);
+        let error = io::Error::from_raw_os_error(libc::EAGAIN);
+        threads.not_started(&error);
+        assert_eq!(threads.count(), (1, 2), "the other one is still to come");
+        threads.not_started(&error);
+        assert_eq!((threads.count(), done.try_iter().collect::<Vec<_>>()), ((0, 0), vec![0, 1]));
     }
 
     /// Where the kernel has dropped a part of a file it is read by whoever may wait, and lies in memory then.
