@@ -18,12 +18,12 @@ use crate::doors::control::{ClientId, Waiting};
 use crate::doors::metrics;
 use crate::doors::page;
 use crate::doors::protocol::{
-    Dumped, History, Proving, Recycled, Refused, Reply, Request, Scaled, ServiceScaled, Stacks, Stopping,
+    Dumped, History, Proving, Recycled, Refused, Reply, Request, Scaled, ServiceScaled, Stopping,
 };
 use crate::doors::status::{Answer, Page};
 use crate::doors::{Asked, Doors};
-use crate::facts::note::{Note, WorkerName};
-use crate::facts::outcome::{self, Outcome, Refusal};
+use crate::facts::note::Note;
+use crate::facts::outcome::{Outcome, Refusal};
 use crate::facts::standing::Standing;
 use crate::footprint::Footprint;
 use crate::library::Library;
@@ -48,9 +48,6 @@ const STOP_IDLE: Duration = Duration::from_secs(2);
 
 /// Killed processes are gone within this, unless the kernel itself hangs.
 const SWEPT_WITHIN: Duration = Duration::from_secs(2);
-
-/// Of one worker, for whoever asked: all of them have to fit into what a client may leave unread.
-const STACKS_SHOWN_BYTES_MAX: usize = 64 * 1024;
 
 /// Children reaped in one pass: an application's orphans must not keep the master from anything else.
 const REAPED_PER_PASS_MAX: usize = 256;
@@ -621,21 +618,11 @@ fn reply(outcome: &Outcome) -> Reply {
         Outcome::Scaled { workers } => Reply::Scaled(Scaled { workers: *workers }),
         Outcome::Recycled { slot, pid, kept } => Reply::Recycled(Recycled { slot: *slot, pid: *pid, kept_pid: *kept }),
         Outcome::ServiceScaled { processes } => Reply::ServiceScaled(ServiceScaled { processes: *processes }),
-        Outcome::Dumped(workers) => Reply::Dumped(Dumped { workers: workers.iter().map(stacks).collect() }),
+        Outcome::Dumped(workers) => Reply::Dumped(Dumped::of(workers)),
         Outcome::Asked | Outcome::Paused | Outcome::Resumed => Reply::Done {},
         Outcome::Stopping => Reply::Stopping(Stopping { pid: std::process::id() }),
         Outcome::Refused(refusal) => {
             Reply::Refused(Refused { reason: refusal.reason.clone(), details: refusal.details.clone() })
         }
     }
-}
-
-/// The newest frames come first, and a client's answer has a bound.
-fn stacks(of: &outcome::Stacks) -> Stacks {
-    let WorkerName { generation, slot, pid } = of.worker;
-    let mut end = of.text.len().min(STACKS_SHOWN_BYTES_MAX);
-    while !of.text.is_char_boundary(end) {
-        end -= 1;
-    }
-    Stacks { generation, slot, pid, stacks: of.text[..end].to_owned() }
 }

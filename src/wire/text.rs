@@ -33,7 +33,7 @@ pub fn cut_names(names: impl IntoIterator<Item = String>) -> Vec<String> {
 }
 
 /// How many bytes of the text, from the iterator's end of it, fit into `room` bytes of JSON.
-fn fitting(characters: impl Iterator<Item = char>, room: usize) -> usize {
+pub fn fitting(characters: impl Iterator<Item = char>, room: usize) -> usize {
     let (mut bytes, mut escaped) = (0, 0);
     for character in characters {
         escaped += escaped_bytes(character);

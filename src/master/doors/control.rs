@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::conn::{Bounds, Conn, Still};
 use super::events;
 use super::peer::Peer;
-use super::protocol::{Refused, Reply, Request};
+use super::protocol::{Refused, Reply, Request, ANSWER_BYTES_MAX};
 use super::rights::{May, Rights};
 use super::socket_file::SocketFile;
 use crate::config::settings::{ControlSocket, Reader};
@@ -28,7 +28,7 @@ use crate::sources::{Sources, CONTROL};
 /// A request is one short line, and the largest answer a status with thousands of workers. A person at a prompt is not
 /// idle for a minute: each verb is a connection of its own.
 const BOUNDS: Bounds =
-    Bounds { in_bytes_max: 64 * 1024, out_bytes_max: 4 * 1024 * 1024, idle: Duration::from_secs(60) };
+    Bounds { in_bytes_max: 64 * 1024, out_bytes_max: ANSWER_BYTES_MAX, idle: Duration::from_secs(60) };
 
 /// Operators and supervisors, not the public.
 const CLIENTS_MAX: usize = 64;
@@ -210,7 +210,12 @@ impl Control {
     pub fn answer(&mut self, id: ClientId, reply: &Reply, now: Instant) {
         let Some(client) = self.clients.get_mut(&id) else { return };
         client.waiting = Waiting::No;
-        match client.conn.send(reply.to_line().as_bytes(), now) {
+        let mut line = reply.to_line();
+        if line.len() > BOUNDS.out_bytes_max {
+            let reason = format!("the answer has {} bytes, more than the {ANSWER_BYTES_MAX} of one answer", line.len());
+            line = Reply::Refused(Refused::because(reason)).to_line();
+        }
+        match client.conn.send(line.as_bytes(), now) {
             Still::Open | Still::HalfClosed => {}
             Still::Over => drop(self.clients.remove(&id)),
         }

@@ -5,15 +5,22 @@
 
 use forkmaster_wire::json;
 use forkmaster_wire::message::{GenerationId, SlotIndex};
+use forkmaster_wire::text;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::history::Entry;
+use crate::facts::note::WorkerName;
+use crate::facts::outcome;
 use crate::facts::snapshot::{LastReload, Snapshot};
 
 /// In every answer. A request without it is of version 1, and has none in that version: the first masters refused what they
 /// did not know.
 pub const VERSION: u32 = 1;
+
+/// The largest answer: a status with thousands of workers, or the stacks of all. The master keeps so much for a client that does
+/// not read.
+pub const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -252,6 +259,25 @@ pub struct Stacks {
     pub pid: Option<i32>,
     #[serde(default)]
     pub stacks: String,
+    /// There was more than an answer about so many workers has room for. About one alone it has room for all.
+    #[serde(default)]
+    pub cut: bool,
+}
+
+/// What all stacks of an answer may take in JSON: it has to fit into what a client may leave unread.
+const STACKS_BYTES_MAX: usize = ANSWER_BYTES_MAX - ANSWER_BYTES_MAX / 8;
+
+impl Dumped {
+    /// Each worker has the same room. What does not fit is cut at its end: of each thread the newest frames come first.
+    pub fn of(workers: &[outcome::Stacks]) -> Dumped {
+        let each = STACKS_BYTES_MAX / workers.len().max(1);
+        let stacks = |of: &outcome::Stacks| {
+            let WorkerName { generation, slot, pid } = of.worker;
+            let end = text::fitting(of.text.chars(), each);
+            Stacks { generation, slot, pid, stacks: of.text[..end].to_owned(), cut: end < of.text.len() }
+        };
+        Dumped { workers: workers.iter().map(stacks).collect() }
+    }
 }
 
 /// Oldest first.
@@ -440,6 +466,26 @@ mod tests {
 
     fn read(line: &str) -> Result<Request, String> {
         Request::from_line(line.as_bytes()).map_err(|refused| refused.reason)
+    }
+
+    /// As found: the stacks of more than 64 workers were too much for an answer, and whoever asked got none.
+    #[test]
+    fn the_stacks_of_all_workers_fit_into_an_answer() {
+        let of = |slot: u32, text: String| outcome::Stacks {
+            worker: WorkerName { generation: GenerationId(1), slot: SlotIndex(slot), pid: Some(4711) },
+            text,
+        };
+        let long = "  File \"app.py\", line 7, in f\n".repeat(3000);
+        for text in [long.clone(), "\u{1}".repeat(100_000), "é".repeat(50_000)] {
+            let workers: Vec<outcome::Stacks> = (0..500).map(|slot| of(slot, text.clone())).collect();
+            let dumped = Dumped::of(&workers);
+            assert!(dumped.workers.iter().all(|worker| worker.cut && text.starts_with(&worker.stacks)));
+            assert!(!dumped.workers[0].stacks.is_empty());
+            let line = Reply::Dumped(dumped).to_line();
+            assert!(line.len() < ANSWER_BYTES_MAX, "{}", line.len());
+        }
+        let one = Dumped::of(&[of(0, long.clone())]);
+        assert_eq!((one.workers[0].stacks.as_str(), one.workers[0].cut), (long.as_str(), false));
     }
 
     #[test]

@@ -143,7 +143,11 @@ pub fn dump(client: &Client, context: &ProcessContext, slot: Option<SlotIndex>) 
                 "" => "it did not tell its stacks".to_owned(),
                 stacks => output::printable(stacks),
             };
-            format!("worker gen={} slot={} pid={pid}\n{stacks}\n\n", of.generation, of.slot)
+            let more = match of.cut {
+                true => format!("\n[cut here; `forkmaster dump {}` shows all of it]", of.slot),
+                false => String::new(),
+            };
+            format!("worker gen={} slot={} pid={pid}\n{stacks}{more}\n\n", of.generation, of.slot)
         };
         dumped.workers.iter().map(worker).collect()
     };
