@@ -480,6 +480,7 @@ impl Master {
         match action {
             Action::Configure { asker, deploy } => {
                 service.configure(asker, deploy, shared);
+                self.doors.look_for_control(&mut shared.sources, shared.clock.now());
                 self.tell_manager();
             }
             Action::StartTemplate { generation } => {

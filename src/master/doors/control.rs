@@ -39,6 +39,9 @@ const ACCEPTS_PER_PASS_MAX: usize = 16;
 /// How often it is logged that clients were turned away.
 const TURNED_AWAY_EVERY: Duration = Duration::from_secs(10);
 
+/// How often it is looked whether the socket's file is still there: a system call. Cleaners of /run and /tmp come once a day.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ClientId(pub u64);
 
@@ -88,6 +91,10 @@ pub struct Control {
     last: u64,
     rights: Rights,
     turned_away: TurnedAway,
+    /// None: it was not looked for yet.
+    look_at: Option<Instant>,
+    /// Its file is gone and cannot be made again, and that was said.
+    said_lost: bool,
 }
 
 impl Control {
@@ -100,7 +107,60 @@ impl Control {
         }
         registry.register(&mut SourceFd(&socket.as_fd().as_raw_fd()), CONTROL, Interest::READABLE)?;
         let turned_away = TurnedAway::default();
-        Ok(Some(Control { socket, clients: BTreeMap::new(), last: 0, rights, turned_away }))
+        Ok(Some(Control {
+            socket,
+            clients: BTreeMap::new(),
+            last: 0,
+            rights,
+            turned_away,
+            look_at: None,
+            said_lost: false,
+        }))
+    }
+
+    /// Looks now and then whether the socket's file is still there.
+    pub fn tick(&mut self, sources: &mut Sources, now: Instant) {
+        if self.look_at.is_none_or(|look_at| look_at <= now) {
+            self.look_for_file(sources, now);
+        }
+    }
+
+    /// Makes the socket's file again where somebody has removed it.
+    pub fn look_for_file(&mut self, sources: &mut Sources, now: Instant) {
+        self.look_at = Some(now + LOOK_EVERY);
+        if !self.socket.is_lost() {
+            self.said_lost = false;
+            return;
+        }
+        // Those who have found the old one in time.
+        while self.accept(sources, now) == Accepted::More {}
+        let again = self.socket.make_again().and_then(|()| {
+            // Closing the old one has ended that it was watched.
+            sources.registry().register(
+                &mut SourceFd(&self.socket.as_fd().as_raw_fd()),
+                CONTROL,
+                Interest::READABLE,
+            )?;
+            if self.rights.is_open() {
+                self.socket.let_all_connect()
+            } else {
+                Ok(())
+            }
+        });
+        match again {
+            Ok(()) => {
+                self.said_lost = false;
+                log::warn!(
+                    "control socket at {}: its file was removed, and is made again",
+                    self.socket.path().display()
+                );
+            }
+            Err(error) if !self.said_lost => {
+                self.said_lost = true;
+                log::warn!("control socket: its file was removed, and cannot be made again: {error}; signals work");
+            }
+            Err(_) => {}
+        }
     }
 
     /// Accepts some of those who are there. Who may ask nothing is told so and turned away, whatever the file's mode.
@@ -257,7 +317,7 @@ impl Control {
     /// When the next client has been idle for too long.
     pub fn next_deadline(&self) -> Option<Instant> {
         let idle = self.clients.values().filter(|client| client.waiting == Waiting::No);
-        idle.map(|client| client.conn.idle_at()).chain(self.turned_away.log_at()).min()
+        idle.map(|client| client.conn.idle_at()).chain(self.turned_away.log_at()).chain(self.look_at).min()
     }
 
     /// Closes idle clients, also those that do not read their answer.
@@ -425,6 +485,28 @@ mod tests {
         door.control.expire(opened_at + BOUNDS.idle);
         assert_eq!((door.control.clients.len(), door.control.next_deadline()), (1, None));
         assert_eq!(idle.read(&mut [0; 1]).unwrap(), 0);
+    }
+
+    /// As found: whoever cleaned up in /run left a master that no client could reach any more.
+    #[test]
+    fn a_file_that_was_removed_is_made_again_within_half_a_minute_and_connections_stay() {
+        let mut door = Door::open();
+        door.control.tick(&mut door.sources, door.now);
+        let (client, id) = door.connect();
+        let late = UnixStream::connect(&door.path).unwrap();
+        std::fs::remove_file(&door.path).unwrap();
+        door.now += LOOK_EVERY - Duration::from_millis(1);
+        door.control.tick(&mut door.sources, door.now);
+        assert!(!door.path.exists());
+        assert_eq!(door.control.next_deadline(), Some(door.now + Duration::from_millis(1)));
+        door.now += Duration::from_millis(1);
+        door.control.tick(&mut door.sources, door.now);
+        let third = UnixStream::connect(&door.path).unwrap();
+        let woken = door.sources.wait(Duration::ZERO);
+        assert!(woken.contains(&CONTROL), "the new one is watched: {woken:?}");
+        assert_eq!((door.accept(), door.control.clients.len()), (Accepted::All, 3));
+        assert!(door.control.clients.contains_key(&id));
+        drop((client, late, third));
     }
 
     #[test]

@@ -158,6 +158,13 @@ impl Doors {
         };
     }
 
+    /// Somebody takes an interest in the service: its control socket should be where clients look for it.
+    pub fn look_for_control(&mut self, sources: &mut Sources, now: Instant) {
+        if let Some(control) = &mut self.control {
+            control.look_for_file(sources, now);
+        }
+    }
+
     pub fn accept_status(&mut self, sources: &mut Sources, now: Instant) {
         if let Some(status) = &mut self.status {
             status.accept(sources, now);
@@ -183,6 +190,7 @@ impl Doors {
         let mut asked = Vec::new();
         if let Some(control) = &mut self.control {
             control.expire(now);
+            control.tick(sources, now);
             for client in control.pending() {
                 asked.extend(control.next_request(client).map(|request| Asked::Request(client, request)));
             }

@@ -30,6 +30,8 @@ const LOCK_TRIES_MAX: usize = 16;
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Saved {
     path: PathBuf,
+    #[serde(default)]
+    directory_mode: Option<u32>,
     made: (u64, u64),
     lock_path: PathBuf,
     lock_made: (u64, u64),
@@ -39,7 +41,7 @@ pub struct Saved {
 pub struct SocketFile {
     listener: OwnedFd,
     closer: Closer,
-    path: PathBuf,
+    place: ControlPlace,
     /// Device and inode of the file that was made.
     made: (u64, u64),
     lock: Lock,
@@ -116,33 +118,58 @@ impl SocketFile {
             Err(Errno::ECONNREFUSED) => fs::remove_file(path)?,
             Err(_) => {}
         }
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-        // Before listen(2): nobody can have passed anything yet.
-        let closer = Closer::for_listener(&listener)?;
-        // bind(2) makes the file with the mode that the socket has now, less the umask (unix_bind_bsd in
-        // net/unix/af_unix.c). So the file is never open to others, and the umask, which all threads share, stays.
-        fchmod(listener.as_fd(), Mode::S_IRUSR | Mode::S_IWUSR)?;
-        bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
-        let made = fs::symlink_metadata(path)?;
-        let opened = SocketFile { listener, closer, path: path.clone(), made: (made.dev(), made.ino()), lock };
+        let Bound { listener, closer, made } = bind_at(path)?;
+        let opened = SocketFile { listener, closer, place: place.clone(), made, lock };
         listen(&opened.listener, Backlog::new(BACKLOG)?)?;
         Ok(opened)
+    }
+
+    /// Somebody has removed its file: whoever cleans up in /run or /tmp. What another has put there is not ours to replace.
+    pub fn is_lost(&self) -> bool {
+        fs::symlink_metadata(&self.place.path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// Listens anew, with a file at the same place, and its lock if that was removed, too. If that fails all is as before.
+    pub fn make_again(&mut self) -> io::Result<()> {
+        let path = &self.place.path;
+        let failed = |unusable| match unusable {
+            Unusable::Neighbour | Unusable::InUse => in_use(path),
+            Unusable::Failed(error) => with_path(path, error),
+        };
+        prepare_directory(&self.place).map_err(|error| with_path(path, error))?;
+        let lock = match is_at(&self.lock.path, self.lock.made) {
+            true => None,
+            false => Some(Lock::take(&self.lock.path)?.ok_or_else(|| in_use(path))?),
+        };
+        let Bound { listener, closer, made } = bind_at(path).map_err(failed)?;
+        if let Err(error) = Backlog::new(BACKLOG).and_then(|backlog| listen(&listener, backlog)) {
+            let _ = fs::remove_file(path);
+            return Err(with_path(path, error.into()));
+        }
+        (self.listener, self.closer, self.made) = (listener, closer, made);
+        if let Some(lock) = lock {
+            self.lock = lock;
+        }
+        Ok(())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.place.path
     }
 
     /// Everybody may connect from now on, and is asked who it is. The file is found again without following a link, since
     /// others may have rights in its directory.
     pub fn let_all_connect(&self) -> io::Result<()> {
-        let file = File::options().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(&self.path)?;
+        let file = File::options().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(&self.place.path)?;
         let found = file.metadata()?;
         if (found.dev(), found.ino()) != self.made {
-            return Err(with_path(&self.path, io::Error::other("somebody else's file is there now")));
+            return Err(with_path(&self.place.path, io::Error::other("somebody else's file is there now")));
         }
         // O_PATH: fchmod(2) refuses such a descriptor, its name in /proc does not (open(2)).
         fs::set_permissions(format!("/proc/self/fd/{}", file.as_raw_fd()), fs::Permissions::from_mode(0o666))?;
-        let directory = self.path.parent().and_then(|directory| directory.metadata().ok());
+        let directory = self.place.path.parent().and_then(|directory| directory.metadata().ok());
         if directory.is_some_and(|directory| directory.mode() & 0o011 == 0) {
-            let shown = self.path.display();
+            let shown = self.place.path.display();
             log::warn!(
                 "[control] readers cannot reach {shown}: its directory is closed to others; set [control] socket"
             );
@@ -153,16 +180,23 @@ impl SocketFile {
     pub fn save(&self, kept: &mut Kept) -> Saved {
         kept.keep("control", &self.listener);
         kept.keep("control.lock", &*self.lock.held);
-        Saved { path: self.path.clone(), made: self.made, lock_path: self.lock.path.clone(), lock_made: self.lock.made }
+        Saved {
+            path: self.place.path.clone(),
+            directory_mode: self.place.directory_mode,
+            made: self.made,
+            lock_path: self.lock.path.clone(),
+            lock_made: self.lock.made,
+        }
     }
 
     /// The lock is that of the open file and has lived on.
     pub fn restore(saved: Saved, claims: &mut Claims) -> io::Result<SocketFile> {
-        let Saved { path, made, lock_path, lock_made } = saved;
+        let Saved { path, directory_mode, made, lock_path, lock_made } = saved;
         let (listener, file) = (claims.claim("control")?, claims.claim("control.lock")?);
         let held = Flock::lock(File::from(file), FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error)?;
         let closer = Closer::for_listener(&listener)?;
-        Ok(SocketFile { listener, closer, path, made, lock: Lock { held, path: lock_path, made: lock_made } })
+        let place = ControlPlace { path, directory_mode };
+        Ok(SocketFile { listener, closer, place, made, lock: Lock { held, path: lock_path, made: lock_made } })
     }
 
     pub fn closer(&self) -> &Closer {
@@ -179,8 +213,8 @@ impl AsFd for SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         // The lock is still held: whoever starts next finds no file, or waits for none.
-        if is_at(&self.path, self.made) {
-            let _ = fs::remove_file(&self.path);
+        if is_at(&self.place.path, self.made) {
+            let _ = fs::remove_file(&self.place.path);
         }
         if is_at(&self.lock.path, self.lock.made) {
             let _ = fs::remove_file(&self.lock.path);
@@ -274,6 +308,26 @@ pub fn try_connect(path: &Path) -> nix::Result<OwnedFd> {
     Ok(client)
 }
 
+/// A socket that does not listen yet, and its file.
+struct Bound {
+    listener: OwnedFd,
+    closer: Closer,
+    made: (u64, u64),
+}
+
+fn bind_at(path: &Path) -> Result<Bound, Unusable> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    // Before listen(2): nobody can have passed anything yet.
+    let closer = Closer::for_listener(&listener)?;
+    // bind(2) makes the file with the mode that the socket has now, less the umask (unix_bind_bsd in
+    // net/unix/af_unix.c). So the file is never open to others, and the umask, which all threads share, stays.
+    fchmod(listener.as_fd(), Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let made = fs::symlink_metadata(path)?;
+    Ok(Bound { listener, closer, made: (made.dev(), made.ino()) })
+}
+
 fn is_at(path: &Path, made: (u64, u64)) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == made)
 }
@@ -328,6 +382,33 @@ mod tests {
         fs::write(path.with_extension(format!("{}.tmp", std::process::id())), "").unwrap();
         let _again = at(&path).unwrap();
         UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn files_that_were_removed_are_made_again_and_anothers_are_not_touched() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("made").join("shop.sock");
+        let mut opened = at(&path).unwrap();
+        assert!(!opened.is_lost());
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        assert!(opened.is_lost());
+        opened.make_again().unwrap();
+        UnixStream::connect(&path).unwrap();
+        assert_eq!((opened.is_lost(), mode(&path), at(&path).is_err()), (false, 0o600, true));
+        // The file alone.
+        fs::remove_file(&path).unwrap();
+        opened.make_again().unwrap();
+        UnixStream::connect(&path).unwrap();
+        // Another master has come meanwhile, since it found no lock.
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        let other = at(&path).unwrap();
+        assert!(!opened.is_lost() && opened.make_again().is_err());
+        fs::remove_file(&path).unwrap();
+        assert!(opened.is_lost());
+        let error = opened.make_again().unwrap_err();
+        assert!(error.to_string().contains("another master of this name is running"), "{error}");
+        drop((opened, other));
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
     }
 
     #[test]
@@ -386,7 +467,7 @@ mod tests {
         let nowhere = ControlPlace { path: "/proc/no/such/shop.sock".into(), directory_mode: Some(0o755) };
         let places = vec![nowhere.clone(), place("theirs", 0o700), place("link", 0o700), place("ours", 0o700)];
         let opened = SocketFile::open(&ControlSocket::Auto(places)).unwrap().unwrap();
-        assert_eq!(opened.path, directory.path().join("ours/shop.sock"));
+        assert_eq!(opened.path(), directory.path().join("ours/shop.sock"));
         assert_eq!(mode(&directory.path().join("ours")), 0o700);
         let none = SocketFile::open(&ControlSocket::Auto(vec![nowhere])).unwrap();
         assert!(none.is_none());

@@ -162,6 +162,12 @@ fn look(path: &Path, believed: Option<&Believed>, is_usual: bool) -> Look {
                  in a container; with systemd set RuntimeDirectory="
             ));
         }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && listed().iter().any(|other| other == path) => {
+            return Look::No(format!(
+                "{shown}: somebody listens there, but the file was removed, or lies in a container; a master makes it again \
+                 within half a minute, or at once where `kill -HUP` tells it to reload"
+            ));
+        }
         Err(error) => return Look::No(format!("{shown}: {}", describe(&error))),
     };
     let stranger = |uid: u32| Look::NotOurs {

@@ -66,7 +66,15 @@ impl Control {
             sources.registry().register(&mut SourceFd(&conn.as_fd().as_raw_fd()), token, interest)?;
             clients.insert(ClientId(id), Client { conn, peer, may, token, waiting, lost });
         }
-        Ok(Control { socket, clients, last: saved.last, rights, turned_away: TurnedAway::default() })
+        Ok(Control {
+            socket,
+            clients,
+            last: saved.last,
+            rights,
+            turned_away: TurnedAway::default(),
+            look_at: None,
+            said_lost: false,
+        })
     }
 }
 
