@@ -196,6 +196,16 @@ impl Children {
         }
     }
 
+    /// SIGKILL to a process that was just started and that nobody can look after. Its name is free for the next one at once:
+    /// its exit must not be taken for that one's.
+    pub fn disown(&mut self, who: Who) {
+        match who {
+            Who::Command(_) | Who::Service(_) => drop(self.signal_group(who, libc::SIGKILL)),
+            Who::Template(_) | Who::Worker(_) | Who::Hook(_) | Who::NewBinary | Who::Stray => drop(self.kill(who)),
+        }
+        self.give_up(who);
+    }
+
     /// SIGKILL to all that are left.
     pub fn kill_all(&self) {
         for (pid, child) in &self.0 {
@@ -417,6 +427,26 @@ mod tests {
         children.claim(service, Proof::OwnChild { pid: process.id() as i32 }).unwrap();
         assert!(children.signal_group(service, libc::SIGKILL));
         assert_eq!(process.wait().unwrap().signal(), Some(libc::SIGKILL));
+    }
+
+    /// As found: a template whose channel could not be watched was killed and stayed in the books. Its exit was then taken for
+    /// its successor's.
+    #[test]
+    fn the_exit_of_who_is_disowned_is_nobodys() {
+        use std::os::unix::process::CommandExt;
+        let start = || std::process::Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
+        for who in [TEMPLATE, Who::Service(ServiceId(1))] {
+            let (mut first, mut second) = (start(), start());
+            let (pid, next) = (first.id() as i32, second.id() as i32);
+            let mut children = Children::default();
+            children.claim(who, Proof::OwnChild { pid }).unwrap();
+            children.disown(who);
+            assert_eq!(children.claim(who, Proof::OwnChild { pid: next }), Ok(next));
+            assert_eq!((children.who(pid), children.pid_of(who)), (Some(Who::Stray), Some(next)));
+            children.kill(who);
+            children.wait_for_all(Instant::now() + Duration::from_secs(10));
+            assert!(children.0.is_empty() && first.wait().is_err() && second.wait().is_err());
+        }
     }
 
     /// The descriptor that marks a process as ours is one that its parent does not close at exec.

@@ -39,7 +39,7 @@ impl Service {
         claimed.map_err(|claim| failure(format!("the books are wrong: {claim}")))?;
         let output = Output::new(started.output);
         let token = shared.sources.add(&output, Source::Command(generation)).map_err(|error| {
-            shared.children.kill(who);
+            shared.children.disown(who);
             failure(format!("its output cannot be watched: {error}"))
         })?;
         processes.command = Some(CommandProcess { output, token, start: started.start });

@@ -74,7 +74,7 @@ impl Service {
         claimed.map_err(|claim| Refusal::new(format!("the books are wrong: {claim}")))?;
         let output = Output::new(started.output);
         let token = shared.sources.add(&output, Source::Service(service)).map_err(|error| {
-            shared.children.kill(who);
+            shared.children.disown(who);
             Refusal::new(format!("its output cannot be watched: {error}"))
         })?;
         let (name, stop_signal) = (of.name.clone(), of.stop_signal);

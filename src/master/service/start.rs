@@ -59,7 +59,7 @@ impl Service {
             return Err(failure(format!("the books are wrong: {claim}")));
         }
         let token = shared.sources.add(&ours, Source::Template(generation)).map_err(|error| {
-            shared.children.kill(who);
+            shared.children.disown(who);
             failure(format!("its channel cannot be watched: {error}"))
         })?;
         processes.template =

@@ -65,8 +65,7 @@ impl Attempt {
         claimed.map_err(|claim| Refusal::new(format!("the books are wrong: {claim}")))?;
         let output = Output::new(output);
         let token = shared.sources.add(&output, Source::NewBinary).map_err(|error| {
-            shared.children.kill(Who::NewBinary);
-            shared.children.give_up(Who::NewBinary);
+            shared.children.disown(Who::NewBinary);
             failed("its output cannot be watched", error)
         })?;
         Ok(Attempt { output, token, failure })
@@ -108,8 +107,7 @@ impl Attempt {
     /// Nobody waits for it any more. Its exit is nobody's.
     pub fn end(self, shared: &mut Shared) {
         shared.sources.remove(self.token, &self.output);
-        shared.children.kill(Who::NewBinary);
-        shared.children.give_up(Who::NewBinary);
+        shared.children.disown(Who::NewBinary);
     }
 }
 
