@@ -38,6 +38,7 @@ use library::Library;
 use logs::{LogFile, Opened};
 use master::Master;
 use pidfile::PidFile;
+use service::open_files;
 use signals::Signals;
 use upgrade::attempt::Handed;
 use upgrade::state::State;
@@ -159,7 +160,7 @@ fn serve(source: Source, context: ProcessContext, log: &LogFile, mut signals: Si
     }
     log.set_level(settings.log.level);
     log.set_form(settings.log.form);
-    raise_open_files_limit();
+    open_files::raise_limit();
     if context.uid == 0 && settings.server.identity.is_none() {
         log::warn!("running as root without [server] user: the application gets all rights of this machine");
     }
@@ -268,17 +269,4 @@ fn give_up(not_started: NotStarted) -> i32 {
 fn fail(what: &str, error: &io::Error) -> i32 {
     logs::say(&format!("forkmaster: {what}: {error}"));
     ExitCode::of(error).into()
-}
-
-/// Workers hold a descriptor a connection; the soft limit of 1024 is for select(2)'s sake (getrlimit(2)), which
-/// nothing here uses.
-fn raise_open_files_limit() {
-    use nix::sys::resource::{getrlimit, setrlimit, Resource};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        if soft < hard {
-            if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
-                log::warn!("the limit of open files stays at {soft}: {error}");
-            }
-        }
-    }
 }

@@ -150,6 +150,7 @@ impl Master {
             }
             let mut events = EventQueue::new();
             let has_read = self.service.look_around(&self.shared, &mut events);
+            self.service.hand_out_owed_logs(&self.shared);
             let due = self.service.supervisor.next_deadline();
             if due.is_some_and(|by| by <= self.shared.clock.now()) {
                 events.push_back(Event::Tick);
@@ -479,8 +480,8 @@ impl Master {
         let (service, shared) = (&mut self.service, &mut self.shared);
         match action {
             Action::Configure { asker, deploy } => {
-                service.configure(asker, deploy, shared);
                 self.doors.look_for_control(&mut shared.sources, shared.clock.now());
+                service.configure(asker, deploy, shared);
                 self.tell_manager();
             }
             Action::StartTemplate { generation } => {
@@ -508,10 +509,8 @@ impl Master {
             }
             Action::Spawn { generation, slot, worker, prove, probe, weigh, max_requests } => {
                 let order = SpawnOrder { slot, worker, prove, probe, weigh, max_requests };
-                if let Err(error) = service.spawn(generation, order, shared) {
-                    log::error!("worker gen={generation} slot={slot} cannot be forked: {error}");
-                    let refusal = Refusal::new(format!("the worker could not be forked: {error}"));
-                    return Some(Event::Worker { worker, event: WorkerEvent::Exited(Exit::NeverBorn(refusal)) });
+                if let Err(exit) = service.spawn(generation, order, shared) {
+                    return Some(Event::Worker { worker, event: WorkerEvent::Exited(exit) });
                 }
             }
             Action::Serve { worker } => service.serve(worker),

@@ -11,6 +11,7 @@ pub mod histogram;
 pub mod inherit;
 pub mod json;
 pub mod large;
+pub mod limits;
 pub mod log_line;
 pub mod memfd;
 pub mod message;

@@ -75,6 +75,9 @@ pub enum FromTemplate {
     SpawnFailed {
         worker: WorkerId,
         reason: String,
+        /// A limit of the machine was met; the application is not to blame.
+        #[serde(default)]
+        no_room: bool,
     },
     Pong {
         id: u64,

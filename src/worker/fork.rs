@@ -16,6 +16,7 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::channel::{Channel, Received};
+use forkmaster_wire::limits;
 use forkmaster_wire::message::ToTemplate;
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -54,7 +55,7 @@ pub enum Reaped {
     /// There is a worker.
     Well,
     /// There is none, and this is why.
-    Failed(String),
+    Failed { reason: String, no_room: bool },
     /// The master has gone or said Stop meanwhile: the middle is gone too.
     MustEnd,
 }
@@ -163,16 +164,25 @@ pub fn reap(middle: Pid, channel: &Channel, inbox: &mut Inbox) -> Reaped {
     };
     match (ended, status) {
         (Ended::Master, _) => Reaped::MustEnd,
-        (Ended::TooLate, _) => Reaped::Failed(format!("the forking process hung for {} s", MIDDLE_TIMEOUT.as_secs())),
+        (Ended::TooLate, _) => failed(format!("the forking process hung for {} s", MIDDLE_TIMEOUT.as_secs())),
         (Ended::Middle, Ok(WaitStatus::Exited(_, 0))) => Reaped::Well,
         (Ended::Middle, Ok(WaitStatus::Exited(_, errno))) => {
-            Reaped::Failed(format!("fork: {}", io::Error::from_raw_os_error(errno)))
+            let error = io::Error::from_raw_os_error(errno);
+            Reaped::Failed { reason: not_forked(&error), no_room: limits::is_no_room(&error) }
         }
         // The application ignores SIGCHLD, or reaps what is not its own. If there is no worker, the master learns it
         // from the channel's end of file.
         (Ended::Middle, Err(Errno::ECHILD)) => Reaped::Well,
-        (Ended::Middle, failed) => Reaped::Failed(format!("the forking process ended with {failed:?}")),
+        (Ended::Middle, ended) => failed(format!("the forking process ended with {ended:?}")),
     }
+}
+
+fn failed(reason: String) -> Reaped {
+    Reaped::Failed { reason, no_room: false }
+}
+
+pub fn not_forked(error: &io::Error) -> String {
+    format!("fork: {}", limits::explain(error))
 }
 
 enum Ended {

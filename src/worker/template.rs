@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::time::Instant;
 
 use forkmaster_wire::channel::{Channel, Received};
+use forkmaster_wire::limits;
 use forkmaster_wire::log_line;
 use forkmaster_wire::message::{
     Boot, Failure, FromTemplate, Hello, Loaded, LogLevel, ProofStep, Spawn, ToTemplate, WorkerId, EXIT_CHANNEL_CLOSED,
@@ -19,7 +20,7 @@ use pyo3::prelude::*;
 
 use crate::birth::{Birth, Born, Legacy};
 use crate::failure::{failure, from_exception};
-use crate::fork::{fork, reap, Forked, Inbox, Reaped};
+use crate::fork::{fork, not_forked, reap, Forked, Inbox, Reaped};
 use crate::logs::{self, Logs};
 use crate::signals::{enable_crash_dumps, exit_now, flush, register_stack_dumps, Signals};
 use crate::title::Title;
@@ -161,7 +162,7 @@ impl Template {
         let birth = match Birth::new(spawn, fds, self.logs) {
             Ok(birth) => birth,
             Err(reason) => {
-                self.spawn_failed(worker, reason);
+                self.spawn_failed(worker, reason, false);
                 return Ok(None);
             }
         };
@@ -178,21 +179,24 @@ impl Template {
             let legacy = legacy.take().expect("a template becomes a worker once, and forks no more then");
             birth.begin(boot, legacy)
         });
-        let failed = match forked {
+        let (failed, no_room) = match forked {
             Ok(Forked::Worker(born)) => return Ok(Some(born)),
             Ok(Forked::Template(middle)) => match py.detach(|| reap(middle, channel, inbox)) {
                 Reaped::Well => return Ok(None),
                 Reaped::MustEnd => exit_now(py, 0),
-                Reaped::Failed(reason) => reason,
+                Reaped::Failed { reason, no_room } => (reason, no_room),
             },
-            Err(errno) => format!("fork: {}", io::Error::from(errno)),
+            Err(errno) => {
+                let error = io::Error::from(errno);
+                (not_forked(&error), limits::is_no_room(&error))
+            }
         };
-        self.spawn_failed(worker, failed);
+        self.spawn_failed(worker, failed, no_room);
         Ok(None)
     }
 
-    fn spawn_failed(&self, worker: WorkerId, reason: String) {
-        tell(&self.channel, &FromTemplate::SpawnFailed { worker, reason });
+    fn spawn_failed(&self, worker: WorkerId, reason: String, no_room: bool) {
+        tell(&self.channel, &FromTemplate::SpawnFailed { worker, reason, no_room });
     }
 }
 

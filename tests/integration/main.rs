@@ -70,6 +70,8 @@ mod launched;
 mod listeners;
 // A worker's own lines never hold it up.
 mod lines;
+// Limits of the machine: too few open files.
+mod limits;
 // How lines look, and which requests have one.
 mod log_forms;
 // The access log and the error log, their files, and probes of health.

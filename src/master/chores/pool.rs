@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use forkmaster_wire::limits;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::progress::Progress;
@@ -90,7 +91,10 @@ impl<D: Send + 'static> Pool<D> {
                 Ok(()) => state.threads += 1,
                 // Without any there is nobody who could wake the loop.
                 Err(error) if state.threads == 0 => {
-                    self.failed.push_back((id, NotDone(format!("{what}: no thread can be started: {error}"))));
+                    self.failed.push_back((
+                        id,
+                        NotDone(format!("{what}: no thread can be started: {}", limits::explain(&error))),
+                    ));
                     let _ = self.shared.wake.write(1);
                     return id;
                 }

@@ -91,6 +91,13 @@ pub enum Note {
         leaving: usize,
         of: Vec<GenerationId>,
         max_processes: Option<u32>,
+        /// The limit of open files, where that bound follows from it.
+        open_files: Option<u64>,
+    },
+    /// A limit of the machine lets no worker be made. It is tried again.
+    NoRoom {
+        generation: GenerationId,
+        refusal: Refusal,
     },
     /// Leftover processes whose time has become short.
     LeftoversCut {
@@ -392,6 +399,7 @@ impl Note {
             | Note::WaitsForThreads { .. }
             | Note::ServiceSkipped { .. }
             | Note::Waiting { .. }
+            | Note::NoRoom { .. }
             | Note::LeftoversCut { .. }
             | Note::Held { .. }
             | Note::Slow { .. }
@@ -475,10 +483,15 @@ impl fmt::Display for Note {
                 write!(f, "canary gen={generation} {verdict}: {why}")?;
                 canary.iter().try_for_each(|canary| write!(f, "\n{}", canary.to_string().trim_end()))
             }
-            Note::Waiting { generation, leaving, of, max_processes } => {
+            Note::NoRoom { generation, refusal } => {
+                write!(f, "generation gen={generation} tries again to make a worker: {}", refusal.reason)
+            }
+            Note::Waiting { generation, leaving, of, max_processes, open_files } => {
                 write!(f, "generation gen={generation} waits for room for a worker")?;
-                if let Some(max) = max_processes {
-                    write!(f, " (max_processes = {max})")?;
+                match (max_processes, open_files) {
+                    (Some(max), Some(limit)) => write!(f, " ({limit} open files have room for {max})")?,
+                    (Some(max), None) => write!(f, " (max_processes = {max})")?,
+                    (None, _) => {}
                 }
                 write!(f, ": {leaving} processes leave")?;
                 for generation in of {

@@ -12,6 +12,7 @@ use crate::shared::Shared;
 use crate::sources::Source;
 use crate::supervisor::worker::Exit;
 use crate::supervisor::Event;
+use forkmaster_wire::limits;
 use forkmaster_wire::message::GenerationId;
 
 /// The command of a generation, while it runs.
@@ -40,7 +41,7 @@ impl Service {
         let output = Output::new(started.output);
         let token = shared.sources.add(&output, Source::Command(generation)).map_err(|error| {
             shared.children.disown(who);
-            failure(format!("its output cannot be watched: {error}"))
+            failure(format!("its output cannot be watched: {}", limits::explain(&error)))
         })?;
         processes.command = Some(CommandProcess { output, token, start: started.start });
         log::info!("command gen={generation} pid={} started: {}", started.pid, processes.pause_command.join(" "));
@@ -77,7 +78,7 @@ impl Service {
         });
         match exit {
             Exit::Code(0) => log::info!("command gen={generation} ended: {exit}"),
-            Exit::Code(_) | Exit::Signal { .. } | Exit::NeverBorn(_) | Exit::LostAtBirth => {
+            Exit::Code(_) | Exit::Signal { .. } | Exit::NeverBorn(_) | Exit::NoRoom(_) | Exit::LostAtBirth => {
                 log::error!("command gen={generation} ended: {exit}")
             }
         }

@@ -15,6 +15,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use forkmaster_wire::limits;
 use forkmaster_wire::message::GenerationId;
 
 use super::birth::{Program, NOT_EXECUTED, NOT_FOUND};
@@ -143,7 +144,7 @@ impl Service {
             let Some(moment) = self.hooks.waiting.pop_front() else { break };
             let shown = moment.shown();
             if let Err(error) = self.hooks.begin(&moment, shared) {
-                log::error!("{shown} cannot be started: {error}");
+                log::error!("{shown} cannot be started: {}", limits::explain(&error));
             }
         }
     }

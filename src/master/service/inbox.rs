@@ -158,14 +158,17 @@ impl Service {
                 Some(TemplateEvent::Loaded)
             }
             FromTemplate::Failed(failure) => Some(TemplateEvent::Failed(failure.into())),
-            FromTemplate::SpawnFailed { worker, reason } => {
+            FromTemplate::SpawnFailed { worker, reason, no_room } => {
                 // It may have been forked all the same, and then its own end is awaited.
                 self.read_worker(worker, shared, events);
                 let unborn = self.workers.get(&worker).filter(|worker| worker.pid.is_none());
                 if unborn.is_some_and(|worker| worker.generation == generation) {
-                    log::error!("template gen={generation} could not fork a worker: {reason}");
+                    if !no_room {
+                        log::error!("template gen={generation} could not fork a worker: {reason}");
+                    }
                     let refusal = Refusal::new(format!("the worker could not be forked: {reason}"));
-                    self.worker_ended(worker, Exit::NeverBorn(refusal), shared, events);
+                    let exit = if no_room { Exit::NoRoom(refusal) } else { Exit::NeverBorn(refusal) };
+                    self.worker_ended(worker, exit, shared, events);
                 }
                 None
             }

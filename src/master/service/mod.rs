@@ -17,6 +17,7 @@ mod made_logs;
 pub mod measures;
 pub mod not_started;
 pub mod oom;
+pub mod open_files;
 pub mod output;
 pub mod pages;
 pub mod prepare;
@@ -61,6 +62,7 @@ use processes::{GenerationProcesses, WorkerProcess};
 use readiness::Readiness;
 use services::ServiceProcess;
 use slow::SlowLog;
+use tell::OwedLogs;
 
 /// Events on their way to the supervisor, in the order in which they happened.
 pub type EventQueue = VecDeque<Event>;
@@ -94,6 +96,7 @@ pub struct Service {
     pages: Pages,
     hooks: Hooks,
     oom: OomKills,
+    owed_logs: Option<OwedLogs>,
     pub last_lines: LastLines,
     last_stacks: u64,
     slow: SlowLog,
@@ -129,6 +132,7 @@ impl Service {
             pages: Pages::default(),
             hooks: Hooks::default(),
             oom: OomKills::watch(),
+            owed_logs: None,
             last_lines: LastLines::default(),
             last_stacks: 0,
             slow: SlowLog::default(),
@@ -174,7 +178,8 @@ impl Service {
 
     /// When something is to be looked at, at the latest.
     pub fn wake_at(&self) -> Instant {
-        let deadlines = self.supervisor.next_deadline().into_iter().chain(self.hooks.next_deadline());
+        let logs = self.owed_logs.as_ref().map(|owed| owed.at);
+        let deadlines = self.supervisor.next_deadline().into_iter().chain(self.hooks.next_deadline()).chain(logs);
         deadlines.fold(self.look_at, Instant::min)
     }
 }

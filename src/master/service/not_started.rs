@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use forkmaster_wire::limits;
+
 use crate::config::settings::Identity;
 use crate::exit_code::ExitCode;
 
@@ -68,7 +70,9 @@ impl fmt::Display for NotStarted {
                 executable.display(),
                 directory.display()
             ),
-            NotStarted::Other { executable, error } => write!(f, "{} cannot be started: {error}", executable.display()),
+            NotStarted::Other { executable, error } => {
+                write!(f, "{} cannot be started: {}", executable.display(), limits::explain(error))
+            }
         }
     }
 }

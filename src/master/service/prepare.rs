@@ -4,9 +4,11 @@
 
 use std::collections::BTreeMap;
 
+use forkmaster_wire::limits;
 use forkmaster_wire::message::{GenerationId, ListenerId};
 use forkmaster_wire::mutant::{self, Mutant};
 
+use super::open_files::{self, Verdict};
 use super::processes::GenerationProcesses;
 use super::Service;
 use crate::config::change::Fixed;
@@ -34,6 +36,14 @@ impl Service {
             log::warn!("{warning}");
         }
         let settings = loaded.settings;
+        match open_files::verdict(&settings, limits::open_files()) {
+            Verdict::Enough => {}
+            Verdict::InTurns(sentence) => log::warn!("{sentence}"),
+            Verdict::TooFew(sentence) => {
+                self.give_back_all(logs, shared);
+                return Err(refusal(sentence, ExitCode::Configuration));
+            }
+        }
         if self.fixed.is_none() {
             self.fixed = Some(Fixed::of(&settings));
             self.set_hooks(&settings);
@@ -85,7 +95,7 @@ impl Service {
             Err(error) => {
                 self.close_listeners(&bound, shared);
                 self.give_back_all(logs, shared);
-                return Err(refusal(format!("no scoreboard: {error}"), ExitCode::of(&error)));
+                return Err(refusal(format!("no scoreboard: {}", limits::explain(&error)), ExitCode::of(&error)));
             }
         };
         (processes.error_log, processes.access) = (logs.error, logs.access);

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::channel::Channel;
+use forkmaster_wire::limits;
 use forkmaster_wire::message::{
     Access as AccessLine, Boot, GenerationId, Hello, ListenerId, SlotIndex, ToTemplate, ToWorker, WorkerId,
 };
@@ -15,6 +16,7 @@ use mio::Token;
 
 use super::birth::Failure;
 use super::command::CommandProcess;
+use super::open_files;
 use crate::config::settings::{RehearsalSettings, Settings, Surge};
 use crate::config::Effective;
 use crate::facts::history::{Grown, Growth};
@@ -201,10 +203,16 @@ impl GenerationProcesses {
     pub fn plan(&self) -> Plan {
         let settings = &self.settings;
         let server = &settings.server;
+        let limit = limits::open_files();
+        // More than the scoreboard has room for are no bound.
+        let by_files = limit.map(|limit| open_files::workers_max(settings, limit));
+        let by_files = by_files.filter(|max| *max < server.max_processes.unwrap_or(self.board.cells()));
         Plan {
             workers: server.workers,
             cells: self.board.cells(),
-            max_processes: server.max_processes,
+            max_processes: by_files.or(server.max_processes),
+            open_files: limit.filter(|_| by_files.is_some()),
+            unborn_max: open_files::unborn_max(self.listeners.len(), limit),
             listeners: self.all_listeners(),
             surge: match settings.reload.max_surge {
                 // All of them have to boot before anything is paused, and memory is the bound.

@@ -15,6 +15,7 @@ use crate::sources::Source;
 use crate::supervisor::services::{Event as ServiceEvent, ServiceId};
 use crate::supervisor::worker::Exit;
 use crate::supervisor::Event;
+use forkmaster_wire::limits;
 use forkmaster_wire::message::GenerationId;
 
 pub struct ServiceProcess {
@@ -56,7 +57,7 @@ impl Service {
         if of.ready_within.is_some() && self.readiness.is_none() {
             let made = Readiness::new(&mut shared.sources);
             self.readiness = Some(made.map_err(|error| {
-                Refusal::new(format!("there is no socket for it to say that it is ready: {error}"))
+                Refusal::new(format!("there is no socket for it to say that it is ready: {}", limits::explain(&error)))
             })?);
         }
         let listeners = processes.service_listeners.get(name).map_or(&[][..], |listeners| listeners);
@@ -75,7 +76,7 @@ impl Service {
         let output = Output::new(started.output);
         let token = shared.sources.add(&output, Source::Service(service)).map_err(|error| {
             shared.children.disown(who);
-            Refusal::new(format!("its output cannot be watched: {error}"))
+            Refusal::new(format!("its output cannot be watched: {}", limits::explain(&error)))
         })?;
         let (name, stop_signal) = (of.name.clone(), of.stop_signal);
         let start = Some(started.start);

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use forkmaster_wire::channel::Channel;
+use forkmaster_wire::limits;
 use forkmaster_wire::message::{GenerationId, SlotIndex, Spawn, ToTemplate, WorkerId};
 use nix::fcntl::OFlag;
 
@@ -31,15 +32,16 @@ impl Service {
     /// Executes the release's interpreter. What goes wrong is the reason that the asker hears.
     pub fn start_template(&mut self, generation: GenerationId, shared: &mut Shared) -> Result<(), Refusal> {
         let failure = |reason: String| Refusal::new(reason);
+        let failed = |what: &str, error: &io::Error| Refusal::new(format!("{what}: {}", limits::explain(error)));
         let Some(processes) = self.generations.get_mut(&generation) else {
             return Err(failure("forgotten".to_owned()));
         };
-        let (ours, theirs) = Channel::pair().map_err(|error| failure(format!("no channel: {error}")))?;
+        let (ours, theirs) = Channel::pair().map_err(|error| failed("no channel", &error))?;
         // The first message waits in the channel before the interpreter has even started.
         let boot = ToTemplate::Boot(Box::new(processes.boot(generation)));
-        ours.prove_senders().map_err(|error| failure(format!("no channel: {error}")))?;
-        let error_log = shared.log.fd().map_err(|error| failure(format!("no log: {error}")))?;
-        ours.send(&boot, &processes.logs(&error_log)).map_err(|error| failure(format!("no boot message: {error}")))?;
+        ours.prove_senders().map_err(|error| failed("no channel", &error))?;
+        let error_log = shared.log.fd().map_err(|error| failed("no log", &error))?;
+        ours.send(&boot, &processes.logs(&error_log)).map_err(|error| failed("no boot message", &error))?;
         let app = &processes.settings.app;
         let started = python::template(python::Start {
             executable: app.interpreter.executable.clone(),
@@ -60,7 +62,7 @@ impl Service {
         }
         let token = shared.sources.add(&ours, Source::Template(generation)).map_err(|error| {
             shared.children.disown(who);
-            failure(format!("its channel cannot be watched: {error}"))
+            failed("its channel cannot be watched", &error)
         })?;
         processes.template =
             Some(TemplateProcess { pid, channel: ours, token, failure: Some(why), said: Said::Nothing });
@@ -101,15 +103,25 @@ impl Service {
     }
 
     /// Has the template fork a worker.
-    pub fn spawn(&mut self, generation: GenerationId, order: SpawnOrder, shared: &mut Shared) -> io::Result<()> {
-        let id = order.worker;
-        let spawned = self.try_spawn(generation, order, shared);
-        if spawned.is_err() {
+    pub fn spawn(&mut self, generation: GenerationId, order: SpawnOrder, shared: &mut Shared) -> Result<(), Exit> {
+        let (id, slot) = (order.worker, order.slot);
+        self.try_spawn(generation, order, shared).map_err(|error| {
             if let Some(processes) = self.generations.get_mut(&generation) {
                 processes.free_cell_of(id);
             }
-        }
-        spawned
+            // Its channel is full.
+            if error.kind() == io::ErrorKind::WouldBlock {
+                return Exit::NoRoom(Refusal::new(
+                    "the worker could not be forked: the template does not read what it is told",
+                ));
+            }
+            let refusal = Refusal::new(format!("the worker could not be forked: {}", limits::explain(&error)));
+            if limits::is_no_room(&error) {
+                return Exit::NoRoom(refusal);
+            }
+            log::error!("worker gen={generation} slot={slot} cannot be forked: {error}");
+            Exit::NeverBorn(refusal)
+        })
     }
 
     /// Leaves it to `spawn` to free the cell. Telling the template is the last thing that can fail.

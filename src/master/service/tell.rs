@@ -1,8 +1,11 @@
 //! What the master says to its processes, and how it ends them.
 
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
+use forkmaster_wire::limits;
 use forkmaster_wire::message::{GenerationId, ToTemplate, ToWorker, WorkerId};
 use forkmaster_wire::scoreboard::Scoreboard;
 use forkmaster_wire::text::cut_text;
@@ -13,22 +16,71 @@ use crate::children::Who;
 use crate::facts::outcome::Refusal;
 use crate::shared::Shared;
 
+/// A worker reads its channel at once, and what was on its way to it leaves room for the next.
+const LOGS_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// Somebody else of the same user has as many descriptors on their way as the limit allows.
+const LOGS_WITHIN: Duration = Duration::from_secs(10);
+
+/// Who is still to get the logs.
+pub struct OwedLogs {
+    to: Vec<Who>,
+    /// When to try.
+    pub at: Instant,
+    until: Instant,
+}
+
 impl Service {
     /// Gives the logs as they are now to everyone who writes to them.
-    pub fn hand_out_logs(&self, shared: &Shared) {
+    pub fn hand_out_logs(&mut self, shared: &Shared) {
+        let templates = self.generations.iter().filter(|(_, processes)| processes.template.is_some());
+        let templates = templates.map(|(generation, _)| Who::Template(*generation));
+        let to = templates.chain(self.workers.keys().map(|worker| Who::Worker(*worker))).collect();
+        let now = shared.clock.now();
+        self.owed_logs = Some(OwedLogs { to, at: now, until: now + LOGS_WITHIN });
+        self.hand_out_owed_logs(shared);
+    }
+
+    /// Whoever has not got them yet, since too many descriptors were on their way, is tried again.
+    pub fn hand_out_owed_logs(&mut self, shared: &Shared) {
+        let now = shared.clock.now();
+        let Some(OwedLogs { to, until, .. }) = self.owed_logs.take_if(|owed| owed.at <= now) else { return };
         let error_log = match shared.log.fd() {
             Ok(error_log) => error_log,
-            Err(error) => return log::error!("workers go on with the old log: {error}"),
+            Err(error) => return log::error!("workers go on with the old log: {}", limits::explain(&error)),
         };
-        for (processes, template) in
-            self.generations.values().filter_map(|processes| Some((processes, processes.template.as_ref()?)))
-        {
-            template.tell_with(&ToTemplate::Logs, &processes.logs(&error_log));
-        }
-        for worker in self.workers.values() {
-            if let Some(processes) = self.generations.get(&worker.generation) {
-                worker.tell_with(&ToWorker::Logs, &processes.logs(&error_log));
+        let mut still = Vec::new();
+        for who in to {
+            match self.hand_logs_to(who, &error_log) {
+                Err(error) if limits::is_no_room(&error) && error.kind() != io::ErrorKind::WouldBlock => {
+                    if now >= until {
+                        log::error!("{who:?} goes on with the old log: {}", limits::explain(&error));
+                    } else {
+                        still.push(who);
+                    }
+                }
+                // Or it is dying, or does not read, which its deadlines notice.
+                Ok(()) | Err(_) => {}
             }
+        }
+        self.owed_logs = (!still.is_empty()).then_some(OwedLogs { to: still, at: now + LOGS_AGAIN_AFTER, until });
+    }
+
+    fn hand_logs_to(&self, who: Who, error_log: &OwnedFd) -> io::Result<()> {
+        let (generation, worker) = match who {
+            Who::Template(generation) => (generation, None),
+            Who::Worker(id) => match self.workers.get(&id) {
+                Some(worker) => (worker.generation, Some(worker)),
+                None => return Ok(()),
+            },
+            Who::Hook(_) | Who::Command(_) | Who::Service(_) | Who::NewBinary | Who::Stray => return Ok(()),
+        };
+        let Some(processes) = self.generations.get(&generation) else { return Ok(()) };
+        let logs = processes.logs(error_log);
+        match (worker, &processes.template) {
+            (Some(worker), _) => worker.channel.send(&ToWorker::Logs, &logs),
+            (None, Some(template)) => template.channel.send(&ToTemplate::Logs, &logs),
+            (None, None) => Ok(()),
         }
     }
 

@@ -42,6 +42,10 @@ pub struct Plan {
     pub cells: u32,
     /// Worker processes of all generations together: serving, booting and draining.
     pub max_processes: Option<u32>,
+    /// The limit of open files, where that bound follows from it.
+    pub open_files: Option<u64>,
+    /// Workers that its template may have been told to fork and has not yet.
+    pub unborn_max: u32,
     pub listeners: Vec<ListenerId>,
     pub surge: Surge,
     pub unavailable: u32,
@@ -65,6 +69,20 @@ pub struct Plan {
     /// Its workers remember requests, and its candidate answers those that the workers before it remember.
     pub rehearsal: Option<Box<RehearsalPlan>>,
     pub services: Box<[ServicePlan]>,
+}
+
+impl Plan {
+    /// What bounds the number of worker processes, in words.
+    pub fn bound(&self) -> Option<String> {
+        let max = self.max_processes?;
+        Some(match self.open_files {
+            Some(limit) => format!(
+                "the limit of {limit} open files has room for {max} (raise LimitNOFILE= in the unit, or `ulimit -n`, and \
+                 restart)"
+            ),
+            None => format!("max_processes = {max}"),
+        })
+    }
 }
 
 /// How many processes a reload may add.
@@ -114,6 +132,18 @@ pub struct Generation {
     /// Workers that found no room in this turn.
     pub denied: usize,
     pub blocked: Option<Blocked>,
+    /// A limit of the machine was met.
+    pub no_room: Option<NoRoom>,
+}
+
+/// The machine lets no worker be made: the next try waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoRoom {
+    /// Since when there was no birth.
+    pub since: Instant,
+    /// None: it may be tried.
+    pub until: Option<Instant>,
+    pub pause: Duration,
 }
 
 /// There is no room for its next worker until others have gone.
@@ -301,12 +331,20 @@ impl Generation {
         }
     }
 
+    /// What the machine had no room for may be tried again when its time has come.
+    pub fn end_rest(&mut self, now: Instant) {
+        if let Some(no_room) = &mut self.no_room {
+            no_room.until = no_room.until.filter(|until| *until > now);
+        }
+    }
+
     /// The earliest moment at which something of it must be looked at again.
     /// `makes_room`: who waits for room is looked at.
     pub fn deadline(&self, makes_room: bool) -> Option<Instant> {
         let workers = self.workers.iter().filter_map(|worker| worker.deadline(self.plan.max_lifetime));
         let backoffs = self.slots.iter().filter_map(|slot| slot.backoff_until);
         let blocked = self.blocked.filter(|_| makes_room).map(|blocked| blocked.until);
+        let no_room = self.no_room.and_then(|no_room| no_room.until);
         workers
             .chain(backoffs)
             .chain(self.template.deadline())
@@ -314,6 +352,7 @@ impl Generation {
             .chain(self.keep.deadline())
             .chain(self.rehearsal.deadline())
             .chain(blocked)
+            .chain(no_room)
             .min()
     }
 }

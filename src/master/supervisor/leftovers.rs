@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::generation::{Blocked, Generation, State, Step};
+use super::generation::{Blocked, Generation, Plan, State, Step};
 use super::worker::State as WorkerState;
 use super::{Supervisor, EXIT_WITHIN, KILLED_WITHIN};
 use crate::facts::note::Note;
@@ -25,7 +25,11 @@ impl Supervisor {
 
     /// As the latest settings say that have not been refused.
     fn max_processes(&self) -> Option<u32> {
-        self.in_transaction().or(self.serving())?.plan.max_processes
+        self.bounding()?.max_processes
+    }
+
+    fn bounding(&self) -> Option<&Plan> {
+        Some(&self.in_transaction().or(self.serving())?.plan)
     }
 
     /// There may be three times as many leftovers as there are workers, or would be were they not switched off: those who are
@@ -66,8 +70,9 @@ impl Supervisor {
             if self.generations[at].blocked.is_none() {
                 let of = self.generations.iter().filter(|other| other.leaving() > 0).map(|other| other.id).collect();
                 let max_processes = self.max_processes();
+                let open_files = self.bounding().and_then(|plan| plan.open_files);
                 let id = self.generations[at].id;
-                self.note(Note::Waiting { generation: id, leaving, of, max_processes });
+                self.note(Note::Waiting { generation: id, leaving, of, max_processes, open_files });
                 self.generations[at].blocked = Some(Blocked { until, leaving });
                 // The wait has a time of its own.
                 if let State::Rolling { step: Step::Exchanging { deadline } | Step::Placing { deadline }, .. } =
@@ -92,10 +97,8 @@ impl Supervisor {
 
     fn refuse_without_room(&mut self, at: usize, now: Instant) {
         let (id, processes) = (self.generations[at].id, self.processes());
-        let reason = match self.max_processes() {
-            Some(max) => {
-                format!("there is no room for a worker: {processes} processes are there, max_processes = {max}")
-            }
+        let reason = match self.bounding().and_then(Plan::bound) {
+            Some(bound) => format!("there is no room for a worker: {processes} processes are there, {bound}"),
             None => "there is no memory for a worker".to_owned(),
         };
         self.refuse(id, Refusal::new(reason), now);

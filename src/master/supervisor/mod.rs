@@ -594,6 +594,7 @@ impl Supervisor {
         for at in 0..self.generations.len() {
             self.expire_template(at, now);
             self.expire_kept(at, now);
+            self.generations[at].end_rest(now);
             for slot in &mut self.generations[at].slots {
                 slot.backoff_until = slot.backoff_until.filter(|until| *until > now);
             }

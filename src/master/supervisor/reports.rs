@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::WorkerId;
 
-use super::generation::{State, Step};
+use super::backoff;
+use super::generation::{NoRoom, State, Step};
 use super::worker::{Due, Event, Exit, State as WorkerState, Worker, CHECK_STUCK_EVERY};
 use super::{Action, Supervisor, EXIT_WITHIN};
 use crate::facts::note::{Note, WorkerName};
@@ -13,6 +14,12 @@ use crate::facts::outcome::Refusal;
 
 /// Boots that may fail while a proved generation rolls; the first one could be an accident.
 pub(super) const FAILED_BOOTS_MAX: u32 = 3;
+
+/// How long a reload tries to make a worker that a limit of the machine leaves no room for. What was in the way may be leaving.
+const NO_ROOM_WITHIN: Duration = Duration::from_secs(10);
+
+/// The longest pause between two tries. They cost a few system calls.
+const NO_ROOM_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 impl Supervisor {
     pub(super) fn on_worker(&mut self, id: WorkerId, event: Event, now: Instant) {
@@ -365,6 +372,7 @@ impl Supervisor {
         let Some(worker) = generation.worker_mut(id) else { return };
         worker.pid = Some(pid);
         let (worker, to) = (worker.clone(), worker.state.word());
+        generation.no_room = None;
         let worker = generation.name(&worker);
         self.note(Note::Worker { worker, from: None, to, after_ms: 0 });
         self.watch_forks(at, true, now);
@@ -437,6 +445,26 @@ impl Supervisor {
         }
     }
 
+    /// A limit of the machine leaves no room for it, and the release is not to blame. It is tried again; where somebody waits for
+    /// a reload, not for ever.
+    fn no_room(&mut self, at: usize, refusal: Refusal, now: Instant) {
+        let generation = &mut self.generations[at];
+        let id = generation.id;
+        let before = generation.no_room;
+        if before.is_some_and(|no_room| no_room.until.is_some()) {
+            return;
+        }
+        let pause = before.map_or(backoff::FIRST, |no_room| (no_room.pause * 2).min(NO_ROOM_PAUSE_MAX));
+        let since = before.map_or(now, |no_room| no_room.since);
+        generation.no_room = Some(NoRoom { since, until: Some(now + pause), pause });
+        let in_transaction = matches!(generation.state, State::Proving | State::Rolling { .. });
+        if in_transaction && now.saturating_duration_since(since) >= NO_ROOM_WITHIN {
+            self.refuse(id, refusal, now);
+        } else if before.is_none() {
+            self.note(Note::NoRoom { generation: id, refusal });
+        }
+    }
+
     /// A worker that had come up is gone or going by itself: its slot rests as its history asks for.
     pub(super) fn slot_lost(&mut self, at: usize, worker: &Worker, now: Instant) {
         let served = match worker.state {
@@ -481,6 +509,8 @@ impl Supervisor {
             WorkerState::Serving { due: Some(Due::Leaving), .. } => *exit == Exit::Code(0),
             WorkerState::Exiting { said_why, .. } => said_why,
             WorkerState::Killed { .. } | WorkerState::Terminating { .. } | WorkerState::Kept { .. } => true,
+            // A line of its own tells of it, once.
+            WorkerState::Starting { .. } if matches!(exit, Exit::NoRoom(_)) => true,
             WorkerState::Starting { .. }
             | WorkerState::Ready
             | WorkerState::Opening { .. }
@@ -496,6 +526,9 @@ impl Supervisor {
         }
         match worker.state {
             WorkerState::Starting { .. } if *exit == Exit::LostAtBirth => self.lost_at_birth(at, name, now),
+            WorkerState::Starting { .. } if matches!(exit, Exit::NoRoom(_)) => {
+                self.no_room(at, exit.refusal("there is no room"), now);
+            }
             WorkerState::Starting { .. } | WorkerState::Ready => {
                 let what = match self.rehearsed_by(at, Some(id)) {
                     Some(words) => format!("the candidate died in {words}"),

@@ -165,6 +165,7 @@ impl Supervisor {
             condemned: false,
             denied: 0,
             blocked: None,
+            no_room: None,
         });
         supervisor.services = services.into_iter().map(|service| service.restore(generation)).collect();
         supervisor.books = saved.books.into_iter().map(|(name, book)| (name, book.restore())).collect();

@@ -46,9 +46,12 @@ impl Target {
     /// So many workers; 0 switches them off.
     pub fn set(&mut self, wanted: u32, plan: &Plan) -> Result<u32, Refusal> {
         if wanted > most(plan) {
-            return Err(Refusal::new(match plan.max_processes {
-                Some(max) if max.saturating_sub(1) <= most(plan) => format!("{wanted} workers are too many for max_processes = {max}"),
-                Some(_) | None => format!(
+            return Err(Refusal::new(match (plan.max_processes, plan.bound()) {
+                (Some(max), Some(bound)) if max.saturating_sub(1) <= most(plan) => match plan.open_files {
+                    Some(_) => format!("{wanted} workers are too many, with one more that proves a release: {bound}"),
+                    None => format!("{wanted} workers are too many for {bound}"),
+                },
+                (Some(_) | None, _) => format!(
                     "{wanted} workers are more than the {} that a scoreboard for workers = {} has room for; set `workers` \
                      and reload",
                     most(plan),

@@ -7,7 +7,7 @@
 //! | Starting | failed | Stopping | refused while proving; else a line |
 //! | Starting | loads for long | Starting | its stacks, by signal |
 //! | Starting | deadline | Killed | refused while proving; else it starts again |
-//! | Ready | told to fork | Forking | at most 64 at a time, so that the messages fit into its channel |
+//! | Ready | told to fork | Forking | a few at a time, so that messages and descriptors have room on their way |
 //! | Forking | a worker was born | Ready, or Forking with a new deadline | |
 //! | Forking | deadline | Dumping | its stacks, by signal |
 //! | Dumping | deadline | Killed | refused while proving; else it starts again |
@@ -35,10 +35,6 @@ const FORK_WITHIN: Duration = Duration::from_secs(5);
 /// Workers that boot take the processors from it. Among 400 of them on two processors its turn comes once a second
 /// (sched(7): a slice is some milliseconds), and a fork takes several turns.
 const FORK_EACH: Duration = Duration::from_millis(50);
-
-/// Messages that lie in a template's channel at most. A Spawn with its descriptors is charged with some 800 bytes, and
-/// 280 of them fill the socket's buffer of 212,992 bytes (socket(7), SO_SNDBUF).
-const UNBORN_MAX: usize = 64;
 
 /// A stopped template has nothing to finish.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
@@ -155,9 +151,9 @@ impl Template {
     }
 
     /// Takes another worker to fork.
-    pub fn takes_spawns(&self, unborn: usize) -> bool {
+    pub fn takes_spawns(&self) -> bool {
         match self {
-            Template::Ready { .. } | Template::Forking { .. } => unborn < UNBORN_MAX,
+            Template::Ready { .. } | Template::Forking { .. } => true,
             Template::Starting { .. }
             | Template::Dumping { .. }
             | Template::Lost { .. }

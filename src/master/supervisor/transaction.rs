@@ -93,6 +93,7 @@ impl Supervisor {
             condemned: false,
             denied: 0,
             blocked: None,
+            no_room: None,
         });
         if let Some(current) = current {
             self.note(Note::Superseded { generation: current, by: id });

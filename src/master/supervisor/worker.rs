@@ -184,6 +184,8 @@ pub enum Exit {
     },
     /// There never was a process, and this is why.
     NeverBorn(Refusal),
+    /// The same, for want of what the machine may have later.
+    NoRoom(Refusal),
     /// Its channel was closed before anyone knew its pid: whoever was to fork it is gone.
     LostAtBirth,
 }
@@ -316,7 +318,7 @@ impl Exit {
     /// As the reason that whoever asked hears: the true one, where there is one.
     pub fn refusal(&self, what: &str) -> Refusal {
         match self {
-            Exit::NeverBorn(refusal) => refusal.clone(),
+            Exit::NeverBorn(refusal) | Exit::NoRoom(refusal) => refusal.clone(),
             Exit::Code(EXIT_CHANNEL_CLOSED) => Refusal::new(format!(
                 "{what}: {self}: the application has closed file descriptors that are not its own (os.closerange?)"
             )),
@@ -336,7 +338,7 @@ impl fmt::Display for Exit {
                 }
                 f.write_str(if *core { " (core dumped)" } else { "" })
             }
-            Exit::NeverBorn(refusal) => write!(f, "never born: {}", refusal.reason),
+            Exit::NeverBorn(refusal) | Exit::NoRoom(refusal) => write!(f, "never born: {}", refusal.reason),
             Exit::LostAtBirth => f.write_str("died before it was known"),
         }
     }
@@ -365,7 +367,10 @@ impl Supervisor {
     pub(super) fn spawn(&mut self, at: usize, slot: SlotIndex, now: Instant) {
         let (free, wanted) = (self.free_processes(), self.wanted(at));
         let generation = &mut self.generations[at];
-        if !generation.template.takes_spawns(generation.unborn()) {
+        if !generation.template.takes_spawns() || generation.unborn() >= generation.plan.unborn_max as usize {
+            return;
+        }
+        if generation.no_room.is_some_and(|no_room| no_room.until.is_some()) {
             return;
         }
         if free == Some(0) {

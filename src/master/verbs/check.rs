@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use forkmaster_wire::channel::{Channel, Received, Sender};
 use forkmaster_wire::handoff::Queue;
+use forkmaster_wire::limits;
 use forkmaster_wire::message::{
     Failure, FromTemplate, FromWorker, GenerationId, SlotIndex, Spawn, ToTemplate, ToWorker, WorkerId,
 };
@@ -25,6 +26,7 @@ use crate::library::Library;
 use crate::listeners::{self, ListenError};
 use crate::service::birth::Birth;
 use crate::service::not_started::NotStarted;
+use crate::service::open_files::{self, Verdict};
 use crate::service::processes::GenerationProcesses;
 use crate::service::python;
 use crate::verbs::output;
@@ -78,6 +80,14 @@ pub fn run(source: &Source, context: &ProcessContext, with_boot: bool) -> ExitCo
     if !missing.is_empty() {
         missing.iter().for_each(output::complain);
         return ExitCode::Configuration;
+    }
+    // The master raises its own limit as far as it may.
+    open_files::raise_limit();
+    match open_files::verdict(&loaded.settings, limits::open_files()) {
+        Verdict::Enough => {}
+        Verdict::InTurns(sentence) | Verdict::TooFew(sentence) => {
+            output::complain(format_args!("warning: {sentence} (this shell's limit; a unit has its own)"));
+        }
     }
     warn_of_bodies(&loaded.settings);
     let place = source.file.as_ref().map_or("the command line", |file| file.shown.as_str());

@@ -56,6 +56,48 @@ fn a_template_that_dies_in_the_middle_of_a_spawn_costs_no_deadline() {
     assert_eq!(world.accepting(1), 1);
 }
 
+/// As found: three workers that met the limit of open files ended a start, and no line named it.
+#[test]
+fn a_worker_that_there_is_no_room_for_now_is_tried_again() {
+    let mut world = World::serving(plan(1));
+    let worker = world.some_worker(1);
+    let todo = world.supervisor.handle(Event::Worker { worker, event: WorkerEvent::Exited(killed()) }, world.now);
+    world.alive.remove(&worker);
+    world.accepting.remove(&worker);
+    let unborn = todo.iter().find_map(|action| match action {
+        Action::Spawn { worker, .. } => Some(*worker),
+        _ => None,
+    });
+    world.worker_event(unborn.unwrap(), WorkerEvent::Exited(Exit::NoRoom(refusal("EMFILE"))));
+    world.run();
+    assert!(world.logged("generation gen=1 tries again to make a worker: EMFILE"), "{:#?}", world.log);
+    assert_eq!(world.accepting(1), 0, "the next try waits");
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.accepting(1), 1);
+    assert_eq!(world.supervisor.generations()[0].no_room, None);
+}
+
+#[test]
+fn a_reload_does_not_wait_for_room_for_ever() {
+    let mut world = World::serving(plan(1));
+    let generation = world.reload(plan(1), Behaviour::ForksSlowly);
+    world.run();
+    let (began, mut tries) = (world.now, 0);
+    while world.state(generation.0) == Some("proving") {
+        let unborn = world.alive.iter().find(|(_, of)| **of == generation).map(|(worker, _)| *worker);
+        let Some(unborn) = unborn else {
+            world.pass(Duration::from_millis(100));
+            continue;
+        };
+        tries += 1;
+        world.exit(unborn, Exit::NoRoom(refusal("EMFILE")));
+        world.run();
+    }
+    assert!(matches!(world.last_verdict(), End::Refused(refusal) if refusal.reason == "EMFILE"));
+    assert!(world.now - began >= Duration::from_secs(10) && (4..10).contains(&tries), "{tries}");
+    assert_eq!(world.accepting(1), 1);
+}
+
 #[test]
 fn a_stuck_worker_is_replaced_first_and_then_killed() {
     let mut world = World::serving(plan(1));

@@ -189,6 +189,8 @@ pub fn plan(workers: u32) -> Plan {
         workers,
         cells: workers * 4 + 64,
         max_processes: None,
+        open_files: None,
+        unborn_max: 64,
         listeners: vec![ListenerId(1)],
         surge: Surge::Workers(1),
         unavailable: 0,

@@ -57,6 +57,7 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                         world.worker_event(worker, event);
                     }
                     // Nobody knows its pid: it was never born.
+                    Some(_) if world.generation % 2 == 0 => world.exit(worker, Exit::NoRoom(refusal("EMFILE"))),
                     Some(_) | None => world.exit(worker, Exit::LostAtBirth),
                 },
                 (4, Some(worker), _) => world.worker_event(worker, WorkerEvent::RequestsServed),
