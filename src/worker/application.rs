@@ -9,13 +9,14 @@ use pyo3::types::{PyDict, PyList, PyTuple};
 
 use crate::failure::{failure, from_exception};
 use crate::kind::{self, Kind};
+use crate::pinned::Pinned;
 
 /// Imports the module and returns the callable, or says what to write instead.
-pub fn load<'py>(py: Python<'py>, boot: &Boot) -> Result<Bound<'py, PyAny>, Failure> {
+pub fn load<'py>(py: Python<'py>, boot: &Boot, pinned: &Pinned) -> Result<Bound<'py, PyAny>, Failure> {
     let application = &boot.application;
     let raised = |error: &PyErr| from_exception(py, ProofStep::Import, "while it was imported", error);
     // As an `import` statement does it: importlib's own frames are left out of tracebacks then.
-    let module = py.import(application.module.as_str()).map_err(|error| not_imported(py, boot, &error))?;
+    let module = py.import(application.module.as_str()).map_err(|error| not_imported(py, boot, pinned, &error))?;
     let mut found = module.clone().into_any();
     for attribute in &application.attributes {
         found = found.getattr(attribute.as_str()).map_err(|error| {
@@ -99,7 +100,7 @@ fn instead_of_asgi(path: &str) -> String {
 
 /// Where the module itself is missing, it was looked for in the wrong place; where something that it needs is missing,
 /// by the wrong Python. Where the release itself is missing, neither is to blame.
-fn not_imported(py: Python<'_>, boot: &Boot, error: &PyErr) -> Failure {
+fn not_imported(py: Python<'_>, boot: &Boot, pinned: &Pinned, error: &PyErr) -> Failure {
     let mut failure = from_exception(py, ProofStep::Import, "while it was imported", error);
     if !error.is_instance_of::<PyModuleNotFoundError>(py) {
         return failure;
@@ -112,6 +113,10 @@ fn not_imported(py: Python<'_>, boot: &Boot, error: &PyErr) -> Failure {
         failure.details.clear();
         let gone = release.display();
         format!("the release {gone} is gone, since somebody removed it: keep it while it serves, or deploy another one")
+    } else if let Some(lost) = pinned.lost() {
+        failure.details.clear();
+        let lost = lost.display();
+        format!("{lost} was removed while it serves, and another directory has its name: deploy that one with `forkmaster reload`")
     } else if !is_ours {
         let executable = py.import("sys").and_then(|sys| sys.getattr("executable"));
         format!("not installed for {}", executable.map_or_else(|_| "this Python".to_owned(), |path| path.to_string()))

@@ -26,6 +26,7 @@ mod master_channel;
 mod memory;
 mod metrics;
 mod native_threads;
+mod pinned;
 mod probe;
 mod put;
 mod recall;

@@ -3,28 +3,26 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::path::{Path, PathBuf};
 
-use forkmaster_wire::alias::{self, Alias};
 use forkmaster_wire::message::{Boot, Failure, ProofStep};
-use pyo3::exceptions::PyImportError;
 use pyo3::prelude::*;
-use pyo3::types::{PyCFunction, PyDict, PyList, PyTuple};
+use pyo3::types::{PyDict, PyList};
 
 use crate::application;
 use crate::failure::{failure, from_exception};
+use crate::pinned::Pinned;
 
 /// The working directory and `sys.path` as the application finds them: the real release directory first (as
 /// `python -m` would have it, except with `-P` or PYTHONSAFEPATH), then `pythonpath`.
-pub fn enter_release(py: Python<'_>, boot: &Boot) -> Result<(), Failure> {
+pub fn enter_release(py: Python<'_>, boot: &Boot) -> Result<Pinned, Failure> {
     std::env::set_current_dir(&boot.release).map_err(|error: io::Error| {
         let reason = format!("cannot enter the release directory {}: {error}", boot.release.display());
         failure(ProofStep::Start, reason, "")
     })?;
-    let arrange = || -> PyResult<()> {
+    let arrange = || -> PyResult<Pinned> {
         let sys = py.import("sys")?;
         let path = sys.getattr("path")?.cast_into::<PyList>()?;
-        pin(&sys, &path, &boot.aliases)?;
+        let pinned = Pinned::hold(py, boot)?;
         let flags = sys.getattr("flags")?;
         let safe_path = match flags.getattr_opt("safe_path")? {
             Some(safe_path) => safe_path.is_truthy()?,
@@ -43,57 +41,15 @@ pub fn enter_release(py: Python<'_>, boot: &Boot) -> Result<(), Failure> {
             arguments.set_item("line_buffering", true)?;
             reconfigure.call((), Some(&arguments))?;
         }
-        Ok(())
+        Ok(pinned)
     };
     arrange().map_err(|error| from_exception(py, ProofStep::Start, "while it was started", &error))
 }
 
-/// What PYTHONPATH and `.pth` files have put on `sys.path` by a name that the next deploy leads elsewhere gets its real name.
-/// What the application puts there later keeps its name, and is looked for in the pinned directory all the same.
-fn pin(sys: &Bound<'_, PyModule>, path: &Bound<'_, PyList>, aliases: &[Alias]) -> PyResult<()> {
-    if aliases.is_empty() {
-        return Ok(());
-    }
-    for place in 0..path.len() {
-        // Any object may stand there.
-        let Ok(entry) = path.get_item(place)?.extract::<PathBuf>() else {
-            continue;
-        };
-        if let Some(pinned) = alias::pinned(aliases, &entry) {
-            path.set_item(place, pinned.as_os_str())?;
-        }
-    }
-    // Finders that were made for such names before.
-    sys.getattr("path_importer_cache")?.call_method0("clear")?;
-    let aliases = aliases.to_vec();
-    let finder = move |arguments: &Bound<'_, PyTuple>, _: Option<&Bound<'_, PyDict>>| -> PyResult<Py<PyAny>> {
-        let entry = arguments.get_item(0)?.extract::<PathBuf>().ok();
-        match entry.and_then(|entry| alias::pinned(&aliases, &entry)) {
-            Some(pinned) => finder_of(arguments.py(), &pinned),
-            None => Err(PyImportError::new_err("no other name of the release")),
-        }
-    };
-    let hook = PyCFunction::new_closure(sys.py(), Some(c"forkmaster_pinned"), None, finder)?;
-    sys.getattr("path_hooks")?.call_method1("insert", (0, hook))?;
-    Ok(())
-}
-
-/// What the other hooks have for this path. None of them asks ours again: the path is real.
-fn finder_of(py: Python<'_>, path: &Path) -> PyResult<Py<PyAny>> {
-    for hook in py.import("sys")?.getattr("path_hooks")?.try_iter()? {
-        match hook?.call1((path.as_os_str(),)) {
-            Ok(finder) => return Ok(finder.unbind()),
-            Err(error) if error.is_instance_of::<PyImportError>(py) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Err(PyImportError::new_err("no finder for it"))
-}
-
 /// Everything but the probe, which may open connections that forks must not share: it runs in a worker.
-pub fn import<'py>(py: Python<'py>, boot: &Boot) -> Result<Bound<'py, PyAny>, Failure> {
+pub fn import<'py>(py: Python<'py>, boot: &Boot, pinned: &Pinned) -> Result<Bound<'py, PyAny>, Failure> {
     const DOING: &str = "while it was imported";
-    let application = application::load(py, boot)?;
+    let application = application::load(py, boot, pinned)?;
     for module in &boot.imports {
         py.import(module.as_str()).map_err(|error| from_exception(py, ProofStep::Imports, DOING, &error))?;
     }

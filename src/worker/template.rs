@@ -22,6 +22,7 @@ use crate::birth::{Birth, Born, Legacy};
 use crate::failure::{failure, from_exception};
 use crate::fork::{fork, not_forked, reap, Forked, Inbox, Reaped};
 use crate::logs::{self, Logs};
+use crate::pinned::Pinned;
 use crate::signals::{enable_crash_dumps, exit_now, flush, register_stack_dumps, Signals};
 use crate::title::Title;
 use crate::{logger, sockets, stacks, startup, threads, worker};
@@ -32,6 +33,7 @@ struct Template {
     logs: Logs,
     /// The imported application, with `preload`.
     application: Option<Py<PyAny>>,
+    pinned: Pinned,
     signals: Signals,
     frozen: bool,
     /// None: it has become a worker.
@@ -39,6 +41,13 @@ struct Template {
     /// Its stacks go to the error log, so they follow it when it is opened again.
     stacks_in_log: Option<RawFd>,
     inbox: Inbox,
+}
+
+/// What it has of its release once that is loaded.
+struct Entered {
+    signals: Signals,
+    pinned: Pinned,
+    application: Option<Py<PyAny>>,
 }
 
 /// The life of a template, and in its forks that of a worker.
@@ -64,11 +73,11 @@ pub fn run(py: Python<'_>, channel: Channel, lifeline: OwnedFd) -> PyResult<()> 
     };
     let born = template.serve(py)?;
     // Only a worker comes here. Its copy of the template's channel goes, so that its end is the template's end.
-    let Template { channel, boot, application, mut signals, inbox, .. } = template;
+    let Template { channel, boot, application, pinned, mut signals, inbox, .. } = template;
     drop((channel, inbox));
     stacks::allow();
     signals.restore(py)?;
-    worker::live(py, &boot, born, application, &signals)
+    worker::live(py, &boot, born, application, &pinned, &signals)
 }
 
 impl Template {
@@ -89,12 +98,12 @@ impl Template {
             Err(error) => return Err((channel, failure(ProofStep::Start, format!("a place for stacks: {error}"), ""))),
         };
         let socket = sockets::identity(channel.as_raw_fd());
-        let load = || -> Result<(Signals, Option<Py<PyAny>>, Loaded), Failure> {
+        let load = || -> Result<(Entered, Loaded), Failure> {
             let broken = |error: PyErr| from_exception(py, ProofStep::Start, "while it was started", &error);
             // Here and not where it is first needed: `threading` takes the thread that imports it for the main one,
             // and stacks are read by a thread of the control thread's.
             py.import("threading").map_err(broken)?;
-            startup::enter_release(py, &boot)?;
+            let pinned = startup::enter_release(py, &boot)?;
             enable_crash_dumps(py, logger::fd()).map_err(broken)?;
             // Inherited by the workers: see `Birth::begin`.
             register_stack_dumps(py, stacks).map_err(broken)?;
@@ -103,24 +112,35 @@ impl Template {
             let mut application = None;
             if boot.preload {
                 let (began, before) = (Instant::now(), sockets::open());
-                application = Some(startup::import(py, &boot)?.unbind());
+                application = Some(startup::import(py, &boot, &pinned)?.unbind());
                 loaded.import_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
                 loaded.threads = threads::besides_main(py).map_err(broken)?;
                 loaded.sockets = sockets::opened_since(&before);
             }
             signals.mute(py).map_err(broken)?;
-            Ok((signals, application, loaded))
+            Ok((Entered { signals, pinned, application }, loaded))
         };
         let loading = load();
         if sockets::identity(channel.as_raw_fd()) != socket {
             channel_closed(py);
         }
         match loading {
-            Ok((signals, application, loaded)) => {
+            Ok((Entered { signals, pinned, application }, loaded)) => {
                 tell(&channel, &FromTemplate::Loaded(loaded));
                 let legacy = Some(Legacy { title, lifeline, stacks });
                 let (stacks_in_log, inbox) = (stacks_in_log.then_some(stacks), Inbox::new());
-                Ok(Template { channel, boot, logs, application, signals, frozen: false, legacy, stacks_in_log, inbox })
+                Ok(Template {
+                    channel,
+                    boot,
+                    logs,
+                    application,
+                    pinned,
+                    signals,
+                    frozen: false,
+                    legacy,
+                    stacks_in_log,
+                    inbox,
+                })
             }
             Err(failure) => Err((channel, failure)),
         }
@@ -166,6 +186,8 @@ impl Template {
                 return Ok(None);
             }
         };
+        // Workers find what they import where it lies now.
+        self.pinned.follow(py)?;
         // What is buffered would be written by both.
         flush(py);
         if self.boot.preload && !self.frozen {

@@ -31,6 +31,7 @@ use crate::logs::Logs;
 use crate::master_channel::{MasterChannel, Prober};
 use crate::metrics::CellMetrics;
 use crate::native_threads::with_all_blocked;
+use crate::pinned::Pinned;
 use crate::recall::Recall;
 use crate::refusal_recorder::RefusalRecorder;
 use crate::signals::{self, exit_now, Signals};
@@ -166,7 +167,14 @@ impl Worker {
 
 /// Runs a worker to its end. Returns when it is drained, so that the interpreter ends in its usual way; where it
 /// never came to serve, it says why and exits.
-pub fn live(py: Python<'_>, boot: &Boot, born: Born, preloaded: Option<Py<PyAny>>, signals: &Signals) -> PyResult<()> {
+pub fn live(
+    py: Python<'_>,
+    boot: &Boot,
+    born: Born,
+    preloaded: Option<Py<PyAny>>,
+    pinned: &Pinned,
+    signals: &Signals,
+) -> PyResult<()> {
     let Born { spawn, master, logs, scoreboard, queue, listeners, mut own, since } = born;
     let started = (|| -> Result<(), Failure> {
         let broken = |error: PyErr| from_exception(py, ProofStep::Start, "while it was started", &error);
@@ -182,7 +190,7 @@ pub fn live(py: Python<'_>, boot: &Boot, born: Born, preloaded: Option<Py<PyAny>
         forked_child::watch_forks(&worker).map_err(|error| os_failure("the fork handlers", &error))?;
         let application = match preloaded {
             Some(application) => application.into_bound(py),
-            None => startup::import(py, boot)?,
+            None => startup::import(py, boot, pinned)?,
         };
         // The first app thread would keep all others, and this process would never be ready.
         if boot.threads > 1 && threads::are_greenlets(py).map_err(broken)? {

@@ -181,6 +181,121 @@ fn modules_on_a_path_through_the_link_are_of_the_same_release() {
     });
 }
 
+/// Releases 1 and 2 of which each says its name, also in a module that is imported by a request. `release` is the directory
+/// of the first one, and no link leads to it.
+fn renamed_site(name: &str) -> Site {
+    let site = Site::new(name);
+    for release in ["1", "2"] {
+        site.build(release).file("later.py", &format!("NAME = 'later {release}'\n")).make();
+    }
+    site.set("app.release", "'releases/1'");
+    site
+}
+
+fn rename(site: &Site, from: &str, to: &str) {
+    fs::rename(site.path().join("releases").join(from), site.path().join("releases").join(to)).expect("it is there");
+}
+
+/// Release 2 takes the name of release 1.
+fn replace(site: &Site) {
+    rename(site, "1", "old");
+    rename(site, "2", "1");
+}
+
+#[test]
+fn a_release_that_is_renamed_for_the_next_one_goes_on_until_the_hup() {
+    for_each_preload(|preload| {
+        let site = renamed_site(&format!("renamed_preload_{preload}"));
+        site.set("app.preload", preload);
+        let master = site.start();
+        replace(&site);
+        // In workers that have imported nothing of it before, and in new ones.
+        assert_eq!(master.get("/lazy").text(), "later 1", "preload = {preload}");
+        replace_all_workers(&master);
+        let renamed =
+            "generation gen=1: */releases/1 was renamed while it serves: its modules are imported from */releases/old";
+        master.wait_log(renamed);
+        for _ in 0..5 {
+            assert_eq!(master.get("/").text(), "1", "preload = {preload}");
+            assert_eq!(master.get("/lazy").text(), "later 1", "preload = {preload}");
+        }
+        let venv = site.path().canonicalize().expect("it is there").join("releases/old/venv");
+        let path = master.get("/info").json()["path"].to_string();
+        assert!(path.contains(&format!("{}/lib", venv.display())), "{path}");
+        master.reload();
+        assert_eq!(master.get("/").text(), "2", "preload = {preload}");
+        assert_eq!(master.get("/lazy").text(), "later 2", "preload = {preload}");
+    });
+}
+
+#[test]
+fn a_release_that_is_renamed_again_and_back_is_found() {
+    let site = renamed_site("renamed_back");
+    let master = site.start();
+    replace(&site);
+    replace_all_workers(&master);
+    rename(&site, "old", "older");
+    assert_eq!(master.get("/lazy").text(), "later 1");
+    replace_all_workers(&master);
+    assert_eq!(master.get("/lazy").text(), "later 1");
+    rename(&site, "1", "2");
+    rename(&site, "older", "1");
+    replace_all_workers(&master);
+    master.wait_log("generation gen=1: */releases/1 is back in its place");
+    assert_eq!((master.get("/").text(), master.get("/lazy").text()), ("1".to_owned(), "later 1".to_owned()));
+}
+
+#[test]
+fn a_release_that_is_built_again_under_its_name_is_not_mixed_with_what_serves() {
+    let site = renamed_site("built_again");
+    let master = site.start();
+    let workers = master.wait_serving();
+    fs::remove_dir_all(site.release_path("1")).expect("it is there");
+    rename(&site, "2", "1");
+    kill(Pid::from_raw(workers[0].pid), Signal::SIGKILL).expect("a serving worker is there");
+    master.wait_log("generation gen=1: */releases/1 was removed while it serves, and another directory has its name*");
+    master.wait_log(
+        "worker gen=1 slot=* failed to boot*ModuleNotFoundError: No module named 'app'; */releases/1 was removed while it \
+         serves*deploy that one with `forkmaster reload`",
+    );
+    assert_eq!(master.get("/").text(), "1", "the other worker still serves");
+    master.reload();
+    master.wait_serving();
+    assert_eq!(master.get("/lazy").text(), "later 2");
+}
+
+#[test]
+fn a_venv_that_is_renamed_for_the_next_one_goes_on_until_the_hup() {
+    let site = Site::new("venv_renamed");
+    for release in ["1", "2"] {
+        site.build(release).make();
+    }
+    site.set("app.release", "'releases/1'");
+    let master = site.start();
+    rename(&site, "1/venv", "1/venv.old");
+    rename(&site, "2/venv", "1/venv");
+    replace_all_workers(&master);
+    assert_eq!(master.get("/info").json()["dep"], "1");
+    master.reload();
+    assert_eq!(master.get("/info").json()["dep"], "2");
+}
+
+/// The interpreter is executed by its name.
+#[test]
+fn a_template_that_dies_beside_a_renamed_release_does_not_start_the_next_one() {
+    let site = renamed_site("renamed_template_killed");
+    let master = site.start();
+    let before = master.wait_serving();
+    let template = master.status().and_then(|status| status.serving()).expect("it serves").template_pid;
+    replace(&site);
+    kill(Pid::from_raw(template), Signal::SIGKILL).expect("the template is there");
+    master.wait_log("template gen=1 failed: */venv/bin/python cannot be started: another directory has the name */releases/1 by now*");
+    assert_eq!(master.workers(), before, "a dead template touches no worker");
+    assert_eq!(master.get("/lazy").text(), "later 1");
+    master.reload();
+    assert_eq!(master.get("/lazy").text(), "later 2");
+}
+
 #[test]
 fn a_config_file_inside_current_follows_the_flip() {
     let site = Site::new("config_in_release");

@@ -202,6 +202,24 @@ fn one_that_dies_begins_again_and_the_site_serves() {
     master.stop();
 }
 
+/// `mv app app.old; mv app.new app`, and the service dies before the reload.
+#[test]
+fn one_whose_release_was_renamed_for_the_next_one_does_not_run_that() {
+    let site = site("services_renamed", 2, "");
+    site.set("app.release", "'releases/1'");
+    add(&site, "[[service]]\nname = 'tasks'\ncommand = ['python', 'tasks.py']\n");
+    let master = site.start();
+    let old = running(&master, 1);
+    let releases = site.path().join("releases");
+    fs::rename(releases.join("1"), releases.join("old")).expect("it is there");
+    fs::rename(releases.join("2"), releases.join("1")).expect("it is there");
+    Process::of(pid(&old[0])).expect("it lives").signal(Signal::SIGKILL);
+    master.wait_log("service tasks gen=1*another directory has the name */releases/1 by now*");
+    assert!(!master.log().contains("with dep 2"));
+    master.reload();
+    master.wait_log("service tasks gen=2: works in 1 with dep 2");
+}
+
 #[test]
 fn one_that_cannot_run_rests_longer_each_time_and_hurts_nobody() {
     let site = site("services_broken", 1, "");

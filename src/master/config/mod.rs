@@ -14,7 +14,7 @@ mod callable;
 pub mod canary;
 pub mod change;
 mod control_places;
-mod directory;
+pub mod directory;
 pub mod discovery;
 pub mod environment;
 pub mod file;

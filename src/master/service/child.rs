@@ -7,10 +7,14 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use crate::config::directory::DirectoryId;
 use crate::config::settings::Identity;
 
 /// Bits of a set of them in the kernel.
 const CAPABILITIES_MAX: libc::c_ulong = 64;
+
+/// What a start fails with where the directory is another one by now. No call of a start fails so by itself.
+pub const ANOTHER_DIRECTORY: i32 = libc::ENOTUNIQ;
 
 /// All that the child needs between fork and exec, made before the fork: allocating is not allowed after it.
 pub struct Entering {
@@ -19,6 +23,8 @@ pub struct Entering {
     /// The same, and what it needs itself until then. Ascending.
     kept: Vec<RawFd>,
     directory: CString,
+    /// Which one that must be. None: any.
+    directory_id: Option<DirectoryId>,
     /// Where it goes if that is gone.
     otherwise: Option<CString>,
     groups: Option<Vec<u32>>,
@@ -41,6 +47,7 @@ impl Entering {
             fds: fds.to_vec(),
             kept: Vec::new(),
             directory: c_string(directory)?,
+            directory_id: None,
             otherwise: None,
             groups: identity.map(|identity| identity.groups.clone()),
             ids: identity.map(|identity| (identity.uid, identity.gid)),
@@ -56,6 +63,11 @@ impl Entering {
     /// Nothing that it executes gives it more rights than it has, sudo(8) for one.
     pub fn with_no_new_privileges(self, no_new_privileges: bool) -> Entering {
         Entering { no_new_privileges, ..self }
+    }
+
+    /// Its directory is this one, or it does not start: another one that has the name is another release.
+    pub fn pinned_to(self, directory_id: Option<DirectoryId>) -> Entering {
+        Entering { directory_id, ..self }
     }
 
     /// It goes to `/` where its directory is gone.
@@ -121,6 +133,11 @@ impl Entering {
             // SAFETY: as above.
             Some(otherwise) if entered.is_err() => check(unsafe { libc::chdir(otherwise.as_ptr()) })?,
             Some(_) | None => entered?,
+        }
+        if let (Some(meant), Some(found)) = (self.directory_id, self.directory_id.and_then(|_| DirectoryId::here())) {
+            if meant != found {
+                return Err(io::Error::from_raw_os_error(ANOTHER_DIRECTORY));
+            }
         }
         for fd in &self.fds {
             // SAFETY: changes a flag of a descriptor that is open.

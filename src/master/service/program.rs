@@ -64,6 +64,7 @@ fn pinned(words: &[String], aliases: &[Alias]) -> Vec<String> {
 fn born(words: &[String], settings: &Settings, given: &Given<'_>) -> io::Result<(Birth, OwnedFd)> {
     let (app, server) = (&settings.app, &settings.server);
     let entering = Entering::new(server.identity.as_ref(), server.umask, &app.release, &[])?
+        .pinned_to(app.release_id)
         .with_no_new_privileges(given.no_new_privileges);
     let environment = app.environment.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()));
     let environment = environment.chain(given.notify_socket.map(|path| (OsStr::new("NOTIFY_SOCKET"), path)));

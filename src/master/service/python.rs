@@ -10,14 +10,16 @@ use forkmaster_wire::channel::Channel;
 use forkmaster_wire::inherit::{Inherited, BOOTSTRAP};
 
 use super::birth::{Birth, Failure, Program};
-use super::child::Entering;
+use super::child::{Entering, ANOTHER_DIRECTORY};
 use super::not_started::NotStarted;
+use crate::config::directory::DirectoryId;
 use crate::config::settings::{Identity, Settings};
 
 /// What a template is started with.
 pub struct Start<'a> {
     pub executable: PathBuf,
     pub directory: PathBuf,
+    pub directory_id: Option<DirectoryId>,
     pub environment: Vec<(OsString, OsString)>,
     pub identity: Option<Identity>,
     pub umask: Option<u32>,
@@ -42,6 +44,7 @@ fn born(start: Start<'_>) -> io::Result<Birth> {
         lifeline: start.lifeline.as_raw_fd(),
     };
     let entering = Entering::new(start.identity.as_ref(), start.umask, &start.directory, &inherited.all())?
+        .pinned_to(start.directory_id)
         .with_no_new_privileges(start.no_new_privileges);
     let told = inherited.to_string();
     let words = [start.executable.as_os_str(), "-c".as_ref(), BOOTSTRAP.as_ref(), told.as_ref()];
@@ -69,8 +72,16 @@ fn explain(error: io::Error, settings: &Settings) -> NotStarted {
     NotStarted::of(error, executable, settings.server.identity.as_ref())
 }
 
-/// "No such file or directory" is said of the interpreter and of the working directory alike.
+/// "No such file or directory" is said of the interpreter and of the working directory alike. Where another directory has
+/// the release's name, the child says so.
 pub(super) fn without_release(error: io::Error, release: &Path) -> io::Error {
+    if error.raw_os_error() == Some(ANOTHER_DIRECTORY) {
+        let text = format!(
+            "another directory has the name {} by now, and is another release; `forkmaster reload` deploys it",
+            release.display()
+        );
+        return io::Error::other(text);
+    }
     match error.kind() == io::ErrorKind::NotFound && !release.exists() {
         true => io::Error::new(error.kind(), format!("the release directory {} is gone", release.display())),
         false => error,

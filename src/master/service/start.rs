@@ -46,6 +46,7 @@ impl Service {
         let started = python::template(python::Start {
             executable: app.interpreter.executable.clone(),
             directory: app.release.clone(),
+            directory_id: app.release_id,
             environment: app.environment.clone(),
             identity: processes.settings.server.identity.clone(),
             umask: processes.settings.server.umask,

@@ -195,6 +195,7 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
         with_stdin: false,
         executable: app.interpreter.executable.clone(),
         directory: app.release.clone(),
+        directory_id: app.release_id,
         environment: app.environment.clone(),
         identity: settings.server.identity.clone(),
         umask: settings.server.umask,
