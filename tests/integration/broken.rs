@@ -124,6 +124,36 @@ fn os_exit_at_import() {
     refused_with_each_preload("os_exit", release_2_from("broken/os_exit.py"), "died while it booted: exit code 3");
 }
 
+/// Python runs it before anything of the server.
+#[test]
+fn a_sitecustomize_that_ends_the_interpreter() {
+    let make = |site: &Site| {
+        site.build("2").file("site-packages/sitecustomize.py", "import sys\nsys.exit('not today')\n").make();
+        site.flip("2");
+    };
+    refused(
+        "sitecustomize_exit",
+        &[],
+        make,
+        "/venv/bin/python ended with exit code 1 before it ran anything of the server",
+    );
+}
+
+#[test]
+fn a_sitecustomize_that_hangs() {
+    let make = |site: &Site| {
+        site.build("2").file("site-packages/sitecustomize.py", "import time\ntime.sleep(1000)\n").make();
+        site.flip("2");
+        site.set("server.boot_timeout", "'2s'");
+    };
+    refused(
+        "sitecustomize_hang",
+        &[],
+        make,
+        "within boot_timeout (2.0s); Python did not come to run anything of the server",
+    );
+}
+
 #[test]
 fn a_segfault_at_import() {
     refused_with_each_preload("segfault", release_2_from("broken/segfault.py"), "died while it booted: SIGSEGV");

@@ -100,7 +100,8 @@ impl Service {
         let says = match message {
             FromTemplate::Hello(_) => Said::Hello,
             FromTemplate::Loaded(_) => Said::Loaded,
-            FromTemplate::Failed(_) | FromTemplate::SpawnFailed { .. } | FromTemplate::Pong { .. } => *said,
+            FromTemplate::Failed(_) => Said::Failed,
+            FromTemplate::SpawnFailed { .. } | FromTemplate::Pong { .. } => *said,
         };
         let repeats = matches!(message, FromTemplate::Hello(_) | FromTemplate::Loaded(_)) && says <= *said;
         if repeats {
@@ -130,10 +131,10 @@ impl Service {
                             pinned.version
                         ),
                     }),
-                    Some(_) => None,
+                    Some(_) => Some(TemplateEvent::Hello),
                     None => {
                         processes.interpreter = Some(hello);
-                        None
+                        Some(TemplateEvent::Hello)
                     }
                 }
             }

@@ -95,6 +95,8 @@ pub enum Said {
     Nothing,
     Hello,
     Loaded,
+    /// Why it comes no further.
+    Failed,
 }
 
 pub struct WorkerProcess {

@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 
 use super::birth::Birth;
 use super::not_started::NotStarted;
-use super::processes::{Said, TemplateProcess, WorkerProcess};
+use super::processes::{GenerationProcesses, Said, TemplateProcess, WorkerProcess};
 use super::{python, Service};
 use crate::children::{Proof, Who};
 use crate::facts::outcome::Refusal;
@@ -75,9 +75,10 @@ impl Service {
         let processes = self.generations.get(&generation);
         let failure = processes
             .and_then(|processes| python::failure(processes.template.as_ref()?.failure.as_ref()?, &processes.settings));
+        let silent = processes.and_then(|processes| ended_in_silence(processes, &exit));
         self.name_template_death(generation, &exit, shared.clock.now());
         self.forget_template(generation, shared);
-        failure.map_or(exit, |not_started| Exit::NeverBorn(refusal(not_started)))
+        failure.map(refusal).or(silent).map_or(exit, Exit::NeverBorn)
     }
 
     /// The template of one generation is another's from now on, with what is known of it and that one's logs.
@@ -187,4 +188,15 @@ impl Service {
 
 fn refusal(not_started: NotStarted) -> Refusal {
     Refusal { exit_code: not_started.exit_code(), ..Refusal::new(not_started.to_string()) }
+}
+
+/// An interpreter that ends by itself before it runs anything of ours does so in what it runs first.
+fn ended_in_silence(processes: &GenerationProcesses, exit: &Exit) -> Option<Refusal> {
+    processes.template.as_ref().filter(|template| template.said == Said::Nothing)?;
+    let Exit::Code(_) = exit else { return None };
+    let executable = processes.settings.app.interpreter.executable.display();
+    Some(Refusal::new(format!(
+        "{executable} ended with {exit} before it ran anything of the server: a .pth file, sitecustomize or usercustomize \
+         ends it, or its installation is damaged; what it wrote is in the log"
+    )))
 }

@@ -46,6 +46,8 @@ pub enum Template {
         began: Instant,
         deadline: Instant,
         look_at: Option<Instant>,
+        /// The interpreter runs the server's code: what comes before are `.pth` files and sitecustomize.
+        hello: bool,
     },
     /// It can fork. `since` marks this life of it.
     Ready {
@@ -84,6 +86,7 @@ pub enum Template {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    Hello,
     Loaded,
     Failed(Refusal),
     Pong {
@@ -102,7 +105,7 @@ impl Template {
     /// It is being executed, and has so long to load.
     pub fn starting(now: Instant, boot_timeout: Duration) -> Template {
         let deadline = now + boot_timeout;
-        Template::Starting { began: now, deadline, look_at: next_look(now, now, deadline) }
+        Template::Starting { began: now, deadline, look_at: next_look(now, now, deadline), hello: false }
     }
 
     /// The word for log lines and `status`.
@@ -188,6 +191,9 @@ impl Supervisor {
         let proving = self.generations[at].state == State::Proving;
         use Template as T;
         match (self.generations[at].template.clone(), event) {
+            (T::Starting { began, deadline, look_at, .. }, Event::Hello) => {
+                self.change_template(at, T::Starting { began, deadline, look_at, hello: true }, None);
+            }
             (T::Starting { .. }, Event::Loaded) => self.change_template(at, T::Ready { since: now }, None),
             (T::Starting { .. }, Event::Failed(refusal)) => {
                 self.change_template(at, T::Stopping { kill_at: now + EXIT_WITHIN }, None);
@@ -220,9 +226,9 @@ impl Supervisor {
                 | T::Gone,
                 Event::Exited(exit),
             ) => self.on_template_exit(at, exit, now),
-            (T::Starting { began, deadline, .. }, Event::ChannelLost) => {
+            (T::Starting { began, deadline, hello, .. }, Event::ChannelLost) => {
                 let deadline = deadline.min(now + EXIT_WITHIN);
-                self.change_template(at, T::Starting { began, deadline, look_at: None }, None);
+                self.change_template(at, T::Starting { began, deadline, look_at: None, hello }, None);
             }
             (T::Ready { .. } | T::Forking { .. } | T::Dumping { .. }, Event::ChannelLost) => {
                 self.change_template(at, T::Lost { kill_at: now + EXIT_WITHIN }, None);
@@ -238,7 +244,7 @@ impl Supervisor {
                 | T::Stopping { .. }
                 | T::Killed { .. }
                 | T::Gone,
-                Event::Loaded | Event::Failed(_),
+                Event::Hello | Event::Loaded | Event::Failed(_),
             )
             | (
                 T::Starting { .. }
@@ -313,12 +319,12 @@ impl Supervisor {
             return;
         }
         match generation.template.clone() {
-            Template::Starting { began, deadline, .. } if deadline > now => {
+            Template::Starting { began, deadline, hello, .. } if deadline > now => {
                 let after_s = now.saturating_duration_since(began).as_secs_f64();
                 self.note(Note::TemplateStillLoads { generation: id, after_s });
                 self.actions.push(Action::DumpTemplate { generation: id });
                 let look_at = next_look(began, now, deadline);
-                self.change_template(at, Template::Starting { began, deadline, look_at }, None);
+                self.change_template(at, Template::Starting { began, deadline, look_at, hello }, None);
             }
             Template::Starting { began, deadline, .. } if deadline != began + generation.plan.boot_timeout => {
                 let reason = "it closed its channel, and did not end".to_owned();
@@ -328,12 +334,19 @@ impl Supervisor {
                     self.refuse(id, Refusal::new(format!("the template is broken: {reason}")), now);
                 }
             }
-            Template::Starting { .. } => {
+            Template::Starting { hello, .. } => {
                 let limit_s = generation.plan.boot_timeout.as_secs_f64();
                 self.kill_template(at, now);
                 self.note(Note::TemplateLate { generation: id, limit_s });
                 if proving {
-                    let reason = format!("not loaded within boot_timeout ({limit_s:.1}s); its stacks are in the log");
+                    let why = match hello {
+                        true => "its stacks are in the log",
+                        false => {
+                            "Python did not come to run anything of the server: a .pth file, sitecustomize or usercustomize \
+                             hangs, or the disk that it reads"
+                        }
+                    };
+                    let reason = format!("not loaded within boot_timeout ({limit_s:.1}s); {why}");
                     self.refuse(id, Refusal::new(reason), now);
                 }
             }
