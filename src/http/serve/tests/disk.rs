@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use super::fixture::{app, settings, Client, Fixture, PATIENCE};
+use super::fixture::{app, settings, wait_until, Client, Fixture, PATIENCE};
 use crate::serve::Settings;
 
 const BODY: usize = 3_000_000;
@@ -12,14 +12,6 @@ const BODY: usize = 3_000_000;
 /// Byte by byte another one than a file of zeros, or a part in the wrong place, would have.
 fn body() -> Vec<u8> {
     (0..BODY).map(|at| (at / 1000 % 251) as u8).collect()
-}
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::yield_now();
-    }
 }
 
 /// Sends as much as the server takes while it cannot write.

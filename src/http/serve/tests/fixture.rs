@@ -156,6 +156,14 @@ impl Reports for Teller {
     }
 }
 
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::yield_now();
+    }
+}
+
 /// A door that the test opens for the application.
 #[derive(Clone)]
 pub struct Gate(Arc<(Mutex<usize>, std::sync::Condvar)>);
