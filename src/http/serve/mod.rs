@@ -75,7 +75,7 @@ impl Server {
         let listeners = Listeners::new(listeners)?;
         let epoll = Epoll::new()?;
         let fds: Vec<RawFd> = listeners.fds().chain([epoll.as_raw_fd()]).collect();
-        let shared = Arc::new(Shared::new(settings, &fds)?);
+        let shared = Arc::new(Shared::new(settings, &fds, queue.as_ref().map(|queue| queue.receiver()))?);
         epoll.add(shared.mailbox.waker(), Token::WAKE, Interest::Read)?;
         let event_loop = EventLoop::new(Arc::clone(&shared), epoll, listeners, queue, metrics, reports);
         Ok(Server { shared, event_loop })

@@ -76,6 +76,14 @@ impl fmt::Display for Failure {
     }
 }
 
+/// For how long threads have waited for a client so far.
+#[derive(Clone, Copy, Debug)]
+pub struct Waited {
+    /// Since it was last judged.
+    pub in_window: Duration,
+    pub in_all: Duration,
+}
+
 /// Of a thread with a client: in so much waiting, so much must come.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
@@ -140,16 +148,16 @@ impl LiveBody {
 
     /// Waits for the client, for as long as it may take. The lock is not held meanwhile: whoever ends the request need not wait.
     /// `patience` is asked before and after, since somebody else may have come. It is told for how long threads have waited.
-    pub fn wait(&self, patience: impl Fn(Duration) -> Patience) {
-        let (waited, waited_in_all) = {
+    pub fn wait(&self, patience: impl Fn(Waited) -> Patience) {
+        let before = {
             let state = self.lock();
-            (state.waited, state.waited_in_all)
+            Waited { in_window: state.waited, in_all: state.waited_in_all }
         };
-        let left = patience(waited_in_all).window.saturating_sub(waited);
+        let left = patience(before).window.saturating_sub(before.in_window);
         let begun = Instant::now();
         socket::wait_readable(self.write_half.fd(), left);
         let took = begun.elapsed();
-        let patience = patience(waited_in_all + took);
+        let patience = patience(Waited { in_window: before.in_window + took, in_all: before.in_all + took });
         self.lock().judge(took, patience);
     }
 

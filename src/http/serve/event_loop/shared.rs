@@ -10,6 +10,7 @@ use crate::serve::conn::request::Request;
 use crate::serve::conn::rules::Rules;
 use crate::serve::io::copies::Copies;
 use crate::serve::io::file_threads::FileThreads;
+use crate::serve::io::socket;
 
 use super::fair_line::Alike;
 use super::mailbox::Mailbox;
@@ -32,8 +33,10 @@ pub struct Shared {
     pub files: FileThreads,
     /// Somebody has waited too long for its connection to be taken (`admission`).
     behind: AtomicBool,
-    /// Connections wait in the kernel's queue for a thread, as far as is known.
+    /// Connections may wait in the kernel's queue for a thread: nobody has looked since the last one was taken.
     lined_up: AtomicBool,
+    /// Where other workers leave connections.
+    queue: Option<RawFd>,
     streams: Mutex<Streams>,
     /// Every answer from now on says `Connection: close`.
     closing: AtomicBool,
@@ -44,7 +47,8 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn new(settings: Settings, fds: &[RawFd]) -> io::Result<Shared> {
+    /// `fds`: of the listeners, and last of epoll. `queue`: where other workers leave connections.
+    pub fn new(settings: Settings, fds: &[RawFd], queue: Option<RawFd>) -> io::Result<Shared> {
         let files = FileThreads::new();
         Ok(Shared {
             run_queue: RunQueue::new(settings.threads, settings.connections)?,
@@ -55,6 +59,7 @@ impl Shared {
             files,
             behind: AtomicBool::new(false),
             lined_up: AtomicBool::new(false),
+            queue,
             closing: AtomicBool::new(false),
             completed: AtomicU64::new(0),
             awaits_thread: AtomicBool::new(false),
@@ -100,9 +105,15 @@ impl Shared {
         self.lined_up.store(lined_up, Ordering::Relaxed);
     }
 
-    /// Somebody waits for a thread, here or in the kernel's queue.
-    pub fn is_wanted(&self) -> bool {
+    /// Somebody may wait for a thread, here or in the kernel's queue.
+    pub fn may_be_wanted(&self) -> bool {
         self.run_queue.has_waiting() || self.lined_up.load(Ordering::Relaxed)
+    }
+
+    /// Somebody waits for a thread. The kernel is asked where only it knows.
+    pub fn is_wanted(&self) -> bool {
+        let is_lined_up = || self.copies.listeners().chain(self.queue).any(socket::is_readable);
+        self.may_be_wanted() && (self.run_queue.has_waiting() || is_lined_up())
     }
 
     pub fn streams(&self) -> MutexGuard<'_, Streams> {
@@ -135,7 +146,7 @@ mod tests {
 
     #[test]
     fn the_loop_is_told_of_a_thread_where_it_awaits_one() {
-        let shared = Shared::new(settings(), &[]).expect("eventfds");
+        let shared = Shared::new(settings(), &[], None).expect("eventfds");
         assert!(shared.mailbox.fall_asleep());
         shared.complete();
         assert!(shared.mailbox.fall_asleep());

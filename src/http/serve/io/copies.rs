@@ -7,7 +7,7 @@ pub struct Copies {
     /// The descriptor of each slot's socket, plus one: memory that was never written to is all zeroes, and costs nothing
     /// in the pages that are never used.
     sockets: Box<[AtomicI32]>,
-    /// Epoll and listeners; -1: none.
+    /// Listeners, and last epoll; -1: none.
     fds: Vec<AtomicI32>,
     /// This process has forked.
     forked: AtomicBool,
@@ -52,6 +52,12 @@ impl Copies {
                 unsafe { libc::close(fd) };
             }
         }
+    }
+
+    /// Those that are open.
+    pub fn listeners(&self) -> impl Iterator<Item = RawFd> + '_ {
+        let listeners = self.fds.split_last().map_or(&[][..], |(_epoll, listeners)| listeners);
+        listeners.iter().map(|fd| fd.load(Ordering::Relaxed)).filter(|&fd| fd >= 0)
     }
 
     pub fn note_socket(&self, index: u32, socket: Option<RawFd>) {

@@ -95,6 +95,14 @@ pub fn wait_readable(fd: RawFd, longest: Duration) {
     unsafe { libc::poll(&raw mut entry, 1, timeout) };
 }
 
+/// Whether there is something to be read, or to be accepted.
+pub fn is_readable(fd: RawFd) -> bool {
+    let mut entry = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one entry, which outlives the call. It does not wait.
+    unsafe { libc::poll(&raw mut entry, 1, 0) };
+    entry.revents & libc::POLLIN != 0
+}
+
 /// Reads and drops; for lingering closes.
 pub fn discard(fd: RawFd, scratch: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
     // SAFETY: the kernel writes at most the slice's length into it.

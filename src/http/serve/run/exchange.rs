@@ -13,7 +13,7 @@ use crate::serve::base::address::{Local, Peer};
 use crate::serve::base::budget::Charge;
 use crate::serve::base::names::Token;
 use crate::serve::base::piece::Piece;
-use crate::serve::base::settings::{BUFFER_KEPT_BYTES, SEGMENT_BYTES};
+use crate::serve::base::settings::{BUFFER_KEPT_BYTES, LIVE_WINDOW, SEGMENT_BYTES};
 use crate::serve::conn::answering::{Delivery, End, Fault, Part};
 use crate::serve::conn::live_body::Failure;
 use crate::serve::conn::request::Request;
@@ -540,7 +540,8 @@ impl Exchange {
         let shared = self.leader.doors();
         if let Some(ended) = request.body.end_live() {
             let slow = ended.failure == Some(Failure::Refused(refusal::BODY_SLOW));
-            if shared.streams().end(ended.waited, slow, shared.is_wanted(), now) {
+            let wanted = ended.waited >= LIVE_WINDOW && shared.is_wanted();
+            if shared.streams().end(ended.waited, slow, wanted, now) {
                 log::info!(
                     "{} sent its body too slowly for a thread to wait: bodies go to files for a while",
                     request.peer

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::proto::refusal;
+use crate::serve::base::settings::LIVE_WINDOW_MISTRUSTED;
 use crate::serve::conn::live_body::{Came, Failure, LiveBody};
 use crate::serve::event_loop::EventLoop;
 
@@ -60,7 +61,14 @@ impl LiveInput {
             return;
         }
         let threads = shared.rules.settings.threads;
-        self.body.wait(|waited| shared.streams().patience(threads, shared.is_wanted(), waited, Instant::now()));
+        self.body.wait(|waited| {
+            // A client that pauses for a moment costs no look at the listeners.
+            let wanted = match waited.in_window < LIVE_WINDOW_MISTRUSTED {
+                true => shared.may_be_wanted(),
+                false => shared.is_wanted(),
+            };
+            shared.streams().patience(threads, wanted, waited.in_all, Instant::now())
+        });
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-use super::fixture::{body_of, read_live, settings, Fixture, Gate, Voice};
+use super::fixture::{body_of, read_live, settings, wait_until, Fixture, Gate, Voice};
 use crate::serve::{Body, Exchange, Settings, StreamBodies};
 
 const BYTES: usize = 3_000_000;
@@ -259,6 +259,31 @@ fn a_thread_that_others_wait_for_is_not_held_for_long() {
     fixture.gate.open();
     assert_eq!(busy.answer().text(), "whole");
     sender.join().expect("it does not panic");
+    fixture.stop();
+}
+
+/// As found: the only thread was taken for wanted as soon as it had a request of a new connection, so a client that paused was
+/// given up where nobody waited.
+#[test]
+fn the_only_thread_is_not_wanted_where_nobody_waits() {
+    let fixture = Fixture::new(live(), |exchange, gate, voice| {
+        voice.say("at the gate");
+        gate.pass();
+        reads(exchange, gate, voice);
+    });
+    let shared = &fixture.handle.shared;
+    let mut first = fixture.client();
+    first.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    fixture.expect_app("at the gate");
+    wait_until("the loop stops listening", || shared.may_be_wanted());
+    assert!(!shared.is_wanted());
+    let mut second = fixture.client();
+    second.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    wait_until("somebody waits", || shared.is_wanted());
+    fixture.gate.open();
+    assert_eq!(first.answer().text(), "whole");
+    fixture.gate.open();
+    assert_eq!(second.answer().text(), "whole");
     fixture.stop();
 }
 
