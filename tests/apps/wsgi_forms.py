@@ -235,6 +235,26 @@ def file_that_counts(environ, start_response):
     return environ["wsgi.file_wrapper"](Stream(b"0123456789"))
 
 
+SHRINKING = tempfile.NamedTemporaryFile()
+
+
+@form
+def file_that_shrinks(environ, start_response):
+    # More than sockets hold. `shrinks_now` waits for it: the client has not read anything by then.
+    SHRINKING.truncate(64 * 1024 * 1024)
+    start_response("200 OK", list(PLAIN))
+
+    GO.setdefault("shrinks", threading.Semaphore(0)).release()
+    return environ["wsgi.file_wrapper"](open(SHRINKING.name, "rb"))
+
+
+@form
+def shrinks_now(environ, start_response):
+    GO.setdefault("shrinks", threading.Semaphore(0)).acquire(timeout=60)
+    SHRINKING.truncate(1)
+    return text(start_response, "it is short")
+
+
 @form
 def file_too_short(environ, start_response):
     start_response("200 OK", PLAIN + [("Content-Length", "300000")])
@@ -587,6 +607,14 @@ def input_iterated(environ, start_response):
 def input_ignored(environ, start_response):
     start_response("200 OK", list(PLAIN))
     return [b"ignored"]
+
+
+@form
+def input_sought_in_nothing(environ, start_response):
+    stream = environ["wsgi.input"]
+    assert stream.tell() == 0
+    assert stream.seek(5) == 5 == stream.tell() and stream.read() == b"" == stream.readline()
+    return text(start_response, str(stream.seek(2, io.SEEK_CUR)))
 
 
 @form

@@ -153,6 +153,8 @@ fn host_prefix_and_further_scheme_headers_by_opt_in() {
     for fields in [[("X-User", "evil"), ("X_User", "good")], [("X_User", "good"), ("X-User", "evil")]] {
         check(&addresses(&master, &site), &[(&fields, &[("HTTP_X_USER", Some("good"))])]);
     }
+    let twice = [("X_User", "a"), ("X-User", "evil"), ("x_user", "b")];
+    check(&addresses(&master, &site), &[(&twice, &[("HTTP_X_USER", Some("a,b"))])]);
     check(&addresses(&master, &site), &[(&[("X_Other", "evil")], &[("HTTP_X_OTHER", None)])]);
     let unix = environ(&addresses(&master, &site)[1], &[("X-Forwarded-Host", "shop.example:8443")]);
     assert_eq!((unix["SERVER_NAME"].as_str(), unix["SERVER_PORT"].as_str()), (Some("shop.example"), Some("8443")));

@@ -333,6 +333,21 @@ fn files_are_sent_whole_and_by_the_kernel() {
     master.wait_log_after(mark, "the body has 200000 bytes, its Content-Length says 300000");
 }
 
+/// As found: the line did not say which request it was.
+#[test]
+fn a_file_that_shrinks_is_told_with_its_request() {
+    let site = forms("wsgi_shrinking");
+    let master = site.start();
+    let mut connection = master.connect();
+    connection.must_send(head("GET", "/file_that_shrinks?x=\"", &[]));
+    assert_eq!(text_of(&master, "/shrinks_now"), "it is short");
+    let (response, was_cut) = read_answer(&mut connection);
+    assert!(was_cut && response.status == 200);
+    master.wait_log(
+        r#"the file that answers GET /file_that_shrinks?x=\" cannot be sent to its end: it is shorter than it was"#,
+    );
+}
+
 /// strace on the worker: counts sendfile(2).
 struct Sendfile(std::process::Child, std::path::PathBuf);
 
@@ -434,6 +449,9 @@ fn the_body_is_read_in_every_way_and_beyond_its_end() {
                 }
             }
         }
+    }
+    for _ in 0..4 {
+        assert_eq!(connection.get_ok("/input_sought_in_nothing").text(), "7");
     }
     // Whatever an application leaves unread does not become the next request.
     for _ in 0..2 {

@@ -395,6 +395,13 @@ impl Builder {
                 environ.set_item(key, self.strings.get(py, value)?)?;
             }
         }
+        for (name, values) in repeated::values(request) {
+            let Field { key, meaning, .. } = self.names.get(py, name, &self.common);
+            if *meaning == Meaning::Underscored {
+                let joined = values.join(repeated::separator(*meaning));
+                environ.set_item(key, self.strings.get(py, &joined)?)?;
+            }
+        }
         Ok(())
     }
 

@@ -87,6 +87,11 @@ impl Input {
         }
     }
 
+    /// The empty body is that of many requests.
+    pub fn rewind(&mut self) {
+        self.position = 0;
+    }
+
     /// A descriptor of its own for the same file; read at explicit offsets, since the file's own is shared.
     pub fn file(file: BorrowedFd<'_>, length: u64) -> io::Result<Input> {
         let file = File::from(file.try_clone_to_owned()?);
@@ -313,10 +318,7 @@ impl Input {
         };
         // Before the beginning is the beginning, as for `io.BytesIO`.
         let position = from.saturating_add_signed(offset);
-        // The empty one is that of many requests.
-        if self.length > 0 {
-            self.position = position;
-        }
+        self.position = position;
         Ok(position)
     }
 

@@ -45,6 +45,8 @@ pub struct Gateway {
     builder: Builder,
     response: ResponseSlot,
     sized: Sized,
+    /// The body of requests that have none.
+    empty: Py<Input>,
     /// Of the running request, if it has a body.
     input: Option<Py<Input>>,
     progress: Progress,
@@ -87,7 +89,6 @@ impl Gateway {
         access: Option<Arc<AccessLog>>,
         thread: u32,
     ) -> PyResult<Gateway> {
-        // The body of requests that have none: it has no state worth speaking of.
         let empty = Bound::new(py, Input::memory(PyBytes::new(py, b"")))?;
         let response_buffer = usize::try_from(common.response_buffer).unwrap_or(usize::MAX);
         let ids = common.request_id_header.clone().map(|header| RequestIds::new(py, header));
@@ -103,6 +104,7 @@ impl Gateway {
             builder,
             response,
             sized: Sized::default(),
+            empty: empty.unbind(),
             input: None,
             progress,
             requests,
@@ -304,6 +306,12 @@ impl Gateway {
             },
         };
         let input = input.map(|input| Bound::new(py, input)).transpose()?;
+        if input.is_none() {
+            // A thread of the application that reads it now has it from an earlier request, and finds nothing in it.
+            if let Ok(mut empty) = self.empty.bind(py).try_borrow_mut() {
+                empty.rewind();
+            }
+        }
         self.input = input.as_ref().map(|input| input.clone().unbind());
         self.builder.build(py, exchange, input.map(Bound::into_any))
     }

@@ -53,6 +53,8 @@ pub struct WriteHalf {
     fd: AtomicI32,
     /// Why nothing can be sent any more (`Loss`).
     loss: AtomicU8,
+    /// Of `Loss::CUT`, as in errno(3); 0: the file is shorter than it was.
+    cut_by: AtomicI32,
     /// The client sends no more.
     half_closed: AtomicBool,
     queued: AtomicBool,
@@ -71,6 +73,7 @@ impl WriteHalf {
         WriteHalf {
             fd: AtomicI32::new(-1),
             loss: AtomicU8::new(Loss::NONE),
+            cut_by: AtomicI32::new(0),
             half_closed: AtomicBool::new(false),
             queued: AtomicBool::new(false),
             last: AtomicBool::new(false),
@@ -198,10 +201,16 @@ impl WriteHalf {
     /// in errno(3); none: shorter.
     #[cold]
     pub fn cut(&self, error: Option<i32>) {
-        let why = error
-            .map_or_else(|| "shorter than it was".to_string(), |error| io::Error::from_raw_os_error(error).to_string());
-        log::error!("a file that is an answer cannot be sent to its end: {why}");
+        self.cut_by.store(error.unwrap_or(0), Ordering::Relaxed);
         self.lose(Loss::CUT);
+    }
+
+    /// Why, where `is_cut`.
+    pub fn why_cut(&self) -> String {
+        match self.cut_by.load(Ordering::Relaxed) {
+            0 => "it is shorter than it was".to_string(),
+            error => io::Error::from_raw_os_error(error).to_string(),
+        }
     }
 
     fn lose(&self, loss: u8) {

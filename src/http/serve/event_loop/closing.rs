@@ -10,6 +10,7 @@ use crate::serve::base::observers::{Ending, How};
 use crate::serve::base::refused::{Refused, Why};
 use crate::serve::base::settings::{LINGER, LINGER_SILENCE, READ_BODY_BYTES};
 use crate::serve::conn::answer::After;
+use crate::serve::conn::answering::split_id;
 use crate::serve::conn::request::Request;
 use crate::serve::conn::write_half::Sent;
 use crate::serve::io::epoll::Interest;
@@ -195,7 +196,14 @@ impl EventLoop {
             let write_half = &request.write_half;
             let how = match (write_half.is_dropped(), write_half.is_cut()) {
                 (true, _) => How::WriteTimeout,
-                (false, true) => How::Cut,
+                (false, true) => {
+                    log::error!(
+                        "the file that answers {} cannot be sent to its end: {}",
+                        named(&request),
+                        write_half.why_cut()
+                    );
+                    How::Cut
+                }
                 (false, false) => How::ClientLeft,
             };
             self.ended(&mut request, how);
@@ -219,4 +227,10 @@ impl EventLoop {
         self.table.slot(index).reader.forget(&mut request, &mut self.inputs);
         drop(self.table.release(request));
     }
+}
+
+/// A request for a line of the log.
+fn named(request: &Request) -> String {
+    let id = split_id(&request.id).map_or_else(String::new, |(_, id)| format!(" id={}", id.escape_ascii()));
+    format!("{} {}{id}", request.method().escape_ascii(), request.target().escape_ascii())
 }
