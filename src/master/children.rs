@@ -315,7 +315,9 @@ impl fmt::Display for FalseClaim {
 fn own_children() -> Vec<i32> {
     let own = std::process::id().to_string();
     let is_child = |pid: &i32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name may be any bytes: the kernel cuts it to 15, also in the middle of a character.
+        let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let stat = String::from_utf8_lossy(&stat);
         let behind_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
         let mut fields = behind_name.split_ascii_whitespace();
         let (state, parent) = (fields.next(), fields.next());
@@ -466,6 +468,21 @@ mod tests {
             process.kill().unwrap();
             process.wait().unwrap();
         }
+    }
+
+    /// As found: a process whose name the kernel had cut within a character was nobody's child, and was not swept.
+    #[test]
+    fn a_child_whose_name_is_no_text_is_found() {
+        let directory = tempfile::tempdir().unwrap();
+        // 15 bytes of it are its name (proc_pid_comm(5)), and the last is half of an `ö`.
+        let program = directory.path().join("warteschlangenöffner");
+        std::fs::copy("/bin/sleep", &program).unwrap();
+        let mut process = std::process::Command::new(&program).arg("60").spawn().unwrap();
+        let name = std::fs::read(format!("/proc/{}/comm", process.id())).unwrap();
+        let is_found = own_children().contains(&(process.id() as i32));
+        process.kill().unwrap();
+        process.wait().unwrap();
+        assert!(String::from_utf8(name).is_err() && is_found);
     }
 
     #[test]

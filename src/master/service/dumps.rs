@@ -166,7 +166,9 @@ fn with_requests(text: &str, board: &Scoreboard, cell: u32) -> String {
 
 /// Whether a process has a handler for the signal: `SigCgt` of proc_pid_status(5), a mask in hexadecimal digits.
 fn catches(pid: i32, signal: i32) -> bool {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    let Ok(status) = std::fs::read(format!("/proc/{pid}/status")) else { return false };
+    // Its first line has the process's name, which may be any bytes.
+    let status = String::from_utf8_lossy(&status);
     let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
