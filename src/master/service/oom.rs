@@ -48,15 +48,15 @@ impl OomKills {
     fn explain(&mut self, now: Instant) -> Option<String> {
         let cgroup = self.cgroup.as_ref()?;
         let kills = cgroup.kills()?;
+        if self.counted_at.is_none_or(|at| now.saturating_duration_since(at) > TOGETHER) {
+            self.unclaimed = 0;
+        }
         if kills > self.seen {
-            self.unclaimed = kills - self.seen;
+            self.unclaimed += kills - self.seen;
             self.seen = kills;
             self.counted_at = Some(now);
         }
-        if self.unclaimed == 0 || self.counted_at.is_none_or(|at| now.saturating_duration_since(at) > TOGETHER) {
-            return None;
-        }
-        self.unclaimed -= 1;
+        self.unclaimed = self.unclaimed.checked_sub(1)?;
         Some(match cgroup.limit_bytes() {
             Some(bytes) => format!("out of memory: cgroup limit {:.1} MiB", bytes as f64 / f64::from(1 << 20)),
             None => "out of memory".to_owned(),
@@ -134,6 +134,11 @@ mod tests {
         assert_eq!(kills.explain(now), None);
         write("events", "oom_kill 8\n");
         assert_eq!(kills.explain(now), text);
+        // Another one is killed before the second of these two is reaped.
+        write("events", "oom_kill 9\n");
+        assert_eq!([kills.explain(now), kills.explain(now), kills.explain(now)], [text.clone(), text, None]);
+        write("events", "oom_kill 11\n");
+        assert!(kills.explain(now).is_some());
         assert_eq!(kills.explain(now + Duration::from_secs(5)), None);
     }
 }
