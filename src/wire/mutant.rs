@@ -19,6 +19,8 @@ pub enum Mutant {
     UpgradeRefusesState,
     /// Every body comes fast enough to go live: what a test sends on a busy machine may not.
     BodiesAreFast,
+    /// The thread that reads the configuration for a reload panics.
+    ReadingPanics,
 }
 
 #[cfg(debug_assertions)]
@@ -32,6 +34,7 @@ pub fn is(mutant: Mutant) -> bool {
         Mutant::UpgradeLosesLifeline => "upgrade-loses-lifeline",
         Mutant::UpgradeRefusesState => "upgrade-refuses-state",
         Mutant::BodiesAreFast => "bodies-are-fast",
+        Mutant::ReadingPanics => "reading-panics",
     };
     std::env::var_os("FORKMASTER_MUTANT").is_some_and(|wanted| wanted == name)
 }

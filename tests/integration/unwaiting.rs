@@ -473,6 +473,22 @@ fn a_reload_whose_user_is_not_found_in_time_keeps_nobody_waiting_and_says_what_h
 }
 
 /// An exec waits for all threads of the process, and one of them may hang in the kernel.
+/// As found: whoever asked heard nothing for 30 s, and nothing was ever logged again.
+#[test]
+fn a_reading_that_panics_refuses_the_reload_at_once_and_the_log_goes_on() {
+    let site = site("unwaiting_panic");
+    let master = site.launch(Launch::default().env("FORKMASTER_MUTANT", "reading-panics"));
+    master.wait_serving();
+    for _ in 0..2 {
+        let mark = master.mark();
+        let output = master.cli(&["reload"]);
+        let said = output.stderr.contains("reading the configuration failed: it has panicked");
+        assert!(output.code == Some(1) && said, "{output}");
+        master.wait_log_after(mark, "as the mutant wants it");
+    }
+    assert_alive(&master);
+}
+
 #[test]
 fn a_reading_that_hangs_refuses_an_upgrade() {
     if !can_change_users() {

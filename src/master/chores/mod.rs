@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::{GenerationId, Page};
+use forkmaster_wire::mutant::{self, Mutant};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use crate::config::again::{self, Barred};
@@ -162,6 +163,7 @@ impl Chore {
     fn carry_out(self, removals: &Removals) -> Done {
         match self {
             Chore::ReadConfiguration(reading) => {
+                assert!(!mutant::is(Mutant::ReadingPanics), "as the mutant wants it");
                 let Reading { source, context, fixed, barred } = *reading;
                 let read = config::read(&source, &context, fixed.as_ref());
                 let allowed = |loaded| again::check_barred(loaded, barred.as_ref());

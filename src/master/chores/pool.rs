@@ -1,10 +1,11 @@
 //! Threads for work that may wait. The loop gives a piece of work and goes on; the result wakes it. A thread that is
 //! late keeps its thread and nothing else: its work is given up, its result dropped where it comes, and the next piece
-//! gets another thread, of at most four.
+//! gets another thread, of at most four. Work that panics is not done, and that is said at once.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -50,7 +51,8 @@ struct Shared<D> {
 
 struct State<D> {
     to_do: VecDeque<(ChoreId, Progress, Work<D>)>,
-    done: VecDeque<(ChoreId, D)>,
+    /// An error: the work has panicked.
+    done: VecDeque<(ChoreId, std::thread::Result<D>)>,
     /// Nobody waits for their results any more.
     given_up: BTreeSet<ChoreId>,
     threads: usize,
@@ -119,8 +121,10 @@ impl<D: Send + 'static> Pool<D> {
         let mut state = self.shared.lock();
         if let Some((id, done)) = state.done.pop_front() {
             drop(state);
-            self.given.remove(&id);
-            return Some((id, Ok(done)));
+            let what = self.given.remove(&id).map_or("it", |given| given.what);
+            let panicked =
+                |_| NotDone(format!("{what} failed: it has panicked, a defect of forkmaster; the log says where"));
+            return Some((id, done.map_err(panicked)));
         }
         let id = self.given.iter().find(|(_, given)| given.by <= now).map(|(id, _)| *id)?;
         let unbegun = state.to_do.iter().position(|(waiting, ..)| *waiting == id);
@@ -188,7 +192,8 @@ fn run<D>(shared: &Shared<D>) {
         if let Some((id, progress, work)) = state.to_do.pop_front() {
             drop(state);
             progress.follow();
-            let done = work();
+            // Nobody looks at what it has left half done: it took all that it needs along.
+            let done = catch_unwind(AssertUnwindSafe(work));
             state = shared.lock();
             if state.given_up.remove(&id) {
                 // Dropping may close files, and wait for it.
@@ -244,6 +249,21 @@ mod tests {
         done.sort_unstable();
         assert_eq!(done, ids.into_iter().zip(0..20).collect::<Vec<_>>());
         assert!(pool.next_deadline().is_none() && pool.done(now).is_none());
+    }
+
+    /// As found: whoever waited for it heard nothing until the deadline, and each such piece cost a thread for good.
+    #[test]
+    fn work_that_panics_is_not_done_and_costs_no_thread() {
+        let mut pool = Pool::new().unwrap();
+        let now = Instant::now();
+        for _ in 0..=THREADS_MAX {
+            let id = pool.give("counting", LONG, now, || -> i32 { panic!("as this test wants it") });
+            let (failed, result) = wait(&mut pool, now);
+            let reason = result.unwrap_err().0;
+            assert!(failed == id && reason.starts_with("counting failed: it has panicked"), "{reason}");
+        }
+        let id = pool.give("counting", LONG, now, || 7);
+        assert_eq!(wait(&mut pool, now), (id, Ok(7)));
     }
 
     #[test]

@@ -186,12 +186,14 @@ impl LogFile {
         self.writer.flush(LAST_WORDS_WITHIN)
     }
 
-    /// The standard library's own hook would write to stderr and wait for its reader.
+    /// The standard library's own hook would write to stderr and wait for its reader. The log goes on: only a panic of the main
+    /// thread ends the process.
     fn tell_of_panics(&self) {
         let writer = self.writer.clone();
         std::panic::set_hook(Box::new(move |panic| {
             log::error!("{panic}\n{}", std::backtrace::Backtrace::capture());
-            writer.finish(LAST_WORDS_WITHIN);
+            // What has no room in this time is written later, or is lost with the process.
+            writer.flush(LAST_WORDS_WITHIN);
         }));
     }
 
