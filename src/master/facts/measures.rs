@@ -8,7 +8,7 @@ use forkmaster_wire::message::{GenerationId, SlotIndex};
 use forkmaster_wire::scoreboard::STATUS_CLASSES;
 use serde::{Deserialize, Serialize};
 
-use super::outcome::{End, Reload};
+use super::outcome::Reload;
 use super::snapshot::Handoffs;
 use crate::saved::constant_keys;
 
@@ -82,21 +82,12 @@ pub struct Tally {
 /// Each is there from the start, with 0: a rate needs a first value.
 pub const RESTART_REASONS: [&str; 8] =
     ["exit", "leave", "max_lifetime", "max_requests", "max_rss", "recycle", "signal", "timeout"];
+/// `End::word` of each.
 pub const RELOAD_RESULTS: [&str; 4] = ["committed", "refused", "stopped", "superseded"];
-
-/// Which of `RELOAD_RESULTS` it is.
-pub fn result_of(reload: &Reload) -> &'static str {
-    match reload.end {
-        End::Committed => "committed",
-        End::Refused(_) => "refused",
-        End::Superseded { .. } => "superseded",
-        End::Stopped => "stopped",
-    }
-}
 
 impl Tally {
     pub fn reload(&mut self, reload: &Reload) {
-        *self.reloads.entry(result_of(reload)).or_default() += 1;
+        *self.reloads.entry(reload.end.word()).or_default() += 1;
     }
 
     pub fn restart(&mut self, reason: &'static str) {

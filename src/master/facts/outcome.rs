@@ -89,6 +89,18 @@ pub enum End {
     Stopped,
 }
 
+impl End {
+    /// As `history`, metrics and hooks call it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            End::Committed => "committed",
+            End::Refused(_) => "refused",
+            End::Superseded { .. } => "superseded",
+            End::Stopped => "stopped",
+        }
+    }
+}
+
 impl Refusal {
     pub fn new(reason: impl Into<String>) -> Refusal {
         Refusal { reason: reason.into(), details: String::new(), exit_code: ExitCode::Unavailable }

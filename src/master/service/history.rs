@@ -17,7 +17,7 @@ use crate::chores::{Chore, ChoreId};
 use crate::config::settings::App;
 use crate::facts::history::{Deploy, Entry, Grown, Growth, Served};
 use crate::facts::note::Note;
-use crate::facts::outcome::{End, Reload};
+use crate::facts::outcome::Reload;
 use crate::shared::Shared;
 use crate::supervisor::asks::AskId;
 
@@ -150,13 +150,7 @@ impl Service {
             at: timestamp_now(),
             master: std::process::id(),
             generation: reload.generation,
-            result: match reload.end {
-                End::Committed => "committed",
-                End::Refused(_) => "refused",
-                End::Superseded { .. } => "superseded",
-                End::Stopped => "stopped",
-            }
-            .to_owned(),
+            result: reload.end.word().to_owned(),
             reason: shown.reason,
             took_s: shown.took_s,
             canary: shown.canary,

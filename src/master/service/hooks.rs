@@ -23,7 +23,6 @@ use super::child::Entering;
 use super::Service;
 use crate::children::{HookId, Proof, Who};
 use crate::config::settings::{Commands, Identity, Settings};
-use crate::facts::measures;
 use crate::facts::outcome::{End, Reload};
 use crate::shared::Shared;
 use crate::supervisor::worker::Exit;
@@ -106,7 +105,7 @@ impl Service {
             End::Superseded { by } => format!("superseded by generation {by}"),
             End::Committed | End::Stopped => String::new(),
         };
-        let (generation, result) = (reload.generation, measures::result_of(reload).to_owned());
+        let (generation, result) = (reload.generation, reload.end.word().to_owned());
         self.hooks.note(Moment { hook: Hook::Reload, generation, result, reason });
     }
 
