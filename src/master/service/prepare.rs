@@ -1,6 +1,5 @@
 //! A reload, up to the point where the supervisor takes over: what was read becomes a generation, and new addresses
-//! are bound. Whatever is wrong here changes
-//! nothing, and whoever asked hears it.
+//! are bound. Whatever is wrong here changes nothing, and whoever asked hears it.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +11,7 @@ use super::open_files::{self, Verdict};
 use super::processes::GenerationProcesses;
 use super::Service;
 use crate::config::change::Fixed;
-use crate::config::settings::{Bind, Settings};
+use crate::config::settings::{App, Bind, Settings};
 use crate::config::{self, Loaded};
 use crate::exit_code::ExitCode;
 use crate::facts::outcome::Refusal;
@@ -49,11 +48,7 @@ impl Service {
             self.set_hooks(&settings);
         }
         let predecessor = self.supervisor.serving().and_then(|generation| self.generations.get(&generation.id));
-        let mut in_place = false;
-        if let Some(predecessor) = predecessor {
-            let (app, before) = (&settings.app, &predecessor.settings.app);
-            in_place = config::again::in_place(app, before);
-        }
+        let in_place = predecessor.is_some_and(|before| config::again::in_place(&settings.app, &before.settings.app));
         let Bound { of_workers: listeners, of_services } = match bind(&settings, &mut shared.listeners) {
             Ok(bound) => bound,
             Err(error) => {
@@ -63,27 +58,11 @@ impl Service {
         };
         self.last_generation += 1;
         let generation = GenerationId(self.last_generation);
-        let app = &settings.app;
-        log::info!(
-            "generation gen={generation} release={} python={}",
-            app.release.display(),
-            app.interpreter.executable.display()
-        );
-        if let Some(back) = self.preparing.back() {
-            log::info!("generation gen={generation} is made as gen={back} was");
-        }
-        if in_place && !app.preload {
-            log::info!("generation gen={generation} in place: code on disk is not pinned; preload = true pins it");
-        }
-        let mut changes_shown = Vec::new();
-        if let Some(before) = self.earlier.written() {
-            let changes = config::change::diff(before, &loaded.effective);
-            changes_shown = changes.iter().map(ToString::to_string).collect::<Vec<String>>();
-            let changes = &changes_shown;
-            if !changes.is_empty() {
-                log::info!("generation gen={generation} changes {}", changes.join("; "));
-            }
-        }
+        let changes: Vec<String> = match self.earlier.written() {
+            Some(before) => config::change::diff(before, &loaded.effective).iter().map(ToString::to_string).collect(),
+            None => Vec::new(),
+        };
+        self.announce(generation, &settings.app, in_place, &changes);
         let unknown = |listener: &&ListenerId| !self.supervisor.knows_listener(**listener);
         let all = listeners.iter().chain(of_services.values().flatten());
         let bound: Vec<ListenerId> = all.filter(unknown).copied().collect();
@@ -102,7 +81,7 @@ impl Service {
         processes.service_listeners = of_services;
         processes.back = self.preparing.back();
         processes.origin = processes.back.map(|back| self.earlier.origin_of(back));
-        processes.changes = changes_shown;
+        processes.changes = changes;
         if self.last_generation > 1 {
             processes.asked = self.asked();
         }
@@ -118,6 +97,24 @@ impl Service {
             self.kill_all_workers(shared);
         }
         Ok((generation, plan))
+    }
+
+    /// Logs what the generation is made of.
+    fn announce(&self, generation: GenerationId, app: &App, in_place: bool, changes: &[String]) {
+        log::info!(
+            "generation gen={generation} release={} python={}",
+            app.release.display(),
+            app.interpreter.executable.display()
+        );
+        if let Some(back) = self.preparing.back() {
+            log::info!("generation gen={generation} is made as gen={back} was");
+        }
+        if in_place && !app.preload {
+            log::info!("generation gen={generation} in place: code on disk is not pinned; preload = true pins it");
+        }
+        if !changes.is_empty() {
+            log::info!("generation gen={generation} changes {}", changes.join("; "));
+        }
     }
 }
 
