@@ -24,8 +24,13 @@ impl From<Instant> for Moment {
     fn from(instant: Instant) -> Moment {
         let (at, ns) = anchor();
         let (before, after) = (at.saturating_duration_since(instant), instant.saturating_duration_since(at));
-        Moment((ns + after.as_nanos() as u64).saturating_sub(before.as_nanos() as u64))
+        Moment(ns.saturating_add(nanoseconds(after)).saturating_sub(nanoseconds(before)))
     }
+}
+
+/// A client's timeout may be longer than the 584 years that fit.
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl From<Moment> for Instant {
@@ -127,6 +132,9 @@ mod tests {
             let read: Moment = serde_json::from_str(&text).unwrap();
             assert_eq!(Instant::from(read), instant);
         }
+        // Longer than any number of nanoseconds.
+        let late = Instant::from(Moment::from(now + Duration::from_secs(1 << 40)));
+        assert!(late > now + Duration::from_secs(1 << 32));
         // Of CLOCK_MONOTONIC, not of this process.
         assert!(Moment::from(Instant::now()).0.abs_diff(monotonic_ns()) < 1_000_000_000);
     }
