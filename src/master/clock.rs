@@ -3,11 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-/// A loop that wakes so much later than it asked for was frozen, not busy.
+/// A loop that wakes this much later than it asked for was frozen, not busy.
 const FROZEN_AFTER: Duration = Duration::from_secs(2);
 
 pub struct Clock {
-    /// Time that did not count.
+    /// The sum of all freezes, which `now` leaves out.
     frozen: Duration,
     /// When the latest freeze ended, and how long it was; real time.
     latest: Option<(Instant, Duration)>,
@@ -32,9 +32,9 @@ impl Clock {
         Instant::now() - self.frozen
     }
 
-    /// To be told of each wait: when it began and how long it was to last at most. Returns a freeze.
-    pub fn waited(&mut self, began: Instant, at_most: Option<Duration>) -> Option<Duration> {
-        self.note(began, at_most?, Instant::now())
+    /// To be told of each wait: when it began and how long it was to last at most. Returns how long the master was frozen in it.
+    pub fn waited(&mut self, began: Instant, at_most: Duration) -> Option<Duration> {
+        self.note(began, at_most, Instant::now())
     }
 
     fn note(&mut self, began: Instant, at_most: Duration, now: Instant) -> Option<Duration> {
@@ -47,7 +47,8 @@ impl Clock {
         Some(late)
     }
 
-    /// How long something has lasted that began so long ago, without the latest freeze if that lies within.
+    /// How long something has lasted by the master's time. `real`: by the system's clock. The latest freeze is left out if it lies
+    /// within.
     pub fn lasted(&self, real: Duration) -> Duration {
         match self.latest {
             Some((ended, late)) if ended.elapsed() < real => real.saturating_sub(late),

@@ -1,6 +1,6 @@
-//! What the master's own binary takes of memory, and how it gets less. Most of its code runs at the start and for a
-//! deploy, and then not for hours: the command line, the configuration, the tables of settings. It never touches what
-//! the process has written to.
+//! How the master gives memory back. Most of its code runs at the start and for a deploy, and then not for hours: the command
+//! line, the configuration, the tables of settings. Three things go: pages of the binary that were never written to, free heap,
+//! and the main thread's stack below what is in use.
 
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::mman::{madvise, MmapAdvise};
 use nix::unistd::{getpid, gettid, sysconf, SysconfVar};
 
-/// The loop has nothing to do for so long: what it did is over, and its pages are not needed soon.
+/// After this long without anything to do, the pages of what the loop did are not needed soon.
 const QUIET_AFTER: Duration = Duration::from_secs(2);
 
 /// When the master last had something to do, and whether the pages that this took are still here.

@@ -43,7 +43,7 @@ use crate::supervisor::worker::{Event as WorkerEvent, Exit};
 use crate::supervisor::{Action, Event};
 use crate::upgrade::attempt::Attempt;
 
-/// Idle keep-alive connections live so much longer after the service was told to stop.
+/// How long idle keep-alive connections stay open after the service was told to stop.
 const STOP_IDLE: Duration = Duration::from_secs(2);
 
 /// Killed processes are gone within this, unless the kernel itself hangs.
@@ -52,15 +52,25 @@ const SWEPT_WITHIN: Duration = Duration::from_secs(2);
 /// Children reaped in one pass: an application's orphans must not keep the master from anything else.
 const REAPED_PER_PASS_MAX: usize = 256;
 
+/// How far a new binary's look at the state has come, before an upgrade.
+#[derive(Default)]
+enum Look {
+    /// Nobody has asked for one.
+    #[default]
+    Off,
+    /// The next turn of the loop starts it.
+    Due,
+    /// The new binary looks, in a process of its own.
+    Running(Attempt),
+}
+
 pub struct Master {
     shared: Shared,
     service: Service,
     signals: Signals,
     doors: Doors,
     pidfile: Option<PidFile>,
-    /// The new binary looks at the state, or is to.
-    attempt: Option<Attempt>,
-    look_due: bool,
+    look: Look,
     /// Children may have ended that were not reaped yet.
     reap_again: bool,
     footprint: Footprint,
@@ -85,11 +95,20 @@ impl Master {
 
     fn of(shared: Shared, service: Service, signals: Signals, doors: Doors) -> Master {
         let footprint = Footprint::new(shared.clock.now());
-        let (pidfile, attempt, look_due, reap_again, exit) = (None, None, false, false, None);
-        Master { shared, service, signals, doors, pidfile, attempt, look_due, reap_again, footprint, exit }
+        Master {
+            shared,
+            service,
+            signals,
+            doors,
+            pidfile: None,
+            look: Look::Off,
+            reap_again: false,
+            footprint,
+            exit: None,
+        }
     }
 
-    /// It is removed when this master ends.
+    /// The pid file is removed when this master ends.
     pub fn keep_pidfile(&mut self, pidfile: Option<PidFile>) {
         self.pidfile = pidfile;
     }
@@ -131,7 +150,7 @@ impl Master {
             };
             let began = Instant::now();
             let tokens = self.shared.sources.wait(wait);
-            if let Some(late) = self.shared.clock.waited(began, Some(wait)) {
+            if let Some(late) = self.shared.clock.waited(began, wait) {
                 log::warn!("the master did not run for {:.1}s: all deadlines move by that much", late.as_secs_f64());
             }
             // Channels first: what a process said before it ended counts before its end.
@@ -174,6 +193,7 @@ impl Master {
         doors.close();
     }
 
+    /// Ends all processes of the service, and closes the connections that lie in the handoff queue.
     fn sweep(&mut self) {
         end_all(&mut self.shared.children, &self.shared.lifeline.0);
         let left = self.shared.queue.close_all();
@@ -192,7 +212,7 @@ impl Master {
     fn wake_at(&self) -> Instant {
         let doors = self.doors.next_deadline(self.shared.clock.now());
         let chores = self.shared.chores.next_deadline();
-        let steps = self.look_due || self.service.supervisor.may_be_taken_over().is_some();
+        let steps = matches!(self.look, Look::Due) || self.service.supervisor.may_be_taken_over().is_some();
         let upgrade = steps.then(|| self.shared.clock.now() + upgrading::LOOK_AGAIN_AFTER);
         doors.into_iter().chain(chores).chain(upgrade).fold(self.service.wake_at(), Instant::min)
     }
@@ -209,7 +229,7 @@ impl Master {
             Some(Source::Service(of)) => service.read_service(of, shared),
             Some(Source::Readiness) => service.read_readiness(shared, &mut events),
             Some(Source::Command(generation)) => service.read_command(generation, shared),
-            Some(Source::NewBinary) => self.read_attempt(),
+            Some(Source::NewBinary) => self.read_look(),
             Some(Source::Status) => self.doors.accept_status(&mut shared.sources, shared.clock.now()),
             Some(Source::Signals | Source::Control | Source::Chores) => {}
             // Or a process's that something earlier in the same batch has closed.
@@ -290,7 +310,7 @@ impl Master {
                 Some(Who::Hook(hook)) => service.hook_ended(hook, &exit, shared.clock.now()),
                 Some(Who::Service(of)) => events.push_back(service.service_ended(of, exit, shared)),
                 Some(Who::Command(generation)) => events.push_back(service.command_ended(generation, exit, shared)),
-                Some(Who::NewBinary) => events.extend(self.attempt_ended(&exit)),
+                Some(Who::NewBinary) => events.extend(self.look_ended(&exit)),
                 Some(Who::Stray) | None => log::debug!("reaped pid={pid}, left behind by the application: {exit}"),
             }
             self.decide(events);
@@ -439,7 +459,7 @@ impl Master {
         self.service.read_page(AskId(client.0), after, path.into(), Box::new(ask), &mut self.shared);
     }
 
-    /// Whoever asked and is gone: the supervisor need not keep its ask.
+    /// Tells the supervisor of clients that have hung up: it need not keep their asks.
     fn notice_who_left(&mut self) {
         let waiting = self.doors.waiting();
         let is_there = |ask: &AskId| waiting.iter().any(|client| client.0 == ask.0);
@@ -578,8 +598,8 @@ impl Master {
                 service.concluded(reload);
                 self.tell_manager();
             }
-            Action::TryUpgrade => self.look_due = true,
-            Action::EndTry => self.end_attempt(),
+            Action::TryUpgrade => self.look = Look::Due,
+            Action::EndTry => self.end_look(),
             Action::UpgradeRefused(reload) => service.upgrade_refused(reload),
             Action::Answer { ask, outcome } => {
                 let client = ClientId(ask.0);

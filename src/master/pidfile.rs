@@ -49,9 +49,7 @@ impl PidFile {
         writeln!(lock, "{}", std::process::id())?;
         Ok(PidFile { directory: place.directory, name: place.name, lock })
     }
-}
 
-impl PidFile {
     pub fn save(&self, kept: &mut Kept) -> Saved {
         kept.keep("pidfile.directory", &self.directory);
         kept.keep("pidfile.lock", &*self.lock);

@@ -104,9 +104,7 @@ impl Signals {
             child: arrived.chld.swap(false, Ordering::Relaxed),
         }
     }
-}
 
-impl Signals {
     fn empty(&mut self) {
         let mut bytes = [0; 64];
         while matches!(self.wake.read(&mut bytes), Ok(read) if read > 0) {}

@@ -4,7 +4,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::Master;
+use super::{Look, Master};
 use crate::config::process_context::ProcessContext;
 use crate::config::Source as ConfigSource;
 use crate::doors::control::ClientId;
@@ -25,7 +25,7 @@ use crate::upgrade::state::{Parts, Restored, State};
 /// A chore takes milliseconds. A thread that does not come back hangs in the kernel, perhaps, and an exec would wait for it.
 const CHORE_WITHIN: Duration = Duration::from_secs(1);
 
-/// How often it is looked whether nothing is in the way any more.
+/// How often the loop looks whether the way is clear.
 pub(super) const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 impl Master {
@@ -58,7 +58,7 @@ impl Master {
 
     /// Does what is due for an upgrade and possible now. Does not return where the step is taken.
     pub(super) fn upgrade(&mut self) {
-        if self.look_due {
+        if matches!(self.look, Look::Due) {
             if let Some(refusal) = self.look() {
                 self.tell(Event::Upgrade(UpgradeEvent::Tried(Err(refusal))));
             }
@@ -71,22 +71,28 @@ impl Master {
     }
 
     /// Nobody waits for the new binary's word any more.
-    pub(super) fn end_attempt(&mut self) {
-        self.look_due = false;
-        if let Some(attempt) = self.attempt.take() {
+    pub(super) fn end_look(&mut self) {
+        if let Look::Running(attempt) = std::mem::take(&mut self.look) {
             attempt.end(&mut self.shared);
         }
     }
 
     /// The new binary has looked.
-    pub(super) fn attempt_ended(&mut self, exit: &Exit) -> Option<Event> {
-        let said = self.attempt.take()?.ended(exit, &mut self.shared);
-        Some(Event::Upgrade(UpgradeEvent::Tried(said)))
+    pub(super) fn look_ended(&mut self, exit: &Exit) -> Option<Event> {
+        match std::mem::take(&mut self.look) {
+            Look::Running(attempt) => Some(Event::Upgrade(UpgradeEvent::Tried(attempt.ended(exit, &mut self.shared)))),
+            // The exit of an earlier one.
+            other @ (Look::Off | Look::Due) => {
+                self.look = other;
+                None
+            }
+        }
     }
 
-    pub(super) fn read_attempt(&mut self) {
-        if let Some(attempt) = &mut self.attempt {
-            attempt.read(&mut self.shared);
+    pub(super) fn read_look(&mut self) {
+        match &mut self.look {
+            Look::Running(attempt) => attempt.read(&mut self.shared),
+            Look::Off | Look::Due => {}
         }
     }
 
@@ -95,18 +101,18 @@ impl Master {
         State::save(&Parts { shared, service, doors, pidfile: pidfile.as_ref() }, asked)
     }
 
-    /// Has the new binary look at a copy of the state. Some: it cannot.
+    /// Has the new binary look at a copy of the state. Some: it cannot, and why.
     fn look(&mut self) -> Option<Refusal> {
         let asked = self.service.supervisor.asked_for_upgrade()?;
         if self.service.develops() {
             return Some(Refusal::new("`forkmaster dev` is not upgraded in place; end it and start it again"));
         }
-        // None: the next turn of the loop has one.
+        // None: something is under way, and the next turn of the loop tries again.
         let state = self.state(asked)?;
-        self.look_due = false;
+        self.look = Look::Off;
         match Attempt::start(&state, &mut self.shared) {
             Ok(attempt) => {
-                self.attempt = Some(attempt);
+                self.look = Look::Running(attempt);
                 self.tell(Event::Upgrade(UpgradeEvent::Begun));
                 None
             }
