@@ -1,18 +1,19 @@
-//! The listener of `[status] bind`, for probes, Prometheus and people with a browser: one GET a connection, then it is closed. Everything has
-//! a bound: the bytes of a head, the time of a connection, connections, and what one pass of the loop does. It knows
-//! HTTP as far as that goes, and not what the pages say.
+//! The listener of `[status] bind`, for probes, Prometheus and people with a browser: one GET a connection, then it is
+//! closed. Everything has a bound: the bytes of a head, the time of a connection, connections, and what one pass of the
+//! loop does. It knows HTTP as far as that goes, and not what the pages say.
 
 pub mod saved;
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::ListenerId;
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
 use nix::errno::Errno;
-use nix::sys::socket::{accept4, SockFlag};
+use nix::sys::socket::{accept4, getsockname, SockFlag, SockaddrStorage};
 
 use super::closer::Closer;
 use super::conn::{Bounds, Conn, Still};
@@ -106,11 +107,31 @@ struct Client {
     close_at: Instant,
 }
 
+/// One of the listeners, and what must be known of those who come there.
+#[derive(Clone)]
+struct Accepting {
+    token: Token,
+    listener: ListenerId,
+    /// Only this machine can reach it.
+    is_local: bool,
+    /// Closes its connections. Over a Unix socket a peer may have passed descriptors, and then close(2) may wait.
+    closer: Closer,
+}
+
+impl Accepting {
+    fn watch(listener: ListenerId, socket: BorrowedFd<'_>, sources: &mut Sources) -> io::Result<Accepting> {
+        let address = getsockname::<SockaddrStorage>(socket.as_raw_fd())?;
+        let is_unix = address.as_unix_addr().is_some();
+        let closer = if is_unix { Closer::for_listener(&socket)? } else { Closer::Here };
+        let token = sources.add(&socket, Source::Status)?;
+        Ok(Accepting { token, listener, is_local: is_unix || is_loopback(&address), closer })
+    }
+}
+
 pub struct StatusDoor {
     /// Its own: the service's are closed when it stops, and whether it is ready is asked until the end.
     listeners: Listeners,
-    /// And whether only this machine can reach it.
-    accepting: Vec<(Token, ListenerId, bool)>,
+    accepting: Vec<Accepting>,
     clients: BTreeMap<Token, Client>,
     accept_at: Option<Instant>,
 }
@@ -130,8 +151,8 @@ impl StatusDoor {
         listeners.open(&ids, &Access { backlog: BACKLOG, socket_file })?;
         let mut accepting = Vec::new();
         for (listener, socket) in listeners.wire(&ids, &[]) {
-            match sources.add(&socket, Source::Status) {
-                Ok(token) => accepting.push((token, listener.id, is_local(&socket))),
+            match Accepting::watch(listener.id, socket, sources) {
+                Ok(watched) => accepting.push(watched),
                 Err(error) => log::error!("status at {} cannot be watched: {error}", listener.address),
             }
             log::info!("status at {}: /livez, /readyz, /metrics", listener.address);
@@ -142,15 +163,15 @@ impl StatusDoor {
     /// Accepts some of those who are there.
     pub fn accept(&mut self, sources: &mut Sources, now: Instant) {
         self.accept_at = None;
-        for (token, listener, is_local) in self.accepting.clone() {
-            let Some((_, socket)) = self.listeners.wire(&[listener], &[]).pop() else { continue };
+        for from in self.accepting.clone() {
+            let Some((_, socket)) = self.listeners.wire(&[from.listener], &[]).pop() else { continue };
             let socket = socket.as_raw_fd();
             let mut taken = 0;
             while taken < PER_PASS_MAX {
                 taken += 1;
                 match accept4(socket, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
                     // SAFETY: the kernel has just made it for this process, and nobody else knows its number.
-                    Ok(socket) => self.take(unsafe { OwnedFd::from_raw_fd(socket) }, is_local, sources, now),
+                    Ok(socket) => self.take(unsafe { OwnedFd::from_raw_fd(socket) }, &from, sources, now),
                     Err(Errno::EAGAIN) => break,
                     Err(Errno::EINTR | Errno::ECONNABORTED) => {}
                     Err(_) => {
@@ -160,23 +181,22 @@ impl StatusDoor {
                 }
             }
             if taken == PER_PASS_MAX {
-                sources.mark_unread(token);
+                sources.mark_unread(from.token);
             }
         }
     }
 
-    fn take(&mut self, socket: OwnedFd, among_us: bool, sources: &mut Sources, now: Instant) {
+    fn take(&mut self, socket: OwnedFd, from: &Accepting, sources: &mut Sources, now: Instant) {
         if self.clients.len() >= CLIENTS_MAX {
             let oldest = self.clients.iter().min_by_key(|(token, client)| (client.close_at, **token));
             let oldest = oldest.map(|(token, _)| *token);
             oldest.and_then(|token| self.clients.remove(&token));
         }
-        // Nobody's descriptors travel over TCP, and those over a Unix socket are closed by whoever asked.
-        let conn = Conn::new(socket, Closer::Here, BOUNDS, now);
+        let conn = Conn::new(socket, from.closer.clone(), BOUNDS, now);
         let token = sources.token();
         let interest = Interest::READABLE | Interest::WRITABLE;
         if sources.registry().register(&mut SourceFd(&conn.as_fd().as_raw_fd()), token, interest).is_ok() {
-            let stage = Stage::Head { first: None, bytes: 0 };
+            let (stage, among_us) = (Stage::Head { first: None, bytes: 0 }, from.is_local);
             self.clients.insert(token, Client { conn, stage, among_us, close_at: now + CONNECTION_WITHIN });
         }
     }
@@ -273,15 +293,11 @@ impl Client {
     }
 }
 
-/// Only this machine reaches it.
-fn is_local(socket: &impl AsRawFd) -> bool {
-    match nix::sys::socket::getsockname::<nix::sys::socket::SockaddrStorage>(socket.as_raw_fd()) {
-        Ok(address) => match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
-            (Some(v4), _) => v4.ip().is_loopback(),
-            (None, Some(v6)) => v6.ip().is_loopback(),
-            (None, None) => address.as_unix_addr().is_some(),
-        },
-        Err(_) => false,
+fn is_loopback(address: &SockaddrStorage) -> bool {
+    match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+        (Some(v4), _) => v4.ip().is_loopback(),
+        (None, Some(v6)) => v6.ip().is_loopback(),
+        (None, None) => false,
     }
 }
 
@@ -334,6 +350,7 @@ fn asked(line: &[u8]) -> Result<(Wanted, bool), Answer> {
 mod tests {
     use std::io::{Read, Write};
     use std::net::TcpStream;
+    use std::os::unix::net::UnixStream;
 
     use super::*;
 
@@ -463,6 +480,29 @@ mod tests {
         assert!(world.ask(b"GET /livez HTTP/1.1\r\n\r\n").ends_with("Live\n"));
         drop(silent);
         world.until("all to be gone", |door| door.clients.is_empty());
+    }
+
+    /// Where the kernel delivers passed descriptors (before Linux 6.16), closing here could wait for hours.
+    #[test]
+    fn who_comes_to_a_listener_is_closed_by_its_closer() {
+        let mut world = World::new();
+        let (closer, closed) = std::sync::mpsc::sync_channel(1);
+        world.door.accepting[0].closer = Closer::Thread(closer);
+        let _client = world.connect();
+        world.door.clients.clear();
+        assert!(closed.try_recv().is_ok());
+    }
+
+    #[test]
+    fn a_unix_socket_is_closed_as_the_control_socket_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut sources = Sources::new().unwrap();
+        let binds = [Bind::Unix(directory.path().join("status.sock"))];
+        let door = StatusDoor::open(&binds, Listeners::new(Vec::new()), &mut sources).unwrap().unwrap();
+        let (socket, _) = UnixStream::pair().unwrap();
+        let is_refused = forkmaster_wire::channel::refuse_descriptors(&socket);
+        assert_eq!(matches!(door.accepting[0].closer, Closer::Here), is_refused);
+        assert!(door.accepting[0].is_local);
     }
 
     #[test]

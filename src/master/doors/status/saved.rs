@@ -9,13 +9,13 @@ use mio::unix::SourceFd;
 use mio::{Interest, Token};
 use serde::{Deserialize, Serialize};
 
-use super::{Client, Stage, StatusDoor, BOUNDS, CONNECTION_WITHIN};
+use super::{Accepting, Client, Stage, StatusDoor, BOUNDS, CONNECTION_WITHIN};
 use crate::config::passed::Passed;
 use crate::doors::closer::Closer;
 use crate::doors::conn::Conn;
 use crate::listeners::{self, Listeners};
 use crate::saved::{Claims, Kept};
-use crate::sources::{Source, Sources};
+use crate::sources::Sources;
 
 const WHOSE: &str = "status";
 
@@ -66,11 +66,15 @@ impl StatusDoor {
         let listeners = Listeners::restore(saved.listeners, WHOSE, passed, claims)?;
         let mut accepting = Vec::new();
         for (id, socket) in listeners.all() {
-            accepting.push((sources.add(&socket, Source::Status)?, id, super::is_local(&socket)));
+            accepting.push(Accepting::watch(id, socket, sources)?);
         }
+        // Which of the listeners a client came to is not known any more.
+        let mut threads =
+            accepting.iter().map(|from| &from.closer).filter(|closer| matches!(closer, Closer::Thread(_)));
+        let closer = threads.next().cloned().unwrap_or(Closer::Here);
         let mut clients = BTreeMap::new();
         for SavedClient { token, stage, unread, unsent } in saved.clients {
-            let conn = Conn::new(claims.claim(&name(token))?, Closer::Here, BOUNDS, now).with_bytes(unread, unsent);
+            let conn = Conn::new(claims.claim(&name(token))?, closer.clone(), BOUNDS, now).with_bytes(unread, unsent);
             let token = sources.token();
             let interest = Interest::READABLE | Interest::WRITABLE;
             sources.registry().register(&mut SourceFd(&conn.as_fd().as_raw_fd()), token, interest)?;
