@@ -22,5 +22,7 @@ mod put;
 mod recall;
 #[path = "sockets.rs"]
 mod sockets;
+#[path = "tempdir.rs"]
+mod tempdir;
 #[path = "title.rs"]
 mod title;
