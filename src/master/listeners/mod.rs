@@ -266,13 +266,14 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         let (path, node) = match &self.stage {
-            ListenerState::Bound { file: Some(Temporary { path, node }) } => (path, node),
+            ListenerState::Bound { file: Some(Temporary { path, node, .. }) } => (path, node),
             ListenerState::Listening { file: Some(Placed { path, node, .. }), .. } => (path, node),
             ListenerState::Bound { file: None }
             | ListenerState::Listening { file: None, .. }
             | ListenerState::Inherited => return,
         };
         if node_of(path).ok() == Some(*node) {
+            // A socket file that stays refuses connections, and the next bind replaces it.
             let _ = std::fs::remove_file(path);
         }
     }

@@ -27,6 +27,8 @@ const TEMPORARY_NAMES_MAX: u32 = 16;
 #[derive(Debug)]
 pub(super) struct Temporary {
     pub(super) path: PathBuf,
+    /// Its name once it listens.
+    place: PathBuf,
     pub(super) node: Node,
 }
 
@@ -49,13 +51,10 @@ impl Temporary {
     /// Access first, so that the socket is never there with another one. The place is looked at again: much may have
     /// happened since the plan.
     pub(super) fn place(&self, bind: &Bind, socket_file: &SocketFile) -> Result<Placed, ListenError> {
-        let Bind::Unix(path) = bind else {
-            unreachable!("only a Unix socket has a file");
-        };
         set_access(&self.path, self.node, socket_file).map_err(|error| explain(bind, &error))?;
-        check_place(bind, path)?;
-        std::fs::rename(&self.path, path).map_err(|error| explain(bind, &error))?;
-        Ok(Placed { path: path.clone(), node: self.node, socket_file: socket_file.clone() })
+        check_place(bind, &self.place)?;
+        std::fs::rename(&self.path, &self.place).map_err(|error| explain(bind, &error))?;
+        Ok(Placed { path: self.place.clone(), node: self.node, socket_file: socket_file.clone() })
     }
 }
 
@@ -90,11 +89,8 @@ pub(super) fn bind(bind: &Bind, path: &Path) -> Result<Listener, ListenError> {
             Err(error) => return Err(failed(error)),
         }
     };
-    let node = match node_of(&temporary) {
-        Ok(node) => node,
-        Err(error) => return Err(failed(error)),
-    };
-    let file = Some(Temporary { path: temporary, node });
+    let node = node_of(&temporary).map_err(failed)?;
+    let file = Some(Temporary { path: temporary, place: path.to_owned(), node });
     Ok(Listener { bind: bind.clone(), address: bind.to_string(), socket, stage: ListenerState::Bound { file } })
 }
 
