@@ -1,10 +1,10 @@
 //! `logs`: where the logs of a running master are, their last lines, and what comes. It follows names, not files: after
 //! logrotate it goes on with the new one.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::exit_code::ExitCode;
 use crate::facts::snapshot::{Logs, Snapshot};
 use crate::verbs::command_line::Client;
 
-/// Looked for the last lines: some hundred long ones.
+/// How much of the end of a log is searched for the last lines: enough for some hundred long ones.
 const TAIL_BYTES_MAX: u64 = 256 * 1024;
 
 /// Read at a time.
@@ -124,11 +124,12 @@ struct Followed {
 impl Followed {
     fn open(path: &Path, lines: u32) -> io::Result<Followed> {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-        let mut file = File::open(path).map_err(named)?;
+        // fifo(7): the opening of a FIFO for reading waits for a writer without O_NONBLOCK.
+        let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(named)?;
         let length = file.metadata()?.len();
-        // A FIFO has no length, and whoever reads it takes it away from others.
+        // What is read from a FIFO is lost for its other readers.
         if !file.metadata()?.is_file() {
-            return Err(io::Error::other(format!("{} is no file that could be read twice", path.display())));
+            return Err(io::Error::other(format!("{} is not a regular file", path.display())));
         }
         file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES_MAX)))?;
         let mut tail = Vec::new();
@@ -200,6 +201,17 @@ mod tests {
         assert_eq!(last_lines(b"a\nb\nc", 1), b"b\nc");
         assert_eq!(last_lines(b"a\n", 5), b"a\n");
         assert_eq!(last_lines(b"a\nb\n", 0), b"");
+    }
+
+    #[test]
+    fn a_fifo_is_refused_at_once() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("error.log");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).expect("mkfifo");
+        let (sender, outcome) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(Followed::open(&path, 10).map(|_| ())));
+        let error = outcome.recv_timeout(Duration::from_secs(10)).expect("an answer").expect_err("refused");
+        assert!(error.to_string().ends_with("error.log is not a regular file"), "{error}");
     }
 
     #[test]
