@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use forkmaster_wire::message::SlotIndex;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
-use super::ask::{ask, read, wait_for_end, NoAnswer};
-use super::client::{connect, target, told, ANSWER_WITHIN};
+use super::ask::{ask, read, stay, wait_for_close, NoAnswer};
+use super::client::{connect, target, told, ANSWER_WITHIN, LOOK_EVERY};
 use super::{find, output};
 use crate::config::process_context::ProcessContext;
 use crate::doors::protocol::{Dumped, Recycled, Request, Scaled, ServiceScaled, Upgraded};
@@ -161,19 +161,27 @@ pub fn wait_down(client: &Client, context: &ProcessContext, timeout: Option<Dura
         Err(code) => return code,
     };
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    let mut last = None;
     loop {
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let began = Instant::now();
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(began));
         match find::find(&target) {
-            // A connection also ends when it was idle for long, so that is looked at again.
-            Ok(mut found) => match wait_for_end(&mut found.stream, left) {
-                Ok(()) => {}
+            // A connection also ends when it was idle for long, or when the master has no room for it.
+            Ok(mut found) => match wait_for_close(&mut found.stream, left) {
+                Ok(()) => {
+                    std::thread::sleep(LOOK_EVERY.saturating_sub(began.elapsed()));
+                    last = Some(found.stream);
+                }
                 Err(NoAnswer::Late) => {
                     output::complain("still there after the time given");
                     return ExitCode::Timeout;
                 }
                 Err(no_answer @ (NoAnswer::Refused(_) | NoAnswer::Ended)) => return told("not waited", no_answer),
             },
-            Err(not_found) if not_found.exit_code == ExitCode::NotRunning => return ExitCode::Done,
+            Err(not_found) if not_found.exit_code == ExitCode::NotRunning => {
+                last.iter().for_each(stay);
+                return ExitCode::Done;
+            }
             Err(not_found) => {
                 output::complain(output::printable(&not_found.reason));
                 return not_found.exit_code;
@@ -209,5 +217,33 @@ fn act<T: DeserializeOwned>(
             ExitCode::Timeout
         }
         Err(no_answer) => told(verb, no_answer),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::config::Source;
+
+    #[test]
+    fn a_master_without_room_is_not_asked_again_and_again() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("full.sock");
+        let listener = UnixListener::bind(&path).expect("socket");
+        let client = Client { socket: Some(path), source: Source::default() };
+        let waiter =
+            std::thread::spawn(move || wait_down(&client, &ProcessContext::gather(), Some(Duration::from_millis(500))));
+        listener.set_nonblocking(true).expect("nonblocking");
+        let mut closed = 0;
+        while !waiter.is_finished() {
+            match listener.accept() {
+                Ok(_) => closed += 1,
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        assert_eq!(waiter.join().expect("no panic"), ExitCode::Timeout);
+        assert!((2..=6).contains(&closed), "{closed} connections in 0.5 s");
     }
 }

@@ -4,12 +4,15 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::doors::protocol::{read_reply, Refused, Request};
 
 /// The largest answer is a status with thousands of workers, and a server may be anybody's that `--socket` names.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// What is kept of a refusal that nobody asked for: a line of some hundred bytes.
+const REFUSAL_BYTES_MAX: usize = 4096;
 
 /// Why there is no good answer.
 #[derive(Debug, PartialEq)]
@@ -123,24 +126,36 @@ pub fn read<T: DeserializeOwned>(line: &str) -> Result<T, NoAnswer> {
     read_reply(line).map_err(NoAnswer::Refused)
 }
 
-/// Waits for the end of the connection, which is the end of the master.
+/// Waits for the end of the master, and stays connected then (`stay`).
 pub fn wait_for_end(stream: &mut UnixStream, timeout: Option<Duration>) -> Result<(), NoAnswer> {
+    wait_for_close(stream, timeout)?;
+    stay(stream);
+    Ok(())
+}
+
+/// Waits until the master closes the connection: at its end, and also when the connection was idle for long or there is
+/// no room for it. A master that refuses this client says so first.
+pub fn wait_for_close(stream: &mut UnixStream, timeout: Option<Duration>) -> Result<(), NoAnswer> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    let mut said = Vec::new();
     loop {
-        match read_until(stream, &mut [0; 256], deadline).map_err(NoAnswer::from) {
-            Ok(0) | Err(NoAnswer::Ended) => {
-                stay(stream);
-                return Ok(());
-            }
+        let mut bytes = [0; 4096];
+        match read_until(stream, &mut bytes, deadline).map_err(NoAnswer::from) {
+            Ok(0) | Err(NoAnswer::Ended) => break,
+            Ok(read) if said.len() < REFUSAL_BYTES_MAX => said.extend_from_slice(&bytes[..read]),
             Ok(_) => {}
             Err(error) => return Err(error),
         }
+    }
+    match String::from_utf8_lossy(&said).trim_end() {
+        "" => Ok(()),
+        line => read::<IgnoredAny>(line).map(|_| ()),
     }
 }
 
 /// The master ends. As pid 1 of a container it waits until its clients have left, and its end kills whoever is still there
 /// (pid_namespaces(7)). So the connection lasts as long as this process: the kernel closes it when the exit code is set.
-fn stay(stream: &UnixStream) {
+pub fn stay(stream: &UnixStream) {
     if let Ok(connection) = stream.try_clone() {
         std::mem::forget(connection);
     }
@@ -164,6 +179,7 @@ fn read_until(stream: &mut UnixStream, bytes: &mut [u8], deadline: Option<Instan
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doors::protocol::Reply;
 
     #[test]
     fn the_time_counts_for_the_whole_answer() {
@@ -197,6 +213,15 @@ mod tests {
         drop(theirs);
         assert_eq!(ask(&mut ours, &Request::Status, None), Err(NoAnswer::Ended));
         assert_eq!(wait_for_end(&mut ours, None), Ok(()));
+    }
+
+    #[test]
+    fn a_master_that_refuses_this_client_has_not_ended() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        let refused = Refused::because("uid 8 may not ask this master; root may");
+        theirs.write_all(Reply::Refused(refused.clone()).to_line().as_bytes()).unwrap();
+        drop(theirs);
+        assert_eq!(wait_for_end(&mut ours, None), Err(NoAnswer::Refused(refused)));
     }
 
     /// As found: in a container `stop` closed its connection, and was killed by the master's end before it had exited.

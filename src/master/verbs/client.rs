@@ -27,8 +27,8 @@ pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// A deploy that takes longer may wait for room: whoever asked for it wants to hear that before the end.
 const LOOK_AFTER: Duration = Duration::from_secs(2);
 
-/// How often `wait` looks for a master that is not there yet.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often `wait` looks for a master that is not there yet, or that closes its connections at once.
+pub const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Exit 0 or 1 and nothing else: probes know healthy and unhealthy, and Docker reserves 2.
 pub fn health(client: &Client, context: &ProcessContext, probe: HealthProbe) -> ExitCode {
