@@ -139,10 +139,14 @@ impl Supervisor {
             Ask::Ready if self.phase != Phase::Running => self.answer(asker, Outcome::Refused(Refusal::stopping())),
             // Answered by `answer_waiting`, perhaps at once.
             Ask::Ready => self.wait(asker, On::Ready),
-            Ask::Pause { .. } | Ask::Resume if self.phase != Phase::Running => {
-                self.answer(asker, Outcome::Refused(Refusal::stopping()));
-            }
-            Ask::Promote { .. } | Ask::Abandon if self.phase != Phase::Running => {
+            Ask::Pause { .. }
+            | Ask::Resume
+            | Ask::Promote { .. }
+            | Ask::Abandon
+            | Ask::ScaleService { .. }
+            | Ask::RecycleService { .. }
+                if self.phase != Phase::Running =>
+            {
                 self.answer(asker, Outcome::Refused(Refusal::stopping()));
             }
             Ask::Promote { wait } => self.on_promote(asker, wait, now),
@@ -168,9 +172,6 @@ impl Supervisor {
                 self.on_scale(asker, wait, |target, plan| target.set(workers, plan), None);
             }
             Ask::Recycle { slot, keep, wait } => self.on_recycle(asker, slot, keep, wait),
-            Ask::ScaleService { .. } | Ask::RecycleService { .. } if self.phase != Phase::Running => {
-                self.answer(asker, Outcome::Refused(Refusal::stopping()));
-            }
             Ask::ScaleService { name, amount, wait } => self.on_scale_service(asker, &name, amount, wait),
             Ask::RecycleService { name, number, wait } => self.on_recycle_service(asker, &name, number, wait, now),
             Ask::Pause { timeout, maintenance } => self.on_pause(asker, timeout, maintenance, now),

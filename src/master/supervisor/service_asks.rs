@@ -4,12 +4,12 @@
 use std::time::Instant;
 
 use super::asks::{Amount, AskId, On};
-use super::services::{Service, ServiceId, ServicePlan, State};
+use super::services::{Readiness, Service, ServiceId, ServicePlan, State};
 use super::Supervisor;
 use crate::facts::note::Note;
 use crate::facts::outcome::{Outcome, Refusal};
 
-/// More is a mistake: each is a process. As the setting `count`.
+/// The most processes of a service, as for the setting `count`. More would be a mistake.
 const PROCESSES_MAX: u32 = 64;
 
 impl ServicePlan {
@@ -153,17 +153,19 @@ impl Supervisor {
         };
         let processes: Vec<&Service> = self.services().iter().filter(of_it).collect();
         for service in &processes {
-            let what = match service.word() {
-                "resting" => "has ended, and rests before it begins again",
-                "late" => "has not said that it is ready",
-                _other => continue,
+            let what = match (service.state, service.readiness) {
+                (State::Resting { .. }, _) => "has ended, and rests before it begins again",
+                (State::Running { .. }, Readiness::Late) => "has not said that it is ready",
+                (State::Running { .. } | State::Waiting | State::Stopping { .. } | State::Killed { .. }, _) => continue,
             };
             let reason = format!("process {} of {} {what}; the log says more", service.number, plan.name);
             return Some(Err(Refusal::new(reason)));
         }
-        let runs = |service: &&Service| match service.word() {
-            "running" => service.pid.is_some(),
-            word => word == "waiting",
+        let runs = |service: &&Service| match (service.state, service.readiness) {
+            (State::Running { .. }, Readiness::Unasked | Readiness::Ready) => service.pid.is_some(),
+            (State::Running { .. }, Readiness::Awaited { .. } | Readiness::Late) => false,
+            (State::Waiting, _) => true,
+            (State::Resting { .. } | State::Stopping { .. } | State::Killed { .. }, _) => false,
         };
         let wanted = if number.is_some() { 1 } else { self.wanted_processes(plan) as usize };
         (processes.iter().all(runs) && processes.len() == wanted).then_some(Ok(()))
