@@ -50,11 +50,10 @@ pub enum ToTemplate {
     /// The logs have been opened again; the error log and the access log as with `Boot`. Whoever is forked later has
     /// the new ones.
     Logs,
-    /// Fork one worker. There is no answer but the worker's own `Hello`, or `SpawnFailed`. A template forks one worker
-    /// after the other, and fork handlers of the application run in it: where neither comes, it hangs in one of them.
-    /// File descriptors: the worker's end of its channel, the scoreboard, the write end of
-    /// the pipe for faulthandler's stack dumps, the sending and the receiving end of the handoff queue, then one per
-    /// entry of `listeners`.
+    /// Fork one worker. The answer is the worker's own `Hello`, or `SpawnFailed`. A template forks one worker after the
+    /// other, and runs the application's fork handlers: if neither answer comes, the template hangs in such a handler.
+    /// File descriptors: the worker's end of its channel, the scoreboard, the write end of the pipe for faulthandler's
+    /// stack dumps, the sending and the receiving end of the handoff queue, then one per entry of `listeners`.
     Spawn(Spawn),
     /// Answered with `Pong` by a template that can fork.
     Ping { id: u64 },
@@ -89,53 +88,58 @@ pub enum FromTemplate {
 pub enum ToWorker {
     /// Begin, or after a Drain begin again, to accept. Answered with `Serving` once listeners are registered.
     Serve,
-    /// Finish what was begun, accept nothing new, give connections to other workers, then exit 0. Answered with `Draining`
-    /// once the listeners, and all connections that wait for a request, are out of the epoll set. Listeners in `keep` are still accepted from, until `CloseListeners`: the next
-    /// generation does not have them, so nobody else would.
-    /// `yields`: its successors are not yet told to serve. It does not end before `StandAside` or another command, and where the
-    /// master is gone before that it accepts what waits.
+    /// Finish what was begun, accept nothing new, give connections to other workers, then exit 0. Answered with
+    /// `Draining` once the listeners, and all connections that wait for a request, are out of the epoll set.
     Drain {
+        /// The worker goes on accepting from these until `CloseListeners`: the next generation does not have them.
         keep: Vec<ListenerId>,
+        /// The worker's successors are not told to serve yet. It stays until `StandAside` or another command comes; if
+        /// the master dies before that, the worker accepts the connections that wait.
         #[serde(default)]
         yields: bool,
     },
     /// Accept until EAGAIN, then close these.
     CloseListeners { listeners: Vec<ListenerId> },
-    /// Said after `Drain`: another release serves in this one's place. What waits in the handoff queue is left to others, also at
-    /// `Stop` or when the master is gone.
+    /// Follows `Drain`: another release serves in this one's place. Connections in the handoff queue are left to other
+    /// workers, also at `Stop` and when the master is gone.
     StandAside,
     /// The whole service stops: every answer says `Connection: close`, all listeners are accepted until
     /// EAGAIN and closed, idle connections are closed after `idle_ms`, running requests finish; then exit 0.
     Stop { idle_ms: u64 },
-    /// This worker will be killed: take nothing new; requests that no thread has started go to other workers, or get 503
-    /// and close;
-    /// the others may finish; then exit 0.
+    /// This worker will be killed: take nothing new. Requests that no thread has started go to other workers, or are
+    /// answered with 503 and closed; the others may finish. Then exit 0.
     Retire,
     /// Finish what was begun, and begin nothing until `Serve`: connections go to the handoff queue or wait, unread.
     /// Answered with `Paused` once no request is under way.
     Pause,
-    /// Said after `Pause`, and again where the page is another one: take connections all the same, and answer each request
-    /// with 503 and this page. The application still gets none. A worker that does not know the message only pauses.
+    /// Follows `Pause`, and comes again when the page changes: take connections, and answer each request with 503 and
+    /// this page. The application still gets no request. A worker that does not know the message only pauses.
     Maintenance { page: Option<Page> },
     /// Send the probe once more, now that something has changed beneath the release. Answered with `Probed`.
     Probe,
-    /// Answer with `Remembered`: so many of the requests that it has answered of late, without the first `skip`, which it has told.
+    /// Answer with `Remembered`: requests that this worker answered of late.
     Recall {
+        /// At most so many.
         requests: u32,
+        /// Leave out the first ones, which an earlier answer had.
         #[serde(default)]
         skip: u32,
     },
-    /// Have the application answer this request, which is nobody's, in the main thread: for a worker that does not serve yet.
-    /// Answered with `Rehearsed`.
+    /// Have the application answer this request, for which no client waits, in the main thread of a worker that does not
+    /// serve yet. Answered with `Rehearsed`.
     Rehearse { number: u32, request: Remembered },
-    /// This request (its number on the scoreboard) runs beyond its limit: answer 504 in its place, if no head has gone out.
-    /// Said again as long as it runs.
-    Overdue { request: u64 },
+    /// A request runs beyond its limit: answer 504 in its place, if no head has gone out. Comes again as long as the
+    /// request runs.
+    Overdue {
+        /// Its number on the scoreboard.
+        request: u64,
+    },
     /// Look whether connections wait: a worker that was woken for one may have died before it took it, and the kernel
     /// wakes no second one.
     Look,
-    /// Workers of this generation serve, too, for a while. Its scoreboard comes with the message, to be read only: a worker whose
-    /// threads are all busy looks there for others that are free. One that does not know the message looks at its own generation.
+    /// Workers of another generation serve, too, for a while: a worker whose threads are all busy looks on that
+    /// generation's scoreboard for one that is free. File descriptor: the scoreboard, for reading only. A worker that does
+    /// not know the message looks at its own generation only.
     Beside { generation: GenerationId, cells: u32, threads: u32, layout: [u64; 2] },
     /// Answer with `Stacks`: the Python stacks of all threads.
     Stacks { id: u64 },

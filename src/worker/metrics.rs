@@ -1,8 +1,9 @@
-//! What the server tells of itself, on the worker's cell of the scoreboard and in the access log, and the balance between workers.
+//! What the server tells of itself, on the worker's cell of the scoreboard and in the access log, and the balance between
+//! workers.
 //!
-//! All workers of a generation wait at the same listeners, and the kernel wakes the one that came first: alone it would
-//! take everything that comes one after the other, and keep-alive connections stay where they are. So a worker that has
-//! more than a sibling has that one woken first.
+//! All workers of a generation wait in a line at the same listeners, and the kernel wakes the first that sleeps. The first
+//! would take all connections that come one at a time, and keep those that are kept alive. So a worker that has more
+//! connections than a sibling has the sibling woken first.
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;

@@ -14,8 +14,8 @@ pub fn allow() {
 }
 
 /// Takes the stacks from a native thread: the control thread asks while the application's threads may be anywhere. None:
-/// the interpreter is ending, or still in the fork handlers that its birth runs. Waits for the interpreter's lock; where C code does not give it up, the master
-/// turns to faulthandler.
+/// the interpreter is ending, or still runs fork handlers. Waits for the interpreter's lock; if C code does not give it
+/// up, the master turns to faulthandler.
 pub fn all_threads() -> Option<String> {
     if !ALLOWED.load(Ordering::Acquire) {
         return None;

@@ -1,8 +1,8 @@
 //! The life of a worker, from its fork to its last request: import and proof where the template has not done
 //! them, then the app threads.
 //!
-//! starting (signal handlers, import, proof; its control thread lives already: `birth`) -> ready (app threads wait) -> serving and draining, which are
-//! states of the server that it drives -> the interpreter's own end.
+//! Starting (signal handlers, import, proof; the control thread runs already: `birth`), ready (app threads wait), serving
+//! and draining (states of the server that it drives), and the interpreter's own end.
 
 use std::fmt;
 use std::io;

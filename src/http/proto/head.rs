@@ -1,9 +1,10 @@
-//! Request heads (RFC 9112 sections 2 to 5): found line by line as bytes arrive, then read once as a whole.
+//! Request heads (RFC 9112 sections 2 to 5): read at once if they came in one piece, else found line by line as bytes arrive
+//! and then read.
 //!
 //! `Scanner` finds the head's end, looks at every byte once, and enforces what concerns lines: CRLF only, no
 //! folding, the limits. Every bound is a position in the stream, so how the bytes were split changes nothing.
 //! `Head` then reads the complete head with httparse and adds the checks that httparse leaves to its caller. A head that
-//! has come in one piece, as most do, is read without a scanner before it; whatever is wrong with one is left to that.
+//! came in one piece, as most do, is read without the scanner; if something is wrong with it, the scanner says what.
 
 use std::mem::MaybeUninit;
 

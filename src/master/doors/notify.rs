@@ -127,7 +127,7 @@ impl Told {
         Some(self.with_status(&states, standing, now))
     }
 
-    /// The sentence where it has changed, and a prayer for more time where something is under way.
+    /// The sentence where it has changed, and a request for more time where something is under way.
     fn status(&mut self, standing: &Standing, now: Instant) -> Option<String> {
         let is_due =
             |last: Option<Instant>, every| last.is_none_or(|last| now.saturating_duration_since(last) >= every);

@@ -23,19 +23,19 @@ use forkmaster_wire::histogram::{upper_micros, Counted};
 /// Standard deviations: the normal distribution has 1 % above it.
 const ONE_OF_100: f64 = 2.326;
 
-/// A chance that nobody believes in.
+/// The level of the exact test that is repeated while the canary serves: a chance of one in a million.
 const NO_DOUBT: f64 = 1e-6;
 
-/// The same in a test of few requests, at the end.
+/// The level of the exact test at the end, for few requests: 1 %.
 const CHANCE_OF_100: f64 = 0.01;
 
-/// In microseconds. A request that runs for less may have met a slow moment.
+/// A request that has run for less has not hung: it may have met a slow moment. In microseconds.
 const HANGS_MIN: f64 = 1_000_000.0;
 
-/// Of fewer failures the distribution is not normal enough for a test.
+/// With fewer failures the normal distribution does not fit, and nothing is tested.
 const FAILURES_MIN: f64 = 5.0;
 
-/// From so many requests on, 99 of 100 say more than 90 of 100: it is ten requests that lie above.
+/// From this number of requests on the 99th percentile is compared, not the 90th: ten requests lie above it then.
 const MANY: u64 = 1000;
 
 /// What one generation has counted.
@@ -49,7 +49,7 @@ pub struct Counts {
     pub failed: u64,
     /// Of those answered: not by the application, but cut, shed or lost with their worker.
     pub cut: u64,
-    /// For how long the oldest request runs, in microseconds; 0: none does.
+    /// For how long the oldest request has been running, in microseconds; 0: none runs.
     pub running_us: u64,
     pub latency: Counted,
 }
@@ -57,11 +57,11 @@ pub struct Counts {
 /// What a new generation is allowed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bounds {
-    /// Each has to have so many before anything is said.
+    /// Both must have as many requests to compare before there is a verdict.
     pub min_requests: u64,
-    /// Percentage points.
+    /// By how many percentage points the share of failed requests may be higher.
     pub max_errors: f64,
-    /// Times.
+    /// By which factor the latency may be higher.
     pub max_latency: f64,
 }
 
@@ -92,7 +92,7 @@ impl Counts {
     }
 }
 
-/// So many of 100 requests of each are compared by their latency.
+/// The percentile at which latencies are compared.
 pub fn of_100(old: &Counts, new: &Counts) -> u32 {
     match old.compared.min(new.compared) {
         MANY.. => 99,
@@ -100,23 +100,23 @@ pub fn of_100(old: &Counts, new: &Counts) -> u32 {
     }
 }
 
-/// What leaves no doubt, also in the middle.
+/// Why the canary has failed, if the counts leave no doubt although it has not served for its whole time.
 pub fn doubtless(old: &Counts, new: &Counts, bounds: &Bounds) -> Option<String> {
     let (before, now) = (old.failures(), new.failures());
     let fails = is_more(before, now, bounds, NO_DOUBT).then(|| failing(before, now));
     fails.or_else(|| is_cut_more(old, new, bounds, NO_DOUBT))
 }
 
-/// The new share is higher than allowed, and so high by a chance of less than this.
-fn is_more(before: Share, now: Share, bounds: &Bounds, by: f64) -> bool {
+/// The new share is higher than allowed, and the chance that a good release has so high a share is below `level`.
+fn is_more(before: Share, now: Share, bounds: &Bounds, level: f64) -> bool {
     let margin = bounds.max_errors / 100.0;
     let is_higher = before.of >= 1.0 && now.of >= 1.0 && now.rate() > before.rate() + margin;
-    is_higher && chance(now, at_the_bound(before, now, margin) + margin) < by
+    is_higher && chance(now, at_the_bound(before, now, margin) + margin) < level
 }
 
-fn is_cut_more(old: &Counts, new: &Counts, bounds: &Bounds, by: f64) -> Option<String> {
+fn is_cut_more(old: &Counts, new: &Counts, bounds: &Bounds, level: f64) -> Option<String> {
     let (before, now) = (old.cuts(), new.cuts());
-    is_more(before, now, bounds, by).then(|| {
+    is_more(before, now, bounds, level).then(|| {
         let (now, before) = (now.percent(), before.percent());
         format!("{now:.1} % of its requests were cut, shed or lost, and {before:.1} % of the old generation's")
     })
@@ -133,7 +133,7 @@ fn hangs(old: &Counts, new: &Counts, bounds: &Bounds) -> Option<String> {
     })
 }
 
-/// What is to be said at the end.
+/// The verdict when the canary has served for its whole time.
 pub fn judge(old: &Counts, new: &Counts, bounds: &Bounds) -> Verdict {
     if let Some(why) = doubtless(old, new, bounds) {
         return Verdict::Worse(why);
@@ -187,7 +187,7 @@ fn is_slower(old: &Counts, new: &Counts, bounds: &Bounds) -> Option<String> {
     })
 }
 
-/// What so many of the requests lie below, in microseconds. Those of a bucket are taken to be spread evenly.
+/// The quantile `share` (from 0 to 1), in microseconds. The requests of a bucket are taken to be spread evenly.
 pub fn quantile(latency: &Counted, share: f64) -> Option<f64> {
     let all = samples(latency);
     let mut wanted = all * share;
@@ -202,7 +202,7 @@ pub fn quantile(latency: &Counted, share: f64) -> Option<f64> {
     None
 }
 
-/// How many lie above so many microseconds.
+/// How many requests took longer than `micros`, with those of a bucket spread evenly.
 fn above(latency: &Counted, micros: f64) -> f64 {
     let part = |(bucket, count): (usize, &u64)| {
         let (lower, upper) = bounds_of(bucket);
@@ -221,7 +221,7 @@ fn bounds_of(bucket: usize) -> (f64, f64) {
     (lower, upper_micros(bucket).map_or(lower * 2.0, |upper| upper as f64))
 }
 
-/// So many of so many.
+/// `part` of `of` requests.
 #[derive(Clone, Copy, Debug)]
 struct Share {
     part: f64,
@@ -269,7 +269,8 @@ fn at_the_bound(old: Share, new: Share, margin: f64) -> f64 {
     low
 }
 
-/// The chance of so many or more where each has this probability: the upper tail of the binomial distribution.
+/// The chance of at least `seen.part` failures among `seen.of` requests that each fail with the probability `rate`: the
+/// upper tail of the binomial distribution.
 fn chance(seen: Share, rate: f64) -> f64 {
     let (part, of) = (seen.part as u64, seen.of as u64);
     let (log_rate, log_rest) = (rate.ln(), (1.0 - rate).ln());

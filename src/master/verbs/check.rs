@@ -1,5 +1,6 @@
-//! `check`: the configuration is read as a start would read it. With `--boot` also a template and one candidate, as a reload would start them, without listeners: the release proves
-//! itself, and what it took is told. Unlike the master this may wait: nothing else depends on it.
+//! `check`: reads the configuration as a start would. With `--boot` it also starts a template and one candidate, as a reload
+//! would but without listeners: the release proves itself, and the time that took is told. Unlike the master this may block:
+//! nothing else depends on it.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -34,7 +35,7 @@ use crate::verbs::output;
 /// Killed processes are gone within this, unless the kernel itself hangs.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
-/// A worker that hangs is asked where, so long before the end.
+/// How long before its deadline a worker that hangs is asked for its stacks.
 const STACKS_WITHIN: Duration = Duration::from_secs(1);
 
 const GENERATION: GenerationId = GenerationId(0);

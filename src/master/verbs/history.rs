@@ -66,7 +66,7 @@ pub fn report(client: &Client, context: &ProcessContext, generation: Option<Gene
     let is_its =
         |deploy: &&Deploy| deploy.master == of.master && deploy.generation.is_some_and(|id| id.0 == of.generation);
     let mut text = String::new();
-    // As above.
+    // Writing to a String cannot fail.
     let _ = deploys.filter(is_its).try_for_each(|deploy| write_deploy(&mut text, deploy));
     let _ = write_report(&mut text, of, before);
     output::print(output::printable(&text));

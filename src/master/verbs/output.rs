@@ -34,6 +34,7 @@ pub fn complain(text: impl Display) {
 /// Text of somebody else's, such as a traceback, on stderr.
 pub fn quote(text: &str) {
     if !text.is_empty() {
+        // A closed stderr has no reader to miss it.
         let _ = writeln!(io::stderr().lock(), "{}", text.trim_end());
     }
 }

@@ -336,7 +336,6 @@ fn write_requests(text: &mut String, snapshot: &Snapshot) -> std::fmt::Result {
     lines.iter().try_for_each(|line| writeln!(text, "{line}"))
 }
 
-/// Green: all is well. Red: somebody should look. Yellow: something goes on.
 /// `, next in 240s, 3 runs (1 failed, 1 skipped), the last: exit code 0`
 fn runs(runs: &Runs) -> String {
     let last = runs.last.as_ref().map_or_else(String::new, |last| format!(", the last: {last}"));
@@ -344,6 +343,7 @@ fn runs(runs: &Runs) -> String {
     format!(", next in {next_s:.0}s, {ended} runs ({failed} failed, {skipped} skipped){last}")
 }
 
+/// Green: all is well. Red: somebody should look. Yellow: something goes on.
 fn state(word: &str, paints: bool) -> String {
     let colour = match word {
         "running" | "serving" | "ready" => 32,

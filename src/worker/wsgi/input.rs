@@ -1,7 +1,10 @@
-//! `wsgi.input`: the body, which is complete before the application is called, and lies in memory or in an unlinked temporary
-//! file; or, where that is allowed, comes as it is read (`live`). Reading beyond its end gives `b""`. The object owns what it reads from: an
-//! application may keep it longer than the request lives. It has everything that an `io.BufferedIOBase` has, since
-//! applications wrap it as a file (`io.TextIOWrapper`, `csv`, `tarfile`), and it is one by registration.
+//! `wsgi.input`: a request's body, as a file for the application. The body is complete before the application is called,
+//! and lies in memory or in an unlinked temporary file; or, where that is allowed, it comes as it is read (`live`). Reading
+//! beyond its end gives `b""`.
+//!
+//! The object owns what it reads from: an application may keep it longer than the request lives. It has all methods of an
+//! `io.BufferedIOBase`, and is registered as one, since applications wrap it as a file (`io.TextIOWrapper`, `csv`,
+//! `tarfile`).
 
 use std::fs::File;
 use std::io;

@@ -1,5 +1,5 @@
-//! What can be told of a request that is refused: the application does not see it, and its head may be none. It reads nothing
-//! and decides nothing.
+//! What can be told of a request that the server refuses: the application never sees it, and its bytes may be no head at
+//! all. It reads nothing and decides nothing.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::proto::Version;
 
 use super::address::Peer;
 
-/// Of a first line that is none. A longer one says no more.
+/// How much is kept of a first line that is no request line.
 const LINE_BYTES_MAX: usize = 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

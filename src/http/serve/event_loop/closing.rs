@@ -218,6 +218,7 @@ impl EventLoop {
             // epoll would go on to report it (epoll(7), "Q6").
             let fd = request.write_half.fd();
             if slot.interest.is_some() {
+                // Fails only for a descriptor that epoll does not know, and then there is nothing to remove.
                 let _ = self.epoll.remove(fd);
             }
             socket::shutdown_both(fd);

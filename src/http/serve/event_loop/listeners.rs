@@ -340,7 +340,7 @@ impl Socket {
                 // Linux hands these on to every accepted socket (tcp_create_openreq_child), which saves system calls for
                 // each.
                 socket::set_nodelay(fd.as_raw_fd())?;
-                // Serving does not depend on the others.
+                // The other options only save work: without them the server answers the same.
                 let _ = socket::set_deferred(fd.as_raw_fd(), DEFER_ACCEPT_S);
                 if address.ip().to_canonical().is_loopback() {
                     let _ = socket::set_unpaced(fd.as_raw_fd());

@@ -5,11 +5,13 @@
 //! | has come fast (`LIVE_BYTES_PER_S_MIN`), and its rest takes less than two seconds at that pace | to the application, within the bounds below |
 //! | comes more slowly, or might take longer | to a file, and to the application when it is complete |
 //!
-//! At most half of the threads read such bodies. Where there is one thread only, a body is read by it while no other request
-//! waits, and others may come after it in line. A client must keep a pace while a thread waits for it, and a much faster one while
-//! others want that thread: at once where it is the only one, and else from the fourth second of waiting on. Whoever has broken the trust once, by a pace that others had to wait for, has
-//! broken it for all: for a minute no body goes live, then for two, and so on. Those that stand in line for the only thread by
-//! then must not stop either: others would wait for each of their clients in turn.
+//! At most half of the threads read such bodies. Where there is only one thread, it reads a body while no other request
+//! waits, and others may come after it in line.
+//!
+//! A client must keep a pace while a thread waits for it, and a much faster pace while other requests want that thread: at
+//! once where it is the only thread, otherwise from the fourth second of waiting on. One client that is too slow for those
+//! who wait costs all clients: for a minute no body goes live, then for two, and so on. Bodies that stand in line for the
+//! only thread by then must not stop either: others would wait for each of their clients in turn.
 
 use std::time::{Duration, Instant};
 

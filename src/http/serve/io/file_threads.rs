@@ -1,6 +1,6 @@
-//! The threads that may wait for a disk, so that whoever leads the loop never does: they write bodies to their files, and read
-//! what will be sent of a file and does not lie in memory. They also give much memory back. There are a few of them, started when there is something to do;
-//! none knows what its work is for.
+//! The threads that may wait for a disk, so that the leader never does: they write bodies to their files, and read what is to
+//! be sent of a file and not in the page cache. They also give large amounts of memory back. There are a few of them, started
+//! when there is something to do; none knows what its work is for.
 
 use std::collections::VecDeque;
 use std::io;

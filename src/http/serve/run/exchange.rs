@@ -634,6 +634,7 @@ fn without_sigpipe<T>(work: impl FnOnce() -> T) -> T {
         // Pending, so this does not wait.
         let _ = pipe.wait();
     }
+    // sigprocmask(2) fails only for a bad address or a bad `how`.
     let _ = before.thread_set_mask();
     outcome
 }

@@ -283,7 +283,7 @@ impl<L: Loop> Leader<L> {
         }
     }
 
-    /// The calling thread is the monitor. A server has one.
+    /// The calling thread is the monitor. A server has one: whoever calls second changes nothing.
     pub fn set_monitor(&self, monitor: Thread) {
         let _ = self.monitor.set(monitor);
     }
