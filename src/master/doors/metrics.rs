@@ -14,7 +14,18 @@ const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 pub fn text(measures: &Measures) -> String {
     let mut page = Page::default();
-    let totals = &measures.totals;
+    master(&mut page, measures);
+    workers(&mut page, measures);
+    requests(&mut page, measures);
+    connections(&mut page, measures);
+    times(&mut page, measures);
+    listeners(&mut page, measures);
+    services(&mut page, &measures.services);
+    memory(&mut page, measures);
+    page.text
+}
+
+fn master(page: &mut Page, measures: &Measures) {
     page.family("forkmaster_build_info", "gauge", "What runs.");
     page.sample("forkmaster_build_info", &[("version", &measures.version)], 1);
     page.one(
@@ -28,7 +39,10 @@ pub fn text(measures: &Measures) -> String {
     page.one("forkmaster_maintenance", "gauge", help, flag(measures.maintenance));
     page.one("forkmaster_uptime_seconds", "gauge", "Since the master's start.", measures.uptime_s);
     page.one("forkmaster_resident_memory_bytes", "gauge", "Of the master.", measures.master_bytes);
+}
 
+/// Workers, and the deploys that brought them.
+fn workers(page: &mut Page, measures: &Measures) {
     if let Some((generation, workers)) = measures.serving {
         page.one("forkmaster_generation", "gauge", "The generation that serves.", generation.0);
         page.one("forkmaster_workers_desired", "gauge", "Workers that it should have.", workers);
@@ -59,7 +73,10 @@ pub fn text(measures: &Measures) -> String {
             flag(ok),
         );
     }
+}
 
+fn requests(page: &mut Page, measures: &Measures) {
+    let totals = &measures.totals;
     page.family("forkmaster_requests_total", "counter", "Requests that the application answered, by status class.");
     for (class, count) in CLASSES.iter().zip(totals.status) {
         page.sample("forkmaster_requests_total", &[("status", class)], count);
@@ -82,6 +99,10 @@ pub fn text(measures: &Measures) -> String {
     page.one("forkmaster_requests_turned_away_total", "counter", help, totals.turned_away);
     let help = "Requests that ended with their worker, which died or was killed.";
     page.one("forkmaster_requests_lost_total", "counter", help, totals.lost);
+}
+
+fn connections(page: &mut Page, measures: &Measures) {
+    let totals = &measures.totals;
     page.one("forkmaster_accepted_connections_total", "counter", "Connections that workers took.", totals.accepted);
     let handoffs = totals.handoffs;
     let help = "Connections that workers gave to other workers, by the reason.";
@@ -104,13 +125,19 @@ pub fn text(measures: &Measures) -> String {
     page.one("forkmaster_threads_max", "gauge", help, measures.threads_max);
     let help = "1: no temporary directory is writable, so request bodies have only memory.";
     page.one("forkmaster_bodies_in_memory", "gauge", help, flag(measures.bodies_in_memory));
+}
+
+fn times(page: &mut Page, measures: &Measures) {
+    let totals = &measures.totals;
     let help = "What app threads have spent on requests.";
     page.one("forkmaster_thread_busy_seconds_total", "counter", help, seconds(totals.latency.sum_ns));
     let help = "From an app thread's taking the request to the end of the answer.";
     page.histogram("http_server_request_duration_seconds", help, &totals.latency);
     let help = "From the complete request to an app thread's taking it.";
     page.histogram("forkmaster_request_queue_seconds", help, &totals.queued);
+}
 
+fn listeners(page: &mut Page, measures: &Measures) {
     page.family("forkmaster_listen_queue", "gauge", "Connections in the kernel that no worker has taken yet.");
     for listener in &measures.listeners {
         if let Some((waiting, _)) = listener.queue {
@@ -123,7 +150,9 @@ pub fn text(measures: &Measures) -> String {
             page.sample("forkmaster_listen_queue_limit", &[("listener", &listener.address)], limit);
         }
     }
-    services(&mut page, &measures.services);
+}
+
+fn memory(page: &mut Page, measures: &Measures) {
     let help = "Resident memory of the workers in a slot, shared pages included.";
     page.family("forkmaster_worker_resident_memory_bytes", "gauge", help);
     for one in &measures.generations {
@@ -132,7 +161,6 @@ pub fn text(measures: &Measures) -> String {
             page.sample("forkmaster_worker_resident_memory_bytes", &labels, bytes);
         }
     }
-    page.text
 }
 
 fn services(page: &mut Page, services: &[OfService]) {
