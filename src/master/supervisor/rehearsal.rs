@@ -185,22 +185,7 @@ impl Supervisor {
             let why = format!("generation {} was started without `rehearse`, and remembers no requests", serving.id);
             return self.skip_rehearsal(at, why);
         }
-        let has_served = |state: &WorkerState| match state {
-            WorkerState::Opening { .. }
-            | WorkerState::Serving { .. }
-            | WorkerState::Pausing { .. }
-            | WorkerState::Paused { .. } => true,
-            WorkerState::Starting { .. }
-            | WorkerState::Ready
-            | WorkerState::Kept { .. }
-            | WorkerState::Closing { .. }
-            | WorkerState::Draining { .. }
-            | WorkerState::Terminating { .. }
-            | WorkerState::Finishing { .. }
-            | WorkerState::Exiting { .. }
-            | WorkerState::Killed { .. } => false,
-        };
-        let asked = serving.workers.iter().filter(|worker| has_served(&worker.state));
+        let asked = serving.workers.iter().filter(|worker| worker.is_in_service());
         let mut missing: BTreeMap<WorkerId, u32> = BTreeMap::new();
         missing.extend(asked.map(|worker| (worker.id, 0)));
         let requests = plan.requests;

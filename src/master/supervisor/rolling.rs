@@ -403,22 +403,8 @@ impl Supervisor {
     fn drain_other_as(&mut self, at: usize, yields: bool, now: Instant) -> bool {
         let mut others: Vec<(usize, &Worker)> = Vec::new();
         for (index, generation) in self.generations.iter().enumerate().filter(|(index, _)| *index != at) {
-            let serving = |worker: &&Worker| match worker.state {
-                WorkerState::Opening { .. }
-                | WorkerState::Serving { .. }
-                | WorkerState::Pausing { .. }
-                | WorkerState::Paused { .. } => true,
-                WorkerState::Starting { .. }
-                | WorkerState::Ready
-                | WorkerState::Kept { .. }
-                | WorkerState::Closing { .. }
-                | WorkerState::Draining { .. }
-                | WorkerState::Terminating { .. }
-                | WorkerState::Finishing { .. }
-                | WorkerState::Exiting { .. }
-                | WorkerState::Killed { .. } => false,
-            };
-            others.extend(generation.workers.iter().filter(serving).map(|worker| (index, worker)));
+            let serving = generation.workers.iter().filter(|worker| worker.is_in_service());
+            others.extend(serving.map(|worker| (index, worker)));
         }
         let abandoned_first =
             |entry: &(usize, &Worker)| (self.generations[entry.0].state != State::Abandoned, entry.1.id);

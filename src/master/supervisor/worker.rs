@@ -210,6 +210,22 @@ impl Worker {
         }
     }
 
+    /// Was told to serve, and not to leave. A pause changes nothing.
+    pub fn is_in_service(&self) -> bool {
+        match self.state {
+            State::Opening { .. } | State::Serving { .. } | State::Pausing { .. } | State::Paused { .. } => true,
+            State::Starting { .. }
+            | State::Ready
+            | State::Kept { .. }
+            | State::Closing { .. }
+            | State::Draining { .. }
+            | State::Terminating { .. }
+            | State::Finishing { .. }
+            | State::Exiting { .. }
+            | State::Killed { .. } => false,
+        }
+    }
+
     /// It is out of service and stays alive, or will be.
     pub fn is_kept(&self) -> bool {
         match self.state {
