@@ -18,7 +18,7 @@ use super::output;
 use crate::config::process_context::ProcessContext;
 use crate::doors::protocol::Request;
 use crate::exit_code::ExitCode;
-use crate::facts::snapshot::{Generation, Handoffs, LastReload, Running, Runs, Snapshot, Worker};
+use crate::facts::snapshot::{Generation, Handoffs, LastReload, Running, Runs, ServiceProcess, Snapshot, Worker};
 use crate::verbs::command_line::Client;
 
 /// As often as top(1) would be looked at by somebody who waits for something.
@@ -250,7 +250,12 @@ fn write_generation(text: &mut String, generation: &Generation, paints: bool) ->
         writeln!(text, "  no temporary directory is writable: large request bodies have only memory")?;
     }
     writeln!(text, "  template pid {} {}", pid(generation.template.pid), state(&generation.template.state, paints))?;
-    for service in &generation.services {
+    write_services(text, &generation.services, paints)?;
+    write_workers(text, &generation.workers, paints)
+}
+
+fn write_services(text: &mut String, services: &[ServiceProcess], paints: bool) -> std::fmt::Result {
+    for service in services {
         let restarts =
             if service.restarts > 0 { format!(", started again {} times", service.restarts) } else { String::new() };
         let (name, number, pid) = (&service.name, service.number, pid(service.pid));
@@ -261,7 +266,12 @@ fn write_generation(text: &mut String, generation: &Generation, paints: bool) ->
         let runs = service.runs.as_ref().map_or_else(String::new, runs);
         writeln!(text, "  service {name} {number} pid {pid} {}{on}{restarts}{runs}", state(&service.state, paints))?;
     }
-    if generation.workers.is_empty() {
+    Ok(())
+}
+
+/// A table of the workers, and below each what it runs.
+fn write_workers(text: &mut String, workers: &[Worker], paints: bool) -> std::fmt::Result {
+    if workers.is_empty() {
         return Ok(());
     }
     const HEAD: [(&str, Side); 9] = [
@@ -288,10 +298,10 @@ fn write_generation(text: &mut String, generation: &Generation, paints: bool) ->
             Cell::plain(size(worker.resident_bytes)),
         ]
     };
-    let lines = columns(&HEAD, generation.workers.iter().map(row).collect());
+    let lines = columns(&HEAD, workers.iter().map(row).collect());
     let (head, lines) = lines.split_first().map_or(("", &[][..]), |(head, lines)| (head.as_str(), lines));
     writeln!(text, "  {head}")?;
-    for (worker, line) in generation.workers.iter().zip(lines) {
+    for (worker, line) in workers.iter().zip(lines) {
         writeln!(text, "  {line}")?;
         for running in &worker.running {
             writeln!(text, "    {:.1} s {} {}", running.age_s, running.method, running.path)?;
