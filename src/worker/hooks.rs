@@ -23,7 +23,7 @@ pub fn start(py: Python<'_>, boot: &Boot) -> Result<AtExit, Failure> {
         if is_coroutine(&result) {
             // Nobody will await it, and Python would say so.
             let _closed = result.call_method0("close");
-            return Err(refused(format!("{shown} is a coroutine function, which nobody awaits here; write `def`")));
+            return Err(awaited_by_nobody(&shown));
         }
     }
     Ok(AtExit(end.map(|(shown, hook)| (shown, hook.unbind()))))
@@ -50,10 +50,18 @@ fn find<'py>(py: Python<'py>, key: &str, hook: &Application) -> Result<(String, 
         found =
             found.getattr(attribute.as_str()).map_err(|error| Failure { details: String::new(), ..missing(&error) })?;
     }
-    match found.is_callable() {
-        true => Ok((shown, found)),
-        false => Err(refused(format!("{shown} cannot be called; it is a function without arguments"))),
+    if !found.is_callable() {
+        return Err(refused(format!("{shown} cannot be called; it is a function without arguments")));
     }
+    let asked = py.import("inspect").and_then(|inspect| inspect.call_method1("iscoroutinefunction", (&found,)));
+    match asked.and_then(|answer| answer.is_truthy()).map_err(|error| missing(&error))? {
+        true => Err(awaited_by_nobody(&shown)),
+        false => Ok((shown, found)),
+    }
+}
+
+fn awaited_by_nobody(shown: &str) -> Failure {
+    refused(format!("{shown} is a coroutine function, which nobody awaits here; write `def`"))
 }
 
 fn refused(reason: String) -> Failure {

@@ -104,6 +104,7 @@ fn a_function_that_fails_refuses_the_release_and_says_so() {
         ("start", "shop_hooks:fail", "[hooks] worker_start = \"shop_hooks:fail\": ValueError: the key is not there"),
         ("start", "shop_hooks:leave", "the application called sys.exit(3) in it"),
         ("start", "shop_hooks:later", "is a coroutine function, which nobody awaits here; write `def`"),
+        ("exit", "shop_hooks:later", "[hooks] worker_exit = \"shop_hooks:later\" is a coroutine function"),
         ("start", "shop_hooks:nothing", "cannot be called; it is a function without arguments"),
         (
             "exit",
