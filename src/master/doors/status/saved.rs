@@ -69,9 +69,8 @@ impl StatusDoor {
             accepting.push(Accepting::watch(id, socket, sources)?);
         }
         // Which of the listeners a client came to is not known any more.
-        let mut threads =
-            accepting.iter().map(|from| &from.closer).filter(|closer| matches!(closer, Closer::Thread(_)));
-        let closer = threads.next().cloned().unwrap_or(Closer::Here);
+        let thread = accepting.iter().map(|from| &from.closer).find(|closer| matches!(closer, Closer::Thread(_)));
+        let closer = thread.cloned().unwrap_or(Closer::Here);
         let mut clients = BTreeMap::new();
         for SavedClient { token, stage, unread, unsent } in saved.clients {
             let conn = Conn::new(claims.claim(&name(token))?, closer.clone(), BOUNDS, now).with_bytes(unread, unsent);
