@@ -169,6 +169,7 @@ pub fn wait_down(client: &Client, context: &ProcessContext, timeout: Option<Dura
             // A connection also ends when it was idle for long, or when the master has no room for it.
             Ok(mut found) => match wait_for_close(&mut found.stream, left) {
                 Ok(()) => {
+                    // Not a wait for something that would tell when it comes: nothing tells that there is room.
                     std::thread::sleep(LOOK_EVERY.saturating_sub(began.elapsed()));
                     last = Some(found.stream);
                 }
