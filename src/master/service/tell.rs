@@ -17,10 +17,10 @@ use crate::facts::outcome::Refusal;
 use crate::shared::Shared;
 
 /// A worker reads its channel at once, and what was on its way to it leaves room for the next.
-const LOGS_AGAIN_AFTER: Duration = Duration::from_millis(20);
+const LOGS_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Somebody else of the same user has as many descriptors on their way as the limit allows.
-const LOGS_WITHIN: Duration = Duration::from_secs(10);
+const LOGS_WITHIN: Duration = Duration::from_secs(60);
 
 /// Who is still to get the logs.
 pub struct OwedLogs {

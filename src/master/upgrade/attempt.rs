@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use forkmaster_wire::json;
+use forkmaster_wire::limits;
 use mio::Token;
 use serde::{Deserialize, Serialize};
 
@@ -45,7 +46,7 @@ pub struct Attempt {
 impl Attempt {
     /// Executes it, and does not wait for the exec.
     pub fn start(state: &State, shared: &mut Shared) -> Result<Attempt, Refusal> {
-        let failed = |what: &str, error: io::Error| Refusal::new(format!("{what}: {error}"));
+        let failed = |what: &str, error: io::Error| Refusal::new(format!("{what}: {}", limits::explain(&error)));
         let executable = executable(&shared.context)?;
         let state = state.seal().map_err(|error| failed("the state cannot be written", error))?;
         let mut arguments = std::env::args_os();
