@@ -38,7 +38,7 @@ fn hint(error: &io::Error) -> Option<String> {
         ),
         libc::ENFILE => "the whole machine has no more; raise the sysctl fs.file-max".to_owned(),
         // fork(2), clone(2), pthread_create(3).
-        libc::EAGAIN => "no more processes may be started; raise TasksMax= and LimitNPROC= in the unit, `ulimit -u`, or the \
+        libc::EAGAIN => "no more processes or threads may be started; raise TasksMax= and LimitNPROC= in the unit, `ulimit -u`, or the \
                          container's limit of processes"
             .to_owned(),
         libc::ENOMEM | libc::ENOBUFS => "the machine or its container has no more memory for it".to_owned(),

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use forkmaster_wire::channel::Channel;
 use forkmaster_wire::handoff::Queue;
+use forkmaster_wire::limits;
 use forkmaster_wire::message::{Boot, FromWorker, ProofStep, Spawn};
 use nix::errno::Errno;
 
@@ -83,7 +84,8 @@ impl Birth {
         own.extend(logs.access());
         if let Err(error) = control_thread::start(Arc::clone(&master), logs, lifeline) {
             // Untied it would hold the listeners when its master is gone.
-            master.tell(&FromWorker::Failed(failure(ProofStep::Start, format!("the control thread: {error}"), "")));
+            let reason = format!("the control thread: {}", limits::explain(&error));
+            master.tell(&FromWorker::Failed(failure(ProofStep::Start, reason, "")));
             // SAFETY: ends the process without running anything.
             unsafe { libc::_exit(1) }
         }

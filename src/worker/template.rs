@@ -179,8 +179,10 @@ impl Template {
     /// Forks one worker, which it returns in the fork.
     fn spawn(&mut self, py: Python<'_>, spawn: Spawn, fds: Vec<OwnedFd>) -> PyResult<Option<Born>> {
         let worker = spawn.worker;
-        let birth = match Birth::new(spawn, fds, self.logs) {
-            Ok(birth) => birth,
+        // Where nobody is born it is dropped when the master has been told why: with it the worker's channel ends, and who dies
+        // without a word is another case.
+        let mut birth = match Birth::new(spawn, fds, self.logs) {
+            Ok(birth) => Some(birth),
             Err(reason) => {
                 self.spawn_failed(worker, reason, false);
                 return Ok(None);
@@ -199,7 +201,7 @@ impl Template {
         let Template { boot, legacy, channel, inbox, .. } = self;
         let forked = fork(py, || {
             let legacy = legacy.take().expect("a template becomes a worker once, and forks no more then");
-            birth.begin(boot, legacy)
+            birth.take().expect("this is the fork, which begins once").begin(boot, legacy)
         });
         let (failed, no_room) = match forked {
             Ok(Forked::Worker(born)) => return Ok(Some(born)),

@@ -30,7 +30,7 @@ use crate::lock_watch::LockWatch;
 use crate::logs::Logs;
 use crate::master_channel::{MasterChannel, Prober};
 use crate::metrics::CellMetrics;
-use crate::native_threads::with_all_blocked;
+use crate::native_threads::start_with_all_blocked;
 use crate::pinned::Pinned;
 use crate::recall::Recall;
 use crate::refusal_recorder::RefusalRecorder;
@@ -270,7 +270,7 @@ impl Worker {
 fn access_log(boot: &Boot, spawn: &Spawn, logs: Logs) -> io::Result<Option<Arc<AccessLog>>> {
     let Some((access, fd)) = boot.access.clone().zip(logs.access()) else { return Ok(None) };
     let origin = Origin { generation: spawn.generation.0, slot: spawn.slot.0, pid: std::process::id() };
-    with_all_blocked(|| AccessLog::start(fd, access, origin)).map(|access| Some(Arc::new(access)))
+    start_with_all_blocked(|| AccessLog::start(fd, access, origin)).map(|access| Some(Arc::new(access)))
 }
 
 fn prove(
@@ -403,7 +403,7 @@ fn serve(
     let handle = server.handle();
     let mut lives = Vec::new();
     // The server may start native threads.
-    for (number, thread) in (0..).zip(with_all_blocked(|| server.start(Some(wakeup)))?) {
+    for (number, thread) in (0..).zip(start_with_all_blocked(|| server.start(Some(wakeup)))?) {
         let progress = Progress::new(worker.board.thread(worker.cell_index, number));
         // The main thread is the first.
         let rehearses = (number == 0).then(|| (application.clone().unbind(), Arc::clone(common)));
@@ -418,7 +418,7 @@ fn serve(
     for (number, life) in (1..).zip(lives) {
         others.push(start_thread(py, number, life)?);
     }
-    let lock_watch = with_all_blocked(|| LOCK_WATCH.start(worker.cell))?;
+    let lock_watch = start_with_all_blocked(|| LOCK_WATCH.start(worker.cell))?;
     worker.master.show("ready");
     // `check --boot` ends the worker that has booted.
     logger::settle();

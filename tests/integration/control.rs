@@ -30,6 +30,24 @@ fn assert_serves(master: &Master) {
     assert!(master.status().is_some_and(|status| status.ready()));
 }
 
+/// As found: the master went on, and nobody could tell it anything any more.
+#[test]
+fn a_control_socket_that_was_removed_is_back_with_a_hup() {
+    let site = Site::with_releases("control_removed", 1);
+    let master = site.start();
+    for file in ["control.sock", "control.lock"] {
+        fs::remove_file(site.path().join(file)).expect("the master has made it");
+    }
+    master.hup();
+    master.wait_log("* WARN *control socket at *: its file was removed, and is made again");
+    assert_serves(&master);
+    master.reload();
+    assert_eq!(
+        fs::metadata(site.path().join("control.lock")).expect("it is there").permissions().mode() & 0o777,
+        0o600
+    );
+}
+
 #[test]
 fn status_for_people_names_what_serves() {
     let site = Site::with_releases("status_text", 1);

@@ -255,6 +255,20 @@ mod tests {
     }
 
     #[test]
+    fn a_master_whose_file_was_removed_is_told_from_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("shop.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let reason = |found: Result<Found, NotFound>| found.err().unwrap().reason;
+        let lost = reason(at_path(&path, None));
+        assert!(lost.contains("somebody listens there") && lost.contains("kill -HUP"), "{lost}");
+        drop(listener);
+        let none = reason(at_path(&path, None));
+        assert!(none.contains("No such file") && !none.contains("kill -HUP"), "{none}");
+    }
+
+    #[test]
     fn lines_of_the_kernel() {
         let path = |line: &str| listed_in(line.as_bytes()).map(|path| path.to_string_lossy().into_owned());
         let stem = "0000000000000000: 00000002 00000000 00010000 0001 01";
