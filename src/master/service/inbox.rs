@@ -160,15 +160,21 @@ impl Service {
             }
             FromTemplate::Failed(failure) => Some(TemplateEvent::Failed(failure.into())),
             FromTemplate::SpawnFailed { worker, reason, no_room } => {
+                let refusal = Refusal::new(format!("the worker could not be forked: {reason}"));
+                let exit = if no_room { Exit::NoRoom(refusal) } else { Exit::NeverBorn(refusal) };
+                let unborn = self.workers.get_mut(&worker).filter(|worker| worker.pid.is_none());
+                let Some(unborn) = unborn.filter(|worker| worker.generation == generation) else { return None };
+                unborn.not_forked = Some(exit.clone());
                 // It may have been forked all the same, and then its own end is awaited.
                 self.read_worker(worker, shared, events);
-                let unborn = self.workers.get(&worker).filter(|worker| worker.pid.is_none());
-                if unborn.is_some_and(|worker| worker.generation == generation) {
-                    if !no_room {
-                        log::error!("template gen={generation} could not fork a worker: {reason}");
-                    }
-                    let refusal = Refusal::new(format!("the worker could not be forked: {reason}"));
-                    let exit = if no_room { Exit::NoRoom(refusal) } else { Exit::NeverBorn(refusal) };
+                let known = self.workers.get(&worker);
+                if known.is_some_and(|worker| worker.pid.is_some()) {
+                    return None;
+                }
+                if !no_room {
+                    log::error!("template gen={generation} could not fork a worker: {reason}");
+                }
+                if known.is_some() {
                     self.worker_ended(worker, exit, shared, events);
                 }
                 None
@@ -212,12 +218,13 @@ impl Service {
     /// The peer is gone, or what it says makes no sense and is not listened to any more. With a pid, the exit status
     /// follows, or the supervisor sees to that; without, nobody was ever born.
     fn on_channel_lost(&mut self, id: WorkerId, event: WorkerEvent, shared: &mut Shared, events: &mut EventQueue) {
-        let Some(worker) = self.workers.get(&id) else { return };
+        let Some(worker) = self.workers.get_mut(&id) else { return };
         if !shared.sources.remove(worker.token, &worker.channel) {
             return;
         }
         if worker.pid.is_none() {
-            self.worker_ended(id, Exit::LostAtBirth, shared, events);
+            let exit = worker.not_forked.take().unwrap_or(Exit::LostAtBirth);
+            self.worker_ended(id, exit, shared, events);
         } else {
             events.push_back(Event::Worker { worker: id, event });
         }

@@ -29,6 +29,7 @@ use crate::supervisor::maintenance::MaintenancePlan;
 use crate::supervisor::pause::PausePlan;
 use crate::supervisor::rehearsal::RehearsalPlan;
 use crate::supervisor::services::ServicePlan;
+use crate::supervisor::worker::Exit;
 
 /// Beyond the workers that are wanted: successors, draining ones, and workers added by TTIN.
 const SPARE_CELLS: u32 = 64;
@@ -103,6 +104,8 @@ pub struct WorkerProcess {
     pub generation: GenerationId,
     pub slot: SlotIndex,
     pub pid: Option<i32>,
+    /// Its template has said that it could not fork it.
+    pub not_forked: Option<Exit>,
     pub channel: Channel,
     pub token: Token,
     pub cell: u32,

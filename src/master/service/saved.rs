@@ -252,6 +252,7 @@ impl WorkerProcess {
             generation,
             slot,
             pid: Some(pid),
+            not_forked: None,
             channel,
             token,
             cell,

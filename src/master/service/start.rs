@@ -167,6 +167,7 @@ impl Service {
             generation,
             slot,
             pid: None,
+            not_forked: None,
             channel,
             token,
             cell,
