@@ -10,7 +10,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::native_threads::with_all_blocked;
+use crate::native_threads::start_with_all_blocked;
 use crate::put::{put, wait_for_room};
 
 /// What waits at most: some thousand lines, or the tracebacks of some hundred requests.
@@ -63,7 +63,7 @@ impl LogQueue {
     }
 
     fn start_writer(&'static self) -> io::Result<()> {
-        with_all_blocked(|| thread::Builder::new().name("fm-log".into()).spawn(move || self.run()))?;
+        start_with_all_blocked(|| thread::Builder::new().name("fm-log".into()).spawn(move || self.run()))?;
         Ok(())
     }
 

@@ -6,6 +6,7 @@ mod tests;
 
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use forkmaster_wire::message::{GenerationId, SlotIndex};
@@ -92,7 +93,7 @@ pub enum Note {
         of: Vec<GenerationId>,
         max_processes: Option<u32>,
         /// The limit of open files, where that bound follows from it.
-        open_files: Option<u64>,
+        open_files: Option<NonZeroU32>,
     },
     /// A limit of the machine lets no worker be made. It is tried again.
     NoRoom {

@@ -163,7 +163,7 @@ impl Service {
                 let refusal = Refusal::new(format!("the worker could not be forked: {reason}"));
                 let exit = if no_room { Exit::NoRoom(refusal) } else { Exit::NeverBorn(refusal) };
                 let unborn = self.workers.get_mut(&worker).filter(|worker| worker.pid.is_none());
-                let Some(unborn) = unborn.filter(|worker| worker.generation == generation) else { return None };
+                let unborn = unborn.filter(|worker| worker.generation == generation)?;
                 unborn.not_forked = Some(exit.clone());
                 // It may have been forked all the same, and then its own end is awaited.
                 self.read_worker(worker, shared, events);

@@ -70,9 +70,9 @@ pub fn workers_max(settings: &Settings, limit: u64) -> u32 {
 }
 
 /// Workers that a template may have been told to fork and has not yet.
-pub fn unborn_max(listeners: usize, limit: Option<u64>) -> u32 {
+pub fn unborn_max(listeners: usize, limit: Option<u64>) -> u16 {
     let fit = limit.map_or(UNBORN_MAX, |limit| limit / PART_IN_FLIGHT / (IN_SPAWN + listeners as u64));
-    fit.clamp(1, UNBORN_MAX) as u32
+    fit.clamp(1, UNBORN_MAX) as u16
 }
 
 /// What the limit means for these settings.

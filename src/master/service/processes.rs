@@ -2,6 +2,7 @@
 //! their states and nothing of this.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -216,7 +217,7 @@ impl GenerationProcesses {
             workers: server.workers,
             cells: self.board.cells(),
             max_processes: by_files.or(server.max_processes),
-            open_files: limit.filter(|_| by_files.is_some()),
+            open_files: by_files.and(limit).and_then(|limit| NonZeroU32::new(u32::try_from(limit).ok()?)),
             unborn_max: open_files::unborn_max(self.listeners.len(), limit),
             listeners: self.all_listeners(),
             surge: match settings.reload.max_surge {

@@ -16,6 +16,7 @@
 //!
 //! First start: there is no predecessor, the candidate serves at once and the first worker that serves commits.
 
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use forkmaster_wire::message::{GenerationId, ListenerId, SlotIndex, WorkerId};
@@ -43,9 +44,9 @@ pub struct Plan {
     /// Worker processes of all generations together: serving, booting and draining.
     pub max_processes: Option<u32>,
     /// The limit of open files, where that bound follows from it.
-    pub open_files: Option<u64>,
+    pub open_files: Option<NonZeroU32>,
     /// Workers that its template may have been told to fork and has not yet.
-    pub unborn_max: u32,
+    pub unborn_max: u16,
     pub listeners: Vec<ListenerId>,
     pub surge: Surge,
     pub unavailable: u32,

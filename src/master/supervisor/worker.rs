@@ -383,7 +383,7 @@ impl Supervisor {
     pub(super) fn spawn(&mut self, at: usize, slot: SlotIndex, now: Instant) {
         let (free, wanted) = (self.free_processes(), self.wanted(at));
         let generation = &mut self.generations[at];
-        if !generation.template.takes_spawns() || generation.unborn() >= generation.plan.unborn_max as usize {
+        if !generation.template.takes_spawns() || generation.unborn() >= usize::from(generation.plan.unborn_max) {
             return;
         }
         if generation.no_room.is_some_and(|no_room| no_room.until.is_some()) {
