@@ -240,16 +240,6 @@ impl Head {
     /// Reads the complete head that `bytes` begin with at `start` and end with at `end`. Spans are of `bytes`.
     pub fn read(&mut self, bytes: &[u8], start: usize, end: usize, limits: &Limits) -> Result<(), Refusal> {
         let whole = &bytes[..end];
-        match self.read_whole(whole, start, limits) {
-            Err(refusal::VERSION) => {
-                let known = as_the_latest_minor(whole, start).ok_or(refusal::VERSION)?;
-                self.read_whole(&known, start, limits)
-            }
-            outcome => outcome,
-        }
-    }
-
-    fn read_whole(&mut self, whole: &[u8], start: usize, limits: &Limits) -> Result<(), Refusal> {
         if limits.fields <= FIELDS_ON_STACK {
             let mut fields = [const { MaybeUninit::uninit() }; FIELDS_ON_STACK];
             self.read_with(whole, start, &mut fields)?;
@@ -399,17 +389,6 @@ fn translate(error: httparse::Error, bytes: &[u8]) -> Refusal {
             refusal::REQUEST_LINE
         }
     }
-}
-
-/// RFC 9110 section 6.2: a minor version that is higher than ours is processed as the highest that we know. None: another major
-/// version. To be called where `names_a_version`.
-#[cold]
-fn as_the_latest_minor(whole: &[u8], start: usize) -> Option<Vec<u8>> {
-    let end = start + whole[start..].iter().position(|&byte| byte == b'\r')?;
-    let mut known = whole.to_vec();
-    let [b'1', b'.', minor] = known.get_mut(end.checked_sub(3)?..end)? else { return None };
-    *minor = b'1';
-    Some(known)
 }
 
 /// Whether the request line is well-formed and ends with `HTTP/` digit `.` digit: then 505 is the honest answer.
@@ -574,8 +553,7 @@ mod tests {
             (with("A: \x1b"), refusal::FIELD_VALUE),
             (with("A: \x7f"), refusal::FIELD_VALUE),
             ("GET / HTTP/2.0\r\nHost: h\r\n\r\n".into(), refusal::VERSION),
-            ("GET / HTTP/0.9\r\nHost: h\r\n\r\n".into(), refusal::VERSION),
-            ("GET / HTTP/1.2\r\n\r\n".into(), refusal::HOST_MISSING),
+            ("GET / HTTP/1.2\r\nHost: h\r\n\r\n".into(), refusal::VERSION),
             ("GET / HTTP/1.10\r\nHost: h\r\n\r\n".into(), refusal::REQUEST_LINE),
             ("GET / http/1.1\r\nHost: h\r\n\r\n".into(), refusal::REQUEST_LINE),
             ("GET /\r\nHost: h\r\n\r\n".into(), refusal::REQUEST_LINE),
