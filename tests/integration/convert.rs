@@ -1,4 +1,4 @@
-//! `convert` with configurations as they are in use: twelve of Gunicorn's and twelve of uWSGI's, with settings that public ones
+//! `convert` with configurations as they are in use: thirteen of each server, with settings that public ones
 //! have. Each becomes the file beside it in tests/convert, which `check` calls good, or is refused with the words there.
 //! Run with FORKMASTER_BLESS=1, the test writes what is expected anew.
 
@@ -89,7 +89,7 @@ fn convert(example: &Path) -> String {
 #[test]
 fn what_others_have_becomes_a_good_configuration_or_is_refused_with_the_way_out() {
     let examples = examples();
-    assert_eq!(examples.len(), 24);
+    assert_eq!(examples.len(), 26);
     let mut wrong = Vec::new();
     for example in examples {
         let made = convert(&example);
@@ -124,10 +124,37 @@ fn a_command_line_of_gunicorn_is_converted() {
 }
 
 #[test]
+fn what_stands_around_a_command_is_not_lost() {
+    let place = Place::new();
+    let words = "convert -- env DJANGO_SETTINGS_MODULE=shop.settings newrelic-admin run-program python -m gunicorn \
+                 --proxy-protocol --preload shop.wsgi";
+    let words: Vec<&str> = words.split_whitespace().collect();
+    let launch = || {
+        let launch = Launch::default().env("GUNICORN_CMD_ARGS", "--workers 3 --threads '2'");
+        launch.env("FORKMASTER_LOG__LEVEL", "")
+    };
+    let output = run_with(&place.path(""), &words, launch());
+    assert!(output.ok(), "{output}");
+    assert!(output.stderr.contains("newrelic-admin run-program forkmaster -c FILE"), "{output}");
+    assert!(output.stderr.contains("GUNICORN_CMD_ARGS is taken in here"), "{output}");
+    let made = fs::read_to_string(place.path("app.toml")).expect("it was written");
+    for line in ["module = \"shop.wsgi\"", "workers = 3", "threads = 2", "preload = true", "proxy_protocol = \"v1\""] {
+        assert!(made.lines().any(|made| made == line), "{line}: {made}");
+    }
+    let secrets = fs::read_to_string(place.path("app.env")).expect("it was written");
+    assert_eq!(secrets, "DJANGO_SETTINGS_MODULE='shop.settings'\n");
+    // Nobody else reads that variable, which an image may still set.
+    let checked = run_with(&place.path(""), &["check"], launch());
+    assert!(checked.ok() && checked.stderr.contains("GUNICORN_CMD_ARGS is Gunicorn's"), "{checked}");
+}
+
+#[test]
 fn what_cannot_be_converted_is_said() {
     let place = Place::new();
     fs::write(place.path("conf.py"), "bind = ':8000'\n").expect("it is our file");
     fs::write(place.path("broken.py"), "import package_that_nobody_installed\n").expect("it is our file");
+    fs::write(place.path("paste.ini"), "[server:main]\nuse = egg:gunicorn#main\n").expect("it is our file");
+    fs::write(place.path("Procfile"), "web: gunicorn shop.wsgi\n").expect("it is our file");
     fs::write(place.path("site.yaml"), "uwsgi:\n  master: true\n").expect("it is our file");
     for (arguments, expected) in [
         (&["convert", "--yes", "conf.py"][..], "convert conf.py -- shop.wsgi:app"),
@@ -136,6 +163,14 @@ fn what_cannot_be_converted_is_said() {
         (&["convert", "--yes", "nowhere.py"], "there is no file"),
         (&["convert"], "name a gunicorn.conf.py"),
         (&["convert", "--", "-x"], "`-x` is no option of Gunicorn"),
+        (&["convert", "--", "gunicorn", "--timeot", "30", "shop.wsgi"], "did you mean `--timeout`?"),
+        (&["convert", "--", "gunicorn", "-c", "python:shop.conf", "shop.wsgi"], "write -c shop/conf.py"),
+        (&["convert", "--", "gunicorn -w 4 shop.wsgi"], "without quotes"),
+        (&["convert", "--", "uwsgi", "--http", ":8000", "--master"], "below [uwsgi] into a file site.ini"),
+        // Without it another application could be found, and served.
+        (&["convert", "--", "gunicorn", "shop-web.wsgi"], "the application cannot be taken"),
+        (&["convert", "paste.ini"], "there is no section [uwsgi]"),
+        (&["convert", "Procfile"], "forkmaster convert -- gunicorn -w 4 shop.wsgi"),
     ] {
         let output = place.run(arguments);
         assert_eq!(output.code, Some(1), "{arguments:?}: {output}");

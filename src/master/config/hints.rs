@@ -29,6 +29,10 @@ const STRICT: &str = "requests are read strictly, and nothing loosens that; remo
 const STATS: &str =
     "`[status] bind` has them for Prometheus and `forkmaster status --json` for people; nothing is sent anywhere";
 const STATSD: &str = "there is no statsd; `[status] bind` has the counters for Prometheus";
+const LIMITS: &str =
+    "limits of processes are for whoever starts forkmaster: LimitNOFILE=, LimitAS=, Nice= and CPUAffinity= of a unit; \
+     `[server] max_rss` replaces a worker that has grown";
+const WSGI_ONLY: &str = "WSGI is the one interface; remove the line";
 const FOREGROUND: &str = "forkmaster stays in the foreground; leave the rest to a supervisor and remove the line";
 
 /// Names without a counterpart of one row, as files write them: with underscores. More than one program may have them.
@@ -88,6 +92,23 @@ const WITHOUT_COUNTERPART: &[(&[&str], &str)] = &[
     (&["harakiri_verbose", "thunder_lock", "close_on_exec", "ignore_sigpipe", "ignore_write_errors"], ALWAYS),
     (&["disable_write_exception", "lazy", "lazy_apps", "close_on_exec2", "http_auto_chunked"], ALWAYS),
     (&["cheaper", "cheaper_initial", "cheaper_algo", "cheaper_step", "cheap", "idle"], CHEAPER),
+    (&["cheaper_overload", "cheaper_busyness_max", "cheaper_busyness_min", "cheaper_busyness_multiplier"], CHEAPER),
+    (&["cheaper_busyness_penalty", "cheaper_busyness_backlog_alert", "cheaper_busyness_backlog_step"], CHEAPER),
+    (&["cheaper_busyness_backlog_multiplier", "cheaper_busyness_backlog_nonzero", "cheaper_rss_limit_soft"], CHEAPER),
+    (&["py_call_osafterfork", "py_callos_afterfork", "http_chunked_input", "http_raw_body", "offload_threads"], ALWAYS),
+    (
+        &["pyargv"],
+        "`sys.argv` of the application is its own; hand it over in `[env]`, or as an argument of the factory in `[app] module`",
+    ),
+    (&["max_fd", "limit_as", "prio", "cpu_affinity", "rlimit_nofile"], LIMITS),
+    (&["dirty_apps", "dirty_workers", "dirty_timeout", "dirty_threads", "dirty_graceful_timeout"], OTHER_PROCESSES),
+    (&["http_protocols", "http2_cleartext", "http2_max_concurrent_streams"], "HTTP/2 is for the proxy in front"),
+    (&["asgi_loop", "asgi_lifespan", "asgi_disconnect_grace_period", "websocket_max_message_size"], WSGI_ONLY),
+    (
+        &["control_socket_disable", "control_socket_mode"],
+        "`[control] socket` says where the control socket lies, or \"none\"; only its own user may use it",
+    ),
+    (&["raw_paste_global_conf"], "Paste files are not read; remove the line"),
     (&["emperor", "vassal_set", "attach_daemon", "attach_daemon2", "smart_attach_daemon", "cron"], OTHER_PROCESSES),
     (&["mule", "mules", "spooler", "legion", "unique_cron"], OTHER_PROCESSES),
     (&["plugin", "plugins", "plugins_dir"], "nothing needs to be loaded for Python; remove the line"),
@@ -160,6 +181,8 @@ pub fn elsewhere(server: Server, name: &str) -> Option<Elsewhere> {
             // A name of ours, too, is a setting there where both mean the same.
             (of == asked || spec.key == own).then(|| Elsewhere::Setting(spec.shown()))
         }
+        // Of Gunicorn's all stand in the tables; another name is a variable of the file's own, as `level`.
+        None if server == Server::Gunicorn => None,
         // The same word for the same thing.
         None => KEYS.iter().find(|spec| spec.key == own).map(|spec| Elsewhere::Setting(spec.shown())),
     }
@@ -207,8 +230,23 @@ pub fn unknown_key(section: &str, key: &str) -> String {
     }
     match nearest(key, KEYS.iter().map(|spec| spec.key)).and_then(|name| KEYS.iter().find(|spec| spec.key == name)) {
         Some(spec) => format!("{reason}; did you mean `{}`?", spec.shown()),
-        None => reason.to_owned(),
+        // A slip in another server's name.
+        None => match nearest(key, names_of_others()) {
+            Some(other) => format!("{reason}; did you mean `{other}`? {}", rest_of(&unknown_key(section, other))),
+            None => reason.to_owned(),
+        },
     }
+}
+
+/// What Gunicorn and uWSGI call things, as files write it.
+fn names_of_others() -> impl Iterator<Item = &'static str> {
+    let others = WITHOUT_COUNTERPART.iter().flat_map(|(names, _)| *names);
+    others.chain(KEYS.iter().flat_map(|spec| spec.gunicorn.iter().chain(spec.uwsgi))).copied()
+}
+
+/// A sentence without `unknown key; `, which stands before it already.
+fn rest_of(said: &str) -> &str {
+    said.split_once("; ").map_or(said, |(_, rest)| rest)
 }
 
 fn home(section: &str) -> String {
@@ -321,6 +359,10 @@ mod tests {
         assert!(unknown_key("app", "name").contains("at the top of the file"));
         assert!(unknown_key("", "wrokers").contains("did you mean `[server] workers`?"));
         assert_eq!(unknown_key("app", "zzzzzz"), "unknown key");
+        let said = unknown_key("server", "timout");
+        assert!(said.starts_with("unknown key; did you mean `timeout`? Gunicorn's `timeout` is "), "{said}");
+        let said = unknown_key("server", "harakri");
+        assert!(said.starts_with("unknown key; did you mean `harakiri`? uWSGI's `harakiri` is "), "{said}");
         assert!(unknown_section("sever").contains("[server]"));
         assert!(unknown_section("zzz").contains("there are [app]"));
     }

@@ -496,7 +496,8 @@ pub const KEYS: &[KeySpec] = &[
         "A request that has run for so long without progress is logged, with the Python stack of its thread; after twice \
          the time it is looked at again, and its end is logged, too. `\"none\"`: never. At most ten requests a minute. \
          Long enough that slow is not usual, and well below `request_timeout`. php-fpm: off, with the same name plus \
-         `log_timeout`."),
+         `log_timeout`.")
+        .uwsgi(&["log-slow"]),
 
     row("control", "socket", Kind::Own("path, \"auto\" or \"none\""), Text("auto"), Restart,
         "The socket for `forkmaster status` and the other verbs. `\"auto\"`: NAME.sock in the first that can be \

@@ -120,6 +120,13 @@ fn our_variables(environment: &Environment, warnings: &mut Vec<String>) -> BTree
             (Some(_), None) => unknown.push(format!("{name} (not UTF-8)")),
         }
     }
+    if environment.get(OsStr::new("GUNICORN_CMD_ARGS")).is_some_and(|text| !text.is_empty()) {
+        warnings.push(
+            "GUNICORN_CMD_ARGS is Gunicorn's and is not read here: `forkmaster convert -- shop.wsgi` makes a configuration \
+             of it"
+                .to_owned(),
+        );
+    }
     if !unknown.is_empty() {
         warnings.push(format!("ignored, since no setting is called so: {}", unknown.join(", ")));
     }

@@ -104,7 +104,7 @@ impl Setting for Option<u64> {
     fn parse(value: &Value, kind: Kind, _: &Place) -> Result<Option<u64>, String> {
         match kind {
             Kind::SizeOrNone if is_word(value, "none") => Ok(None),
-            Kind::SizeOrNone => size(value).map(Some),
+            Kind::SizeOrNone => size_or_none(value),
             other => mistaken(other),
         }
     }
@@ -284,6 +284,19 @@ fn timeout_or_none(value: &Value, then: &str) -> Result<Option<Duration>, String
     match duration(value)? {
         Duration::ZERO => Err(instead),
         duration => Ok(Some(duration)),
+    }
+}
+
+/// Zero never means unlimited here either: every worker is larger.
+fn size_or_none(value: &Value) -> Result<Option<u64>, String> {
+    let is_zero = match value {
+        Value::Integer { value, .. } => *value == Some(0),
+        Value::Text(text) | Value::Loose(text) => text.trim() == "0" || parse_size(text) == Ok(0),
+        Value::Boolean(_) | Value::List(_) | Value::Table(_) | Value::Other { .. } => false,
+    };
+    match is_zero {
+        true => Err("zero is not a limit; without a limit write \"none\"".to_owned()),
+        false => size(value).map(Some),
     }
 }
 

@@ -113,6 +113,12 @@ impl Draft {
         true
     }
 
+    /// Whether the setting in this line of the text says which application there is: without it another one could be found.
+    pub fn is_application(&self, number: usize, head: &str) -> bool {
+        let at = self.numbers(head).iter().position(|line| *line == number);
+        at.is_some_and(|at| self.sorted()[at].key == ("app", "module"))
+    }
+
     /// Where each setting stands in the text.
     fn numbers(&self, head: &str) -> Vec<usize> {
         let mut numbers = Vec::new();

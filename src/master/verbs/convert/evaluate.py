@@ -31,6 +31,7 @@ class Environ(collections.abc.MutableMapping):
         return self.variables.get(name, default)
 
     def __contains__(self, name):
+        self.note(name)
         return name in self.variables
 
     def __setitem__(self, name, value):
@@ -129,14 +130,57 @@ def hook_of(function, imported):
     return hook
 
 
-sources, found, imported = {}, {}, imports_of(ast.parse(source).body)
-for node in ast.parse(source).body:
-    if isinstance(node, ast.Assign):
-        for target in node.targets:
-            if isinstance(target, ast.Name):
-                sources[target.id] = ast.unparse(node.value)
-    elif isinstance(node, ast.FunctionDef):
-        found[node.name] = hook_of(node, imported)
+found, imported = {}, imports_of(ast.parse(source).body)
+# The values of a name as they are written, and under which conditions; and what depends on variables of the environment.
+written, depends = {}, {"environ", "getenv"}
+
+
+def reads_variables(node):
+    for part in ast.walk(node):
+        word = part.id if isinstance(part, ast.Name) else part.attr if isinstance(part, ast.Attribute) else None
+        if word in depends:
+            return True
+    return False
+
+
+def follow(body, conditions):
+    """Notes assignments. A condition is None where it reads no variables."""
+    for statement in body:
+        targets = []
+        if isinstance(statement, ast.Assign):
+            targets = statement.targets
+        elif isinstance(statement, (ast.AnnAssign, ast.AugAssign)) and statement.value is not None:
+            targets = [statement.target]
+        for target in [name for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]:
+            written.setdefault(target.id, []).append((conditions, ast.unparse(statement.value)))
+            if conditions or reads_variables(statement.value):
+                depends.add(target.id)
+        if isinstance(statement, ast.FunctionDef):
+            if not conditions:
+                found[statement.name] = hook_of(statement, imported)
+            if reads_variables(statement):
+                depends.add(statement.name)
+        elif isinstance(statement, (ast.If, ast.While)):
+            under = [ast.unparse(statement.test)] if reads_variables(statement.test) else []
+            follow(statement.body, conditions + under)
+            follow(statement.orelse, conditions + [f"not ({test})" for test in under])
+        elif isinstance(statement, (ast.For, ast.With)):
+            under = [ast.unparse(statement.iter)] if isinstance(statement, ast.For) and reads_variables(statement.iter) else []
+            follow(statement.body, conditions + under)
+        elif isinstance(statement, ast.Try):
+            for part in (statement.body, statement.orelse, statement.finalbody, *[one.body for one in statement.handlers]):
+                follow(part, conditions)
+
+
+follow(ast.parse(source).body, [])
+
+
+def as_written(name):
+    """`4`, or `4; if os.getenv('DEBUG'): 1`"""
+    shown = []
+    for conditions, value in written[name]:
+        shown.append(f"if {' and '.join(conditions)}: {value}" if conditions else value)
+    return "; ".join(shown[-3:])
 
 
 def plain(value):
@@ -146,7 +190,7 @@ def plain(value):
         return {str(key): plain(item) for key, item in value.items()}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return repr(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else repr(value)
 
 
 settings, hooks = {}, {}
@@ -159,4 +203,15 @@ for name, value in names.items():
         settings[name] = f"{value.__module__}.{value.__qualname__}"
     else:
         settings[name] = plain(value)
-json.dump({"settings": settings, "hooks": hooks, "reads": reads, "sources": sources, "went_through": went_through}, out)
+json.dump(
+    {
+        "settings": settings,
+        "hooks": hooks,
+        "reads": reads,
+        "sources": {name: as_written(name) for name in written},
+        "depends": sorted(depends),
+        "absent": {name: as_written(name) for name in written if name not in names},
+        "went_through": went_through,
+    },
+    out,
+)

@@ -2,7 +2,7 @@
 //! with many, and with marks in place of the variables that it read; so a formula is told from a number, and a variable
 //! from a constant of the machine on which the file happens to be converted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -20,6 +20,9 @@ const OTHER_CPUS: [u32; 2] = [1, 1009];
 /// Marks are numbers, since many variables are read as such; a port, too, may have this many digits.
 const FIRST_MARK: u32 = 48_271;
 
+/// Each is a run of the file where it does not bear all at once.
+const VARIABLES_MAX: usize = 40;
+
 /// What one run says.
 #[derive(Clone, Debug, Default, Deserialize)]
 struct Run {
@@ -30,6 +33,10 @@ struct Run {
     reads: BTreeMap<String, Option<String>>,
     /// The expressions of assignments.
     sources: BTreeMap<String, String>,
+    /// Names that are made of variables, or set only where a variable says so.
+    depends: BTreeSet<String>,
+    /// Names that the file sets in a case that is not this one, as it is written.
+    absent: BTreeMap<String, String>,
     /// It went through the variables, whatever they are called.
     went_through: bool,
 }
@@ -74,6 +81,8 @@ pub enum MadeOf {
 pub struct Evaluated {
     pub settings: BTreeMap<String, Meant>,
     pub hooks: BTreeMap<String, Hook>,
+    /// What the file sets in another case than this one, as it is written.
+    pub absent: BTreeMap<String, String>,
     /// Variables that are not set here may set more.
     pub went_through: bool,
 }
@@ -84,8 +93,7 @@ pub fn evaluate(python: &Path, file: &Path) -> Result<Evaluated, String> {
     let others = OTHER_CPUS.map(|cpus| run(python, file, cpus, &BTreeMap::new()).unwrap_or_else(|_| as_it_is.clone()));
     let marks: BTreeMap<String, String> =
         as_it_is.reads.keys().zip(FIRST_MARK..).map(|(name, mark)| (name.clone(), mark.to_string())).collect();
-    // A file that does not bear them (a variable that must be "prod") says so by an exception.
-    let marked = run(python, file, CPUS, &marks).unwrap_or_else(|_| as_it_is.clone());
+    let (marks, marked) = run_marked(python, file, marks, &as_it_is);
     // A default that is a formula: its variable stands above the number of CPUs.
     let mut reads = as_it_is.reads.clone();
     for (name, default) in &mut reads {
@@ -97,11 +105,40 @@ pub fn evaluate(python: &Path, file: &Path) -> Result<Evaluated, String> {
         let with = |run: &Run| run.settings.get(name).cloned().unwrap_or(Value::Null);
         let source = as_it_is.sources.get(name).cloned().unwrap_or_default();
         let is_fixed = others.iter().all(|run| with(run) == *plain);
-        let (value, made_of) = judge(plain, is_fixed, &with(&marked), &marks, &reads);
+        let (value, made_of) = match judge(plain, is_fixed, &with(&marked), &marks, &reads) {
+            // `os.environ.get("DEBUG") == "1"` is the same with a mark.
+            (value, MadeOf::Constant) if as_it_is.depends.contains(name) => (value, MadeOf::Code),
+            judged => judged,
+        };
         (name.clone(), Meant { value, plain: plain.clone(), made_of, source })
     });
     let settings = settings.collect();
-    Ok(Evaluated { settings, hooks: as_it_is.hooks, went_through: as_it_is.went_through })
+    let Run { hooks, absent, went_through, .. } = as_it_is;
+    Ok(Evaluated { settings, hooks, absent, went_through })
+}
+
+/// With marks in place of the variables. A file that does not bear one (a variable that must be "prod") says so by an
+/// exception; then that one stays as it is, and its mark is not returned.
+fn run_marked(
+    python: &Path,
+    file: &Path,
+    marks: BTreeMap<String, String>,
+    as_it_is: &Run,
+) -> (BTreeMap<String, String>, Run) {
+    if let Ok(marked) = run(python, file, CPUS, &marks) {
+        return (marks, marked);
+    }
+    let (mut borne, mut last) = (BTreeMap::new(), as_it_is.clone());
+    for (name, mark) in marks.into_iter().take(VARIABLES_MAX) {
+        borne.insert(name.clone(), mark);
+        match run(python, file, CPUS, &borne) {
+            Ok(marked) => last = marked,
+            Err(_) => {
+                borne.remove(&name);
+            }
+        }
+    }
+    (borne, last)
 }
 
 fn judge(
@@ -113,8 +150,19 @@ fn judge(
 ) -> (Value, MadeOf) {
     if marked != value {
         let (named, complete) = name_marks(marked, marks, reads);
-        let named = if is_fixed { or_else(named, value) } else { or_else(named, &Value::from("auto")) };
-        return if complete { (named, MadeOf::Variables) } else { (value.clone(), MadeOf::Code) };
+        let default = if is_fixed { value.clone() } else { Value::from("auto") };
+        let named = or_else(named, &default);
+        return match complete {
+            false => (value.clone(), MadeOf::Code),
+            // `int(os.getenv("N", 0)) or 500`: what the file makes of the default is not the default.
+            true if is_fixed && with_values(marked, marks, reads).is_some_and(|same| same != loose(value)) => {
+                match with_default(&named, value) {
+                    Some(named) => (named, MadeOf::Variables),
+                    None => (value.clone(), MadeOf::Code),
+                }
+            }
+            true => (named, MadeOf::Variables),
+        };
     }
     let made_of = if is_fixed { MadeOf::Constant } else { MadeOf::Cpus };
     (value.clone(), made_of)
@@ -132,6 +180,43 @@ fn or_else(named: Value, without: &Value) -> Value {
     match std::env::var_os(name) {
         Some(_) => named,
         None => Value::String(format!("${{{name}:-{default}}}")),
+    }
+}
+
+/// `${NAME:-0}` alone, with what it comes to where it is not set, as here. None: it is set, or there is more.
+fn with_default(named: &Value, without: &Value) -> Option<Value> {
+    let name = named.as_str()?.strip_prefix("${")?.strip_suffix('}')?.split_once(":-")?.0.to_owned();
+    let default = match without {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        _no_text => return None,
+    };
+    if std::env::var_os(&name).is_some() || default.contains(['$', '}']) || name.contains(['$', ':']) {
+        return None;
+    }
+    Some(Value::String(format!("${{{name}:-{default}}}")))
+}
+
+/// What has marks, with the values of their variables here. None: one has none.
+fn with_values(
+    marked: &Value,
+    marks: &BTreeMap<String, String>,
+    reads: &BTreeMap<String, Option<String>>,
+) -> Option<String> {
+    let mut text = loose(marked);
+    for (name, mark) in marks.iter().filter(|(_, mark)| loose(marked).contains(mark.as_str())) {
+        let here = std::env::var(name).ok().or_else(|| reads.get(name).cloned().flatten())?;
+        text = text.replace(mark.as_str(), &here);
+    }
+    Some(text.to_ascii_lowercase())
+}
+
+/// To be compared: 30 and "30" are alike here, as they are in settings.
+fn loose(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.to_ascii_lowercase(),
+        Value::Array(items) => items.iter().map(loose).collect::<Vec<String>>().join("\n"),
+        other => other.to_string().to_ascii_lowercase(),
     }
 }
 

@@ -1,12 +1,11 @@
 //! Gunicorn's settings as forkmaster's: what each becomes, what changed its meaning, and what ends the conversion because
 //! the application would not work. It decides and writes nothing.
 
-use std::collections::BTreeMap;
-
 use serde_json::Value;
 
 use super::draft::Draft;
 use super::evaluate::{Evaluated, Hook, MadeOf, Meant};
+use super::flags::Flags;
 use crate::config::{self, Elsewhere};
 
 /// Why there is no file.
@@ -16,17 +15,30 @@ pub type Refused = String;
 const NO_LIMIT_S: u64 = 24 * 60 * 60;
 
 /// Words on the command line stand above the file, as in Gunicorn.
-pub fn convert(file: &Evaluated, flags: &BTreeMap<String, Meant>, draft: &mut Draft) -> Result<(), Refused> {
+pub fn convert(file: &Evaluated, flags: &Flags, draft: &mut Draft) -> Result<(), Refused> {
     let mut settings = file.settings.clone();
-    settings.extend(flags.clone());
+    settings.extend(flags.settings.clone());
     worker_class(settings.get("worker_class"))?;
+    draft.secrets.extend(flags.variables.clone());
     for (name, meant) in &settings {
         take(name, meant, draft);
     }
+    socket_mode(settings.get("umask"), draft);
+    for (name, written) in file.absent.iter().filter(|(name, _)| !settings.contains_key(*name) && is_known(name)) {
+        draft.leave_out(format!("{name} = {written}"), "the file sets it in another case than this one");
+    }
+    if !flags.wrapper.is_empty() {
+        let wrapper = flags.wrapper.join(" ");
+        draft.warn(format!("`{wrapper}` goes before the command as it did: {wrapper} forkmaster -c FILE."));
+    }
     let threads = draft.value("server", "threads").is_some_and(|threads| threads != "1");
     let class = settings.get("worker_class").map(|meant| text(&meant.plain)).unwrap_or_default();
+    let threaded = threads || class == "gthread";
+    if threaded && !draft.has("server", "request_timeout") {
+        draft.set_text("server", "request_timeout", "60s");
+    }
     let limited = draft.value("server", "request_timeout").is_some_and(|limit| limit != "\"none\"");
-    if limited && (threads || class == "gthread") {
+    if limited && threaded {
         draft.comment(
             "server",
             "request_timeout",
@@ -122,7 +134,8 @@ fn take(name: &str, meant: &Meant, draft: &mut Draft) {
         // Judged before.
         "worker_class" => {}
         // Variables of the file's own: Gunicorn has no settings of these names, but others have.
-        "host" | "port" | "name" => {}
+        "host" | "port" | "name" | "env" => {}
+        _own if name.chars().any(|letter| letter.is_ascii_uppercase()) => {}
         "bind" => bind(meant, draft),
         "wsgi_app" => draft.set_text("app", "module", &colon(&meant.text())),
         "chdir" => set_text(("app", "release"), meant, draft),
@@ -177,11 +190,8 @@ fn take(name: &str, meant: &Meant, draft: &mut Draft) {
         }
         "user" => id(("server", "user"), meant, draft),
         "group" => id(("server", "group"), meant, draft),
-        "umask" => match value.as_u64() {
-            Some(0) => {}
-            Some(mask) => draft.set_text("server", "umask", &format!("{mask:04o}")),
-            None => draft.set_text("server", "umask", &format!("{:0>4}", meant.text().trim_start_matches("0o"))),
-        },
+        // For the sockets, which are not all known yet.
+        "umask" => {}
         "pidfile" | "pid" => set_text(("server", "pidfile"), meant, draft),
         "proc_name" => {
             let name = meant.text();
@@ -211,6 +221,7 @@ fn take(name: &str, meant: &Meant, draft: &mut Draft) {
                 None if text.starts_with("${") => draft.set_text("log", "level", &text),
                 None => draft.set_text("log", "level", &level),
             }
+            comment_code(("log", "level"), meant, draft);
         }
         "access_log_format" => set_text(("log", "access_format"), meant, draft),
         "forwarded_allow_ips" => {
@@ -258,6 +269,48 @@ fn take(name: &str, meant: &Meant, draft: &mut Draft) {
     }
 }
 
+/// Whether the name is a setting of Gunicorn's, and not a variable of the file's own.
+fn is_known(name: &str) -> bool {
+    let own = matches!(name, "host" | "port" | "name" | "env" | "umask");
+    let known = matches!(name, "workers" | "threads" | "bind" | "accesslog" | "errorlog" | "loglevel" | "preload_app");
+    !own && !name.chars().any(|letter| letter.is_ascii_uppercase())
+        && (known || config::elsewhere(config::Server::Gunicorn, name).is_some())
+}
+
+/// Gunicorn's umask is that of its Unix sockets and of nothing that the application makes; it is 0 unless it is set.
+fn socket_mode(umask: Option<&Meant>, draft: &mut Draft) {
+    let written = umask.filter(|umask| umask.plain != Value::Null);
+    let mask = written.and_then(|umask| match &umask.plain {
+        Value::Number(mask) => mask.as_u64(),
+        // As Python reads it with base 0, and "022" as octal.
+        text => {
+            let text = self::text(text);
+            u64::from_str_radix(text.trim_start_matches("0o"), 8).ok()
+        }
+    });
+    let has_socket = draft.value("server", "bind").is_some_and(|bind| bind.contains("\"unix:"));
+    match (written, mask) {
+        (Some(umask), None) => draft.leave_out(shown("umask", &umask.value), "it is no mode"),
+        (Some(umask), Some(_)) if !has_socket => draft.leave_out(
+            shown("umask", &umask.value),
+            "it was that of Gunicorn's sockets and temporary files; the application's is [server] umask",
+        ),
+        (_, mask) if has_socket => {
+            draft.set_text("server", "socket_mode", &format!("{:04o}", 0o666 & !mask.unwrap_or(0)));
+            let why = if mask.is_some() { "by its umask" } else { "since its umask is 0 unless it is set" };
+            draft.comment(
+                "server",
+                "socket_mode",
+                format!(
+                    "Gunicorn's socket has this mode {why}. \"0660\" with `socket_group` lets only the proxy in. The \
+                     application has the umask of whoever starts the server, as before."
+                ),
+            );
+        }
+        (_, _) => {}
+    }
+}
+
 fn is_tls(name: &str) -> bool {
     matches!(name, "certfile" | "keyfile")
 }
@@ -273,6 +326,12 @@ fn is_nothing(value: &Value) -> bool {
 }
 
 fn bind(meant: &Meant, draft: &mut Draft) {
+    if let Some(empty) = list(&meant.value).iter().find(|address| address.ends_with(':') && *address != "unix:") {
+        draft.warn(format!(
+            "`{empty}` has no port. Where a variable was meant, the shell has put nothing in its place: write it in single \
+             quotes, '{empty}$PORT'."
+        ));
+    }
     let addresses = list(&meant.value);
     let addresses = addresses.iter().flat_map(|item| item.split(',')).map(str::trim).filter(|item| !item.is_empty());
     let addresses: Vec<String> = addresses.map(|item| config::quoted(&address(item))).collect();
@@ -407,6 +466,10 @@ impl Meant {
             MadeOf::Variables => text,
             MadeOf::Constant | MadeOf::Cpus | MadeOf::Code => text.replace('$', "$$"),
         }
+    }
+
+    pub fn variables(value: Value) -> Meant {
+        Meant { made_of: MadeOf::Variables, ..Meant::constant(value) }
     }
 
     pub fn constant(value: Value) -> Meant {

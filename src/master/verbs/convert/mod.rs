@@ -11,6 +11,7 @@ mod ini;
 mod uwsgi;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -36,6 +37,9 @@ pub struct Order {
     pub yes: bool,
 }
 
+/// Options in a variable, which Gunicorn takes before those of its command line.
+const CMD_ARGS: &str = "GUNICORN_CMD_ARGS";
+
 /// Each reading of a draft drops at least one setting, and there are not so many.
 const ROUNDS_MAX: usize = 100;
 
@@ -55,8 +59,21 @@ pub fn run(order: &Order, context: &ProcessContext) -> ExitCode {
 fn convert(order: &Order, context: &ProcessContext) -> Result<String, String> {
     let mut draft = Draft::default();
     let flags = flags::read(&order.flags)?;
-    let named = flags.get("config").map(|meant| meant.text());
+    let is_uwsgi = order.from.as_ref().is_some_and(|from| from.path.extension().is_some_and(|suffix| suffix == "ini"));
+    let variable = context.environment.get(OsStr::new(CMD_ARGS)).filter(|text| !text.is_empty() && !is_uwsgi);
+    let flags = match variable {
+        Some(text) => {
+            draft.warn(format!("{CMD_ARGS} is taken in here; forkmaster itself does not read it, so remove it."));
+            flags::read(&flags::split(&text.to_string_lossy()))?.below(flags)
+        }
+        None => flags,
+    };
+    let named = flags.settings.get("config").map(|meant| meant.text());
     let named = named.map(|name| name.trim_start_matches("file:").to_owned());
+    if let Some(module) = named.as_ref().and_then(|name| name.strip_prefix("python:")) {
+        let file = module.replace('.', "/");
+        return Err(format!("-c python:{module} is a module, and convert reads its file: write -c {file}.py"));
+    }
     let from = order
         .from
         .clone()
@@ -64,7 +81,7 @@ fn convert(order: &Order, context: &ProcessContext) -> Result<String, String> {
     let here = from.as_ref().and_then(|from| from.path.parent()).unwrap_or(&context.cwd).to_owned();
     let suffix = from.as_ref().and_then(|from| from.path.extension()).and_then(|suffix| suffix.to_str());
     match (&from, suffix) {
-        (None, _) if flags.is_empty() => {
+        (None, _) if flags.settings.is_empty() => {
             return Err("name a gunicorn.conf.py or a uwsgi.ini, or write Gunicorn's flags after `--`".to_owned());
         }
         (None, _) => gunicorn::convert(&evaluate::Evaluated::default(), &flags, &mut draft)?,
@@ -74,7 +91,11 @@ fn convert(order: &Order, context: &ProcessContext) -> Result<String, String> {
         }
         (Some(from), Some("ini")) => {
             let text = fs::read_to_string(&from.path).map_err(|error| format!("{}: {error}", from.shown))?;
-            uwsgi::convert(&ini::read(&text, &from.path), &mut draft)?;
+            let entries = ini::read(&text, &from.path);
+            if entries.is_empty() {
+                return Err(format!("{}: there is no section [uwsgi] in it with settings", from.shown));
+            }
+            uwsgi::convert(&entries, &mut draft)?;
             let release = draft.value("app", "release").map(|value| value.trim_matches('"').to_owned());
             let release = here.join(release.unwrap_or_default());
             let lines = imports::of_uwsgi(&release);
@@ -87,8 +108,9 @@ fn convert(order: &Order, context: &ProcessContext) -> Result<String, String> {
         }
         (Some(from), _other) => {
             return Err(format!(
-                "{}: convert knows gunicorn.conf.py by its `.py` and uwsgi.ini by its `.ini`; uWSGI's XML, YAML and JSON say \
-                 the same as an .ini: write it so",
+                "{}: convert knows gunicorn.conf.py by its `.py` and uwsgi.ini by its `.ini`. Gunicorn's command line in a \
+                 Procfile, a unit, a Dockerfile or a Compose file goes after `--`: forkmaster convert -- gunicorn -w 4 \
+                 shop.wsgi. uWSGI's XML, YAML and JSON say the same as an .ini: write it so",
                 from.shown
             ));
         }
@@ -206,6 +228,9 @@ fn write(order: &Order, context: &ProcessContext, draft: &mut Draft, head: &str)
         // From the end, so that the lines above stay where they are.
         let mut dropped = false;
         for (number, reason) in lines.into_iter().rev() {
+            if draft.is_application(number, head) {
+                return Err(format!("the application cannot be taken: {reason}"));
+            }
             dropped |= draft.drop_line(number, head, &reason);
         }
         if !dropped {

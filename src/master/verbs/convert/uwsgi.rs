@@ -53,6 +53,7 @@ const SILENT: &[&str] = &[
     "limit-post",
     "disable-logging",
     "log-master",
+    "exit-on-reload",
     "protocol",
     "socket-protocol",
 ];
@@ -79,6 +80,23 @@ pub fn convert(entries: &[Entry], draft: &mut Draft) -> Result<(), Refused> {
     }
     application(entries, draft);
     addresses(entries, draft);
+    if let Some(processes) = entries.iter().rev().find(|entry| PROCESSES.iter().any(|key| is(&entry.key, key))) {
+        if !draft.has("server", "workers") && !processes.computed {
+            match processes.value.as_str() {
+                "%k" => draft.set_text("server", "workers", "auto"),
+                count => number(("server", "workers"), count, draft),
+            }
+        }
+    }
+    if !draft.has("server", "request_timeout") {
+        draft.set_text("server", "request_timeout", if last("harakiri") == Some("0") { "none" } else { "60s" });
+        if last("harakiri").is_none() {
+            let comment =
+                "There was no harakiri, so no limit. Here a request without progress is ended: raise it for long \
+                           reports, set [server.request_timeouts] for their paths, or write \"none\".";
+            draft.comment("server", "request_timeout", comment);
+        }
+    }
     if let Some(limit) = last("limit-post").and_then(|limit| limit.parse::<u64>().ok()).filter(|limit| *limit > 0) {
         draft.set_text("http", "max_body", &format!("{limit}B"));
     }
@@ -94,6 +112,19 @@ pub fn convert(entries: &[Entry], draft: &mut Draft) -> Result<(), Refused> {
              connections that the import opens are shared or lost. `false` imports it in each worker.",
         );
     }
+    // Errors alone, where nothing else is logged.
+    let says = |key| last(key).is_some_and(on);
+    let least = match (says("log-4xx"), says("log-5xx")) {
+        (true, _) => Some(">=400"),
+        (false, true) => Some(">=500"),
+        (false, false) => None,
+    };
+    if let Some(least) = least.filter(|_| says("disable-logging")) {
+        if !draft.has("log", "access") {
+            draft.set_text("log", "access", "-");
+        }
+        draft.set_text("log", "access_status", least);
+    }
     // uWSGI logs each request unless it is told not to.
     if !draft.has("log", "access") && !last("disable-logging").is_some_and(on) {
         draft.set_text("log", "access", "-");
@@ -101,6 +132,24 @@ pub fn convert(entries: &[Entry], draft: &mut Draft) -> Result<(), Refused> {
     }
     Ok(())
 }
+
+/// How many workers there are.
+const PROCESSES: [&str; 3] = ["processes", "workers", "p"];
+
+/// Where zero is uWSGI's word for none, which is the default here as well.
+const NONE_IS_ZERO: [&str; 11] = [
+    "max-requests",
+    "max-requests-delta",
+    "max-worker-lifetime",
+    "reload-on-rss",
+    "evil-reload-on-rss",
+    "reload-on-as",
+    "evil-reload-on-as",
+    "harakiri",
+    "threads",
+    "listen",
+    "reload-mercy",
+];
 
 /// Nothing here could stand for them.
 const NOT_HERE: [(&[&str], &str); 3] = [
@@ -122,6 +171,9 @@ const NOT_HERE: [(&[&str], &str); 3] = [
 
 fn take(entry: &Entry, draft: &mut Draft) {
     let (key, value) = (entry.key.replace('_', "-"), entry.value.as_str());
+    if value == "0" && NONE_IS_ZERO.contains(&key.as_str()) {
+        return;
+    }
     match key.as_str() {
         "chdir" | "chdir2" => draft.set_text("app", "release", value),
         "virtualenv" | "home" | "venv" | "pyhome" => draft.set_text("app", "venv", value),
@@ -130,19 +182,15 @@ fn take(entry: &Entry, draft: &mut Draft) {
             draft.set("app", "pythonpath", format!("[{}{}]", before.unwrap_or_default(), config::quoted(value)));
         }
         "import" | "py-import" | "shared-py-import" | "shared-import" => {
-            draft.set("app", "imports", format!("[{}]", config::quoted(value)));
+            let before = draft.value("app", "imports").map(|list| format!("{}, ", list.trim_matches(['[', ']'])));
+            draft.set("app", "imports", format!("[{}{}]", before.unwrap_or_default(), config::quoted(value)));
         }
         "env" => match value.split_once('=') {
             Some((name, value)) => draft.secrets.push((name.trim().to_owned(), value.trim().replace("$$", "$"))),
             None => draft.leave_out(shown(entry), "it has no value"),
         },
-        "processes" | "workers" | "p" => {
-            if value == "%k" {
-                draft.set_text("server", "workers", "auto");
-            } else if !draft.has("server", "workers") {
-                number(("server", "workers"), value, draft);
-            }
-        }
+        // The last one counts, and `cheaper` before it.
+        "processes" | "workers" | "p" => {}
         "cheaper" => {
             number(("server", "workers"), value, draft);
             draft.comment(
@@ -246,6 +294,15 @@ fn take(entry: &Entry, draft: &mut Draft) {
                 shown(entry)
             ));
         }
+        "https" | "https2" | "https-socket" => {
+            draft.warn("uWSGI spoke TLS here. forkmaster does not: put nginx, HAProxy or Caddy in front.");
+            draft.leave_out(shown(entry), "TLS is for the proxy in front; forkmaster speaks plain HTTP");
+        }
+        // Below, with the access log.
+        "log-4xx" | "log-5xx" => {}
+        "log-format-strftime" | "logformat-strftime" => {
+            draft.leave_out(shown(entry), "times of the access log are UTC, in one form");
+        }
         "add-header" | "rem-header" | "response-headers" | "collect-header" => {
             draft.leave_out(shown(entry), "fields of responses are for the application, or for the proxy in front");
         }
@@ -297,6 +354,18 @@ fn application(entries: &[Entry], draft: &mut Draft) {
     };
     let callable = last(&["callable"]);
     let mount = last(&["mount"]);
+    let mounts: Vec<&Entry> = entries.iter().filter(|entry| is(&entry.key, "mount")).collect();
+    if let [others @ .., _last] = mounts.as_slice() {
+        for other in others {
+            draft.leave_out(shown(other), "one forkmaster serves one application: this one takes a second");
+        }
+        if !others.is_empty() {
+            draft.warn(
+                "More than one `mount`: this file serves the last one. Each other application takes a forkmaster of its own, \
+                 and the proxy in front tells them apart by the path.",
+            );
+        }
+    }
     let mounted = mount.as_deref().and_then(|mount| mount.split_once('='));
     let file = last(&["wsgi-file", "file"]).or_else(|| {
         mounted.map(|(_, application)| application.to_owned()).filter(|application| application.contains(".py"))
