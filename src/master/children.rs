@@ -262,6 +262,28 @@ impl Children {
         }
     }
 
+    /// Waits until that one has ended, at most until the deadline, and reaps it: how it ended. As `wait_for_all`.
+    pub fn wait_for(&mut self, who: Who, deadline: Instant) -> Option<Exit> {
+        let pid = self.pid_of(who)?;
+        loop {
+            if let Some((_, exit)) = self.reap(pid) {
+                return Some(exit);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            let pidfd = self.0.get(&pid)?.pidfd.as_ref();
+            let mut polled: Vec<PollFd<'_>> =
+                pidfd.iter().map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)).collect();
+            let left = if polled.is_empty() { left.min(LOOK_AGAIN_AFTER) } else { left };
+            let _ = poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+            if !is_own_child(pid) {
+                return None;
+            }
+        }
+    }
+
     /// Waits until all in the books have ended, at most until the deadline, and reaps them. For those who have nothing
     /// else to do; the master's loop reaps as it is told.
     pub fn wait_for_all(&mut self, deadline: Instant) {

@@ -136,6 +136,10 @@ fn parse_inet(text: &str) -> Result<SocketAddr, String> {
         _ if host.split_once(':').is_some_and(|(_host, port)| is_port(port)) => {
             Err(format!("an address has one port; write \"{host}\""))
         }
+        _ if host.contains('%') => Err(format!(
+            "an address has no zone (`%` and an interface); write \"[::]:{port}\" for every interface, or an address without it"
+        )),
+        _ if host.starts_with('[') => Err(format!("`{host}` is not an IPv6 address; write \"[::1]:{port}\"")),
         _ if host.contains(':') => Err(format!("an IPv6 address stands in brackets; write \"[{host}]:{port}\"")),
         _ => Err(format!("`{host}` is not an IP address, and names are not looked up; write \"127.0.0.1:{port}\"")),
     }

@@ -25,6 +25,13 @@ pub enum NotStarted {
         directory: PathBuf,
         mode: u32,
     },
+    /// That user may not go into the release.
+    ReleaseClosed {
+        user: String,
+        release: PathBuf,
+        directory: PathBuf,
+        mode: u32,
+    },
     Other {
         executable: PathBuf,
         error: io::Error,
@@ -32,7 +39,8 @@ pub enum NotStarted {
 }
 
 impl NotStarted {
-    pub fn of(error: io::Error, executable: PathBuf, identity: Option<&Identity>) -> NotStarted {
+    /// It was to be executed in the release.
+    pub fn of(error: io::Error, executable: PathBuf, release: &Path, identity: Option<&Identity>) -> NotStarted {
         let user = identity.map(show);
         match (error.raw_os_error(), identity.zip(user)) {
             (Some(libc::EPERM), Some((_, user))) => {
@@ -41,7 +49,13 @@ impl NotStarted {
             }
             (Some(libc::EACCES), Some((identity, user))) => match closed_directory(&executable, identity) {
                 Some((directory, mode)) => NotStarted::Closed { user, executable, directory, mode },
-                None => NotStarted::Other { executable, error },
+                // The release is entered first, and the kernel says the same of both.
+                None => match closed_directory(&release.join("entry"), identity) {
+                    Some((directory, mode)) => {
+                        NotStarted::ReleaseClosed { user, release: release.to_owned(), directory, mode }
+                    }
+                    None => NotStarted::Other { executable, error },
+                },
             },
             (_, _) => NotStarted::Other { executable, error },
         }
@@ -49,7 +63,9 @@ impl NotStarted {
 
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            NotStarted::MayNotBecome { .. } | NotStarted::Closed { .. } => ExitCode::Permission,
+            NotStarted::MayNotBecome { .. } | NotStarted::Closed { .. } | NotStarted::ReleaseClosed { .. } => {
+                ExitCode::Permission
+            }
             NotStarted::Other { .. } => ExitCode::Unavailable,
         }
     }
@@ -68,6 +84,13 @@ impl fmt::Display for NotStarted {
                 "{} cannot be started as {user}: {} is closed to it (mode {mode:04o}); open it, or use a Python that \
                  lies elsewhere",
                 executable.display(),
+                directory.display()
+            ),
+            NotStarted::ReleaseClosed { user, release, directory, mode } => write!(
+                f,
+                "the release {} cannot be entered by {user}: {} is closed to it (mode {mode:04o}); open it with \
+                 `chmod o+x`, or give it to that user",
+                release.display(),
                 directory.display()
             ),
             NotStarted::Other { executable, error } => {
@@ -154,5 +177,13 @@ mod tests {
         assert_eq!(found, Some((root.join("home"), 0o700)));
         mode(&root.join("home"), 0o711);
         assert_eq!(closed_directory(&root.join("venv/bin/python"), &stranger), None);
+        // The release itself, where Python lies elsewhere.
+        std::fs::create_dir(root.join("release")).unwrap();
+        mode(&root.join("release"), 0o700);
+        let denied = io::Error::from_raw_os_error(libc::EACCES);
+        let python = root.join("venv/bin/python");
+        let said = NotStarted::of(denied, python, &root.join("release"), Some(&stranger));
+        assert_eq!(said.exit_code(), ExitCode::Permission);
+        assert!(said.to_string().contains("release cannot be entered by uid 54321"), "{said}");
     }
 }

@@ -50,7 +50,7 @@ pub fn start(words: &[String], settings: &Settings, given: &Given<'_>) -> Result
     let name = PathBuf::from(words.first().map_or("", String::as_str));
     let born = born(&words, settings, given);
     let (Birth { pid, failure }, output) =
-        born.map_err(|error| NotStarted::of(error, name.clone(), identity.as_ref()))?;
+        born.map_err(|error| NotStarted::of(error, name.clone(), &settings.app.release, identity.as_ref()))?;
     let start = Start { failure, name, release: settings.app.release.clone(), identity: identity.clone() };
     Ok(Started { pid, output, start })
 }
@@ -77,6 +77,7 @@ impl Start {
     /// Why the program never ran. None: it did.
     pub fn failure(&self) -> Option<NotStarted> {
         let error = self.failure.read()?;
-        Some(NotStarted::of(without_release(error, &self.release), self.name.clone(), self.identity.as_ref()))
+        let error = without_release(error, &self.release);
+        Some(NotStarted::of(error, self.name.clone(), &self.release, self.identity.as_ref()))
     }
 }

@@ -14,6 +14,7 @@ use super::child::{Entering, ANOTHER_DIRECTORY};
 use super::not_started::NotStarted;
 use crate::config::directory::DirectoryId;
 use crate::config::settings::{Identity, Settings};
+use crate::supervisor::worker::Exit;
 
 /// What a template is started with.
 pub struct Start<'a> {
@@ -33,8 +34,8 @@ pub struct Start<'a> {
 
 /// Forks, and does not wait for the exec. Called from the master's main thread only, as `Program::start`.
 pub fn template(start: Start<'_>) -> Result<Birth, NotStarted> {
-    let (executable, identity) = (start.executable.clone(), start.identity.clone());
-    born(start).map_err(|error| NotStarted::of(error, executable, identity.as_ref()))
+    let (executable, identity, directory) = (start.executable.clone(), start.identity.clone(), start.directory.clone());
+    born(start).map_err(|error| NotStarted::of(error, executable, &directory, identity.as_ref()))
 }
 
 fn born(start: Start<'_>) -> io::Result<Birth> {
@@ -66,10 +67,23 @@ pub fn wait_for_exec(failure: &Failure, settings: &Settings) -> Result<(), NotSt
     failure.wait().map_or(Ok(()), |error| Err(explain(error, settings)))
 }
 
+/// It was executed and ended before it said anything: a script that hands over to nobody, another program.
+pub fn stillborn(exit: &Exit, settings: &Settings) -> Option<String> {
+    let executable = settings.app.interpreter.executable.display();
+    match exit {
+        Exit::Code(_) => Some(format!(
+            "{executable} ended with {exit} before it ran anything of the server: a .pth file, sitecustomize or \
+             usercustomize ends it, its installation is damaged, or it is no CPython; what it wrote is in the log"
+        )),
+        // Killed, by the master or from outside.
+        Exit::Signal { .. } | Exit::NeverBorn(_) | Exit::NoRoom(_) | Exit::LostAtBirth => None,
+    }
+}
+
 fn explain(error: io::Error, settings: &Settings) -> NotStarted {
     let error = without_release(error, &settings.app.release);
     let executable = settings.app.interpreter.executable.clone();
-    NotStarted::of(error, executable, settings.server.identity.as_ref())
+    NotStarted::of(error, executable, &settings.app.release, settings.server.identity.as_ref())
 }
 
 /// "No such file or directory" is said of the interpreter and of the working directory alike. Where another directory has

@@ -194,10 +194,5 @@ fn refusal(not_started: NotStarted) -> Refusal {
 /// An interpreter that ends by itself before it runs anything of ours does so in what it runs first.
 fn ended_in_silence(processes: &GenerationProcesses, exit: &Exit) -> Option<Refusal> {
     processes.template.as_ref().filter(|template| template.said == Said::Nothing)?;
-    let Exit::Code(_) = exit else { return None };
-    let executable = processes.settings.app.interpreter.executable.display();
-    Some(Refusal::new(format!(
-        "{executable} ended with {exit} before it ran anything of the server: a .pth file, sitecustomize or usercustomize \
-         ends it, or its installation is damaged; what it wrote is in the log"
-    )))
+    python::stillborn(exit, &processes.settings).map(Refusal::new)
 }

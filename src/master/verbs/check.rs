@@ -30,6 +30,7 @@ use crate::service::not_started::NotStarted;
 use crate::service::open_files::{self, Verdict};
 use crate::service::processes::GenerationProcesses;
 use crate::service::python;
+use crate::supervisor::worker::Exit;
 use crate::verbs::output;
 
 /// Killed processes are gone within this, unless the kernel itself hangs.
@@ -44,7 +45,8 @@ const WORKER: WorkerId = WorkerId(1);
 /// Why the release is not proved.
 enum Refused {
     Failure(Failure),
-    Died(&'static str),
+    /// What has ended, and how as far as is known.
+    Died(String),
     /// With the worker's Python stacks, if it said them.
     TooLate {
         limit: Duration,
@@ -164,9 +166,7 @@ fn tell(proved: Result<String, Refused>, began: Instant) -> ExitCode {
             output::complain(format_args!("the application does not boot: {}", failure.reason));
             output::quote(&failure.details);
         }
-        Err(Refused::Died(what)) => {
-            output::complain(format_args!("the application does not boot: {what} died without a word"));
-        }
+        Err(Refused::Died(how)) => output::complain(format_args!("the application does not boot: {how}")),
         Err(Refused::TooLate { limit, stacks }) => {
             let limit = limit.as_secs_f64();
             output::complain(format_args!(
@@ -213,7 +213,12 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
     loop {
         let Next::Message(message, _) = next(&ours, deadline)? else { return Err(too_late(String::new())) };
         match message {
-            None => return Err(Refused::Died("the interpreter")),
+            None => {
+                let exit = children.wait_for(Who::Template(GENERATION), Instant::now() + ENDS_WITHIN);
+                let stillborn = exit.as_ref().filter(|_| python.is_empty());
+                let stillborn = stillborn.and_then(|exit| python::stillborn(exit, settings));
+                return Err(Refused::Died(stillborn.unwrap_or_else(|| died("the process", exit))));
+            }
             Some(FromTemplate::Hello(hello)) => python = hello.version,
             Some(FromTemplate::Loaded(_)) => break,
             Some(FromTemplate::Failed(failure)) => return Err(Refused::Failure(failure)),
@@ -246,7 +251,7 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
     loop {
         let (message, sender) = match next(&ours_worker, look_at.unwrap_or(deadline))? {
             Next::Message(Some(message), sender) => (message, sender),
-            Next::Message(None, _) => return Err(Refused::Died("the worker")),
+            Next::Message(None, _) => return Err(worker_died(children)),
             Next::Late if look_at.take().is_some() => {
                 ours_worker.send(&ToWorker::Stacks { id: 1 }, &[])?;
                 continue;
@@ -261,13 +266,23 @@ fn prove(settings: &Settings, children: &mut Children) -> Result<String, Refused
             }
             FromWorker::Ready { .. } => return Ok(python),
             FromWorker::Failed(failure) => return Err(Refused::Failure(failure)),
-            FromWorker::Leaving { .. } => return Err(Refused::Died("the worker")),
+            FromWorker::Leaving { .. } => return Err(worker_died(children)),
             FromWorker::Drained { .. } | FromWorker::Serving | FromWorker::Draining | FromWorker::RequestsServed => {}
             FromWorker::Paused | FromWorker::Probed { .. } => {}
             FromWorker::Remembered { .. } | FromWorker::Rehearsed { .. } => {}
             FromWorker::Stacks { text, .. } => stacks = text,
         }
     }
+}
+
+fn worker_died(children: &mut Children) -> Refused {
+    let exit = children.wait_for(Who::Worker(WORKER), Instant::now() + ENDS_WITHIN);
+    Refused::Died(died("the worker", exit))
+}
+
+/// In the words of a refused reload.
+fn died(what: &str, exit: Option<Exit>) -> String {
+    exit.unwrap_or(Exit::LostAtBirth).refusal(&format!("{what} died while it booted")).reason
 }
 
 fn not_believed(claim: FalseClaim) -> Refused {

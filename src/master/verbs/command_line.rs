@@ -261,7 +261,9 @@ struct Line {
 
 impl Line {
     fn parse_any(arguments: Vec<OsString>) -> Result<Line, clap::Error> {
-        let matches = definition().try_get_matches_from(arguments).map_err(words::known_elsewhere)?;
+        let converts = arguments.get(1).is_some_and(|word| word == "convert");
+        let matches =
+            definition().try_get_matches_from(arguments).map_err(|failed| words::known_elsewhere(failed, converts))?;
         Line::from_arg_matches(&matches)
     }
 }

@@ -80,14 +80,31 @@ const VERBS_OF_OTHERS: &[(&str, &str)] = &[
 ];
 
 /// What Gunicorn, uWSGI and others call an option is answered with what it is here, not with what looks similar.
-pub fn known_elsewhere(failed: clap::Error) -> clap::Error {
+pub fn known_elsewhere(failed: clap::Error, converts: bool) -> clap::Error {
+    if let Some(ContextValue::String(word)) = failed.get(ContextKind::InvalidSubcommand) {
+        return error(ErrorKind::UnknownArgument, one_too_many(word));
+    }
     let Some(ContextValue::String(option)) = failed.get(ContextKind::InvalidArg) else {
         return failed;
     };
     match (failed.kind(), config::hints::flag(option)) {
+        (ErrorKind::UnknownArgument, _) if converts && option.starts_with('-') => {
+            let text = format!("Gunicorn's own options go after `--`: forkmaster convert -- {option} ..");
+            error(ErrorKind::UnknownArgument, text)
+        }
         (ErrorKind::UnknownArgument, Some(sentence)) => error(ErrorKind::UnknownArgument, sentence),
+        (ErrorKind::UnknownArgument, None) if !option.starts_with('-') => {
+            error(ErrorKind::UnknownArgument, one_too_many(option))
+        }
         (_, _) => failed,
     }
+}
+
+fn one_too_many(word: &str) -> String {
+    format!(
+        "`{word}` is one word too many: one module, \"shop.wsgi:app\", or one verb is what stands there; a master is named by \
+         -c or --name, and a program of the application (manage.py, flask) is for Python to run"
+    )
 }
 
 /// `-t` alone checks the configuration, as nginx has it. With a number it is Gunicorn's timeout.
