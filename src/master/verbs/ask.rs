@@ -1,6 +1,8 @@
 //! One request and its answer over a connection that was found. It waits as long as it is told to, and no longer.
 
+use std::cell::RefCell;
 use std::io::{self, Read, Write};
+use std::mem::ManuallyDrop;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -153,11 +155,17 @@ pub fn wait_for_close(stream: &mut UnixStream, timeout: Option<Duration>) -> Res
     }
 }
 
+thread_local! {
+    /// The connection whose end was seen last. Nothing drops it: that would be before the exit code is set.
+    static ENDED: RefCell<ManuallyDrop<Option<UnixStream>>> = const { RefCell::new(ManuallyDrop::new(None)) };
+}
+
 /// The master ends. As pid 1 of a container it waits until its clients have left, and its end kills whoever is still there
 /// (pid_namespaces(7)). So the connection lasts as long as this process: the kernel closes it when the exit code is set.
+/// One is enough: whoever goes on and sees another end has survived this one.
 pub fn stay(stream: &UnixStream) {
     if let Ok(connection) = stream.try_clone() {
-        std::mem::forget(connection);
+        ENDED.with_borrow_mut(|ended| **ended = Some(connection));
     }
 }
 
@@ -234,5 +242,20 @@ mod tests {
         theirs.set_nonblocking(true).unwrap();
         let read = theirs.read(&mut [0; 1]).map_err(|error| error.kind());
         assert_eq!(read, Err(io::ErrorKind::WouldBlock), "the connection is closed before this process has ended");
+    }
+
+    /// As found: `wait down` and `ctl` live long, and kept a descriptor for each end that they had seen.
+    #[test]
+    fn whoever_goes_on_keeps_one_connection_and_no_more() {
+        let end = || {
+            let (mut ours, theirs) = UnixStream::pair().unwrap();
+            theirs.shutdown(std::net::Shutdown::Write).unwrap();
+            assert_eq!(wait_for_end(&mut ours, None), Ok(()));
+            theirs.set_nonblocking(true).unwrap();
+            theirs
+        };
+        let is_open = |mut theirs: &UnixStream| theirs.read(&mut [0; 1]).is_err();
+        let (first, second) = (end(), end());
+        assert_eq!((is_open(&first), is_open(&second)), (false, true));
     }
 }
