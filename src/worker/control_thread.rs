@@ -73,9 +73,10 @@ fn receive(master: &Arc<MasterChannel>, logs: Logs, dumping: &Arc<AtomicBool>) {
             Ok(Received::Empty) => return,
             Ok(Received::Eof) => end(master, None),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // A message of another version.
+            // A message of a later version: after an upgrade in place the master's is another one. What it must be sure of is
+            // answered, and what a worker does not know it does without.
             Err(error) if error.kind() == io::ErrorKind::Other => {
-                log::error!("a message of the master was not understood: {error}");
+                log::debug!("a message of the master was not understood, as after an upgrade: {error}");
             }
             // The application has closed descriptors that are not its own: the master is not heard any more.
             Err(error) => {

@@ -239,8 +239,9 @@ fn receive(py: Python<'_>, channel: &Channel) -> PyResult<Option<(ToTemplate, Ve
                     log::error!("a signal handler raised in the template: {}", crate::failure::summary(py, &error));
                 }
             }
+            // A message of a later version, as in a worker.
             Err(error) if error.kind() == io::ErrorKind::Other => {
-                log::error!("a message of the master was not understood: {error}");
+                log::debug!("a message of the master was not understood, as after an upgrade: {error}");
             }
             Err(error) => return Err(error.into()),
         }
