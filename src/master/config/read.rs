@@ -102,6 +102,7 @@ impl Resolver<'_> {
         self.check_service_binds(&services, &[("[server] bind", &server.bind), ("[status] bind", &status.bind)]);
         self.warn_of_unused_sockets(&server, &status, &services);
         self.warn_of_files_in_the_release(&app, &server, &control, &services);
+        self.warn_of_a_short_drain(&reload, &http);
         Settings { name, app, server, reload, hooks, services, http, log, control, status, dev: self.dev }
     }
 
@@ -292,6 +293,19 @@ impl Resolver<'_> {
                     path.display()
                 ));
             }
+        }
+    }
+
+    /// An old worker keeps a connection that has nothing to do as long as it promised.
+    fn warn_of_a_short_drain(&mut self, reload: &Reload, http: &Http) {
+        let (drain, idle) = (reload.drain_timeout, http.keepalive_timeout.unwrap_or_default());
+        let origin = self.origin(("reload", "drain_timeout"));
+        if drain < idle && !matches!(origin, Origin::Default) {
+            let (drain, idle) = (show_duration(&drain), show_duration(&idle));
+            self.warnings.push(format!(
+                "{origin}: [reload] drain_timeout = {drain} is less than [http] keepalive_timeout ({idle}), which holds: clients \
+                 may use their connections for so long; write at least {idle}, or lower keepalive_timeout as well"
+            ));
         }
     }
 

@@ -46,6 +46,28 @@ fn defaults_are_those_of_the_documentation() {
     assert!(loaded.warnings.is_empty());
 }
 
+/// As found: it was `keepalive_timeout` then, and nothing said so.
+#[test]
+fn a_drain_timeout_that_does_not_hold_is_warned_of() {
+    let deploy = Deploy::new();
+    let warnings = |text: &str| deploy.read(&format!("{APP}{text}")).unwrap().warnings;
+    assert_eq!(
+        warnings("[reload]\ndrain_timeout = \"2s\"\n"),
+        [
+            "app.toml:4: [reload] drain_timeout = 2s is less than [http] keepalive_timeout (75s), which holds: clients may use \
+          their connections for so long; write at least 75s, or lower keepalive_timeout as well"
+        ]
+    );
+    for good in [
+        "[reload]\ndrain_timeout = \"75s\"\n",
+        "[reload]\ndrain_timeout = \"2s\"\n[http]\nkeepalive_timeout = \"2s\"\n",
+        "[reload]\ndrain_timeout = \"2s\"\n[http]\nkeepalive_timeout = \"none\"\n",
+        "[http]\nkeepalive_timeout = \"1h\"\n",
+    ] {
+        assert_eq!(warnings(good), [""; 0], "{good}");
+    }
+}
+
 #[test]
 fn every_setting_is_read_and_a_shown_configuration_reads_the_same() {
     let deploy = Deploy::new();
