@@ -17,7 +17,7 @@ use crate::facts::snapshot::{
 };
 use crate::listeners::Listeners;
 use crate::shared::Shared;
-use crate::supervisor::generation::Generation as GenerationState;
+use crate::supervisor::generation::{Generation as GenerationState, State as GenerationPhase};
 use crate::supervisor::rhythm::Rhythm;
 use crate::supervisor::worker::Worker as WorkerState;
 
@@ -99,7 +99,14 @@ impl Service {
             workers_wanted: self.supervisor.wanted_of(generation),
             workers_when_on: self.supervisor.wanted_when_on(generation),
             waiting: generation.waiting(),
-            canary: generation.tried.clone(),
+            canary: match generation.state {
+                GenerationPhase::Rolling { .. } | GenerationPhase::Serving => generation.tried.clone(),
+                // Its end is told with the reload's.
+                GenerationPhase::Proving
+                | GenerationPhase::Draining
+                | GenerationPhase::Kept
+                | GenerationPhase::Abandoned => None,
+            },
             template: Template {
                 pid: processes.template.as_ref().map(|template| template.pid),
                 state: Word::Borrowed(generation.template.word()),
