@@ -18,12 +18,13 @@ use crate::doors::control::{ClientId, Waiting};
 use crate::doors::metrics;
 use crate::doors::page;
 use crate::doors::protocol::{
-    Dumped, History, Proving, Recycled, Refused, Reply, Request, Scaled, ServiceScaled, Stopping,
+    Done, Dumped, History, Proving, Recycled, Refused, Reloaded, Reply, Request, Scaled, ServiceScaled, Stopping,
 };
 use crate::doors::status::{Answer, Page};
 use crate::doors::{Asked, Doors};
 use crate::facts::note::Note;
-use crate::facts::outcome::{Outcome, Refusal};
+use crate::facts::outcome::{Outcome, Refusal, Verb};
+use crate::facts::snapshot::Word;
 use crate::facts::standing::Standing;
 use crate::footprint::Footprint;
 use crate::library::Library;
@@ -129,7 +130,7 @@ impl Master {
         let (history, app) = (loaded.settings.control.history.clone(), loaded.settings.app.clone());
         let prepared = self.service.prepare(loaded, Opened { error: None, access }, &mut self.shared)?;
         self.service.open_history(history, app, &mut self.shared);
-        self.tell(Event::Configured { askers: Vec::new(), began, result: Ok(prepared) });
+        self.tell(Event::Configured { verb: Verb::Start, askers: Vec::new(), began, result: Ok(prepared) });
         Ok(())
     }
 
@@ -285,7 +286,7 @@ impl Master {
         }
         for (asker, reopened) in self.service.take_reopened() {
             let reply = match reopened {
-                Ok(()) => Reply::Done {},
+                Ok(()) => Reply::Done(Done::default()),
                 Err(reason) => Reply::Refused(Refused::because(reason)),
             };
             self.answer(ClientId(asker.0), reply);
@@ -338,7 +339,7 @@ impl Master {
             Page::Ready => {
                 // The reason may be the last line of a traceback, and anybody may ask here.
                 let standing = self.service.standing();
-                let refused = standing.refused.as_ref().map(|_| "the log says why".to_owned());
+                let refused = standing.refused.as_ref().map(|(verb, _)| (*verb, "the log says why".to_owned()));
                 let standing = Standing { refused, ..standing };
                 Answer::plain(if standing.ready { 200 } else { 503 }, format!("{standing}\n"))
             }
@@ -603,7 +604,8 @@ impl Master {
             Action::UpgradeRefused(reload) => service.upgrade_refused(reload),
             Action::Answer { ask, outcome } => {
                 let client = ClientId(ask.0);
-                self.answer(client, reply(&outcome));
+                let state = service.supervisor.word();
+                self.answer(client, reply(&outcome, state));
                 if outcome == Outcome::Stopping {
                     self.doors.wait(client, Waiting::End);
                 }
@@ -629,17 +631,18 @@ pub fn end_all(children: &mut Children, lifeline: &OwnedFd) {
     }
 }
 
-/// An outcome as the control socket says it.
-fn reply(outcome: &Outcome) -> Reply {
+/// An outcome as the control socket says it, and the word for the service.
+fn reply(outcome: &Outcome, state: &'static str) -> Reply {
+    let state = Word::Borrowed(state);
     match outcome {
-        Outcome::Reload(reload) => Reply::Reload(reload.shown()),
+        Outcome::Reload(reload) => Reply::Reload(Reloaded { last: reload.shown(), state }),
         Outcome::Begun { generation } => Reply::Proving(Proving { generation: *generation }),
         Outcome::Ready => Reply::Ready {},
-        Outcome::Scaled { workers } => Reply::Scaled(Scaled { workers: *workers }),
+        Outcome::Scaled { workers } => Reply::Scaled(Scaled { workers: *workers, state }),
         Outcome::Recycled { slot, pid, kept } => Reply::Recycled(Recycled { slot: *slot, pid: *pid, kept_pid: *kept }),
         Outcome::ServiceScaled { processes } => Reply::ServiceScaled(ServiceScaled { processes: *processes }),
         Outcome::Dumped(workers) => Reply::Dumped(Dumped::of(workers)),
-        Outcome::Asked | Outcome::Paused | Outcome::Resumed => Reply::Done {},
+        Outcome::Asked | Outcome::Paused | Outcome::Resumed => Reply::Done(Done { state }),
         Outcome::Stopping => Reply::Stopping(Stopping { pid: std::process::id() }),
         Outcome::Refused(refusal) => {
             Reply::Refused(Refused { reason: refusal.reason.clone(), details: refusal.details.clone() })

@@ -109,6 +109,27 @@ fn no_verb_signal_or_exit_code_is_missing() {
 }
 
 /// The blocks of a page in one language, with the line where each begins.
+/// The words of an enum's `fn word`.
+fn words_of(file: &str) -> Vec<String> {
+    let source = read(&root().join("src/master/supervisor").join(file));
+    let body = source.split("pub fn word(&self) -> &'static str {").nth(1).expect("it has words");
+    let body = body.split("\n    }\n").next().unwrap_or_default();
+    body.split("=> \"").skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned).collect()
+}
+
+/// As found: the page did not know what a paused worker is called.
+#[test]
+fn every_state_that_status_tells_is_in_its_page() {
+    let page = read(&root().join("docs/status.md"));
+    for file in ["worker.rs", "generation.rs"] {
+        let words = words_of(file);
+        assert!(words.len() > 5, "{file}: {words:?}");
+        for word in words {
+            assert!(page.contains(&format!("`{word}`")), "docs/status.md does not name the state `{word}` of {file}");
+        }
+    }
+}
+
 fn blocks<'a>(text: &'a str, language: &str) -> Vec<(usize, Vec<&'a str>)> {
     let mut found: Vec<(usize, Vec<&str>)> = Vec::new();
     let mut inside: Option<bool> = None;

@@ -39,6 +39,9 @@ const NOBODY: &str = "cp ../../marks before && sleep 1 && cmp before ../../marks
     test $(tr -cd '<' <before | wc -c) = $(tr -cd '>' <before | wc -c) && \
     echo in $(basename $PWD) with $(python -c 'import sys; print(sys.prefix)')";
 
+/// The end of what a verb says that would have workers serve, were it not for the pause.
+const PAUSED: &str = "; the service is paused, and clients wait for `forkmaster resume`\n";
+
 fn marked(name: &str) -> Site {
     let site = Site::new(name);
     for release in ["1", "2"] {
@@ -338,17 +341,20 @@ fn whatever_an_operator_does_in_a_pause_whoever_waits_is_answered_by_what_serves
         load.wait_answers(20);
         assert!(master.cli(&["pause"]).ok());
         let clients = held_clients(&master, idle);
-        let serves = |args: &[&str], generation: u32| {
+        let takes_over = |args: &[&str], generation: u32| {
             let output = master.cli(args);
-            assert!(output.stdout.starts_with(&format!("generation {generation} serves")), "{args:?}: {output}");
+            let begins = output.stdout.starts_with(&format!("generation {generation} has taken over, after "));
+            assert!(begins && output.stdout.ends_with(PAUSED), "{args:?}: {output}");
         };
-        serves(&["rollback"], 3);
-        serves(&["rollback"], 4);
-        serves(&["rollback", "--to", "1"], 5);
-        assert!(master.cli(&["scale", "-1"]).ok() && master.cli(&["scale", "3"]).ok());
+        takes_over(&["rollback"], 3);
+        takes_over(&["rollback"], 4);
+        takes_over(&["rollback", "--to", "1"], 5);
+        for (amount, ready) in [("-1", "1 worker is"), ("3", "3 workers are")] {
+            assert_eq!(master.cli(&["scale", amount]).stdout, format!("{ready} ready{PAUSED}"));
+        }
         site.flip("3");
-        serves(&["reload"], 6);
-        serves(&["reload", "--pause", "--", "true"], 7);
+        takes_over(&["reload"], 6);
+        takes_over(&["reload", "--pause", "--", "true"], 7);
         for (args, words) in [
             (&["upgrade"][..], "the service is paused; `forkmaster resume` first"),
             (&["promote"], "there is no canary"),
@@ -392,4 +398,44 @@ fn what_is_asked_wrongly_is_told_before_anything_happens() {
     master.cli(&["scale", "0"]);
     let output = master.cli(&["reload", "--pause", "--", "true"]);
     assert!(output.code == Some(1) && output.stderr.contains("the workers are switched off"), "{output}");
+}
+
+/// As found: a reload, `scale` and `resume` said that workers serve, and nobody did.
+#[test]
+fn nothing_says_that_workers_serve_while_nobody_does() {
+    let site = Site::with_releases("pause_says", 2);
+    let master = site.start();
+    let said = |args: &[&str]| {
+        let output = master.cli(args);
+        assert!(output.ok(), "{args:?}: {output}");
+        output.stdout
+    };
+    said(&["pause", "--max", "0s"]);
+    let turned_away = "; the service is in maintenance, and clients get 503 until `forkmaster resume`\n";
+    assert_eq!(said(&["scale", "1"]), format!("1 worker is ready{turned_away}"));
+    site.flip("2");
+    let text = said(&["reload"]);
+    assert!(text.starts_with("generation 2 has taken over, after ") && text.ends_with(turned_away), "{text}");
+    let late = master.cli(&["wait", "ready", "--timeout", "1ms"]);
+    assert_eq!(
+        (late.code, late.stderr.as_str()),
+        (Some(124), "forkmaster: not ready within the time given: maintenance\n")
+    );
+    said(&["scale", "0"]);
+    let off = "; the workers are switched off: `forkmaster scale N` switches them on\n";
+    assert_eq!(said(&["resume"]), format!("the pause is over{off}"));
+    let text = said(&["reload"]);
+    assert!(text.starts_with("generation 3 has taken over, after ") && text.ends_with(off), "{text}");
+    assert_eq!(said(&["scale", "1"]), "1 worker serves\n");
+    assert_eq!(said(&["resume"]), "all workers serve again\n");
+    // What is refused is called what it is.
+    let refused = master.cli(&["rollback", "--to", "7"]);
+    assert!(refused.stderr.starts_with("forkmaster: rollback refused: "), "{refused}");
+    master.wait_log("ERROR rollback refused, nothing has changed: *");
+    assert!(master.cli(&["status"]).stdout.contains("\nthe latest rollback was refused: "));
+    let status = master.status().expect("it answers").0;
+    assert_eq!(
+        (&status["last_refusal"]["verb"], &status["last_reload"]["verb"]),
+        (&"rollback".into(), &"rollback".into())
+    );
 }

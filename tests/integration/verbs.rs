@@ -28,7 +28,7 @@ fn scale_waits_until_the_workers_serve_and_survives_reloads() {
     master.reload();
     assert_eq!(master.workers().len(), 3);
     assert_eq!(ok(&master, &["scale", "-1"]), "2 workers serve\n");
-    assert_eq!(ok(&master, &["scale", "1"]), "1 workers serve\n");
+    assert_eq!(ok(&master, &["scale", "1"]), "1 worker serves\n");
     assert_eq!(master.workers().len(), 1);
     load.wait_answers(20);
     load.stop().assert_no_failures();
@@ -52,7 +52,7 @@ fn scaled_to_nothing_connections_wait_and_are_answered() {
     waiting.must_send(client::head("GET", "/", &[]));
     // A deploy meanwhile is proved, and nobody serves it yet.
     site.flip("2");
-    assert!(ok(&master, &["reload"]).contains("generation 2 serves"));
+    assert!(ok(&master, &["reload"]).contains("generation 2 has taken over"));
     assert!(
         waiting.read_available(Duration::from_millis(200)).is_ok_and(|read| read.is_empty()),
         "nobody is there to answer"

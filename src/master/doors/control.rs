@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::conn::{Bounds, Conn, Still};
 use super::events;
 use super::peer::Peer;
-use super::protocol::{Refused, Reply, Request, ANSWER_BYTES_MAX};
+use super::protocol::{Done, Refused, Reply, Request, ANSWER_BYTES_MAX};
 use super::rights::{May, Rights};
 use super::socket_file::SocketFile;
 use crate::config::settings::{ControlSocket, Reader};
@@ -289,7 +289,7 @@ impl Control {
         if self.clients.values().filter(counted).count() >= most {
             return false;
         }
-        self.answer(id, &Reply::Done {}, now);
+        self.answer(id, &Reply::Done(Done::default()), now);
         self.wait(id, Waiting::Events);
         true
     }

@@ -256,6 +256,7 @@ mod tests {
     use forkmaster_wire::message::GenerationId;
 
     use super::*;
+    use crate::facts::outcome::Verb;
 
     fn standing(phase: Phase, reloads: u64) -> Standing {
         Standing { phase, reloads, serving: Some((GenerationId(1), 2, 2)), ..Standing::default() }
@@ -304,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_sentence_is_one_short_line() {
-        let refused = Some(format!("bad\nREADY=1 {}", "é".repeat(600)));
+        let refused = Some((Verb::Reload, format!("bad\nREADY=1 {}", "é".repeat(600))));
         let standing = Standing { phase: Phase::Running, refused, ..standing(Phase::Running, 0) };
         let sentence = sentence(&standing);
         assert!(sentence.len() <= STATUS_BYTES_MAX && !sentence.contains('\n'), "{sentence}");

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::facts::history::Entry;
 use crate::facts::note::WorkerName;
 use crate::facts::outcome;
-use crate::facts::snapshot::{LastReload, Snapshot};
+use crate::facts::snapshot::{LastReload, Snapshot, Word};
 
 /// In every answer. A request without it is of version 1, and has none in that version: the first masters refused what they
 /// did not know.
@@ -167,6 +167,10 @@ fn yes() -> bool {
     true
 }
 
+fn is_empty(word: &Word) -> bool {
+    word.is_empty()
+}
+
 fn is_no(value: &bool) -> bool {
     !value
 }
@@ -205,10 +209,10 @@ const COMMANDS: [&str; 24] = [
 pub enum Reply {
     Status(Box<Snapshot>),
     /// The outcome of a reload, good or bad.
-    Reload(LastReload),
+    Reload(Reloaded),
     Proving(Proving),
     Ready {},
-    Done {},
+    Done(Done),
     Scaled(Scaled),
     Recycled(Recycled),
     ServiceScaled(ServiceScaled),
@@ -225,9 +229,30 @@ pub struct Proving {
     pub generation: GenerationId,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How a reload ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Reloaded {
+    #[serde(flatten)]
+    pub last: LastReload,
+    /// The word for the service: what has taken over does not serve where that is paused. Empty: an older master.
+    #[serde(default)]
+    pub state: Word,
+}
+
+/// Done, and how the service stands, as above.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Done {
+    #[serde(skip_serializing_if = "is_empty")]
+    pub state: Word,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scaled {
     pub workers: u32,
+    /// As above.
+    #[serde(default)]
+    pub state: Word,
 }
 
 /// So many processes of a service.
@@ -429,10 +454,10 @@ impl Request {
 impl Reply {
     fn is_ok(&self) -> bool {
         match self {
-            Reply::Status(_) | Reply::Proving(_) | Reply::Ready {} | Reply::Done {} => true,
+            Reply::Status(_) | Reply::Proving(_) | Reply::Ready {} | Reply::Done(_) => true,
             Reply::Scaled(_) | Reply::Recycled(_) | Reply::Dumped(_) | Reply::Stopping(_) => true,
             Reply::History(_) | Reply::ServiceScaled(_) | Reply::Upgraded(_) => true,
-            Reply::Reload(last) => last.ok,
+            Reply::Reload(reloaded) => reloaded.last.ok,
             Reply::Refused(_) => false,
         }
     }
@@ -574,7 +599,10 @@ mod tests {
             (Reply::Stopping(Stopping { pid: 7 }), r#"{"ok":true,"pid":7,"v":1}"#),
             (Reply::Proving(Proving { generation: GenerationId(2) }), r#"{"generation":2,"ok":true,"v":1}"#),
             (Reply::Refused(Refused::because("no")), r#"{"details":"","ok":false,"reason":"no","v":1}"#),
-            (Reply::Reload(last), r#"{"details":"","generation":4,"ok":true,"reason":"","took_s":0.5,"v":1}"#),
+            (
+                Reply::Reload(Reloaded { last, state: Word::Borrowed("paused") }),
+                r#"{"details":"","generation":4,"ok":true,"reason":"","state":"paused","took_s":0.5,"v":1,"verb":""}"#,
+            ),
         ];
         for (reply, line) in cases {
             assert_eq!(reply.to_line().trim_end(), line);

@@ -14,7 +14,7 @@ use log::Level;
 use serde::Serialize;
 
 use super::canary::Canary;
-use super::outcome::Refusal;
+use super::outcome::{Refusal, Verb};
 use super::rehearsal::Rehearsal;
 
 /// A worker as log lines name it.
@@ -59,6 +59,7 @@ pub enum Note {
     },
     /// A reload ended without effect. Without a number it was refused before it had a generation.
     Refused {
+        verb: Verb,
         generation: Option<GenerationId>,
         refusal: Refusal,
     },
@@ -195,6 +196,18 @@ pub enum Note {
     },
     /// A worker of the generation that serves.
     BootFailedAgain {
+        worker: WorkerName,
+        next_s: f64,
+        refusal: Refusal,
+    },
+    /// The same of a worker that was ready and had not served.
+    LostBeforeServing {
+        worker: WorkerName,
+        count: u32,
+        max: u32,
+        refusal: Refusal,
+    },
+    LostAgain {
         worker: WorkerName,
         next_s: f64,
         refusal: Refusal,
@@ -415,6 +428,8 @@ impl Note {
             | Note::TemplateWontDie { .. }
             | Note::BootFailed { .. }
             | Note::BootFailedAgain { .. }
+            | Note::LostBeforeServing { .. }
+            | Note::LostAgain { .. }
             | Note::DidNotServe { .. }
             | Note::WontDie { .. }
             | Note::ServiceGone { next_s: Some(_), .. }
@@ -457,11 +472,11 @@ impl fmt::Display for Note {
                 write!(f, "generation gen={generation} proved after={after_ms}ms")
             }
             Note::Superseded { generation, by } => write!(f, "generation gen={generation} superseded by gen={by}"),
-            Note::Refused { generation: Some(generation), refusal } => {
+            Note::Refused { generation: Some(generation), refusal, .. } => {
                 write!(f, "generation gen={generation} refused: {}{}", refusal.reason, refusal.details_below())
             }
-            Note::Refused { generation: None, refusal } => {
-                write!(f, "reload refused, nothing has changed: {}{}", refusal.reason, refusal.details_below())
+            Note::Refused { verb, generation: None, refusal } => {
+                write!(f, "{verb} refused, nothing has changed: {}{}", refusal.reason, refusal.details_below())
             }
             Note::Rolling { generation, at_once, of, boots, bytes_each, bytes_free } => {
                 write!(f, "generation gen={generation} rolling: {} at once", (*at_once).max(1))?;
@@ -568,6 +583,12 @@ impl fmt::Display for Note {
                 refusal.reason,
                 refusal.details_below()
             ),
+            Note::LostBeforeServing { worker, count, max, refusal } => {
+                write!(f, "{worker} lost ({count} of {max}): {}{}", refusal.reason, refusal.details_below())
+            }
+            Note::LostAgain { worker, next_s, refusal } => {
+                write!(f, "{worker} lost, next try in {next_s:.1}s: {}{}", refusal.reason, refusal.details_below())
+            }
             Note::Due { worker, why } => write!(f, "{worker} reached {why}: replacing it"),
             Note::StillBoots { worker, after_s } => {
                 write!(f, "{worker} still imports or proves the application after {after_s:.0}s; its stacks follow")

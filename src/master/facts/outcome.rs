@@ -1,6 +1,7 @@
 //! How something that was asked for ended: what whoever asked hears, and what `status` tells of the latest reload.
 //! Plain data; it decides nothing and sends nothing.
 
+use std::fmt;
 use std::time::Duration;
 
 use forkmaster_wire::message::{Failure, GenerationId, SlotIndex};
@@ -8,8 +9,37 @@ use serde::{Deserialize, Serialize};
 
 use super::canary::Canary;
 use super::note::WorkerName;
-use super::snapshot::LastReload;
+use super::snapshot::{LastReload, Word};
 use crate::exit_code::ExitCode;
+
+/// What was asked for, as refusals name it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verb {
+    /// The first generation of a master.
+    Start,
+    #[default]
+    Reload,
+    Rollback,
+    Upgrade,
+}
+
+impl Verb {
+    pub fn word(self) -> &'static str {
+        match self {
+            Verb::Start => "start",
+            Verb::Reload => "reload",
+            Verb::Rollback => "rollback",
+            Verb::Upgrade => "upgrade",
+        }
+    }
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
 
 /// Why something was not done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +96,8 @@ pub struct Stacks {
 /// How a reload (or the first start) ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reload {
+    #[serde(default)]
+    pub verb: Verb,
     /// None: refused before it had a number.
     pub generation: Option<GenerationId>,
     pub took: Duration,
@@ -137,6 +169,7 @@ impl Reload {
         };
         let (ok, took_s) = (self.end == End::Committed, self.took.as_secs_f64());
         let (canary, rehearsal) = (self.canary.clone(), self.rehearsal.clone());
-        LastReload { ok, generation: self.generation, reason, details, took_s, canary, rehearsal }
+        let verb = Word::Borrowed(self.verb.word());
+        LastReload { ok, verb, generation: self.generation, reason, details, took_s, canary, rehearsal }
     }
 }

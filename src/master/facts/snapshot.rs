@@ -265,6 +265,8 @@ pub struct Listener {
 #[serde(default)]
 pub struct LastReload {
     pub ok: bool,
+    /// `start`, `reload`, `rollback`, `upgrade`; empty where the master does not tell.
+    pub verb: Word,
     /// None: refused before it had a number.
     pub generation: Option<GenerationId>,
     pub reason: String,

@@ -5,6 +5,8 @@ use std::fmt;
 
 use forkmaster_wire::message::GenerationId;
 
+use super::outcome::Verb;
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
     pub phase: Phase,
@@ -20,8 +22,8 @@ pub struct Standing {
     pub held: Option<Held>,
     /// Worker processes of all generations.
     pub processes: usize,
-    /// Why the last reload was refused; its first line.
-    pub refused: Option<String>,
+    /// What was refused last, and why; the first line.
+    pub refused: Option<(Verb, String)>,
 }
 
 /// What that means to clients.
@@ -63,9 +65,11 @@ impl fmt::Display for Standing {
                 Some(Held::TurnedAway) => f.write_str("; maintenance: clients get 503")?,
             }
         }
-        if let (Phase::Running | Phase::Stopping, Some(reason)) = (self.phase, &self.refused) {
-            let what = if self.serving.is_some() { "the last reload was refused" } else { "the start was refused" };
-            write!(f, "; {what}: {reason}")?;
+        if let (Phase::Running | Phase::Stopping, Some((verb, reason))) = (self.phase, &self.refused) {
+            match verb {
+                Verb::Start => write!(f, "; the start was refused: {reason}")?,
+                Verb::Reload | Verb::Rollback | Verb::Upgrade => write!(f, "; the last {verb} was refused: {reason}")?,
+            }
         }
         Ok(())
     }
@@ -83,16 +87,20 @@ mod tests {
         let paused =
             Standing { held: Some(Held::TurnedAway), serving: Some((GenerationId(3), 0, 4)), ..running.clone() };
         assert_eq!(paused.to_string(), "generation 3: 0 of 4 workers serve; maintenance: clients get 503");
-        let refused = Standing { refused: Some("no module named shop".to_owned()), ..running.clone() };
+        let refused = Standing { refused: Some((Verb::Reload, "no module named shop".to_owned())), ..running.clone() };
         let sentence = "generation 3: 4 of 4 workers serve; the last reload was refused: no module named shop";
         assert_eq!(refused.to_string(), sentence);
         let reloading = Standing { phase: Phase::Reloading, coming: Some((GenerationId(4), "proving")), ..refused };
         let sentence = "reloading: generation 4 is proving; generation 3: 4 of 4 workers serve";
         assert_eq!(reloading.to_string(), sentence);
         assert_eq!(Standing::default().to_string(), "starting");
-        let stopping = Standing { phase: Phase::Stopping, processes: 2, ..running };
+        let stopping = Standing { phase: Phase::Stopping, processes: 2, ..running.clone() };
         assert_eq!(stopping.to_string(), "stopping: 2 processes left");
-        let failed = Standing { phase: Phase::Stopping, refused: Some("no".to_owned()), ..Standing::default() };
+        let rolled_back = Standing { refused: Some((Verb::Rollback, "it is gone".to_owned())), ..running.clone() };
+        let sentence = "generation 3: 4 of 4 workers serve; the last rollback was refused: it is gone";
+        assert_eq!(rolled_back.to_string(), sentence);
+        let refused = Some((Verb::Start, "no".to_owned()));
+        let failed = Standing { phase: Phase::Stopping, refused, ..Standing::default() };
         assert_eq!(failed.to_string(), "stopping: 0 processes left; the start was refused: no");
     }
 }

@@ -24,6 +24,7 @@ impl Service {
     pub fn abandon_logs(&mut self, generation: GenerationId, shared: &mut Shared) {
         let may_answer = |state: &WorkerState| match state {
             WorkerState::Starting { .. }
+            | WorkerState::Lost { .. }
             | WorkerState::Ready
             | WorkerState::Exiting { .. }
             | WorkerState::Killed { .. } => false,

@@ -288,14 +288,14 @@ impl Service {
             let asked = self.asked();
             self.history.note_refused(asked);
         }
-        let askers = std::mem::take(&mut self.preparing.askers);
+        let (verb, askers) = (self.preparing.deploy.verb(), std::mem::take(&mut self.preparing.askers));
         let held_back = std::mem::take(&mut self.preparing.held_back);
         self.give_back(held_back, shared);
         self.begin_round(shared);
         if std::mem::take(&mut self.reopening.after_round) {
             self.ask_to_reopen_logs(shared);
         }
-        Event::Configured { askers, began, result }
+        Event::Configured { verb, askers, began, result }
     }
 
     fn on_reopened(&mut self, reopened: Reopened, shared: &mut Shared) {

@@ -9,7 +9,7 @@ impl Service {
         let supervisor = &self.supervisor;
         let coming = supervisor.in_transaction();
         let refused = |reload: &Reload| match &reload.end {
-            End::Refused(refusal) => refusal.reason.lines().next().map(str::to_owned),
+            End::Refused(refusal) => refusal.reason.lines().next().map(|reason| (reload.verb, reason.to_owned())),
             End::Committed | End::Superseded { .. } | End::Stopped => None,
         };
         let serving = supervisor.serving();

@@ -15,7 +15,7 @@ use super::worker::{Due, State as WorkerState, Worker};
 use super::{Action, Event, Phase, Supervisor};
 use crate::facts::canary::Canary;
 use crate::facts::note::{Note, WorkerName};
-use crate::facts::outcome::{End, Outcome, Refusal, Reload, Stacks};
+use crate::facts::outcome::{End, Outcome, Refusal, Reload, Stacks, Verb};
 
 /// Workers that are kept at once (`recycle --keep`), each with the memory of a worker, and for how long at most.
 const KEPT_MAX: usize = 3;
@@ -122,6 +122,15 @@ pub(super) enum On {
     Ended { reload: Box<Reload> },
     /// Each of these has told its stacks, by itself or by a signal, or is gone; both have a deadline.
     Dumped { workers: Vec<WorkerId> },
+}
+
+impl Deploy {
+    pub fn verb(&self) -> Verb {
+        match self {
+            Deploy::OnDisk { .. } | Deploy::Paused { .. } => Verb::Reload,
+            Deploy::Back { .. } => Verb::Rollback,
+        }
+    }
 }
 
 impl Supervisor {
@@ -315,6 +324,7 @@ impl Supervisor {
             // They will serve when the pause is over.
             WorkerState::Ready | WorkerState::Paused { .. } => is_held,
             WorkerState::Starting { .. }
+            | WorkerState::Lost { .. }
             | WorkerState::Opening { .. }
             | WorkerState::Pausing { .. }
             | WorkerState::Kept { .. }
@@ -422,9 +432,10 @@ impl Supervisor {
     }
 
     /// It was refused before it became a generation: nothing has changed.
-    pub(super) fn reload_refused(&mut self, askers: &[AskId], refusal: Refusal, took: Duration) {
-        self.note(Note::Refused { generation: None, refusal: refusal.clone() });
-        let reload = Reload { generation: None, took, end: End::Refused(refusal), canary: None, rehearsal: None };
+    pub(super) fn reload_refused(&mut self, verb: Verb, askers: &[AskId], refusal: Refusal, took: Duration) {
+        self.note(Note::Refused { verb, generation: None, refusal: refusal.clone() });
+        let end = End::Refused(refusal);
+        let reload = Reload { verb, generation: None, took, end, canary: None, rehearsal: None };
         self.actions.push(Action::Concluded(reload.clone()));
         for asker in askers {
             // It may have left, or TERM has answered it.
@@ -436,11 +447,11 @@ impl Supervisor {
     }
 
     /// A transaction has ended.
-    pub(super) fn conclude(&mut self, id: GenerationId, began: Instant, end: End, now: Instant) {
+    pub(super) fn conclude(&mut self, id: GenerationId, verb: Verb, began: Instant, end: End, now: Instant) {
         let took = now.saturating_duration_since(began);
         let canary = self.index(id).and_then(|at| self.generations[at].tried.clone()).map(Canary::ended);
         let rehearsal = self.index(id).and_then(|at| self.generations[at].rehearsed.clone());
-        let reload = Reload { generation: Some(id), took, end, canary, rehearsal };
+        let reload = Reload { verb, generation: Some(id), took, end, canary, rehearsal };
         self.actions.push(Action::Concluded(reload.clone()));
         for ask in self.take_waiting(|on| *on == On::Transaction(id)) {
             self.wait(Some(ask), On::Ended { reload: Box::new(reload.clone()) });

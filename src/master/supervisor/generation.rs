@@ -34,6 +34,7 @@ use super::worker::{State as WorkerState, Worker};
 use super::Supervisor;
 use crate::facts::canary::Canary;
 use crate::facts::note::{Note, WorkerName};
+use crate::facts::outcome::Verb;
 
 /// What the supervisor must know of a generation's settings.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,6 +100,8 @@ pub enum Surge {
 #[derive(Debug)]
 pub struct Generation {
     pub id: GenerationId,
+    /// How it came about.
+    pub verb: Verb,
     pub plan: Plan,
     /// The pause that is still to come.
     pub pause: Option<PausePlan>,
@@ -243,8 +246,8 @@ pub struct Slot {
     pub backoff_until: Option<Instant>,
     /// A worker of this slot has been ready once; later ones need not prove the release again.
     pub proved: bool,
-    /// Given up to the successor that rolls now; taken back if that one is abandoned.
-    pub yielded: bool,
+    /// Given up by this worker to the successor that rolls now; taken back if that one is abandoned.
+    pub yielded: Option<WorkerId>,
 }
 
 impl Generation {
@@ -279,7 +282,7 @@ impl Generation {
             .map(SlotIndex)
             .filter(|index| {
                 let slot = &self.slots[index.0 as usize];
-                !slot.yielded && slot.backoff_until.is_none() && self.present_in(*index).next().is_none()
+                slot.yielded.is_none() && slot.backoff_until.is_none() && self.present_in(*index).next().is_none()
             })
             .collect()
     }
@@ -292,7 +295,8 @@ impl Generation {
     /// Every slot up to `wanted` has a worker that has booted.
     pub fn all_booted(&self, wanted: u32) -> bool {
         (0..wanted).all(|slot| {
-            self.present_in(SlotIndex(slot)).any(|worker| !matches!(worker.state, WorkerState::Starting { .. }))
+            self.present_in(SlotIndex(slot))
+                .any(|worker| !matches!(worker.state, WorkerState::Starting { .. } | WorkerState::Lost { .. }))
         })
     }
 

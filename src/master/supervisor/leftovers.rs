@@ -131,7 +131,7 @@ impl Supervisor {
                 | WorkerState::Draining { deadline }
                 | WorkerState::Terminating { deadline, .. } => *deadline = (*deadline).min(by),
                 WorkerState::Kept { .. } => kept.push(worker.id),
-                WorkerState::Starting { .. }
+                WorkerState::Starting { .. } | WorkerState::Lost { .. }
                 | WorkerState::Ready
                 | WorkerState::Opening { .. }
                 | WorkerState::Serving { .. }

@@ -91,6 +91,7 @@ impl Supervisor {
                     }
                     WorkerState::Pausing { .. } => self.actions.push(Action::Pause { worker: worker.id }),
                     WorkerState::Starting { .. }
+                    | WorkerState::Lost { .. }
                     | WorkerState::Ready
                     | WorkerState::Opening { .. }
                     | WorkerState::Serving { .. }

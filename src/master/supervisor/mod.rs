@@ -46,7 +46,7 @@ use forkmaster_wire::message::{GenerationId, ListenerId, Page, SlotIndex, Worker
 use forkmaster_wire::rehearsal::Remembered;
 
 use crate::facts::note::Note;
-use crate::facts::outcome::{Outcome, Refusal, Reload};
+use crate::facts::outcome::{Outcome, Refusal, Reload, Verb};
 use asks::{Ask, AskId, Deploy, Waiting};
 use generation::{Generation, Plan, State, Step};
 use maintenance::{Maintenance, Shown};
@@ -87,6 +87,7 @@ pub enum Event {
     /// The answer to `Action::Configure`, also the first start: the configuration is valid and its new addresses are
     /// bound (not yet listening), or why it is not.
     Configured {
+        verb: Verb,
         /// Several who asked meanwhile have one answer.
         askers: Vec<AskId>,
         /// When it was asked for.
@@ -435,7 +436,7 @@ impl Supervisor {
         match event {
             Event::Ask { asker, ask } => self.on_ask(asker, ask, now),
             Event::Left { ask } => self.on_left(ask),
-            Event::Configured { askers, began, result } => self.on_configured(&askers, began, result, now),
+            Event::Configured { verb, askers, began, result } => self.on_configured(verb, &askers, began, result, now),
             Event::Template { generation, event } => self.on_template(generation, event, now),
             Event::Worker { worker, event } => self.on_worker(worker, event, now),
             Event::ListenersOpen { generation } => self.on_listeners_open(generation, now),

@@ -132,9 +132,11 @@ impl Supervisor {
         now: Instant,
     ) {
         self.maintenance = maintenance.map(|plan| plan.begin(now));
-        if self.pause == Pause::Off {
-            self.pause = Pause::Finishing { give_up: now + timeout, timeout, named: false };
-        }
+        self.pause = match self.pause {
+            // Its last request is out, so there is nothing that could take too long.
+            Pause::On => Pause::On,
+            Pause::Off | Pause::Finishing { .. } => Pause::Finishing { give_up: now + timeout, timeout, named: false },
+        };
         // Answered by `answer_waiting`, perhaps at once.
         self.wait_for_pause(asker);
     }
@@ -205,6 +207,7 @@ impl Supervisor {
                         self.serve(at, worker.id, now);
                     }
                     WorkerState::Starting { .. }
+                    | WorkerState::Lost { .. }
                     | WorkerState::Ready
                     | WorkerState::Opening { .. }
                     | WorkerState::Serving { .. }
@@ -239,6 +242,7 @@ impl Supervisor {
         let due = match worker.state {
             WorkerState::Serving { due, .. } | WorkerState::Opening { due, .. } => due,
             WorkerState::Starting { .. }
+            | WorkerState::Lost { .. }
             | WorkerState::Ready
             | WorkerState::Pausing { .. }
             | WorkerState::Paused { .. }
@@ -505,7 +509,9 @@ impl Supervisor {
         for event in std::mem::take(&mut self.delayed) {
             match event {
                 Event::Ask { asker, ask: ask @ Ask::Reload { .. } } => self.on_ask(asker, ask, now),
-                Event::Configured { askers, began, result } => self.on_configured(&askers, began, result, now),
+                Event::Configured { verb, askers, began, result } => {
+                    self.on_configured(verb, &askers, began, result, now);
+                }
                 Event::Ask { .. }
                 | Event::Left { .. }
                 | Event::Template { .. }
@@ -538,6 +544,7 @@ impl Supervisor {
         let back = workers.all(|worker| match worker.state {
             WorkerState::Opening { .. } | WorkerState::Pausing { .. } | WorkerState::Paused { .. } => false,
             WorkerState::Starting { .. }
+            | WorkerState::Lost { .. }
             | WorkerState::Ready
             | WorkerState::Serving { .. }
             | WorkerState::Kept { .. }
@@ -565,7 +572,7 @@ fn may_run(worker: &Worker) -> bool {
         | WorkerState::Exiting { .. } => true,
         WorkerState::Killed { .. } => worker.pid.is_some(),
         WorkerState::Kept { quiet, .. } => !quiet,
-        WorkerState::Starting { .. }
+        WorkerState::Starting { .. } | WorkerState::Lost { .. }
         | WorkerState::Ready
         | WorkerState::Paused { .. }
         | WorkerState::Finishing { .. } => false,

@@ -146,6 +146,7 @@ fn keeps(worker: &Worker) -> Option<Duration> {
         | WorkerState::Pausing { due: Some(Due::Kept(time)) }
         | WorkerState::Paused { due: Some(Due::Kept(time)) } => Some(time),
         WorkerState::Starting { .. }
+        | WorkerState::Lost { .. }
         | WorkerState::Ready
         | WorkerState::Opening { .. }
         | WorkerState::Serving { .. }

@@ -337,7 +337,7 @@ impl Supervisor {
         let Some(words) = self.rehearsed_by(at, None) else { return };
         let Rehearsal::Answering(trial) = &self.generations[at].rehearsal else { return };
         let state = self.generations[at].worker(trial.worker).map(|worker| &worker.state);
-        if !matches!(state, Some(WorkerState::Ready | WorkerState::Starting { .. })) {
+        if !matches!(state, Some(WorkerState::Ready | WorkerState::Starting { .. } | WorkerState::Lost { .. })) {
             let reason = format!("the candidate left {words}");
             self.refuse(self.generations[at].id, Refusal::new(reason), now);
         }

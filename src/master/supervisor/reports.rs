@@ -21,6 +21,14 @@ const NO_ROOM_WITHIN: Duration = Duration::from_secs(10);
 /// The longest pause between two tries. They cost a few system calls.
 const NO_ROOM_PAUSE_MAX: Duration = Duration::from_secs(5);
 
+/// What a worker did not come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failed {
+    ToBoot,
+    /// It was ready.
+    ToServe,
+}
+
 impl Supervisor {
     pub(super) fn on_worker(&mut self, id: WorkerId, event: Event, now: Instant) {
         let Some(at) = self.generations.iter().position(|generation| generation.worker(id).is_some()) else {
@@ -64,7 +72,7 @@ impl Supervisor {
             }
             (S::Starting { .. }, Event::Failed(refusal)) => {
                 self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN, said_why: true }, now);
-                self.boot_failed(at, name, refusal, now);
+                self.not_come_up(at, name, Failed::ToBoot, refusal, now);
             }
 
             (S::Opening { due, .. }, Event::Serving) => self.change(at, id, S::Serving { since: now, due }, now),
@@ -98,7 +106,8 @@ impl Supervisor {
 
             (S::Starting { .. }, Event::Leaving { reason }) => {
                 self.change(at, id, S::Exiting { kill_at: now + EXIT_WITHIN, said_why: true }, now);
-                self.boot_failed(at, name, Refusal::new(format!("the worker ended itself: {reason}")), now);
+                let refusal = Refusal::new(format!("the worker ended itself: {reason}"));
+                self.not_come_up(at, name, Failed::ToBoot, refusal, now);
             }
             // Its successor comes first, as for every healthy worker. It also may be that TERM went to all processes, and
             // the master's own is still on its way: then nobody would take what this worker gives away.
@@ -134,6 +143,7 @@ impl Supervisor {
             (
                 S::Starting { .. }
                 | S::Ready
+                | S::Lost { .. }
                 | S::Opening { .. }
                 | S::Serving { .. }
                 | S::Pausing { .. }
@@ -150,6 +160,7 @@ impl Supervisor {
 
             (
                 S::Ready
+                | S::Lost { .. }
                 | S::Opening { .. }
                 | S::Serving { .. }
                 | S::Pausing { .. }
@@ -167,7 +178,7 @@ impl Supervisor {
                 self.change(at, id, S::Starting { deadline, look_at: None }, now);
             }
             (S::Ready, Event::ChannelLost | Event::Garbled) => {
-                self.change(at, id, S::Starting { deadline: now + EXIT_WITHIN, look_at: None }, now);
+                self.change(at, id, S::Lost { kill_at: now + EXIT_WITHIN }, now);
             }
             (
                 S::Opening { .. } | S::Serving { .. } | S::Pausing { .. } | S::Paused { .. },
@@ -189,7 +200,7 @@ impl Supervisor {
                 | S::Exiting { .. },
                 Event::Garbled,
             ) => self.kill(at, id, now),
-            (S::Killed { .. }, Event::Garbled) => {}
+            (S::Lost { .. } | S::Killed { .. }, Event::Garbled) => {}
             // It is out of service, and may stand still in a debugger: neither silence nor its requests are a reason.
             (S::Kept { until, .. }, Event::Paused) => self.change(at, id, S::Kept { until, quiet: true }, now),
             (S::Kept { .. }, Event::Leaving { .. }) => self.end_kept(at, id, now),
@@ -213,7 +224,8 @@ impl Supervisor {
             ) => {}
             // A draining worker closes its channel at its end and may still join threads within its deadline.
             (
-                S::Closing { .. }
+                S::Lost { .. }
+                | S::Closing { .. }
                 | S::Draining { .. }
                 | S::Terminating { .. }
                 | S::Finishing { .. }
@@ -225,6 +237,7 @@ impl Supervisor {
             (
                 S::Starting { .. }
                 | S::Ready
+                | S::Lost { .. }
                 | S::Opening { .. }
                 | S::Serving { .. }
                 | S::Pausing { .. }
@@ -242,6 +255,7 @@ impl Supervisor {
             // Messages that crossed with a command, or that a broken worker makes up: no state believes them.
             (
                 S::Ready
+                | S::Lost { .. }
                 | S::Opening { .. }
                 | S::Serving { .. }
                 | S::Pausing { .. }
@@ -257,6 +271,7 @@ impl Supervisor {
             | (
                 S::Starting { .. }
                 | S::Ready
+                | S::Lost { .. }
                 | S::Serving { .. }
                 | S::Pausing { .. }
                 | S::Paused { .. }
@@ -270,12 +285,13 @@ impl Supervisor {
             )
             | (S::Starting { .. } | S::Finishing { .. } | S::Exiting { .. } | S::Killed { .. }, Event::Slow)
             | (
-                S::Starting { .. } | S::Ready | S::Finishing { .. } | S::Exiting { .. } | S::Killed { .. },
+                S::Starting { .. } | S::Ready | S::Lost { .. } | S::Finishing { .. } | S::Exiting { .. } | S::Killed { .. },
                 Event::Drained { .. },
             )
             | (
                 S::Starting { .. }
                 | S::Ready
+                | S::Lost { .. }
                 | S::Opening { .. }
                 | S::Serving { .. }
                 | S::Pausing { .. }
@@ -290,6 +306,7 @@ impl Supervisor {
             | (
                 S::Starting { .. }
                 | S::Ready
+                | S::Lost { .. }
                 | S::Opening { .. }
                 | S::Serving { .. }
                 | S::Pausing { .. }
@@ -303,7 +320,8 @@ impl Supervisor {
                 Event::RequestsServed | Event::TooBig,
             )
             | (
-                S::Closing { .. }
+                S::Lost { .. }
+                | S::Closing { .. }
                 | S::Draining { .. }
                 | S::Terminating { .. }
                 | S::Finishing { .. }
@@ -315,6 +333,7 @@ impl Supervisor {
             | (
                 S::Starting { .. }
                 | S::Ready
+                | S::Lost { .. }
                 | S::Opening { .. }
                 | S::Serving { .. }
                 | S::Pausing { .. }
@@ -328,6 +347,7 @@ impl Supervisor {
             | (
                 S::Starting { .. }
                 | S::Ready
+                | S::Lost { .. }
                 | S::Opening { .. }
                 | S::Serving { .. }
                 | S::Pausing { .. }
@@ -342,6 +362,7 @@ impl Supervisor {
             | (
                 S::Starting { .. }
                 | S::Ready
+                | S::Lost { .. }
                 | S::Opening { .. }
                 | S::Serving { .. }
                 | S::Paused { .. }
@@ -378,8 +399,15 @@ impl Supervisor {
         self.watch_forks(at, true, now);
     }
 
-    /// A worker failed before it was ready.
-    pub(super) fn boot_failed(&mut self, at: usize, worker: WorkerName, refusal: Refusal, now: Instant) {
+    /// A worker is gone, or is given up, before it has served.
+    pub(super) fn not_come_up(
+        &mut self,
+        at: usize,
+        worker: WorkerName,
+        failed: Failed,
+        refusal: Refusal,
+        now: Instant,
+    ) {
         let generation = &mut self.generations[at];
         let pause = generation.slot_mut(worker.slot).backoff.after_failed_boot();
         generation.slot_mut(worker.slot).backoff_until = Some(now + pause);
@@ -390,12 +418,19 @@ impl Supervisor {
             }
             State::Rolling { failed_boots, .. } => {
                 let (count, max) = (failed_boots + 1, self.failed_boots_max(at));
-                let failed = refusal.clone();
-                self.note(Note::BootFailed { worker, count, max, refusal: failed });
+                let told = refusal.clone();
+                self.note(match failed {
+                    Failed::ToBoot => Note::BootFailed { worker, count, max, refusal: told },
+                    Failed::ToServe => Note::LostBeforeServing { worker, count, max, refusal: told },
+                });
                 self.count_failed_boot(at, refusal, now);
             }
             State::Serving => {
-                self.note(Note::BootFailedAgain { worker, next_s: pause.as_secs_f64(), refusal });
+                let next_s = pause.as_secs_f64();
+                self.note(match failed {
+                    Failed::ToBoot => Note::BootFailedAgain { worker, next_s, refusal },
+                    Failed::ToServe => Note::LostAgain { worker, next_s, refusal },
+                });
             }
             State::Draining | State::Kept | State::Abandoned => {}
         }
@@ -440,7 +475,7 @@ impl Supervisor {
             }
             State::Proving | State::Serving | State::Draining | State::Kept | State::Abandoned => {
                 let refusal = Exit::LostAtBirth.refusal("the worker died while it booted");
-                self.boot_failed(at, worker, refusal, now);
+                self.not_come_up(at, worker, Failed::ToBoot, refusal, now);
             }
         }
     }
@@ -470,6 +505,7 @@ impl Supervisor {
         let served = match worker.state {
             WorkerState::Serving { since, .. } => now.saturating_duration_since(since),
             WorkerState::Starting { .. }
+            | WorkerState::Lost { .. }
             | WorkerState::Ready
             | WorkerState::Opening { .. }
             | WorkerState::Pausing { .. }
@@ -512,6 +548,7 @@ impl Supervisor {
             // A line of its own tells of it, once.
             WorkerState::Starting { .. } if matches!(exit, Exit::NoRoom(_)) => true,
             WorkerState::Starting { .. }
+            | WorkerState::Lost { .. }
             | WorkerState::Ready
             | WorkerState::Opening { .. }
             | WorkerState::Serving { .. }
@@ -529,12 +566,15 @@ impl Supervisor {
             WorkerState::Starting { .. } if matches!(exit, Exit::NoRoom(_)) => {
                 self.no_room(at, exit.refusal("there is no room"), now);
             }
-            WorkerState::Starting { .. } | WorkerState::Ready => {
+            WorkerState::Starting { .. } => {
+                self.not_come_up(at, name, Failed::ToBoot, exit.refusal("the worker died while it booted"), now);
+            }
+            WorkerState::Ready | WorkerState::Lost { .. } => {
                 let what = match self.rehearsed_by(at, Some(id)) {
                     Some(words) => format!("the candidate died in {words}"),
-                    None => "the worker died while it booted".to_owned(),
+                    None => "the worker died before it served".to_owned(),
                 };
-                self.boot_failed(at, name, exit.refusal(&what), now);
+                self.not_come_up(at, name, Failed::ToServe, exit.refusal(&what), now);
             }
             // Counted when it said so.
             WorkerState::Serving { due: Some(Due::Leaving), .. } => {}

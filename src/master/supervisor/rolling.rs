@@ -360,7 +360,9 @@ impl Supervisor {
     /// Starts workers for vacant slots, as many as there is room for and as boot at a time.
     pub(super) fn boot(&mut self, at: usize, wanted: u32, room: usize, pace: Pace, now: Instant) {
         let booting = self.generations[at].workers.iter();
-        let booting = booting.filter(|worker| matches!(worker.state, WorkerState::Starting { .. })).count();
+        let booting = booting
+            .filter(|worker| matches!(worker.state, WorkerState::Starting { .. } | WorkerState::Lost { .. }))
+            .count();
         let more = (pace.boots as usize).saturating_sub(booting).min(room);
         for slot in self.generations[at].vacant(wanted).into_iter().take(more) {
             self.spawn(at, slot, now);
@@ -412,7 +414,7 @@ impl Supervisor {
             return false;
         };
         let (slot, worker) = (worker.slot, worker.id);
-        self.generations[index].slot_mut(slot).yielded = true;
+        self.generations[index].slot_mut(slot).yielded = Some(worker);
         let yields = yields && self.generations[index].state == State::Serving;
         self.drain_as(index, worker, yields, now);
         self.progress(at, now);

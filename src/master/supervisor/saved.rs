@@ -20,6 +20,7 @@ use super::target::Target;
 use super::template::Template;
 use super::worker::{State as WorkerState, Worker};
 use super::Supervisor;
+use crate::facts::outcome::Verb;
 use crate::saved::Moment;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -150,6 +151,8 @@ impl Supervisor {
             rehearsal: Rehearsal::Off,
             rehearsed: None,
             keep: Keep::No,
+            // It has committed, and nobody asks any more.
+            verb: Verb::default(),
             origin: saved.origin,
             lender: None,
             state: State::Serving,
@@ -185,7 +188,7 @@ impl SavedSlot {
 
     fn restore(self) -> Slot {
         let backoff_until = self.backoff_until.map(Instant::from);
-        Slot { backoff: self.backoff, backoff_until, proved: self.proved, yielded: false }
+        Slot { backoff: self.backoff, backoff_until, proved: self.proved, yielded: None }
     }
 }
 
@@ -198,6 +201,7 @@ impl SavedWorker {
             WorkerState::Serving { due: Some(_), .. }
             | WorkerState::Kept { quiet: false, .. }
             | WorkerState::Starting { .. }
+            | WorkerState::Lost { .. }
             | WorkerState::Ready
             | WorkerState::Opening { .. }
             | WorkerState::Pausing { .. }

@@ -63,7 +63,7 @@ impl Supervisor {
             let leaves = others_answer && self.generations[at].state != State::Serving;
             for worker in self.generations[at].workers.clone() {
                 match worker.state {
-                    WorkerState::Starting { .. } => self.kill(at, worker.id, now),
+                    WorkerState::Starting { .. } | WorkerState::Lost { .. } => self.kill(at, worker.id, now),
                     WorkerState::Ready
                     | WorkerState::Opening { .. }
                     | WorkerState::Serving { .. }
@@ -103,6 +103,7 @@ impl Supervisor {
                 self.actions.push(Action::StandAside { worker: worker.id });
             }
             WorkerState::Starting { .. }
+            | WorkerState::Lost { .. }
             | WorkerState::Ready
             | WorkerState::Opening { .. }
             | WorkerState::Serving { .. }
@@ -128,6 +129,7 @@ impl Supervisor {
                     }
                     WorkerState::Exiting { .. } | WorkerState::Killed { .. } => {}
                     WorkerState::Starting { .. }
+                    | WorkerState::Lost { .. }
                     | WorkerState::Ready
                     | WorkerState::Opening { .. }
                     | WorkerState::Serving { .. }
@@ -159,8 +161,9 @@ impl Supervisor {
             let generation = generation.id;
             self.actions.push(Action::EndCommand { generation, kill: true });
         }
-        if let Some((id, began)) = self.in_transaction().map(|generation| (generation.id, generation.began)) {
-            self.conclude(id, began, End::Stopped, now);
+        let begun = self.in_transaction().map(|generation| (generation.id, generation.verb, generation.began));
+        if let Some((id, verb, began)) = begun {
+            self.conclude(id, verb, began, End::Stopped, now);
             // So that the deaths of its processes refuse nothing any more.
             self.index(id).into_iter().for_each(|at| self.change_generation(at, State::Abandoned));
         }
@@ -223,6 +226,7 @@ fn answers(worker: &Worker) -> bool {
         | WorkerState::Closing { .. }
         | WorkerState::Draining { .. } => true,
         WorkerState::Starting { .. }
+        | WorkerState::Lost { .. }
         | WorkerState::Terminating { .. }
         | WorkerState::Finishing { .. }
         | WorkerState::Exiting { .. }

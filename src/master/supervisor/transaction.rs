@@ -33,35 +33,36 @@ use super::template::Template;
 use super::worker::{State as WorkerState, Worker};
 use super::{Action, Event, Phase, Supervisor};
 use crate::facts::note::Note;
-use crate::facts::outcome::{End, Refusal};
+use crate::facts::outcome::{End, Refusal, Verb};
 
 impl Supervisor {
     /// The configuration of a reload was read, or that of the first start.
     pub(super) fn on_configured(
         &mut self,
+        verb: Verb,
         askers: &[AskId],
         began: Instant,
         result: Result<(GenerationId, Plan), Refusal>,
         now: Instant,
     ) {
         if self.is_commanding() {
-            return self.delay(Event::Configured { askers: askers.to_vec(), began, result });
+            return self.delay(Event::Configured { verb, askers: askers.to_vec(), began, result });
         }
         match result {
             Ok((id, plan)) => {
                 for asker in askers {
                     self.reload_begun(*asker, id);
                 }
-                self.begin(id, plan, began, now);
+                self.begin(id, verb, plan, began, now);
             }
-            Err(refusal) => self.reload_refused(askers, refusal, now.saturating_duration_since(began)),
+            Err(refusal) => self.reload_refused(verb, askers, refusal, now.saturating_duration_since(began)),
         }
     }
 
-    fn begin(&mut self, id: GenerationId, plan: Plan, began: Instant, now: Instant) {
+    fn begin(&mut self, id: GenerationId, verb: Verb, plan: Plan, began: Instant, now: Instant) {
         self.listeners.extend(plan.listeners.iter().copied());
         if self.phase != Phase::Running {
-            self.conclude(id, began, End::Stopped, now);
+            self.conclude(id, verb, began, End::Stopped, now);
             let close = self.take_unused_listeners();
             self.actions.push(Action::Abandon { generation: id, close });
             self.actions.push(Action::Forget { generation: id });
@@ -73,6 +74,7 @@ impl Supervisor {
         // It is there before the current one is abandoned: what both have bound stays open.
         self.generations.push(Generation {
             id,
+            verb,
             pause: plan.pause.clone(),
             maintenance: None,
             canary: plan.canary.as_deref().copied(),
@@ -111,7 +113,8 @@ impl Supervisor {
     /// the master exits with the refusal's code.
     pub(super) fn refuse(&mut self, id: GenerationId, refusal: Refusal, now: Instant) {
         let exit_code = i32::from(refusal.exit_code);
-        self.note(Note::Refused { generation: Some(id), refusal: refusal.clone() });
+        let verb = self.index(id).map(|at| self.generations[at].verb).unwrap_or_default();
+        self.note(Note::Refused { verb, generation: Some(id), refusal: refusal.clone() });
         self.abandon(id, End::Refused(refusal), now);
         if self.serving().is_none() {
             self.end(exit_code, now);
@@ -122,7 +125,8 @@ impl Supervisor {
     /// slots come back, so that capacity never falls for it.
     pub(super) fn abandon(&mut self, id: GenerationId, end: End, now: Instant) {
         let Some(at) = self.index(id) else { return };
-        self.conclude(id, self.generations[at].began, end, now);
+        let Generation { verb, began, .. } = self.generations[at];
+        self.conclude(id, verb, began, end, now);
         self.change_generation(at, State::Abandoned);
         self.end_of_rehearsal(at, now);
         self.give_back_template(at, now);
@@ -133,15 +137,10 @@ impl Supervisor {
         // Whoever drains from now on has its whole time again.
         self.generations[at].condemned = false;
         for slot in 0..self.generations[at].slots.len() {
-            if !std::mem::take(&mut self.generations[at].slots[slot].yielded) {
-                continue;
-            }
-            // The youngest: an older one that still drains had been replaced before.
-            let back = self.generations[at].workers.iter().filter(|worker| {
-                worker.slot.0 as usize == slot
-                    && matches!(worker.state, WorkerState::Closing { .. } | WorkerState::Draining { .. })
-            });
-            if let Some(worker) = back.map(|worker| worker.id).max() {
+            // Whoever else still drains in this slot had been replaced before.
+            let Some(worker) = self.generations[at].slots[slot].yielded.take() else { continue };
+            let state = self.generations[at].worker(worker).map(|worker| &worker.state);
+            if matches!(state, Some(WorkerState::Closing { .. } | WorkerState::Draining { .. })) {
                 self.serve(at, worker, now);
             }
         }
@@ -172,14 +171,15 @@ impl Supervisor {
         self.change_generation(at, State::Serving);
         let close = self.take_unused_listeners();
         self.actions.push(Action::Commit { generation: id, close });
-        self.conclude(id, self.generations[at].began, End::Committed, now);
+        let Generation { verb, began, .. } = self.generations[at];
+        self.conclude(id, verb, began, End::Committed, now);
     }
 
     /// A generation's workers that were to serve later will not.
     fn end_who_does_not_serve(&mut self, at: usize, now: Instant) {
         for worker in self.generations[at].workers.clone() {
             match worker.state {
-                WorkerState::Starting { .. } => self.kill(at, worker.id, now),
+                WorkerState::Starting { .. } | WorkerState::Lost { .. } => self.kill(at, worker.id, now),
                 WorkerState::Ready => self.drain(at, worker.id, now),
                 WorkerState::Opening { .. }
                 | WorkerState::Serving { .. }

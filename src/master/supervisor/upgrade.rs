@@ -26,7 +26,7 @@ use super::template::Template;
 use super::worker::State as WorkerState;
 use super::{Action, Phase, Supervisor};
 use crate::facts::note::Note;
-use crate::facts::outcome::{End, Outcome, Refusal, Reload};
+use crate::facts::outcome::{End, Outcome, Refusal, Reload, Verb};
 
 /// A new binary reads a configuration and a few kilobytes of state. A directory service that hangs may take longer, and
 /// then the next reload would hang as well.
@@ -209,6 +209,7 @@ impl Supervisor {
         let took = now.saturating_duration_since(asked.began);
         let end = End::Refused(refusal.clone());
         self.actions.push(Action::UpgradeRefused(Reload {
+            verb: Verb::Upgrade,
             generation: None,
             took,
             end,
@@ -251,6 +252,7 @@ impl Supervisor {
             WorkerState::Serving { due: None, .. } | WorkerState::Kept { quiet: true, .. } => dump == Dump::None,
             WorkerState::Serving { due: Some(_), .. }
             | WorkerState::Starting { .. }
+            | WorkerState::Lost { .. }
             | WorkerState::Ready
             | WorkerState::Opening { .. }
             | WorkerState::Pausing { .. }

@@ -8,6 +8,8 @@
 //! | Starting | boots for long | Starting | its stacks are asked for, and stand in the refusal |
 //! | Starting | failed, leaves | Exiting | the slot rests and gets another; refused while proving |
 //! | Starting | deadline | Killed | as above |
+//! | Ready | its channel is closed, says what makes no sense | Lost | its exit says why |
+//! | Lost | exit, deadline | gone, Killed | the slot rests and gets another; refused while proving |
 //! | Ready | its turn | Opening | told to serve |
 //! | Opening | serves | Serving | |
 //! | Opening | deadline | Killed | the slot gets another |
@@ -43,6 +45,7 @@ use super::dump::Dump;
 use super::generation::State as GenerationState;
 use super::pace::Boot;
 use super::rehearsal::Rehearsed;
+use super::reports::Failed;
 use super::{Action, Supervisor, ANSWER_WITHIN, KILLED_WITHIN};
 use crate::facts::note::Note;
 use crate::facts::outcome::Refusal;
@@ -73,6 +76,8 @@ pub enum State {
     Starting { deadline: Instant, look_at: Option<Instant> },
     /// Booted and paused: it waits to be told to serve.
     Ready,
+    /// It had booted, and its channel is closed. Its exit, which says why, should follow in a moment.
+    Lost { kill_at: Instant },
     /// Told to serve; not yet heard that it accepts.
     Opening { deadline: Instant, due: Option<Due> },
     /// It accepts. `due` says why it is to be replaced, if it is.
@@ -196,6 +201,8 @@ impl Worker {
         match self.state {
             State::Starting { .. }
             | State::Ready
+            // Its slot waits for its exit.
+            | State::Lost { .. }
             | State::Opening { .. }
             | State::Serving { .. }
             | State::Pausing { .. }
@@ -215,6 +222,7 @@ impl Worker {
         match self.state {
             State::Opening { .. } | State::Serving { .. } | State::Pausing { .. } | State::Paused { .. } => true,
             State::Starting { .. }
+            | State::Lost { .. }
             | State::Ready
             | State::Kept { .. }
             | State::Closing { .. }
@@ -237,6 +245,7 @@ impl Worker {
                 matches!(due, Some(Due::Kept(_)))
             }
             State::Starting { .. }
+            | State::Lost { .. }
             | State::Ready
             | State::Closing { .. }
             | State::Draining { .. }
@@ -256,7 +265,7 @@ impl Worker {
     pub fn may_accept(&self) -> bool {
         match self.state {
             State::Opening { .. } | State::Serving { .. } | State::Pausing { .. } | State::Closing { .. } => true,
-            State::Starting { .. }
+            State::Starting { .. } | State::Lost { .. }
             | State::Ready
             | State::Paused { .. }
             // It does as soon as it reads its channel, and a debugger may have stopped it: a commit must not wait for it.
@@ -284,7 +293,7 @@ impl Worker {
                 Dump::None => Some(check_at.min(deadline)),
                 Dump::Asked { .. } | Dump::Signalled { .. } | Dump::Taken => Some(deadline),
             },
-            State::Exiting { kill_at, .. } | State::Finishing { kill_at, .. } => Some(kill_at),
+            State::Lost { kill_at } | State::Exiting { kill_at, .. } | State::Finishing { kill_at, .. } => Some(kill_at),
             State::Killed { give_up } => Some(give_up),
             State::Kept { until, .. } => Some(until),
             State::Serving { since, due: None } => max_lifetime.map(|lifetime| since + lifetime),
@@ -303,6 +312,7 @@ impl State {
         match self {
             State::Starting { .. } => "starting",
             State::Ready => "ready",
+            State::Lost { .. } => "lost",
             State::Opening { .. } => "opening",
             State::Serving { .. } => "serving",
             State::Pausing { .. } => "pausing",
@@ -437,6 +447,7 @@ impl Supervisor {
         let due = match worker.state {
             State::Pausing { due } | State::Paused { due } => due,
             State::Starting { .. }
+            | State::Lost { .. }
             | State::Ready
             | State::Kept { .. }
             | State::Opening { .. }
@@ -503,7 +514,13 @@ impl Supervisor {
                         "the worker closed its channel or sent nonsense before it served, and did not end".to_owned()
                     }
                 };
-                self.boot_failed(at, name, Refusal { details: worker.stacks, ..Refusal::new(reason) }, now);
+                let refusal = Refusal { details: worker.stacks, ..Refusal::new(reason) };
+                self.not_come_up(at, name, Failed::ToBoot, refusal, now);
+            }
+            State::Lost { .. } => {
+                self.kill(at, id, now);
+                let reason = "the worker closed its channel or sent nonsense before it served, and did not end";
+                self.not_come_up(at, name, Failed::ToServe, Refusal::new(reason), now);
             }
             State::Opening { .. } => {
                 self.note(Note::DidNotServe { worker: name });

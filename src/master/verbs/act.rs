@@ -8,9 +8,10 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::ask::{ask, read, stay, wait_for_close, NoAnswer};
 use super::client::{connect, target, told, ANSWER_WITHIN, LOOK_EVERY};
+use super::held::held;
 use super::{find, output};
 use crate::config::process_context::ProcessContext;
-use crate::doors::protocol::{Dumped, Recycled, Request, Scaled, ServiceScaled, Upgraded};
+use crate::doors::protocol::{Done, Dumped, Recycled, Request, Scaled, ServiceScaled, Upgraded};
 use crate::exit_code::ExitCode;
 use crate::verbs::command_line::{Answering, Client, Scale, Waiting};
 
@@ -22,10 +23,14 @@ pub fn scale(client: &Client, context: &ProcessContext, to: Scale, waiting: Wait
         Scale::By(by) => Request::Scale { by, wait },
         Scale::To(workers) => Request::ScaleTo { workers, wait },
     };
-    let told_waiting = |scaled: &Scaled, waited: bool| match (scaled.workers, waited) {
-        (0, _) => "no worker serves; the sockets are held, and what comes waits\n".to_owned(),
-        (workers, true) => format!("{workers} workers serve\n"),
-        (workers, false) => format!("{workers} workers are wanted\n"),
+    let are = |workers| if workers == 1 { "worker is" } else { "workers are" };
+    let told_waiting = |scaled: &Scaled, waited: bool| match (scaled.workers, waited, held(&scaled.state)) {
+        (0, _, _) => "no worker serves; the sockets are held, and what comes waits\n".to_owned(),
+        (workers, true, None) => {
+            format!("{workers} {}\n", if workers == 1 { "worker serves" } else { "workers serve" })
+        }
+        (workers, true, Some(why)) => format!("{workers} {} ready; {why}\n", are(workers)),
+        (workers, false, _) => format!("{workers} {} wanted\n", are(workers)),
     };
     act(client, context, "scale", request, waiting, told_waiting)
 }
@@ -67,8 +72,16 @@ pub fn scale_service(client: &Client, context: &ProcessContext, name: &str, to: 
         Request::ScaleService { name: name.to_owned(), by, to, wait }
     };
     let text = |scaled: &ServiceScaled, waited: bool| match waited {
-        true => format!("{name}: {} processes run\n", scaled.processes),
-        false => format!("{name}: {} processes are wanted\n", scaled.processes),
+        true => format!(
+            "{name}: {} {}\n",
+            scaled.processes,
+            if scaled.processes == 1 { "process runs" } else { "processes run" }
+        ),
+        false => format!(
+            "{name}: {} {} wanted\n",
+            scaled.processes,
+            if scaled.processes == 1 { "process is" } else { "processes are" }
+        ),
     };
     act(client, context, "scale", request, waiting, text)
 }
@@ -109,12 +122,18 @@ pub fn pause(client: &Client, context: &ProcessContext, timeout: Duration, answe
 }
 
 pub fn abandon(client: &Client, context: &ProcessContext) -> ExitCode {
-    let text = |_: &IgnoredAny, _| "the canary is given up; the old generation serves as before\n".to_owned();
+    let text = |done: &Done, _| {
+        let then = held(&done.state).unwrap_or("the old generation serves as before");
+        format!("the canary is given up; {then}\n")
+    };
     act(client, context, "abandon", |_| Request::Abandon, Waiting::Until(Some(ANSWER_WITHIN)), text)
 }
 
 pub fn resume(client: &Client, context: &ProcessContext, timeout: Option<Duration>) -> ExitCode {
-    let text = |_: &IgnoredAny, _| "all workers serve again\n".to_owned();
+    let text = |done: &Done, _| match held(&done.state) {
+        None => "all workers serve again\n".to_owned(),
+        Some(why) => format!("the pause is over; {why}\n"),
+    };
     act(client, context, "resume", |_| Request::Resume, Waiting::Until(timeout), text)
 }
 

@@ -9,11 +9,12 @@ use serde::de::IgnoredAny;
 
 use super::ask::{ask, ask_and_look, read, wait_for_end, Meanwhile, NoAnswer};
 use super::find::{NotFound, Target};
+use super::held::held;
 use crate::config;
 use crate::config::process_context::ProcessContext;
-use crate::doors::protocol::{Proving, Request, Stopping};
+use crate::doors::protocol::{Proving, Reloaded, Request, Stopping};
 use crate::exit_code::ExitCode;
-use crate::facts::snapshot::{LastReload, Snapshot};
+use crate::facts::snapshot::Snapshot;
 use crate::verbs::command_line::{Answering, Canary, Client, HealthProbe, Waiting};
 use crate::verbs::{find, output};
 
@@ -140,7 +141,7 @@ fn deploy(
         }),
         Waiting::Until(timeout) => {
             ask_and_look(&mut stream, &request(true), timeout, Some(meanwhile)).and_then(|line| {
-                let last: LastReload = read(&line)?;
+                let Reloaded { last, state } = read(&line)?;
                 let generation = last.generation.map_or_else(|| "?".to_owned(), |generation| generation.to_string());
                 let canary = last.canary.map_or_else(String::new, |canary| {
                     output::printable(&format!("canary {}: {}\n{canary}", canary.verdict, canary.why))
@@ -148,7 +149,12 @@ fn deploy(
                 let rehearsal = last
                     .rehearsal
                     .map_or_else(String::new, |words| format!("rehearsal: {}\n", output::printable(&words)));
-                Ok(format!("{rehearsal}{canary}generation {generation} serves, after {:.2} s\n", last.took_s))
+                let took = last.took_s;
+                let end = match held(&state) {
+                    None => format!("generation {generation} serves, after {took:.2} s"),
+                    Some(why) => format!("generation {generation} has taken over, after {took:.2} s; {why}"),
+                };
+                Ok(format!("{rehearsal}{canary}{end}\n"))
             })
         }
     };
@@ -181,7 +187,8 @@ pub fn wait_ready(client: &Client, context: &ProcessContext, timeout: Option<Dur
                 return match answer.and_then(|line| read::<IgnoredAny>(&line)) {
                     Ok(IgnoredAny) => ExitCode::Done,
                     Err(NoAnswer::Late) => {
-                        output::complain("not ready within the time given");
+                        let state = status_of(&target).map_or_else(String::new, |now| format!(": {}", now.state));
+                        output::complain(format_args!("not ready within the time given{}", output::printable(&state)));
                         ExitCode::Timeout
                     }
                     Err(no_answer @ (NoAnswer::Refused(_) | NoAnswer::Ended)) => told("not ready", no_answer),
@@ -253,11 +260,16 @@ pub fn told(what: &str, no_answer: NoAnswer) -> ExitCode {
     }
 }
 
-/// What keeps a reload from starting its next worker, as the master says it. None: nothing does, or nobody says so.
-fn waits_for_room(target: &Target) -> Option<String> {
+/// None: it does not answer soon.
+fn status_of(target: &Target) -> Option<Snapshot> {
     let mut stream = find::find(target).ok()?.stream;
     let line = ask(&mut stream, &Request::Status, Some(LOOK_AFTER)).ok()?;
-    let waiting = read::<Snapshot>(&line).ok()?.generations.into_iter().filter_map(|generation| generation.waiting);
+    read(&line).ok()
+}
+
+/// What keeps a reload from starting its next worker, as the master says it. None: nothing does, or nobody says so.
+fn waits_for_room(target: &Target) -> Option<String> {
+    let waiting = status_of(target)?.generations.into_iter().filter_map(|generation| generation.waiting);
     waiting.into_iter().find(|waiting| waiting.starts_with("room "))
 }
 

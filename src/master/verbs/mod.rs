@@ -12,6 +12,7 @@ pub mod ctl;
 pub mod dev;
 pub mod events;
 pub mod find;
+pub mod held;
 pub mod help;
 pub mod history;
 pub mod init;

@@ -225,7 +225,13 @@ fn write_handoffs(text: &mut String, handoffs: Handoffs) -> std::fmt::Result {
 
 /// In full: it is why the release that was deployed does not serve.
 fn write_refusal(text: &mut String, refused: &LastReload) -> std::fmt::Result {
-    writeln!(text, "the latest reload was refused: {}", refused.reason)?;
+    let what = match refused.verb.as_ref() {
+        // Of a master that does not tell.
+        "" => "latest reload".to_owned(),
+        "start" => "start".to_owned(),
+        verb => format!("latest {verb}"),
+    };
+    writeln!(text, "the {what} was refused: {}", refused.reason)?;
     refused.details.lines().try_for_each(|line| writeln!(text, "  {line}"))
 }
 

@@ -16,6 +16,7 @@ impl World {
         let generation = GenerationId(self.generation);
         self.behaviour.insert(generation, behaviour);
         self.event(Event::Configured {
+            verb: Verb::Reload,
             askers: asker.into_iter().collect(),
             began: self.now,
             result: Ok((generation, plan)),
@@ -78,6 +79,7 @@ fn a_configuration_that_is_refused_changes_nothing_and_says_why() {
     world.client(1, Ask::Reload { deploy: ON_DISK, wait: true });
     let asker = world.configure.pop_front().unwrap();
     world.event(Event::Configured {
+        verb: Verb::Reload,
         askers: asker.into_iter().collect(),
         began: world.now,
         result: Err(Refusal::new("workers: not a number")),
@@ -86,6 +88,20 @@ fn a_configuration_that_is_refused_changes_nothing_and_says_why() {
     assert!(matches!(world.ends(1)[..], [End::Refused(refusal)] if refusal.reason == "workers: not a number"));
     assert!(world.logged("reload refused, nothing has changed: workers: not a number"));
     assert_eq!(world.state(1), Some("serving"));
+}
+
+/// As found: the log called a rollback that was refused a reload.
+#[test]
+fn what_is_refused_is_called_what_was_asked_for() {
+    let mut world = World::serving(plan(1));
+    for deploy in [ON_DISK, Deploy::Back { to: None }] {
+        let (verb, result) = (deploy.verb(), Err(Refusal::new("it is gone")));
+        world.event(Event::Configured { verb, askers: Vec::new(), began: world.now, result });
+        world.run();
+        assert_eq!(world.log.last().unwrap(), &format!("{verb} refused, nothing has changed: it is gone"));
+        assert_eq!(world.concluded.last().unwrap().verb, verb);
+    }
+    assert_eq!(world.concluded.last().unwrap().verb, Verb::Rollback);
 }
 
 /// The configuration takes long to read: everybody who asks meanwhile has the next reading.
@@ -101,7 +117,12 @@ fn those_who_asked_meanwhile_have_one_generation() {
     world.generation = 2;
     world.behaviour.insert(generation, Behaviour::Healthy);
     let askers: Vec<AskId> = waits.iter().map(|(number, _)| AskId(*number)).collect();
-    world.event(Event::Configured { askers: askers.clone(), began: world.now, result: Ok((generation, plan(1))) });
+    world.event(Event::Configured {
+        verb: Verb::Reload,
+        askers: askers.clone(),
+        began: world.now,
+        result: Ok((generation, plan(1))),
+    });
     world.run();
     assert_eq!((world.ends(1), world.ends(3)), (vec![&End::Committed], vec![&End::Committed]));
     assert!(world.answers.contains(&(AskId(2), Outcome::Begun { generation })));
@@ -109,7 +130,7 @@ fn those_who_asked_meanwhile_have_one_generation() {
     world.client(3, Ask::Reload { deploy: ON_DISK, wait: true });
     world.configure.clear();
     let result = Err(Refusal::new("workers: not a number"));
-    world.event(Event::Configured { askers, began: world.now, result });
+    world.event(Event::Configured { verb: Verb::Reload, askers, began: world.now, result });
     world.run();
     assert_eq!((world.ends(1).len(), world.ends(3).len(), world.answers.len()), (2, 2, 5));
 }

@@ -152,7 +152,12 @@ fn disturb(world: &mut World, dice: &mut Dice, asked: &mut BTreeSet<AskId>) {
         let generation = GenerationId(world.generation);
         let result = if dice.roll(3) == 0 { Err(Refusal::new("no")) } else { Ok((generation, any_plan(dice))) };
         world.behaviour.insert(generation, BEHAVIOURS[dice.roll(BEHAVIOURS.len())]);
-        world.event(Event::Configured { askers: asker.into_iter().collect(), began: world.now, result });
+        world.event(Event::Configured {
+            verb: Verb::Reload,
+            askers: asker.into_iter().collect(),
+            began: world.now,
+            result,
+        });
         world.carry_out_all();
     }
 }

@@ -403,6 +403,50 @@ fn a_refused_release_calls_back_who_served_and_nobody_who_had_left_before() {
     assert_eq!(world.accepting, BTreeSet::from([served]), "{:#?}", world.log);
 }
 
+/// As found: where the one that served was gone by then, the one that had been recycled was called back after all.
+#[test]
+fn a_refused_release_calls_back_nobody_in_place_of_who_died() {
+    let plan = Plan { surge: Surge::All, ..plan(1) };
+    let mut world = World::serving(plan.clone());
+    world.behaviour.insert(GenerationId(1), Behaviour::DrainsForEver);
+    let recycled = world.some_worker(1);
+    world.ask(Ask::Recycle { slot: SlotIndex(0), keep: None, wait: false });
+    world.run();
+    let served = world.some_worker(1);
+    world.reload(plan, Behaviour::ServesMutely);
+    world.run();
+    assert!(world.accepting.is_empty(), "{:#?}", world.log);
+    world.worker_event(served, WorkerEvent::Exited(Exit::Signal { number: 9, core: false }));
+    world.pass(MINUTE);
+    assert!(matches!(world.last_verdict(), End::Refused(_)));
+    assert!(world.accepting(1) == 1 && !world.accepting.contains(&recycled), "{:#?}", world.log);
+}
+
+/// As found: a worker that had booted, and was killed before it served, was told as `ready -> starting` and `failed to boot`.
+#[test]
+fn a_ready_worker_that_dies_has_not_failed_to_boot() {
+    for says_before in [Some(WorkerEvent::ChannelLost), Some(WorkerEvent::Garbled), None] {
+        let mut world = World::serving(plan(1));
+        world.ask(Ask::Pause { timeout: MINUTE, maintenance: None });
+        world.run();
+        world.ask(Ask::Scale { by: 1, wait: false });
+        world.run();
+        let ready = *world.alive.last_key_value().unwrap().0;
+        world.log.clear();
+        says_before.clone().into_iter().for_each(|event| world.worker_event(ready, event));
+        world.worker_event(ready, WorkerEvent::Exited(Exit::Signal { number: 9, core: false }));
+        world.run();
+        let told = world.log.iter().find(|line| line.contains(" lost, next try in "));
+        assert!(told.is_some_and(|line| line.contains("died before it served: SIGKILL")), "{:#?}", world.log);
+        assert!(!world.logged("failed to boot") && !world.logged("-> starting"), "{:#?}", world.log);
+        assert_eq!(world.logged("ready -> lost"), says_before.is_some(), "{:#?}", world.log);
+        world.pass(MINUTE);
+        world.ask(Ask::Resume);
+        world.run();
+        assert_eq!(world.accepting(1), 2, "{:#?}", world.log);
+    }
+}
+
 /// As found: what closed its channel and did not end was said to be late, long before it was.
 #[test]
 fn a_boot_that_lost_its_channel_is_not_said_to_be_late() {

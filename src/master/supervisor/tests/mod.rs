@@ -39,7 +39,7 @@ use super::worker::{Event as WorkerEvent, Exit, State as WorkerState, Stuck, Wor
 use super::{Action, Event, Phase, Supervisor, TemplateEvent};
 use crate::exit_code::ExitCode;
 use crate::facts::note::Note;
-use crate::facts::outcome::{End, Outcome, Refusal, Reload};
+use crate::facts::outcome::{End, Outcome, Refusal, Reload, Verb};
 
 const ON_DISK: Deploy = Deploy::OnDisk { force: false, canary: None };
 
@@ -280,7 +280,12 @@ impl World {
         self.generation += 1;
         let generation = GenerationId(self.generation);
         self.behaviour.insert(generation, behaviour);
-        self.event(Event::Configured { askers: Vec::new(), began: self.now, result: Ok((generation, plan)) });
+        self.event(Event::Configured {
+            verb: Verb::Reload,
+            askers: Vec::new(),
+            began: self.now,
+            result: Ok((generation, plan)),
+        });
         generation
     }
 
@@ -326,6 +331,7 @@ impl World {
                     WorkerState::Ready if generation.rehearsal.deadline().is_some() => true,
                     WorkerState::Ready => rolling || self.supervisor.exchanging().is_some() || !running,
                     WorkerState::Starting { .. }
+                    | WorkerState::Lost { .. }
                     | WorkerState::Opening { .. }
                     | WorkerState::Kept { .. }
                     | WorkerState::Closing { .. }

@@ -115,6 +115,27 @@ fn a_stream_that_never_ends_is_named_and_the_service_goes_on() {
     world.is_as_before(2);
 }
 
+/// As found: whoever asked again while requests ran heard of the time that was asked for first.
+#[test]
+fn the_latest_pause_says_how_long_requests_may_run() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    for (first, second) in [(HOUR, MINUTE), (MINUTE, HOUR)] {
+        let mut world = World::serving(plan(1));
+        world.behaviour.insert(GenerationId(1), Behaviour::Streams);
+        for (ask, timeout) in [(1, first), (2, second)] {
+            world.event(Event::Ask { asker: Some(AskId(ask)), ask: Ask::Pause { timeout, maintenance: None } });
+            world.run();
+        }
+        world.pass(second - Duration::from_secs(1));
+        assert!(world.says(1).is_none() && world.says(2).is_none(), "{:#?}", world.log);
+        world.pass(Duration::from_secs(2));
+        let Some(Outcome::Refused(refusal)) = world.says(2) else { panic!("{:#?}", world.log) };
+        let words = format!("requests still run after {:.1}s", second.as_secs_f64());
+        assert!(refusal.reason.starts_with(&words), "{}", refusal.reason);
+        world.is_as_before(1);
+    }
+}
+
 #[test]
 fn a_later_reload_waits_for_the_command_and_its_asker_too() {
     let mut world = World::serving(plan(2));
@@ -185,7 +206,12 @@ fn an_asker_that_leaves_stops_nothing() {
     world.generation += 1;
     world.behaviour.insert(GenerationId(2), Behaviour::Healthy);
     let result = Ok((GenerationId(2), pausing(2)));
-    world.event(Event::Configured { askers: asker.into_iter().collect(), began: world.now, result });
+    world.event(Event::Configured {
+        verb: Verb::Reload,
+        askers: asker.into_iter().collect(),
+        began: world.now,
+        result,
+    });
     world.run_to_command();
     world.event(Event::Left { ask: AskId(1) });
     world.happenings.push_back(Happening::Command(Exit::Code(0)));

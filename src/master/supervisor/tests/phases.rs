@@ -103,7 +103,12 @@ impl World {
             let generation = GenerationId(self.generation);
             self.behaviour.insert(generation, behaviour);
             let result = Ok((generation, plan.clone()));
-            self.event(Event::Configured { askers: asker.into_iter().collect(), began: self.now, result });
+            self.event(Event::Configured {
+                verb: Verb::Reload,
+                askers: asker.into_iter().collect(),
+                began: self.now,
+                result,
+            });
         }
     }
 

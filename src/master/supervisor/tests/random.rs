@@ -122,7 +122,12 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
                     _ => Ok((generation, any_plan(&mut dice))),
                 };
                 world.behaviour.insert(generation, BEHAVIOURS[dice.roll(BEHAVIOURS.len())]);
-                world.event(Event::Configured { askers: asker.into_iter().collect(), began: world.now, result });
+                world.event(Event::Configured {
+                    verb: Verb::Reload,
+                    askers: asker.into_iter().collect(),
+                    began: world.now,
+                    result,
+                });
             }
             let busy = world.supervisor.generations().iter().filter(|generation| generation.state == State::Proving);
             assert!(busy.count() <= 1 && world.exit.is_none(), "seed {seed}: {:#?}", world.log);
@@ -138,7 +143,7 @@ fn whatever_comes_the_service_is_whole_in_the_end() {
         world.pass(MINUTE * 2);
         while let Some(asker) = world.configure.pop_front() {
             let (askers, result) = (asker.into_iter().collect(), Err(Refusal::new("no")));
-            world.event(Event::Configured { askers, began: world.now, result });
+            world.event(Event::Configured { verb: Verb::Reload, askers, began: world.now, result });
         }
         // Room for it: without, a refusal would be right.
         world.room.bytes = None;
