@@ -200,16 +200,10 @@ pub enum Note {
         next_s: f64,
         refusal: Refusal,
     },
-    /// The same of a worker that was ready and had not served.
-    LostBeforeServing {
+    /// A worker of either that was ready and had not served.
+    Lost {
         worker: WorkerName,
-        count: u32,
-        max: u32,
-        refusal: Refusal,
-    },
-    LostAgain {
-        worker: WorkerName,
-        next_s: f64,
+        next_s: Option<f64>,
         refusal: Refusal,
     },
     /// It reached `max_requests` and the like.
@@ -428,8 +422,7 @@ impl Note {
             | Note::TemplateWontDie { .. }
             | Note::BootFailed { .. }
             | Note::BootFailedAgain { .. }
-            | Note::LostBeforeServing { .. }
-            | Note::LostAgain { .. }
+            | Note::Lost { .. }
             | Note::DidNotServe { .. }
             | Note::WontDie { .. }
             | Note::ServiceGone { next_s: Some(_), .. }
@@ -583,11 +576,10 @@ impl fmt::Display for Note {
                 refusal.reason,
                 refusal.details_below()
             ),
-            Note::LostBeforeServing { worker, count, max, refusal } => {
-                write!(f, "{worker} lost ({count} of {max}): {}{}", refusal.reason, refusal.details_below())
-            }
-            Note::LostAgain { worker, next_s, refusal } => {
-                write!(f, "{worker} lost, next try in {next_s:.1}s: {}{}", refusal.reason, refusal.details_below())
+            Note::Lost { worker, next_s, refusal } => {
+                write!(f, "{worker} lost")?;
+                next_s.map_or(Ok(()), |next_s| write!(f, ", next try in {next_s:.1}s"))?;
+                write!(f, ": {}{}", refusal.reason, refusal.details_below())
             }
             Note::Due { worker, why } => write!(f, "{worker} reached {why}: replacing it"),
             Note::StillBoots { worker, after_s } => {

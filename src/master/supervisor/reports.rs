@@ -421,7 +421,7 @@ impl Supervisor {
                 let told = refusal.clone();
                 self.note(match failed {
                     Failed::ToBoot => Note::BootFailed { worker, count, max, refusal: told },
-                    Failed::ToServe => Note::LostBeforeServing { worker, count, max, refusal: told },
+                    Failed::ToServe => Note::Lost { worker, next_s: None, refusal: told },
                 });
                 self.count_failed_boot(at, refusal, now);
             }
@@ -429,7 +429,7 @@ impl Supervisor {
                 let next_s = pause.as_secs_f64();
                 self.note(match failed {
                     Failed::ToBoot => Note::BootFailedAgain { worker, next_s, refusal },
-                    Failed::ToServe => Note::LostAgain { worker, next_s, refusal },
+                    Failed::ToServe => Note::Lost { worker, next_s: Some(next_s), refusal },
                 });
             }
             State::Draining | State::Kept | State::Abandoned => {}

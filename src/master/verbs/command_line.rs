@@ -17,7 +17,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use forkmaster_wire::message::{GenerationId, SlotIndex};
 
-use amounts::{parse_recycle, parse_scale};
+use amounts::{parse_number, parse_recycle, parse_scale};
 pub use amounts::{Recycle, Scale};
 pub use answering::Answering;
 use answering::AnsweringOptions;
@@ -392,7 +392,7 @@ enum Verb {
         #[arg(long)]
         places: bool,
         /// So many of the last lines
-        #[arg(short = 'n', long, value_name = "N", default_value_t = 10)]
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 10, value_parser = parse_number)]
         lines: u32,
         /// Do not wait for more
         #[arg(long)]
@@ -445,7 +445,7 @@ enum Verb {
         command: Vec<String>,
         /// So many of its workers serve beside the old ones first, and both are compared; 0: none, whatever [reload.canary]
         /// says
-        #[arg(long, value_name = "N", conflicts_with = "pause")]
+        #[arg(long, value_name = "N", conflicts_with = "pause", value_parser = parse_number)]
         canary: Option<u32>,
         /// For so long [default: as [reload.canary] says, 2m]
         #[arg(long, value_name = "DURATION", value_parser = parse_hold, requires = "canary", conflicts_with = "pause")]
@@ -463,7 +463,7 @@ enum Verb {
     /// Deploy again what served before: its directories, its Python and its settings, as they were pinned
     Rollback {
         /// The generation to go back to [default: the one that served before this one]
-        #[arg(long, value_name = "GEN")]
+        #[arg(long, value_name = "GEN", value_parser = parse_number)]
         to: Option<u32>,
         #[command(flatten)]
         waiting: WaitOptions,
@@ -480,7 +480,7 @@ enum Verb {
     /// What a generation did, beside the one before it: requests, errors, times, growth of memory
     Report {
         /// The generation [default: the one that serves]
-        #[arg(value_name = "GEN")]
+        #[arg(value_name = "GEN", value_parser = parse_number)]
         generation: Option<u32>,
         /// As JSON
         #[arg(long)]
@@ -553,7 +553,7 @@ enum Verb {
     /// The Python stacks of all threads of the workers
     Dump {
         /// Only of the workers in this slot
-        #[arg(value_name = "SLOT")]
+        #[arg(value_name = "SLOT", value_parser = parse_number)]
         slot: Option<u32>,
     },
     /// A script with which a shell completes verbs and options

@@ -21,6 +21,11 @@ pub enum Recycle {
     },
 }
 
+/// The number of a slot, of a generation, of lines.
+pub fn parse_number(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("not a number from 0 to {}; write it in digits, as in 3", u32::MAX))
+}
+
 /// `3`, `+1`, `-1`
 pub fn parse_scale(text: &str) -> Result<Scale, String> {
     let scale = match text.starts_with(['+', '-']) {

@@ -213,6 +213,11 @@ fn bad_arguments_exit_2_and_say_why() {
         ("--env A=1 a.b", "[env]"),
         ("run --chdir /srv a.b", "--release"),
         ("check", "nothing to serve"),
+        ("rollback --to x", "write it in digits"),
+        ("report last", "write it in digits"),
+        ("dump 1.5", "write it in digits"),
+        ("logs -n all", "write it in digits"),
+        ("reload --canary some", "write it in digits"),
     ];
     for (text, hint) in cases {
         let error = line(text).unwrap_err();
