@@ -8,6 +8,7 @@ use nix::unistd::Pid;
 
 use crate::harness::cgroup::Cgroup;
 use crate::harness::client::head;
+use crate::harness::for_each_preload;
 use crate::harness::machine::{can_mount, not_tested};
 use crate::harness::site::Site;
 
@@ -82,4 +83,28 @@ fn a_worker_that_the_kernel_kills_for_want_of_memory_is_named_so() {
     master.wait_serving();
     assert_eq!(master.get("/").text(), "1");
     master.stop();
+}
+
+/// Whoever asked hears it, whichever process it was.
+#[test]
+fn a_release_that_needs_more_memory_than_there_is_is_refused_for_that() {
+    if !can_mount() {
+        return;
+    }
+    for_each_preload(|preload| {
+        let site = Site::with_releases(&format!("oom_reload_preload_{preload}"), 1);
+        site.build("2").file("app.py", "HOARD = bytearray(400 << 20)\n").make();
+        site.set("app.preload", preload);
+        let Some(cgroup) = Cgroup::with_limit(&site, 256 << 20) else {
+            return not_tested("it needs a memory cgroup that can be made");
+        };
+        let master = site.launch(cgroup.launch());
+        master.wait_serving();
+        site.flip("2");
+        let refused = master.cli(&["reload"]);
+        assert!(!refused.ok(), "{refused}");
+        assert!(refused.text().contains("SIGKILL, out of memory: cgroup limit 256.0 MiB"), "{refused}");
+        assert_eq!(master.get("/").text(), "1");
+        master.stop();
+    });
 }

@@ -78,7 +78,12 @@ impl Service {
         });
         match exit {
             Exit::Code(0) => log::info!("command gen={generation} ended: {exit}"),
-            Exit::Code(_) | Exit::Signal { .. } | Exit::NeverBorn(_) | Exit::NoRoom(_) | Exit::LostAtBirth => {
+            Exit::Code(_)
+            | Exit::Signal { .. }
+            | Exit::OutOfMemory(_)
+            | Exit::NeverBorn(_)
+            | Exit::NoRoom(_)
+            | Exit::LostAtBirth => {
                 log::error!("command gen={generation} ended: {exit}")
             }
         }

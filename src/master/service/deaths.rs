@@ -14,15 +14,33 @@ use super::{name, watch, Service};
 use crate::supervisor::worker::Exit;
 
 impl Service {
-    /// Called when the worker has been reaped and its cell is still its own.
-    pub fn name_death(&mut self, id: WorkerId, exit: &Exit, now: Instant) {
-        let Some(worker) = self.workers.get(&id) else { return };
+    /// How the worker really ended: whoever asked for it hears that, too.
+    pub fn explain_death(&mut self, id: WorkerId, exit: Exit, now: Instant) -> Exit {
         // `kill` has named what it cuts.
-        if !worker.killed {
-            if let Some(reason) = self.oom.explain_exit(exit, now) {
+        let Some(worker) = self.workers.get(&id).filter(|worker| !worker.killed) else { return exit };
+        match self.oom.explain_exit(&exit, now) {
+            Some(reason) => {
                 log::error!("{} was killed: {reason}", name(worker));
+                Exit::OutOfMemory(reason)
             }
+            None => exit,
         }
+    }
+
+    /// The same for a template.
+    pub fn explain_template_death(&mut self, generation: GenerationId, exit: Exit, now: Instant) -> Exit {
+        match self.oom.explain_exit(&exit, now) {
+            Some(reason) => {
+                log::error!("template gen={generation} was killed: {reason}");
+                Exit::OutOfMemory(reason)
+            }
+            None => exit,
+        }
+    }
+
+    /// Called when the worker has been reaped and its cell is still its own.
+    pub fn name_death(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get(&id) else { return };
         let Some(processes) = self.generations.get(&worker.generation) else { return };
         let mut lost = Vec::new();
         for running in watch::running(&processes.board, worker.cell) {
@@ -42,13 +60,6 @@ impl Service {
             if let Err(error) = self.last_lines.write(log, &lines) {
                 log::error!("access log: {} lines of {} are lost: {error}", lost.len(), name(worker));
             }
-        }
-    }
-
-    /// The same for a template.
-    pub fn name_template_death(&mut self, generation: GenerationId, exit: &Exit, now: Instant) {
-        if let Some(reason) = self.oom.explain_exit(exit, now) {
-            log::error!("template gen={generation} was killed: {reason}");
         }
     }
 }

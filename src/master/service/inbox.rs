@@ -282,7 +282,8 @@ impl Service {
 
     /// The process has been reaped, or was never born.
     pub fn worker_ended(&mut self, id: WorkerId, exit: Exit, shared: &mut Shared, events: &mut EventQueue) {
-        self.name_death(id, &exit, shared.clock.now());
+        let exit = self.explain_death(id, exit, shared.clock.now());
+        self.name_death(id);
         if let Some((generation, pid)) = self.workers.get(&id).and_then(|worker| Some((worker.generation, worker.pid?)))
         {
             self.remove_gauges(generation, pid, shared);

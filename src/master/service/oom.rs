@@ -40,7 +40,12 @@ impl OomKills {
     pub fn explain_exit(&mut self, exit: &Exit, now: Instant) -> Option<String> {
         match exit {
             Exit::Signal { number: libc::SIGKILL, .. } => self.explain(now),
-            Exit::Signal { .. } | Exit::Code(_) | Exit::NeverBorn(_) | Exit::NoRoom(_) | Exit::LostAtBirth => None,
+            Exit::Signal { .. }
+            | Exit::OutOfMemory(_)
+            | Exit::Code(_)
+            | Exit::NeverBorn(_)
+            | Exit::NoRoom(_)
+            | Exit::LostAtBirth => None,
         }
     }
 

@@ -76,7 +76,7 @@ impl Service {
         let failure = processes
             .and_then(|processes| python::failure(processes.template.as_ref()?.failure.as_ref()?, &processes.settings));
         let silent = processes.and_then(|processes| ended_in_silence(processes, &exit));
-        self.name_template_death(generation, &exit, shared.clock.now());
+        let exit = self.explain_template_death(generation, exit, shared.clock.now());
         self.forget_template(generation, shared);
         failure.map(refusal).or(silent).map_or(exit, Exit::NeverBorn)
     }

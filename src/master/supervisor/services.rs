@@ -333,7 +333,7 @@ impl Supervisor {
             State::Running { since } => {
                 let pause = match exit {
                     Exit::NeverBorn(_) | Exit::NoRoom(_) => service.backoff.after_failed_boot(),
-                    Exit::Code(_) | Exit::Signal { .. } | Exit::LostAtBirth => {
+                    Exit::Code(_) | Exit::Signal { .. } | Exit::OutOfMemory(_) | Exit::LostAtBirth => {
                         service.backoff.after_death(now.saturating_duration_since(since))
                     }
                 };

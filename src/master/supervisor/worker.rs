@@ -187,6 +187,8 @@ pub enum Exit {
         number: i32,
         core: bool,
     },
+    /// The kernel has killed it for want of memory, and whose: "out of memory: cgroup limit 256.0 MiB".
+    OutOfMemory(String),
     /// There never was a process, and this is why.
     NeverBorn(Refusal),
     /// The same, for want of what the machine may have later.
@@ -348,6 +350,7 @@ impl Exit {
             Exit::Code(EXIT_CHANNEL_CLOSED) => Refusal::new(format!(
                 "{what}: {self}: the application has closed file descriptors that are not its own (os.closerange?)"
             )),
+            Exit::OutOfMemory(reason) => Refusal::new(format!("{what}: {self}, {reason}")),
             Exit::Code(_) | Exit::Signal { .. } | Exit::LostAtBirth => Refusal::new(format!("{what}: {self}")),
         }
     }
@@ -365,6 +368,7 @@ impl fmt::Display for Exit {
                 f.write_str(if *core { " (core dumped)" } else { "" })
             }
             Exit::NeverBorn(refusal) | Exit::NoRoom(refusal) => write!(f, "never born: {}", refusal.reason),
+            Exit::OutOfMemory(_) => f.write_str("SIGKILL"),
             Exit::LostAtBirth => f.write_str("died before it was known"),
         }
     }
