@@ -76,7 +76,7 @@ pub fn stillborn(exit: &Exit, settings: &Settings) -> Option<String> {
              usercustomize ends it, its installation is damaged, or it is no CPython; what it wrote is in the log"
         )),
         // Killed, by the master or from outside.
-        Exit::Signal { .. } | Exit::NeverBorn(_) | Exit::NoRoom(_) | Exit::LostAtBirth => None,
+        Exit::Signal { .. } | Exit::OutOfMemory(_) | Exit::NeverBorn(_) | Exit::NoRoom(_) | Exit::LostAtBirth => None,
     }
 }
 
