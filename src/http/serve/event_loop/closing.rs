@@ -53,6 +53,9 @@ impl EventLoop {
                     socket::set_end_by_reset(request.write_half.fd(), false);
                 }
                 if request.answer.after == After::Close && !has_unread {
+                    // The answer may still wait in the kernel for this end (MSG_MORE). Should the client have sent more by now,
+                    // close(2) would send RST and throw the answer away.
+                    socket::shutdown_write(request.write_half.fd());
                     self.close(request);
                 } else {
                     self.linger(request);

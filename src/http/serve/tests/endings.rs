@@ -1,12 +1,14 @@
 //! How answers end, what their clients see of it, and what is told: with all bytes, without, or with nobody who wants them.
 
 use std::io::{ErrorKind, Read};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::fixture::{settings, Client, Fixture, Gate, Voice, PATIENCE};
-use crate::serve::{EarlyHints, Exchange, How, IsProxy, Settings, Written};
+use super::flush_batch::Silent;
+use crate::serve::{EarlyHints, Exchange, How, IsProxy, Listener, Server, Settings, Wake, Written};
 
 const LARGE: usize = 16 * 1024 * 1024;
 
@@ -251,4 +253,29 @@ fn early_hints_come_before_the_answer_to_those_who_know_them() {
     ask(&mut client, "/hints", "1.0");
     assert_eq!(client.answer().status, 200);
     fixture.stop();
+}
+
+/// As found: the answer waited in the kernel for the connection's end, which is a reset where the client has sent more. The test
+/// is the app thread, so that the client can send it while the request runs.
+#[test]
+fn a_client_that_sends_more_than_its_last_request_gets_the_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.set_nonblocking(true).expect("fcntl");
+    let address = listener.local_addr().expect("its address");
+    let listeners = vec![Listener { id: 0, fd: listener.into(), proxy: None }];
+    let server = Server::new(settings(), listeners, None, Arc::new(Silent), Arc::new(Silent)).expect("server");
+    server.handle().serve();
+    let mut thread = server.start(None).expect("threads").pop().expect("one app thread");
+    for more in ["\r\n", "GET /2 HTTP/1.1\r\n"] {
+        let mut client = Client::new(TcpStream::connect(address).expect("connect"));
+        client.send("GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+        let Wake::Request(mut exchange) = thread.wait() else { panic!("nothing else was asked for") };
+        client.send(more);
+        exchange.start(b"200 OK", &[]).expect("valid");
+        exchange.write_all_held(b"passed", &|| unreachable!("the socket takes so little"), true);
+        exchange.finish().expect("valid");
+        assert!(thread.poll().is_none());
+        let answer = client.answer();
+        assert_eq!((answer.text(), answer.closes()), ("passed", true), "{more:?}");
+    }
 }
