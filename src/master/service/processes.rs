@@ -252,11 +252,13 @@ impl GenerationProcesses {
             origin: self.origin,
             canary: self.canary.map(Box::new),
             rehearsal: self.rehearsal().map(Box::new),
-            pause: self.pause_timeout.map(|timeout| PausePlan {
-                timeout,
-                has_command: !self.pause_command.is_empty(),
-                has_probe: settings.app.probe.is_some(),
-                maintenance: self.pause_maintenance.clone().map(Box::new),
+            pause: self.pause_timeout.map(|timeout| {
+                Box::new(PausePlan {
+                    timeout,
+                    has_command: !self.pause_command.is_empty(),
+                    has_probe: settings.app.probe.is_some(),
+                    maintenance: self.pause_maintenance.clone().map(Box::new),
+                })
             }),
         }
     }

@@ -61,7 +61,7 @@ pub struct Plan {
     pub max_requests_jitter: u64,
     pub max_lifetime: Option<Duration>,
     /// Requests are held back before it takes over.
-    pub pause: Option<PausePlan>,
+    pub pause: Option<Box<PausePlan>>,
     /// How long the template of its predecessor is kept when it has committed. 0: not at all.
     pub rollback_window: Duration,
     /// What it is made as, if a rollback makes it.

@@ -75,7 +75,7 @@ impl Supervisor {
         self.generations.push(Generation {
             id,
             verb,
-            pause: plan.pause.clone(),
+            pause: plan.pause.as_deref().cloned(),
             maintenance: None,
             canary: plan.canary.as_deref().copied(),
             tried: None,

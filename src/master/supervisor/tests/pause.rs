@@ -7,7 +7,7 @@ const PAUSE: PausePlan = PausePlan { timeout: MINUTE, has_command: true, has_pro
 
 /// Reloads with a pause. All its workers boot first, and nothing but `run` of the world follows.
 fn pausing(workers: u32) -> Plan {
-    Plan { surge: Surge::Auto, pause: Some(PAUSE), ..plan(workers) }
+    Plan { surge: Surge::Auto, pause: Some(Box::new(PAUSE)), ..plan(workers) }
 }
 
 impl World {
@@ -302,7 +302,8 @@ fn a_worker_that_was_due_stays_so_over_a_pause() {
 #[test]
 fn a_pause_without_a_command_or_a_probe_takes_over_at_once() {
     let mut world = World::serving(plan(2));
-    let plan = Plan { pause: Some(PausePlan { has_command: false, has_probe: false, ..PAUSE }), ..pausing(2) };
+    let plan =
+        Plan { pause: Some(Box::new(PausePlan { has_command: false, has_probe: false, ..PAUSE })), ..pausing(2) };
     world.reload(plan, Behaviour::Healthy);
     world.run();
     assert_eq!((world.last_verdict(), world.accepting(2), world.commanded.len()), (&End::Committed, 2, 0));
@@ -384,7 +385,7 @@ fn a_paused_reload_turns_clients_away_and_the_new_workers_take_over_all_the_same
         (world.command, world.probe_fails) = (command, probe_fails);
         let terms = Some(Box::new(maintenance(Duration::from_secs(10), Some("back soon"))));
         let pause = Some(PausePlan { maintenance: terms, ..PAUSE });
-        world.reload(Plan { pause, ..pausing(2) }, Behaviour::Healthy);
+        world.reload(Plan { pause: pause.map(Box::new), ..pausing(2) }, Behaviour::Healthy);
         world.pass(Duration::from_secs(20));
         if command == CommandBehaviour::Hangs {
             let old = world.turning_away.keys().all(|worker| world.alive[worker] == GenerationId(1));

@@ -72,7 +72,7 @@ const LATER: AskId = AskId(2);
 
 fn paused() -> Plan {
     let pause = PausePlan { timeout: MINUTE, has_command: true, has_probe: true, maintenance: None };
-    Plan { surge: Surge::Auto, pause: Some(pause), ..plan(2) }
+    Plan { surge: Surge::Auto, pause: Some(Box::new(pause)), ..plan(2) }
 }
 
 fn expected(phase: Phase, comes: Comes) -> Becomes {

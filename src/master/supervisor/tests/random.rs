@@ -284,7 +284,7 @@ pub fn any_plan(dice: &mut Dice) -> Plan {
         rollback_window,
         origin,
         surge: surge_of(&pause),
-        pause,
+        pause: pause.map(Box::new),
         canary,
         rehearsal,
         services,

@@ -320,7 +320,7 @@ fn rollbacks_and_paused_reloads_have_none() {
     world.generation_serves(3);
     assert!(world.logged("rehearsal gen=3 left out: a rollback"), "{:#?}", world.log);
     let pause = PausePlan { timeout: MINUTE, has_command: true, has_probe: true, maintenance: None };
-    world.reload(Plan { pause: Some(pause), surge: Surge::Auto, ..rehearsing(2) }, Behaviour::Healthy);
+    world.reload(Plan { pause: Some(Box::new(pause)), surge: Surge::Auto, ..rehearsing(2) }, Behaviour::Healthy);
     world.generation_serves(4);
     assert!(world.logged("rehearsal gen=4 left out: "), "{:#?}", world.log);
 }

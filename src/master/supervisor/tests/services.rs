@@ -256,7 +256,7 @@ fn one_that_rests_while_a_command_is_waited_for_wakes_nobody() {
     }
     let pause = PausePlan { timeout: MINUTE * 10, has_command: true, has_probe: false, maintenance: None };
     world.command = CommandBehaviour::IgnoresTerm;
-    world.reload(Plan { surge: Surge::Auto, pause: Some(pause), ..with_service(1) }, Behaviour::Healthy);
+    world.reload(Plan { surge: Surge::Auto, pause: Some(Box::new(pause)), ..with_service(1) }, Behaviour::Healthy);
     world.run();
     assert!(world.commanding.is_some(), "{:#?}", world.log);
     world.end(service, Exit::Code(1));

@@ -77,7 +77,7 @@ fn states() -> Vec<(&'static str, World)> {
     let mut commanding = World::serving(plan(2));
     commanding.command = CommandBehaviour::Hangs;
     let pause = PausePlan { timeout: MINUTE, has_command: true, has_probe: false, maintenance: None };
-    commanding.reload(Plan { surge: Surge::Auto, pause: Some(pause), ..plan(2) }, Behaviour::Healthy);
+    commanding.reload(Plan { surge: Surge::Auto, pause: Some(Box::new(pause)), ..plan(2) }, Behaviour::Healthy);
     commanding.run();
     let mut trying = World::serving(plan(4));
     let canary = CanaryPlan { workers: 1, hold: MINUTE, bounds: super::canary::BOUNDS };
