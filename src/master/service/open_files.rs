@@ -14,15 +14,16 @@ const OF_SERVICE_PROCESS: u64 = 3;
 /// A generation: its scoreboard, its logs, and of its template the channel, the pipe of an exec that failed, the pidfd.
 const OF_GENERATION: u64 = 6;
 
-/// The one that serves, the one that is to, and one that is kept for `rollback` or still drains.
-const GENERATIONS: u64 = 3;
+/// The one that serves, and the one that is to.
+const GENERATIONS: u64 = 2;
 
-/// The master itself: 24 on Linux 6.18 with a control socket, a pid file and a service manager. The rest is for what comes and
-/// goes: files that are read, a command, a new binary.
-const OF_MASTER: u64 = 40;
+/// The master itself, on Linux 6.18 with a control socket, a pid file and a service manager.
+const OF_MASTER: u64 = 24;
 
-/// Clients of the control socket and of `[status] bind` at a time. More are turned away for lack of descriptors.
-const CLIENTS: u64 = 8;
+/// For what comes and goes: files that are read, a command, a new binary (16), clients of the control socket and of
+/// `[status] bind` (8), and a generation that still drains or is kept for `rollback`. Where the limit is small, a quarter of
+/// it: then clients are turned away sooner for lack of descriptors.
+const SPARE: u64 = 16 + 8 + OF_GENERATION;
 
 /// `Spawn` carries the worker's end of its channel, the scoreboard, its end of the pipe for stacks, the two ends of the
 /// handoff queue, and the listeners.
@@ -50,7 +51,7 @@ pub fn raise_limit() {
 
 /// Open files of a master with so many worker processes.
 fn needed(settings: &Settings, workers: u64) -> u64 {
-    beside_workers(settings) + OF_WORKER * workers
+    beside_workers(settings) + SPARE + OF_WORKER * workers
 }
 
 fn beside_workers(settings: &Settings) -> u64 {
@@ -60,12 +61,12 @@ fn beside_workers(settings: &Settings) -> u64 {
         + services.clone().map(|service| service.bind.len()).sum::<usize>();
     // Those of the old generation stop while those of the new one start.
     let processes: u64 = services.map(|service| u64::from(service.count)).sum::<u64>() * 2;
-    OF_MASTER + CLIENTS + listeners as u64 + OF_GENERATION * GENERATIONS + OF_SERVICE_PROCESS * processes
+    OF_MASTER + listeners as u64 + OF_GENERATION * GENERATIONS + OF_SERVICE_PROCESS * processes
 }
 
 /// Worker processes that there is room for.
 pub fn workers_max(settings: &Settings, limit: u64) -> u32 {
-    let left = limit.saturating_sub(beside_workers(settings));
+    let left = limit.saturating_sub(beside_workers(settings) + SPARE.min(limit / 4));
     u32::try_from(left / OF_WORKER).unwrap_or(u32::MAX)
 }
 
