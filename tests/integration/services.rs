@@ -334,7 +334,7 @@ fn processes_are_scaled_and_recycled_by_the_name_of_their_service() {
             .then_some(())
     });
     assert_eq!(said(&["scale", "tasks", "-1"]), "tasks: 2 processes run\n");
-    assert_eq!(said(&["scale", "tasks", "1"]), "tasks: 1 processes run\n");
+    assert_eq!(said(&["scale", "tasks", "1"]), "tasks: 1 process runs\n");
     assert_eq!(said(&["scale", "tasks", "0", "--no-wait"]), "tasks: 0 processes are wanted\n");
     wait_for("nobody", || services(&master).is_empty().then_some(()));
     let refused = |args: &[&str], words: &str| {

@@ -15,7 +15,7 @@ const HTML: &str = include_str!("page.html");
 /// Nothing but the file's own script and style runs, by their hashes (CSP level 3, section 6.7.2), and only this listener is
 /// asked. A test compares the hashes with the file, and says what they should be.
 const POLICY: &str = "Content-Security-Policy: default-src 'none'; connect-src 'self'; img-src data:; \
-     script-src 'sha256-hwGoFv7GWifxX60wWSx4vUcWStmOtslQcRbMVyFTvsE='; \
+     script-src 'sha256-cXSLphE22nRoNP3DVIgZSZoKULTd6iS3olB0tW6b+Ig='; \
      style-src 'sha256-SPoMq0B8RPbsaNfUuk6/9lc9Spq/ShNrrJPl6dO1W68='; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'\r\n\
      X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n";
