@@ -12,9 +12,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     recv, sendmsg, socketpair, AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr,
 };
-use serde::de::DeserializeOwned;
-use serde::Serialize;
 
+use crate::message::{FromTemplate, FromWorker, ToTemplate, ToWorker};
 use crate::{json, large};
 
 /// The largest packet. The kernel's default send buffer (212,992 bytes) holds it three times. Free text in a message is
@@ -47,6 +46,32 @@ pub enum Received<M> {
     Eof,
 }
 
+/// What a packet holds. How it is read and written is a part of this crate and not of those that send and receive: it happens a
+/// few times in a process's life, so its code is made small (Cargo.toml), where that of the worker is made fast.
+pub trait Packet: Sized {
+    fn read(packet: &[u8]) -> serde_json::Result<Self>;
+    fn write(&self) -> serde_json::Result<Vec<u8>>;
+}
+
+macro_rules! packets {
+    ($($message:ty)*) => {$(
+        impl Packet for $message {
+            fn read(packet: &[u8]) -> serde_json::Result<$message> {
+                json::read(packet)
+            }
+
+            fn write(&self) -> serde_json::Result<Vec<u8>> {
+                serde_json::to_vec(self)
+            }
+        }
+    )*};
+}
+
+packets! {
+    ToTemplate FromTemplate ToWorker FromWorker
+    Option<ToTemplate> Option<FromTemplate> Option<ToWorker> Option<FromWorker>
+}
+
 impl Channel {
     /// Both ends are CLOEXEC. `SOCK_NONBLOCK` is a flag of each end's own description, so the master can be
     /// non-blocking while its peer is not; here both are blocking.
@@ -57,8 +82,8 @@ impl Channel {
     }
 
     /// Sends without waiting: `WouldBlock` when the peer has not read for a long time.
-    pub fn send<M: Serialize>(&self, message: &M, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let packet = serde_json::to_vec(message).map_err(io::Error::other)?;
+    pub fn send<M: Packet>(&self, message: &M, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let packet = message.write().map_err(io::Error::other)?;
         if packet.len() > PACKET_BYTES_MAX {
             let message = large::seal(&packet)?;
             let fds: Vec<BorrowedFd<'_>> = std::iter::once(message.as_fd()).chain(fds.iter().copied()).collect();
@@ -89,12 +114,12 @@ impl Channel {
 
     /// Takes one message. With `wait` false, returns `Empty` where there is none. EINTR is returned as an
     /// error of kind `Interrupted`, so that a Python caller can run its signal handlers.
-    pub fn receive<M: DeserializeOwned>(&self, wait: bool) -> io::Result<Received<M>> {
+    pub fn receive<M: Packet>(&self, wait: bool) -> io::Result<Received<M>> {
         self.receive_from(wait).map(|(received, _)| received)
     }
 
     /// As `receive`, with the sender where `prove_senders` was called.
-    pub fn receive_from<M: DeserializeOwned>(&self, wait: bool) -> io::Result<(Received<M>, Option<Sender>)> {
+    pub fn receive_from<M: Packet>(&self, wait: bool) -> io::Result<(Received<M>, Option<Sender>)> {
         let bytes = match self.next_packet_bytes(wait) {
             Ok(0) => return Ok((Received::Eof, None)),
             Ok(bytes) => bytes,
@@ -110,12 +135,15 @@ impl Channel {
             // EMFILE on our side: the kernel drops the descriptors silently and sets only this flag.
             return Err(io::Error::other("file descriptors of a message were lost (too many open files)"));
         }
-        let message = json::read(&packet[..length]).map_err(io::Error::other)?;
+        let message = M::read(&packet[..length]).map_err(io::Error::other)?;
         Ok((Received::Message(message, ancillary.fds), ancillary.sender))
     }
 
     /// As `receive`, for whoever believes its peer: a large message is read from the descriptor that came with it.
-    pub fn receive_large<M: DeserializeOwned>(&self, wait: bool) -> io::Result<Received<M>> {
+    pub fn receive_large<M: Packet>(&self, wait: bool) -> io::Result<Received<M>>
+    where
+        Option<M>: Packet,
+    {
         let mut fds = match self.receive::<Option<M>>(wait)? {
             Received::Message(Some(message), fds) => return Ok(Received::Message(message, fds)),
             Received::Message(None, fds) => fds.into_iter(),
@@ -123,7 +151,7 @@ impl Channel {
             Received::Eof => return Ok(Received::Eof),
         };
         let large = fds.next().ok_or_else(|| io::Error::other("a large message came without its descriptor"))?;
-        let message = json::read(&large::read(large)?).map_err(io::Error::other)?;
+        let message = M::read(&large::read(large)?).map_err(io::Error::other)?;
         Ok(Received::Message(message, fds.collect()))
     }
 
@@ -331,7 +359,7 @@ mod tests {
     #[test]
     fn nonsense_is_an_error_and_not_a_panic() {
         let (one, other) = Channel::pair().unwrap();
-        one.send(&"no such message", &[]).unwrap();
+        one.send_packet(b"\"no such message\"", &[]).unwrap();
         assert!(other.receive::<ToWorker>(true).is_err());
         // Nor does a packet beyond the bound stay in the way of the next one.
         let large = vec![b' '; PACKET_BYTES_MAX + 1];

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use forkmaster_wire::channel::{Channel, Received, Sender};
+use forkmaster_wire::channel::{Channel, Packet, Received, Sender};
 use forkmaster_wire::handoff::Queue;
 use forkmaster_wire::limits;
 use forkmaster_wire::message::{
@@ -296,7 +296,7 @@ enum Next<M> {
     Late,
 }
 
-fn next<M: serde::de::DeserializeOwned>(channel: &Channel, deadline: Instant) -> Result<Next<M>, Refused> {
+fn next<M: Packet>(channel: &Channel, deadline: Instant) -> Result<Next<M>, Refused> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
